@@ -1,0 +1,68 @@
+"""JSON in one place: how values are written for the wire, and what a model sees of any Python value."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from pydantic_core import to_json, to_jsonable_python
+
+__all__ = ["clean_text", "decode", "encode", "jsonable", "text_of"]
+
+
+def clean_text(text: str) -> str:
+    """Replace lone surrogates, which no UTF-8 wire can carry; every other character is kept."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Going through UTF-16 joins the halves of a pair that came in as two characters.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def encode(value: object) -> bytes:
+    """One JSON value as compact UTF-8; lone surrogates are replaced, never an error."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=jsonable)
+    return clean_text(text).encode()
+
+
+def decode(data: bytes | str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
+    return json.loads(data)
+
+
+def jsonable(value: object) -> Any:
+    """The value in JSON's own types; what JSON has no form for becomes its text."""
+    return to_jsonable_python(value, fallback=str, bytes_mode="base64", inf_nan_mode="constants")
+
+
+def text_of(value: object) -> str:
+    """What a model sees of a Python value: text as it is, anything else as JSON.
+
+    Models, dataclasses, dates, sets, enums and the like have a JSON form; bytes are text if they are UTF-8 and
+    base64 if not; an object without a JSON form is shown by its `str()`.
+    """
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, (bytes, bytearray)):
+        return _text_of_bytes(bytes(value))
+    try:
+        return to_json(value, fallback=str, bytes_mode="base64", inf_nan_mode="constants").decode()
+    except ValueError:  # lone surrogates, or a value that contains itself
+        pass
+    try:
+        return clean_text(json.dumps(value, ensure_ascii=False, default=str))
+    except (ValueError, TypeError):
+        return clean_text(repr(value))
+
+
+def _text_of_bytes(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(value).decode()

@@ -1,0 +1,247 @@
+"""A function's signature as a JSON Schema for the model, and as a validator for what the model sends."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, cast
+
+from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema, PydanticInvalidForJsonSchema
+from typing_extensions import NotRequired, Required, TypedDict
+
+from fractal._docstring import Documentation, ParameterText
+from fractal._json import clean_text, jsonable
+from fractal.errors import InvalidTool
+
+__all__ = ["ArgumentsFault", "Parameters", "schema_of"]
+
+_EMPTY = inspect.Parameter.empty
+_TYPE_WORDS: dict[str, Any] = {
+    **{kind.__name__: kind for kind in (str, int, float, bool, list, dict, set, tuple, bytes)},
+    **{"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict},
+    **{name: getattr(typing, name) for name in ("Any", "Optional", "Union", "List", "Dict", "Literal")},
+}
+_TYPE_TEXT = re.compile(r"[\w\s\[\],.|'\"-]+")
+
+
+class ArgumentsFault(ValueError):
+    """Arguments do not fit; the text is short and meant for the model."""
+
+
+class _JsonSchema(GenerateJsonSchema):
+    # A default that JSON cannot take is simply not shown.
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Titles repeat the names; a model does not need them twice."""
+        return False
+
+
+class Parameters:
+    """The parameters of one function: what the model is told of them, and how its arguments are checked.
+
+    Attributes:
+        json_schema: JSON Schema of the arguments object.
+        context_name: The parameter that gets the run's context, or None.
+    """
+
+    __slots__ = ("_defaults", "_names", "_positional", "_validator", "context_name", "json_schema")
+
+    def __init__(
+        self,
+        validator: TypeAdapter[dict[str, Any]],
+        json_schema: dict[str, Any],
+        signature: list[inspect.Parameter],
+        context_name: str | None,
+    ) -> None:
+        self._validator, self.json_schema, self.context_name = validator, json_schema, context_name
+        self._names = [p.name for p in signature if p.name != context_name and p.kind is not p.VAR_KEYWORD]
+        self._positional = [p for p in signature if p.kind is p.POSITIONAL_ONLY]
+        self._defaults = {p.name: p.default for p in signature if isinstance(p.default, FieldInfo)}
+
+    def check(self, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments as the function's own types, by name.
+
+        Args:
+            arguments: JSON text, as a model sends it, or values by name.
+
+        Raises:
+            ArgumentsFault: They do not fit; says what is wrong with which.
+        """
+        try:
+            if isinstance(arguments, str):
+                # No text at all is how many endpoints say "no arguments".
+                return self._validator.validate_json(clean_text(arguments).strip() or "{}")
+            return self._validator.validate_python(dict(arguments))
+        except ValidationError as error:
+            raise ArgumentsFault(self._explain(error)) from None
+
+    def bind(self, arguments: Mapping[str, Any], context: object) -> tuple[list[Any], dict[str, Any]]:
+        """Checked arguments as they are passed in a call: positional ones, and the rest by name."""
+        by_name = dict(arguments)
+        for name, default in self._defaults.items():
+            if name not in by_name:
+                by_name[name] = default.get_default(call_default_factory=True, validated_data=by_name)
+        if self.context_name is not None:
+            by_name[self.context_name] = context
+        positional: list[Any] = []
+        for parameter in self._positional:
+            if parameter.name in by_name:
+                positional.append(by_name.pop(parameter.name))
+            elif parameter.default is not _EMPTY:
+                positional.append(parameter.default)
+        return positional, by_name
+
+    def _explain(self, error: ValidationError) -> str:
+        return "; ".join(self._explain_one(cast("dict[str, Any]", fault)) for fault in error.errors()[:10])
+
+    def _explain_one(self, fault: dict[str, Any]) -> str:
+        where = ".".join(str(step) for step in fault["loc"])
+        match fault["type"]:
+            case "json_invalid":
+                return f"the arguments are not valid JSON: {fault['msg'].removeprefix('Invalid JSON: ')}"
+            case "dict_type" if not where:
+                return "the arguments must be a JSON object"
+            case "missing":
+                return f"{where!r} is missing"
+            case "extra_forbidden":
+                return f"there is no parameter {where!r}, only {', '.join(self._names) or 'none'}"
+            case _:
+                return f"{where!r}: {fault['msg']} (got {repr(fault['input'])[:60]})"
+
+
+def schema_of(
+    function: Callable[..., Any],
+    *,
+    name: str,
+    documentation: Documentation,
+    is_context: Callable[[Any], bool],
+) -> Parameters:
+    """Read the parameters of a function.
+
+    Args:
+        function: The function as it will be called: bound, if it is a method.
+        name: The tool's name, for errors.
+        documentation: Its docstring, for descriptions and for types that the signature leaves out.
+        is_context: Tells the annotation of the parameter that gets the run's context.
+
+    Raises:
+        InvalidTool: The signature cannot be offered to a model.
+    """
+    signature = _signature(function, name)
+    hints = _type_hints(function, signature, name)
+    fields: dict[str, Any] = {}
+    context_name: str | None = None
+    extra = "forbid"
+    for parameter in signature:
+        hint = hints.get(parameter.name, _EMPTY)
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            raise InvalidTool(name, f"*{parameter.name} has no form in JSON: take a list instead")
+        if parameter.kind is parameter.VAR_KEYWORD:
+            extra = "allow"
+        elif is_context(hint):
+            context_name = parameter.name
+        else:
+            text = documentation.parameters.get(parameter.name, ParameterText())
+            fields[parameter.name] = _field(parameter, hint, text)
+    validator = _validator(name, fields, extra)
+    schema = _json_schema(validator, name, signature)
+    return Parameters(validator, schema, signature, context_name)
+
+
+def _signature(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError) as error:
+        raise InvalidTool(name, f"its signature cannot be read ({error}): wrap it in a function") from None
+    except NameError as error:  # annotations are evaluated late from Python 3.14 on
+        raise InvalidTool(name, _unknown_name(error)) from None
+
+
+def _type_hints(function: Callable[..., Any], signature: list[inspect.Parameter], name: str) -> dict[str, Any]:
+    annotations = {p.name: p.annotation for p in signature if p.annotation is not _EMPTY}
+    inner = inspect.unwrap(getattr(function, "func", function))
+    inner = inner if hasattr(inner, "__globals__") or inspect.ismethod(inner) else getattr(inner, "__call__", inner)
+    namespace = getattr(getattr(inner, "__func__", inner), "__globals__", {})
+    holder = types.SimpleNamespace(__annotations__=annotations)
+    try:
+        return typing.get_type_hints(holder, globalns=namespace, include_extras=True)
+    except NameError as error:
+        raise InvalidTool(name, _unknown_name(error)) from None
+    except (TypeError, SyntaxError) as error:
+        raise InvalidTool(name, f"an annotation is no type: {error}") from None
+
+
+def _unknown_name(error: NameError) -> str:
+    return f"an annotation names {error.name!r}, which its module does not know: define or import it at module level"
+
+
+def _field(parameter: inspect.Parameter, hint: Any, text: ParameterText) -> Any:
+    if hint is _EMPTY:
+        hint = _type_from_text(text.type)
+    extras: list[Any] = []
+    if isinstance(parameter.default, FieldInfo):
+        extras.append(parameter.default)
+    if text.description and not _has_description(hint, parameter.default):
+        extras.append(Field(description=text.description))
+    annotated = Annotated[(hint, *extras)] if extras else hint  # type: ignore[valid-type]  # built at run time
+    is_required = parameter.default is _EMPTY or (
+        isinstance(parameter.default, FieldInfo) and parameter.default.is_required()
+    )
+    return Required[annotated] if is_required else NotRequired[annotated]
+
+
+def _has_description(hint: Any, default: Any) -> bool:
+    metadata = getattr(hint, "__metadata__", ())
+    return any(isinstance(item, FieldInfo) and item.description for item in (*metadata, default))
+
+
+def _type_from_text(text: str | None) -> Any:
+    """The type a docstring names, if it is one of the plain ones; else anything goes."""
+    if text is None or not _TYPE_TEXT.fullmatch(text):
+        return Any
+    try:
+        # Only the words of the table are known here, and the pattern lets no call through.
+        found = eval(text, {"__builtins__": {}}, _TYPE_WORDS)  # noqa: S307
+        TypeAdapter(found)
+    except Exception:
+        return Any
+    return found
+
+
+def _validator(name: str, fields: dict[str, Any], extra: str) -> TypeAdapter[dict[str, Any]]:
+    arguments: Any = TypedDict(name, fields)  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+    arguments.__pydantic_config__ = ConfigDict(extra=cast("Any", extra), arbitrary_types_allowed=False)
+    try:
+        return TypeAdapter(arguments)
+    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        raise InvalidTool(name, _first_line(error)) from None
+
+
+def _json_schema(
+    validator: TypeAdapter[dict[str, Any]], name: str, signature: list[inspect.Parameter]
+) -> dict[str, Any]:
+    try:
+        schema = validator.json_schema(schema_generator=_JsonSchema)
+    except PydanticInvalidForJsonSchema as error:
+        raise InvalidTool(name, _first_line(error)) from None
+    for parameter in signature:
+        shown = schema["properties"].get(parameter.name) if "properties" in schema else None
+        if shown is None or parameter.default is _EMPTY or isinstance(parameter.default, FieldInfo):
+            continue
+        try:
+            shown["default"] = jsonable(parameter.default)
+        except ValueError:
+            continue
+    schema.pop("title", None)
+    # Endpoints differ in what they make of an object schema without properties.
+    return {"type": "object", "properties": {}, **schema}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

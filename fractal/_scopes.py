@@ -1,0 +1,67 @@
+"""Small words about cancellation that the engine needs in more than one place."""
+
+from __future__ import annotations
+
+import math
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["cancellation_was_meant", "leaves", "move_on_after", "remaining", "single_error"]
+
+
+def move_on_after(seconds: float | None) -> anyio.CancelScope:
+    """A scope that ends after so many seconds; None or infinity: never by itself."""
+    if seconds is None or math.isinf(seconds):
+        return anyio.CancelScope()
+    return anyio.move_on_after(seconds)
+
+
+def remaining() -> float:
+    """Seconds until the nearest enclosing deadline; infinity without one, 0 when it has passed."""
+    return max(anyio.current_effective_deadline() - anyio.current_time(), 0.0)
+
+
+def cancellation_was_meant() -> bool:
+    """Whether a cancellation that was just caught is meant for the current task.
+
+    On asyncio a task also meets `CancelledError` when something it awaited was cancelled on its own, such as a task
+    that a tool started itself. That is a failure of the tool, not an order to stop.
+    """
+    if anyio.current_effective_deadline() == -math.inf:
+        return True
+    # A native `Task.cancel()` leaves no mark on AnyIO's scopes. asyncio is looked up, not imported: if nobody has
+    # imported it, this is not its loop.
+    asyncio: Any = sys.modules.get("asyncio")
+    if asyncio is None or anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+        return True
+    return asyncio.current_task().cancelling() > 0
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The exceptions of a group, however deep; the exception itself if it is no group."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    group: BaseExceptionGroup[BaseException] = error
+    return [leaf for member in group.exceptions for leaf in leaves(member)]
+
+
+@contextmanager
+def single_error() -> Iterator[None]:
+    """Let a group with one exception in it leave as that exception.
+
+    Cancellations that came along with a real error are left out; a group of several errors stays a group.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        cancelled = anyio.get_cancelled_exc_class()
+        errors = [leaf for leaf in leaves(group) if not isinstance(leaf, cancelled)]
+        if len(errors) == 1:
+            raise errors[0] from errors[0].__cause__
+        raise

@@ -1,0 +1,110 @@
+"""What a reply asks for. Pure: no I/O, no clock, the same answer every time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fractal._json import decode
+from fractal._schema import ArgumentsFault
+
+if TYPE_CHECKING:
+    from fractal.models.base import Reply, ToolCall
+    from fractal.toolkit import Tool
+
+__all__ = ["AskAgain", "BoundCall", "CallTools", "Decline", "Finish", "Step", "bind", "next_step"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundCall:
+    """A tool call, held against the tools there are.
+
+    Attributes:
+        call_id: Its id.
+        name: The tool's name, as the model wrote it.
+        tool: The tool, or None if there is none or the arguments do not fit.
+        arguments: The arguments as the function's own types; what the model sent, if they do not fit.
+        fault: What the model is told is wrong with the call, or None.
+    """
+
+    call_id: str
+    name: str
+    tool: Tool | None
+    arguments: Any
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallTools:
+    """Call these tools, then go on."""
+
+    calls: tuple[BoundCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """This is the answer."""
+
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """The model does not want to answer."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskAgain:
+    """There is nothing in the reply."""
+
+
+Step = CallTools | Finish | Decline | AskAgain
+
+
+def next_step(reply: Reply, tools: Mapping[str, Tool]) -> Step:
+    """Say what a reply asks for.
+
+    Args:
+        reply: The model's reply.
+        tools: The tools there are, by name.
+    """
+    if reply.tool_calls:
+        return CallTools(tuple(_bind_call(call, tools) for call in reply.tool_calls))
+    if reply.refusal is not None:
+        return Decline(reply.refusal)
+    if reply.text is not None:
+        return Finish(reply.text)
+    if reply.finish_reason == "content_filter":
+        return Decline("the endpoint's content filter withheld the answer")
+    return AskAgain()
+
+
+def bind(call_id: str, name: str, arguments: str | Mapping[str, Any], tools: Mapping[str, Tool]) -> BoundCall:
+    """Hold one call against the tools there are."""
+    tool = tools.get(name)
+    if tool is None:
+        there_are = ", ".join(tools) or "none"
+        fault = f"there is no tool {name!r}. Tools: {there_are}"
+        return BoundCall(call_id=call_id, name=name, tool=None, arguments=_shown(arguments), fault=fault)
+    try:
+        checked = tool.parameters.check(arguments)
+    except ArgumentsFault as error:
+        fault = f"the call of {name!r} does not fit: {error}"
+        return BoundCall(call_id=call_id, name=name, tool=None, arguments=_shown(arguments), fault=fault)
+    return BoundCall(call_id=call_id, name=name, tool=tool, arguments=checked)
+
+
+def _bind_call(call: ToolCall, tools: Mapping[str, Tool]) -> BoundCall:
+    return bind(call.id, call.name, call.arguments, tools)
+
+
+def _shown(arguments: str | Mapping[str, Any]) -> Any:
+    if not isinstance(arguments, str):
+        return dict(arguments)
+    try:
+        return decode(arguments)
+    except ValueError:
+        return arguments

@@ -1,0 +1,433 @@
+"""`BaseAgent`: a name, a prompt, a model, some tools, and the verbs that make it answer."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from fractal._calls import call_tools
+from fractal._loop import drive
+from fractal._run import Run, RunSettings, current_run
+from fractal._scopes import single_error
+from fractal._step import bind
+from fractal.context import RunContext
+from fractal.delegation import Delegate, delegate_tool, run_delegate
+from fractal.errors import InvalidArguments
+from fractal.limits import Limits
+from fractal.messages import Message, Transcript, user_message
+from fractal.models.base import ModelSettings
+from fractal.models.openai import OpenAIModel, model_for
+from fractal.toolkit import AgentToolkit, Tool
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fractal.events import Observer
+    from fractal.results import AgentResult, ToolResult
+
+__all__ = ["AgentDefinition", "BaseAgent", "SystemPrompt"]
+
+DEFAULT_MODEL = "gpt-4o-mini"
+
+SystemPrompt = str | Callable[..., str | Awaitable[str]]
+"""Text, or a function that makes it: plain or async, with no parameter or with the run's `RunContext`."""
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+class AgentDefinition:
+    """What an agent is, apart from how it is called: `BaseAgent` awaits, `fractal.sync.BaseAgent` blocks.
+
+    Fixed once built, so one object serves any number of runs at once, from any event loop and thread.
+
+    Args:
+        name: What the agent is called in results, events and delegation.
+        system_prompt: Text; text with `{placeholders}` that `system_context` fills, other braces left alone; or a
+            function, plain or async, called at each run, with the run's `RunContext` if it takes a parameter.
+        model: Name of the model at the endpoint. None: `OPENAI_MODEL`, or `gpt-4o-mini`.
+        client: Who answers: `AsyncOpenAI`, `OpenAI`, their Azure kinds, an object with `chat.completions.create`, or
+            a `Model`. None: the endpoint of `OPENAI_BASE_URL` with `OPENAI_API_KEY`, looked up when a run needs them.
+        toolkit: Tools to start with; the agent copies the list. Decorated methods of the agent come on top.
+        temperature: Sampling temperature. None: the endpoint's default.
+        max_tokens: Tokens a reply may have. None: the endpoint's default.
+        reasoning_effort: How long a reasoning model thinks, such as `"low"`. None: the endpoint's default.
+        extra_body: Further fields of each request, such as `{"top_p": 0.5}`.
+        limits: What each run may use. None: the defaults of `Limits`.
+        timeout: Seconds each run may take. None: no limit.
+        system_context: Values for the placeholders of the system prompt.
+        observers: Called with every event of every run, and of the runs below.
+
+    Raises:
+        InvalidArguments: An argument cannot be what was meant.
+        InvalidTool: A decorated method cannot be a tool.
+        ToolNameTaken: Two tools have one name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        system_prompt: SystemPrompt,
+        model: str | None = None,
+        client: Any = None,
+        *,
+        toolkit: AgentToolkit | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        reasoning_effort: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        system_context: Mapping[str, object] | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise InvalidArguments(f"name={name!r}: give the agent a name")
+        if not isinstance(system_prompt, str) and not callable(system_prompt):
+            raise InvalidArguments(f"system_prompt={system_prompt!r}: give text, or a function that returns it")
+        self.name = name
+        self.model = model or os.environ.get("OPENAI_MODEL") or DEFAULT_MODEL
+        self.client = client
+        self.limits = limits or Limits()
+        self.timeout = _checked_timeout(timeout)
+        self.observers = tuple(observers)
+        self._system_prompt = system_prompt
+        self._system_context = dict(system_context or {})
+        self._settings = ModelSettings(
+            temperature=temperature,
+            max_tokens=max_tokens,
+            reasoning_effort=reasoning_effort,
+            extra=dict(extra_body or {}),
+        )
+        self._model = model_for(client)
+        self._toolkit = AgentToolkit()
+        for inherited in toolkit or ():
+            self._toolkit.add_tool(inherited)
+        self._toolkit.add_methods(self)
+
+    def add_tool(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        terminate: bool = False,
+    ) -> Self:
+        """Offer a function to the model; runs that have begun do not see it.
+
+        Args:
+            function: Function, bound method, partial or callable object; options given to `tool` hold.
+            name: Name the model sees. None: the function's own.
+            description: What the model is told it does. None: the docstring.
+            terminate: End a run with this tool's result as its content.
+
+        Returns:
+            The agent.
+
+        Raises:
+            InvalidTool: It cannot be a tool.
+            ToolNameTaken: There is one of that name.
+        """
+        self._toolkit.add_tool(function, name=name, description=description, terminate=terminate)
+        return self
+
+    def register_delegate(
+        self,
+        agent: Delegate,
+        tool_name: str | None = None,
+        description: str | None = None,
+        parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """Offer another agent as a tool: a run of it inside the caller's run, with its budget and deadline.
+
+        Args:
+            agent: The other agent.
+            tool_name: Name the model sees. None: `delegate_to_` and the agent's name.
+            description: What the model is told it is for. None: a sentence with the agent's name.
+            parameters: Structured input, as `{"sql": {"type": "str", "description": "…", "required": False}}`; the
+                delegate is asked with the dict. None: one text, `query`.
+
+        Returns:
+            The agent.
+
+        Raises:
+            TypeError: `parameters` is not of that form; says where.
+            ToolNameTaken: There is a tool of that name.
+        """
+        self._toolkit.add_tool(delegate_tool(agent, tool_name, description, parameters))
+        return self
+
+    def register_agent(self, agent: Delegate, tool_name: str | None = None, description: str | None = None) -> Self:
+        """Old name of `register_delegate`; deprecated."""
+        import warnings
+
+        warnings.warn("register_agent is now register_delegate", DeprecationWarning, stacklevel=2)
+        return self.register_delegate(agent, tool_name, description)
+
+    def get_tools(self) -> dict[str, Callable[..., Any]]:
+        """The functions that the model may call, by the name it uses."""
+        return self._toolkit.get_tools()
+
+    def get_tool_schemas(self) -> list[dict[str, Any]]:
+        """The tools as the model sees them: chat-completions function schemas, in the order of registration."""
+        return self._toolkit.get_tool_schemas()
+
+    def update_system_context(self, **values: object) -> None:
+        """Set values for the placeholders of the system prompt, from the next run on."""
+        # A new dictionary: a run that is just making its prompt sees all of the old values or all of the new ones.
+        self._system_context = {**self._system_context, **values}
+
+    def reset(self) -> None:
+        """Do nothing: an agent keeps nothing between runs. For code that calls it; conversations are `messages=`."""
+
+    async def drive(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int = 3,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        timeout: float | None = None,
+        limits: Limits | None = None,
+        deps: Any = None,
+    ) -> AgentResult:
+        """Answer one input in the calling task; what every verb, delegation and the blocking facade call.
+
+        The arguments are those of `BaseAgent.run`.
+        """
+        return await drive(
+            self.begin(user_input, max_iterations, max_retries, messages, timeout=timeout, limits=limits, deps=deps)
+        )
+
+    def begin(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int = 3,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        timeout: float | None = None,
+        limits: Limits | None = None,
+        deps: Any = None,
+    ) -> Run:
+        """Make the run that `drive` takes to its end; call it inside the event loop."""
+        transcript = Transcript(messages or ())
+        transcript.append(user_message(user_input))
+        limits = (limits or Limits()).over(self.limits)
+        if max_iterations is not None:
+            limits = Limits(max_iterations=max_iterations).over(limits)
+        if max_retries < 0:
+            raise InvalidArguments(f"max_retries={max_retries!r}: give 0 or more")
+        return Run(self._run_settings(limits, timeout, max_retries, deps), transcript)
+
+    async def call_tool(self, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
+        """Call one tool as the model would; what every `execute_tool` calls."""
+        run = current_run.get()
+        if run is None or run.agent is not self or run.result is not None:
+            run = Run(self._run_settings(self.limits, None, 0, None), Transcript())
+        call = bind("direct", tool_name, arguments, self._toolkit.tools)
+        with single_error():
+            [result] = await call_tools(run, [call])
+        return result
+
+    async def ask_agent(self, other: Delegate, query: object) -> AgentResult:
+        """Ask another agent; what every `call_agent` calls."""
+        return await run_delegate(other, query, current_run.get())
+
+    async def close(self) -> None:
+        """Close what the agent opened in the running event loop."""
+        if isinstance(self._model, OpenAIModel):
+            await self._model.aclose()
+
+    def _run_settings(self, limits: Limits, timeout: float | None, max_retries: int, deps: Any) -> RunSettings:
+        return RunSettings(
+            agent=self,
+            agent_name=self.name,
+            model=self._model,
+            model_name=self.model,
+            model_settings=self._settings,
+            toolkit=self._toolkit,
+            system_prompt=self._make_prompt,
+            limits=limits,
+            timeout=_checked_timeout(timeout) if timeout is not None else self.timeout,
+            max_retries=max_retries,
+            observers=self.observers,
+            deps=deps,
+        )
+
+    async def _make_prompt(self, context: RunContext[Any]) -> str | None:
+        source = self._system_prompt
+        if isinstance(source, str):
+            values = self._system_context
+            return _PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), source)
+        prompt = source(context) if inspect.signature(source).parameters else source()
+        return await cast("Awaitable[str]", prompt) if inspect.isawaitable(prompt) else prompt
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} model={self.model!r} tools={len(self._toolkit)}>"
+
+    def __str__(self) -> str:
+        lines = [f"{self.name} ({type(self).__name__})", f"  model: {self.model}", f"  tools: {len(self._toolkit) or 'none'}"]
+        for tool in self._toolkit:
+            lines.append(f"    {_signature_line(tool)}")
+            summary = tool.description.strip().partition("\n")[0]
+            if summary:
+                lines.append(f"        {summary}")
+        return "\n".join(lines)
+
+
+class BaseAgent(AgentDefinition):
+    """An agent for code that awaits, on asyncio and on trio.
+
+    Use it directly and add tools, or subclass it and decorate methods. All arguments are those of
+    `AgentDefinition`; nothing is opened, and no key is looked for, before the first run.
+
+    Example:
+        >>> from fractal import BaseAgent, tool
+        >>> class Weather(BaseAgent):
+        ...     def __init__(self, **options):
+        ...         super().__init__(name="Weather", system_prompt="You know the weather.", **options)
+        ...
+        ...     @tool
+        ...     async def forecast(self, city: str) -> str:
+        ...         '''Tell tomorrow's weather.'''
+        ...         return f"sunny in {city}"
+        >>> list(Weather().get_tools())
+        ['forecast']
+    """
+
+    async def run(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int = 3,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        timeout: float | None = None,
+        limits: Limits | None = None,
+        deps: Any = None,
+    ) -> AgentResult:
+        """Answer one input.
+
+        The agent keeps nothing of it: go on with `messages=result.messages`. When the call returns, raises or is
+        cancelled, nothing it started is running, but for the threads listed in the result's `abandoned`.
+
+        Args:
+            user_input: Text, a dict, a list or a pydantic model (sent as JSON), or a list of chat content parts.
+            max_iterations: Turns: a reply and the tool calls it asks for. None: the agent's limit, or 10.
+            max_retries: Times a failed request, and an empty reply, is tried again.
+            messages: Conversation to continue.
+            timeout: Seconds the run may take. None: the agent's own.
+            limits: What this run may use; fields left at None are the agent's.
+            deps: What tools find as `ctx.deps`.
+
+        Returns:
+            How it ended. A failure of the model, a spent budget or the end of `timeout` is a result with
+            `success=False`; `raise_for_error()` raises it.
+
+        Raises:
+            InvalidArguments: An argument cannot be what was meant.
+            InvalidMessages: `messages` is no history that an endpoint accepts.
+
+        Example:
+            ```python
+            result = await agent.run("What is the weather in Rome?", timeout=30)
+            print(result.content)
+            ```
+        """
+        return await self.drive(
+            user_input, max_iterations, max_retries, messages, timeout=timeout, limits=limits, deps=deps
+        )
+
+    async def __call__(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int = 3,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        timeout: float | None = None,
+        limits: Limits | None = None,
+        deps: Any = None,
+    ) -> AgentResult:
+        """Answer one input; the same as `run`."""
+        return await self.run(
+            user_input, max_iterations, max_retries, messages, timeout=timeout, limits=limits, deps=deps
+        )
+
+    def run_sync(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int = 3,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        timeout: float | None = None,
+        limits: Limits | None = None,
+        deps: Any = None,
+    ) -> AgentResult:
+        """Answer one input, blocking: `fractal.sync.run` for whoever has only the agent. Arguments as in `run`."""
+        from fractal import sync
+
+        return sync.run(
+            self, user_input, max_iterations, max_retries, messages, timeout=timeout, limits=limits, deps=deps
+        )
+
+    async def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
+        """Call one registered tool, as the model would.
+
+        Args:
+            tool_name: Name as the model sees it.
+            **arguments: The tool's own parameters; checked first.
+
+        Returns:
+            How it ended. An unknown tool, arguments that do not fit and what the tool raises are in `error`.
+
+        Example:
+            ```python
+            result = await agent.execute_tool("forecast", city="Rome")
+            ```
+        """
+        return await self.call_tool(tool_name, arguments)
+
+    async def call_agent(self, other: Delegate, query: object) -> AgentResult:
+        """Ask another agent; inside a tool it is a child of the run, with its deadline, budget and trace.
+
+        Args:
+            other: The other agent.
+            query: What `run` takes as `user_input`.
+
+        Returns:
+            How the other agent's run ended.
+        """
+        return await self.ask_agent(other, query)
+
+    async def aclose(self) -> None:
+        """Close what the agent opened in the running event loop; a later run opens it again."""
+        await self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _checked_timeout(timeout: float | None) -> float | None:
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0):
+        raise InvalidArguments(f"timeout={timeout!r}: give seconds from 0 up, or None for no limit")
+    return timeout
+
+
+def _signature_line(tool: Tool) -> str:
+    schema = tool.parameters.json_schema
+    required = schema.get("required", ())
+    parameters: list[str] = []
+    for name, facts in schema["properties"].items():
+        kind = facts.get("type", "any")
+        parameters.append(f"{name}: {kind}" + ("" if name in required else " = …"))
+    return f"{tool.name}({', '.join(parameters)})" + (" → ends the run" if tool.options.terminate else "")

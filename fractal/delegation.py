@@ -1,0 +1,161 @@
+"""An agent seen as a tool of another agent."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+
+from pydantic import Field
+
+from fractal._docstring import Documentation
+from fractal._json import text_of
+from fractal._run import Run, current_run
+from fractal._schema import schema_of
+from fractal.errors import RunError
+from fractal.events import DelegationFinished, DelegationStarted
+from fractal.toolkit import Tool, ToolOptions
+
+if TYPE_CHECKING:
+    from fractal.results import AgentResult
+
+__all__ = ["Delegate", "ask_delegate", "delegate_tool"]
+
+_TYPES: dict[str, Any] = {
+    **{kind.__name__: kind for kind in (str, int, float, bool, list, dict)},
+    **{"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict},
+}
+_KEYS = frozenset({"type", "description", "required", "default"})
+
+
+class Delegate(Protocol):
+    """What can be delegated to: any agent."""
+
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        ...
+
+    async def drive(self, user_input: object) -> AgentResult:
+        """Answer one input in the calling task."""
+        ...
+
+
+class DelegateFailed(RunError):
+    """A delegate ended without an answer; the text is what the parent's model is told."""
+
+
+def delegate_tool(
+    delegate: Delegate,
+    tool_name: str | None = None,
+    description: str | None = None,
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Tool:
+    """Make a tool that asks another agent.
+
+    Args:
+        delegate: The agent.
+        tool_name: Name the model sees. None: `delegate_to_` and the agent's name.
+        description: What the model is told it does. None: a sentence with the agent's name.
+        parameters: Structured input, as `{"sql": {"type": "str", "description": "…", "required": False}}`; the
+            delegate gets the dict. None: one parameter, `query`.
+
+    Raises:
+        TypeError: `parameters` is not of that form; says where.
+    """
+    name = tool_name or f"delegate_to_{_identifier(delegate.name)}"
+    description = description or f"Hand a question to the agent {delegate.name!r} and get its answer."
+    if parameters is None:
+
+        async def ask_one(query: str) -> Any:
+            return await ask_delegate(delegate, query)
+
+        function: Callable[..., Any] = ask_one
+        documentation = Documentation()
+    else:
+        signature = _signature_of(parameters)
+        defaults = {name: facts["default"] for name, facts in parameters.items() if "default" in facts}
+
+        async def ask_structured(**arguments: Any) -> Any:
+            return await ask_delegate(delegate, {**defaults, **arguments})
+
+        function = ask_structured
+        documentation = Documentation()
+        function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__annotations__.pop("return", None)
+    checked = schema_of(function, name=name, documentation=documentation, is_context=lambda _: False)
+    return Tool(name, description, function, checked, True, ToolOptions(name=name))
+
+
+async def ask_delegate(delegate: Delegate, query: object) -> Any:
+    """Run a delegate inside the current run and give back its answer.
+
+    Raises:
+        DelegateFailed: It ended without one; says why, and what it last said.
+    """
+    run = current_run.get()
+    result = await run_delegate(delegate, query, run)
+    if not result.success:
+        raise DelegateFailed(_known(delegate, result))
+    return result.content
+
+
+async def run_delegate(delegate: Delegate, query: object, run: Run | None) -> AgentResult:
+    """Run a delegate as a child of a run, and tell that run's observers."""
+    result: AgentResult | None = None
+    if run is not None:
+        run.emit(DelegationStarted, to_agent=delegate.name, query=query)
+    try:
+        result = await delegate.drive(query)
+        return result
+    finally:
+        if run is not None:
+            run.emit(DelegationFinished, to_agent=delegate.name, result=result)
+
+
+def _known(delegate: Delegate, result: AgentResult) -> str:
+    """Why a delegate failed, and the last thing it said."""
+    said = [text_of(m["content"]) for m in result.messages if m["role"] == "assistant" and m.get("content")]
+    last = f" Its last words: {said[-1][:500]}" if said and result.stop_reason != "refusal" else ""
+    return f"agent {delegate.name!r} gave no answer ({result.stop_reason}): {result.error}.{last}"
+
+
+def _identifier(name: str) -> str:
+    # The characters that endpoints allow in the name of a function.
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:52]
+
+
+def _signature_of(parameters: object) -> inspect.Signature:
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"parameters is a dict of name to description, not {type(parameters).__name__}")
+    fields = cast("Mapping[Any, Any]", parameters)
+    return inspect.Signature([_parameter(name, facts) for name, facts in fields.items()])
+
+
+def _parameter(name: object, facts: object) -> inspect.Parameter:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise TypeError(f"parameters: {name!r} is no parameter name")
+    if not isinstance(facts, Mapping):
+        raise TypeError(f'parameters[{name!r}] is a dict such as {{"type": "str"}}, not {type(facts).__name__}')
+    known = cast("Mapping[str, Any]", facts)
+    unknown = set(known) - _KEYS
+    if unknown:
+        raise TypeError(f"parameters[{name!r}] has {sorted(unknown)}: it takes {sorted(_KEYS)}")
+    kind = known.get("type", "str")
+    if not isinstance(kind, type) and kind not in _TYPES:
+        raise TypeError(f"parameters[{name!r}]['type'] is {kind!r}: give one of {sorted(_TYPES)}")
+    required = known.get("required", "default" not in known)
+    if not isinstance(required, bool):
+        raise TypeError(f"parameters[{name!r}]['required'] is {required!r}: give True or False")
+    description = known.get("description")
+    if description is not None and not isinstance(description, str):
+        raise TypeError(f"parameters[{name!r}]['description'] is {description!r}: give text")
+    hint = kind if isinstance(kind, type) else _TYPES[kind]
+    default = inspect.Parameter.empty if required else known.get("default")
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[hint if required or default is not None else hint | None, Field(description=description)],
+    )

@@ -1,0 +1,395 @@
+"""What can go wrong, as types.
+
+```text
+FractalError
+├── UserError                    wrong use: raised at once, never a result
+│   ├── InvalidArguments         (TypeError) an argument that cannot be what was meant
+│   ├── InvalidTool              (TypeError) a function that cannot be a tool
+│   ├── ToolNameTaken            (ValueError) two tools of one name
+│   ├── InvalidMessages          (ValueError) a history that no endpoint would accept
+│   ├── ClientBoundToLoop        (RuntimeError) an HTTP client that cannot follow to a second event loop
+│   └── SyncInAsyncError         (RuntimeError) a blocking call where it would wait for itself
+└── RunError                     why a run did not succeed: in `AgentResult`, raised by `raise_for_error()`
+    ├── ModelError               the endpoint
+    │   ├── MissingCredentials   no key and no client
+    │   ├── ConnectionFailed     it could not be reached, or hung up
+    │   ├── RequestTimedOut      it did not answer in time
+    │   ├── BadReply             it answered something that is not a chat completion
+    │   └── StatusError          it answered with an HTTP error
+    │       ├── AuthenticationFailed   401, 403
+    │       ├── RateLimited            429
+    │       └── ServerError            408, 409, 5xx
+    ├── Refused                  the model declined
+    ├── NoContent                the model kept answering nothing
+    ├── ToolFailed               a tool with `on_error="raise"` raised
+    ├── LimitReached             a limit of ours
+    │   ├── DeadlineExceeded     the run's time is over
+    │   ├── DeadlineWouldPass    a necessary wait does not fit into the time left
+    │   ├── IterationsExceeded   too many turns
+    │   ├── BudgetExceeded       requests, tool calls or tokens are spent
+    │   └── DepthExceeded        too many delegations inside each other
+    ├── RunCancelled             someone cancelled the run (only where cancellation is not an exception of the loop)
+    └── UnexpectedError          anything else; the original is `__cause__`
+```
+
+Facts are attributes, the text says what to do next, and every error survives pickling.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "AuthenticationFailed",
+    "BadReply",
+    "BudgetExceeded",
+    "ClientBoundToLoop",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "DeadlineWouldPass",
+    "DepthExceeded",
+    "FractalError",
+    "InvalidArguments",
+    "InvalidMessages",
+    "InvalidTool",
+    "IterationsExceeded",
+    "LimitReached",
+    "MissingCredentials",
+    "ModelError",
+    "NoContent",
+    "RateLimited",
+    "Refused",
+    "RequestTimedOut",
+    "RunCancelled",
+    "RunError",
+    "ServerError",
+    "StatusError",
+    "StopReason",
+    "SyncInAsyncError",
+    "ToolFailed",
+    "ToolNameTaken",
+    "UnexpectedError",
+    "UserError",
+]
+
+StopReason = Literal[
+    "finished",
+    "terminated",
+    "soft_deadline",
+    "refusal",
+    "no_content",
+    "max_iterations",
+    "deadline",
+    "budget",
+    "depth",
+    "model_error",
+    "tool_error",
+    "cancelled",
+    "error",
+]
+"""Why a run ended: the model's last word (`finished`), a terminating tool (`terminated`), the answer asked for
+when time ran short (`soft_deadline`), or what cut it."""
+
+
+def _rebuild(kind: type[FractalError], args: tuple[Any, ...], facts: dict[str, Any]) -> FractalError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
+
+
+class FractalError(Exception):
+    """The root: `except FractalError` catches everything this package raises on purpose."""
+
+    def __reduce__(self) -> tuple[Callable[..., FractalError], tuple[Any, ...]]:
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+class UserError(FractalError):
+    """The package was used in a way that cannot work; raised at once."""
+
+
+class InvalidArguments(UserError, TypeError):
+    """An argument of a public function has the wrong type or shape."""
+
+
+class InvalidTool(UserError, TypeError):
+    """A function cannot be offered to a model as it is.
+
+    Attributes:
+        tool_name: Name under which it was to be registered.
+        fault: What is in the way.
+    """
+
+    def __init__(self, tool_name: str, fault: str) -> None:
+        self.tool_name, self.fault = tool_name, fault
+        super().__init__(f"{tool_name!r} cannot be a tool: {fault}")
+
+
+class ToolNameTaken(UserError, ValueError):
+    """Two tools would have one name, and the model could not tell them apart.
+
+    Attributes:
+        tool_name: The name.
+    """
+
+    def __init__(self, tool_name: str) -> None:
+        self.tool_name = tool_name
+        super().__init__(f"there is a tool called {tool_name!r} already: give this one another name=")
+
+
+class InvalidMessages(UserError, ValueError):
+    """A message history that an endpoint would refuse.
+
+    Attributes:
+        index: Position of the faulty message in the list.
+        fault: What is wrong with it.
+    """
+
+    def __init__(self, index: int, fault: str) -> None:
+        self.index, self.fault = index, fault
+        super().__init__(f"messages[{index}]: {fault}")
+
+
+class ClientBoundToLoop(UserError, RuntimeError):
+    """A client with an HTTP client of its own was used from a second event loop."""
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        super().__init__(
+            f"this {client} was made with its own http_client, whose connections belong to the event loop that used"
+            " it first. Make one agent (or one client) per loop, or leave http_client= out: then every loop gets"
+            " its own connections by itself"
+        )
+
+
+class SyncInAsyncError(UserError, RuntimeError):
+    """A blocking call was made on the very event loop that would have to answer it."""
+
+
+class RunError(FractalError):
+    """Why a run did not succeed.
+
+    Attributes:
+        result: The run's `AgentResult` with all it had done so far, once there is one.
+    """
+
+    stop_reason: ClassVar[StopReason] = "error"
+    error_type: ClassVar[str] = "unexpected_error"
+    result: Any = None
+
+
+class ModelError(RunError):
+    """The endpoint did not give a usable answer.
+
+    Attributes:
+        status: HTTP status, or None if there was no HTTP answer.
+        code: The endpoint's own error code, such as `"insufficient_quota"`, or None.
+        param: The request field the endpoint complains of, or None.
+        request_id: The endpoint's id of the request, or None.
+        retryable: Whether the same request may succeed later.
+        retry_after: Seconds the endpoint asked us to wait, or None if it did not say.
+    """
+
+    stop_reason = "model_error"
+    error_type = "api_error"
+    retryable: bool = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        self.status, self.code, self.param = status, code, param
+        self.request_id, self.retry_after = request_id, retry_after
+        super().__init__(message)
+
+
+class MissingCredentials(ModelError):
+    """There is no client and no key to make one with."""
+
+
+class ConnectionFailed(ModelError):
+    """The endpoint could not be reached, or closed the connection before the answer was whole."""
+
+    retryable = True
+
+
+class RequestTimedOut(ModelError):
+    """The endpoint did not answer within the time one request may take."""
+
+    error_type = "timeout"
+    retryable = True
+
+
+class BadReply(ModelError):
+    """The endpoint answered, but not with a chat completion: HTML, half a body, a missing field."""
+
+    error_type = "json_decode_error"
+    retryable = True
+
+
+class StatusError(ModelError):
+    """The endpoint answered with an HTTP error; `status`, `code` and the text are its own."""
+
+
+class AuthenticationFailed(StatusError):
+    """The endpoint does not accept the key (401) or does not allow this (403)."""
+
+
+class RateLimited(StatusError):
+    """The endpoint asked us to slow down (429), or says that the account's quota is used up."""
+
+    error_type = "rate_limit"
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        # A used-up quota is a 429 too, and waiting does not help then.
+        self.retryable = self.code != "insufficient_quota"
+
+
+class ServerError(StatusError):
+    """The endpoint failed or is overloaded (5xx), gave up waiting (408), or met a conflict (409)."""
+
+    retryable = True
+
+
+class Refused(RunError):
+    """The model declined to answer; the text is its reason."""
+
+    stop_reason = "refusal"
+    error_type = "refusal"
+
+
+class NoContent(RunError):
+    """The model answered nothing, again and again.
+
+    Attributes:
+        replies: How many empty replies there were.
+    """
+
+    stop_reason = "no_content"
+    error_type = "no_content_after_retries"
+
+    def __init__(self, replies: int) -> None:
+        self.replies = replies
+        super().__init__(f"the model gave {replies} empty replies: no text and no tool call")
+
+
+class ToolFailed(RunError):
+    """A tool with `on_error="raise"` raised; the original is `__cause__`.
+
+    Attributes:
+        tool_name: The tool's name.
+    """
+
+    stop_reason = "tool_error"
+
+    def __init__(self, tool_name: str, message: str) -> None:
+        self.tool_name = tool_name
+        super().__init__(f"tool {tool_name!r} failed: {message}")
+
+
+class LimitReached(RunError):
+    """A limit that the caller set ended the run."""
+
+
+class DeadlineExceeded(LimitReached):
+    """The run's time was over.
+
+    Attributes:
+        seconds: The time it had.
+    """
+
+    stop_reason = "deadline"
+    error_type = "timeout"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"the run did not finish within {seconds:g} s")
+
+
+class DeadlineWouldPass(LimitReached):
+    """Something had to be waited for longer than there was time left, so the run gave up at once.
+
+    Attributes:
+        wait: Seconds the wait would have taken.
+        remaining: Seconds there were.
+    """
+
+    stop_reason = "deadline"
+    error_type = "timeout"
+
+    def __init__(self, what: str, wait: float, remaining: float) -> None:
+        self.wait, self.remaining = wait, remaining
+        super().__init__(f"{what} would take {wait:.3g} s, and {max(remaining, 0):.3g} s are left of the run's time")
+
+
+class IterationsExceeded(LimitReached):
+    """The model still wanted to go on after the last turn it was allowed.
+
+    Attributes:
+        limit: Turns allowed.
+    """
+
+    stop_reason = "max_iterations"
+    error_type = "max_iterations_reached"
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"no final answer after {limit} iterations: raise max_iterations, or look for a tool loop")
+
+
+class BudgetExceeded(LimitReached):
+    """A budget of the run, or of a run above it, is spent.
+
+    Attributes:
+        resource: `"requests"`, `"tool_calls"` or `"tokens"`.
+        limit: What was allowed.
+        used: What is used or reserved already.
+    """
+
+    stop_reason = "budget"
+    error_type = "budget_exceeded"
+
+    def __init__(self, resource: str, limit: float, used: int) -> None:
+        self.resource, self.limit, self.used = resource, limit, used
+        words = resource.replace("_", " ")
+        super().__init__(f"the budget of {limit:g} {words} is spent ({used} used or reserved, over the whole tree)")
+
+
+class DepthExceeded(LimitReached):
+    """Agents delegate to agents deeper than allowed.
+
+    Attributes:
+        limit: Levels allowed below the first run.
+    """
+
+    stop_reason = "depth"
+    error_type = "depth_exceeded"
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"delegation is {limit} levels deep already: raise Limits.max_depth if that is meant")
+
+
+class RunCancelled(RunError):
+    """The run was cancelled from another thread, so there is no answer; `result` has what was done."""
+
+    stop_reason = "cancelled"
+    error_type = "cancelled"
+
+    def __init__(self, message: str = "the run was cancelled") -> None:
+        super().__init__(message)
+
+
+class UnexpectedError(RunError):
+    """Something failed that is neither the endpoint nor a tool: the original is `__cause__`."""

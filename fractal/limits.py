@@ -1,0 +1,179 @@
+"""What a run may use: `Limits` says it, `Budget` is the ledger that holds a whole tree of runs to it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+from fractal.errors import BudgetExceeded, InvalidArguments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+__all__ = ["Budget", "Limits", "Reservation", "Resource"]
+
+Resource = Literal["requests", "tool_calls", "tokens"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a run, and every run it delegates to, may use.
+
+    Give them to an agent, to one run, or to both: a field set for the run goes before the agent's. `None` means
+    "not said here", and for counts no limit; `math.inf` lifts a limit that the agent has.
+
+    Args:
+        max_iterations: Turns of one run: a model's reply and the tool calls it asks for. Default 10.
+        max_requests: Requests that reach the endpoint, retries included, over the whole tree of runs.
+        max_tool_calls: Tool calls that are started, over the whole tree.
+        max_tokens: Prompt and completion tokens, over the whole tree. Reserved by estimate before a request and
+            corrected by what the endpoint reports, so the last reply can go over by the error of the estimate.
+        max_depth: Delegations inside each other below the first run. Default 8.
+        request_timeout: Seconds one request to the endpoint may take; a retry starts anew. None: as long as the
+            client allows.
+        tool_timeout: Seconds for tools that have no timeout of their own.
+        grace: Seconds an async tool has to clean up after it was cancelled before it is named in a warning.
+            Default 5.
+        reserve: Seconds kept back at the end of the run's time: when only these are left, tools are cut, no tool
+            is offered any more, and the model is asked for a final answer. Default 0: no such turn.
+
+    Raises:
+        InvalidArguments: A value is negative or not a number.
+
+    Example:
+        >>> Limits(max_requests=2).over(Limits(max_requests=9, grace=1.0)).grace
+        1.0
+    """
+
+    max_iterations: float | None = None
+    max_requests: float | None = None
+    max_tool_calls: float | None = None
+    max_tokens: float | None = None
+    max_depth: float | None = None
+    request_timeout: float | None = None
+    tool_timeout: float | None = None
+    grace: float | None = None
+    reserve: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value < 0:
+                raise InvalidArguments(f"Limits.{field.name} is {value!r}: give a number from 0 up, or None")
+
+    def over(self, other: Limits | None) -> Limits:
+        """These limits, and the other's where these say nothing."""
+        if other is None:
+            return self
+        return Limits(**{name: value if value is not None else getattr(other, name) for name, value in self._items()})
+
+    def _items(self) -> Iterator[tuple[str, float | None]]:
+        return ((field.name, getattr(self, field.name)) for field in fields(self))
+
+
+DEFAULT_LIMITS = Limits(max_iterations=10, max_depth=8, grace=5.0, reserve=0.0)
+
+
+class Budget:
+    """The ledger of a run: what it has reserved and spent, inside the ledger of the run above it.
+
+    A reservation is checked against every ledger up to the root and entered into all of them in one step, with no
+    await between, so no schedule of parallel runs can spend what is not there. The lock is for runs of one tree
+    on several event loops.
+
+    Args:
+        limits: What this run, with all below it, may use.
+        parent: Ledger of the run that started this one.
+    """
+
+    __slots__ = ("_allowed", "_lock", "_parent", "input_tokens", "output_tokens", "used")
+
+    def __init__(self, limits: Limits, parent: Budget | None = None) -> None:
+        self._allowed: dict[Resource, float | None] = {
+            "requests": limits.max_requests,
+            "tool_calls": limits.max_tool_calls,
+            "tokens": limits.max_tokens,
+        }
+        self._parent = parent
+        self._lock: threading.Lock = parent._lock if parent else threading.Lock()
+        self.used: dict[Resource, int] = {"requests": 0, "tool_calls": 0, "tokens": 0}
+        self.input_tokens = 0
+        self.output_tokens = 0
+
+    def reserve(self, resource: Resource, amount: int = 1) -> Reservation:
+        """Set an amount aside, here and in every ledger above.
+
+        Returns:
+            The reservation: a context manager that gives back what was not committed.
+
+        Raises:
+            BudgetExceeded: One of the ledgers has not that much left; nothing was reserved.
+        """
+        with self._lock:
+            for ledger in self._up():
+                allowed, used = ledger._allowed[resource], ledger.used[resource]
+                # An estimate of nothing still needs something left to spend.
+                if allowed is not None and used + max(amount, 1) > allowed:
+                    raise BudgetExceeded(resource, allowed, used)
+            self._enter(resource, amount)
+        return Reservation(self, resource, amount)
+
+    def is_unlimited(self, resource: Resource) -> bool:
+        """Whether neither this ledger nor one above limits a resource."""
+        return all(ledger._allowed[resource] is None for ledger in self._up())
+
+    def add_tokens(self, input_tokens: int, output_tokens: int) -> None:
+        """Note what the endpoint reported, here and above."""
+        with self._lock:
+            for ledger in self._up():
+                ledger.input_tokens += input_tokens
+                ledger.output_tokens += output_tokens
+
+    def correct(self, resource: Resource, amount: int) -> None:
+        """Add or, if negative, give back an amount without asking whether it fits."""
+        if amount:
+            with self._lock:
+                self._enter(resource, amount)
+
+    def _enter(self, resource: Resource, amount: int) -> None:
+        for ledger in self._up():
+            ledger.used[resource] += amount
+
+    def _up(self) -> Iterator[Budget]:
+        ledger: Budget | None = self
+        while ledger is not None:
+            yield ledger
+            ledger = ledger._parent
+
+
+class Reservation:
+    """An amount set aside on a ledger: `commit()` spends it, leaving the block without gives it back."""
+
+    __slots__ = ("_amount", "_budget", "_resource")
+
+    def __init__(self, budget: Budget, resource: Resource, amount: int) -> None:
+        self._budget, self._resource, self._amount = budget, resource, amount
+
+    def commit(self, actual: int | None = None) -> None:
+        """Spend it.
+
+        Args:
+            actual: What was really used, if that is known better than when it was reserved.
+        """
+        if actual is not None:
+            self._budget.correct(self._resource, actual - self._amount)
+        self._amount = 0
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._budget.correct(self._resource, -self._amount)
+        self._amount = 0

@@ -1,0 +1,155 @@
+"""The transcript of a run: chat-completions messages, appended and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from fractal._json import encode, text_of
+from fractal.errors import InvalidArguments, InvalidMessages
+
+__all__ = ["Message", "Transcript", "user_message"]
+
+Message = dict[str, Any]
+"""One chat-completions message, as it goes over the wire: `{"role": "user", "content": "hi"}`."""
+
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_PART_TYPES = frozenset({"text", "image_url", "input_audio", "file", "video_url", "refusal"})
+
+
+def user_message(user_input: object) -> Message:
+    """The user's turn: text as it is, content parts as they are, anything else as JSON.
+
+    Raises:
+        InvalidArguments: There is no input.
+    """
+    if user_input is None:
+        raise InvalidArguments("user_input is None: pass text, a dict, a list, a pydantic model or content parts")
+    if _are_parts(user_input):
+        return {"role": "user", "content": user_input}
+    return {"role": "user", "content": text_of(user_input)}
+
+
+def _are_parts(value: object) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    parts = cast("list[object]", value)
+    return all(isinstance(part, Mapping) and part.get("type") in _PART_TYPES for part in parts)  # pyright: ignore[reportUnknownMemberType]
+
+
+class Transcript:
+    """The messages of a run, without the system prompt.
+
+    It only grows, and it is always one that an endpoint accepts: every tool call is answered exactly once, in
+    call order, before anything else is said. Each message is encoded once, so a request costs the new messages
+    and not a walk over the past.
+
+    Args:
+        messages: History to continue, as an earlier `AgentResult.messages` gave it.
+
+    Raises:
+        InvalidMessages: The history is not one an endpoint would accept; says which message and why.
+
+    Example:
+        >>> transcript = Transcript([{"role": "user", "content": "hi"}])
+        >>> transcript.append({"role": "assistant", "content": "hello"})
+        >>> len(transcript)
+        2
+    """
+
+    __slots__ = ("_fragments", "_messages", "_open_calls")
+
+    def __init__(self, messages: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._messages: list[Message] = []
+        self._fragments: list[bytes] = []
+        self._open_calls: list[str] = []
+        for message in messages:
+            self.append(message)
+        self.require_answered()
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @property
+    def messages(self) -> list[Message]:
+        """A new list of the messages so far."""
+        return list(self._messages)
+
+    @property
+    def open_calls(self) -> Sequence[str]:
+        """Ids of the tool calls that are not answered yet, in call order."""
+        return tuple(self._open_calls)
+
+    def append(self, message: Mapping[str, Any]) -> None:
+        """Add one message.
+
+        Raises:
+            InvalidMessages: An endpoint would refuse the history with it.
+        """
+        fault = self._fault(message)
+        if fault is not None:
+            raise InvalidMessages(len(self._messages), fault)
+        self._messages.append(dict(message))
+        if message["role"] == "tool":
+            self._open_calls.pop(0)
+        else:
+            self._open_calls = [call["id"] for call in message.get("tool_calls") or ()]
+
+    def answer(self, call_id: str, content: str) -> None:
+        """Answer the next open tool call."""
+        self.append({"role": "tool", "tool_call_id": call_id, "content": content})
+
+    def require_answered(self) -> None:
+        """Check that no tool call is open.
+
+        Raises:
+            InvalidMessages: One is.
+        """
+        if self._open_calls:
+            raise InvalidMessages(
+                len(self._messages) - 1,
+                f"tool call {self._open_calls[0]!r} has no result: add a tool message for it",
+            )
+
+    def encoded(self) -> list[bytes]:
+        """Each message as JSON, encoded when first asked for and kept."""
+        for message in self._messages[len(self._fragments) :]:
+            self._fragments.append(encode(message))
+        return self._fragments
+
+    def _fault(self, message: object) -> str | None:
+        if not isinstance(message, Mapping):
+            return f"a message is a dict with a role, not {type(message).__name__}"
+        fields = cast("Mapping[str, Any]", message)
+        role = fields.get("role")
+        if role not in _ROLES:
+            return f"unknown role {role!r}"
+        if role == "tool":
+            return self._fault_of_answer(fields)
+        if self._open_calls:
+            return f"tool call {self._open_calls[0]!r} must be answered before a {role} message"
+        return _fault_of_calls(fields.get("tool_calls"))
+
+    def _fault_of_answer(self, message: Mapping[str, Any]) -> str | None:
+        call_id = message.get("tool_call_id")
+        if not self._open_calls:
+            return f"a result for tool call {call_id!r}, which nobody made"
+        if call_id != self._open_calls[0]:
+            return f"a result for {call_id!r} where {self._open_calls[0]!r} comes first: results go in call order"
+        return None
+
+
+def _fault_of_calls(calls: object) -> str | None:
+    if calls is None:
+        return None
+    if not isinstance(calls, list):
+        return "tool_calls is not a list"
+    ids: set[str] = set()
+    for call in cast("list[Any]", calls):
+        call_id = call.get("id") if isinstance(call, Mapping) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if not isinstance(call_id, str) or not call_id:
+            return "a tool call has no id"
+        if call_id in ids:
+            return f"two tool calls have the id {call_id!r}"
+        ids.add(call_id)
+    return None

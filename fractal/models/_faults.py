@@ -1,0 +1,215 @@
+"""Every way an endpoint can fail, as one of our errors: told by class and status, never by words in a text."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any, cast
+
+from fractal._json import decode
+from fractal.errors import (
+    AuthenticationFailed,
+    BadReply,
+    ConnectionFailed,
+    FractalError,
+    ModelError,
+    RateLimited,
+    RequestTimedOut,
+    ServerError,
+    StatusError,
+)
+
+__all__ = ["completion_from", "status_error", "translated"]
+
+_TAGS = re.compile(r"<[^>]*>|\s+")
+
+
+@contextmanager
+def translated(secret: str | None = None) -> Iterator[None]:
+    """Turn what clients and HTTP libraries raise into a `ModelError`; leave the rest alone.
+
+    Args:
+        secret: The API key, so that no error repeats it.
+    """
+    try:
+        yield
+    except FractalError:
+        raise
+    except Exception as error:
+        mapped = _translate(error)
+        if mapped is None:
+            raise
+        mapped.args = tuple(_without(secret, str(argument)) for argument in mapped.args)
+        raise mapped from error
+
+
+def completion_from(status: int, headers: Mapping[str, str], body: bytes) -> Any:
+    """The JSON of an HTTP answer.
+
+    Raises:
+        StatusError: The status says that it failed.
+        BadReply: It is not JSON.
+    """
+    if status >= 400:
+        raise status_error(status, headers, body)
+    try:
+        return decode(body)
+    except ValueError as error:
+        is_page = "html" in headers.get("content-type", "")
+        hint = ": is the base URL right?" if is_page else ""
+        fault = BadReply(f"the endpoint answered {_shortened(body)!r}, which is not JSON{hint}", status=status)
+        fault.retryable = not is_page  # a web page will still be one next time
+        raise fault from error
+
+
+def status_error(status: int, headers: Mapping[str, str], body: object) -> StatusError:
+    """An HTTP error, with what the endpoint says of it.
+
+    Args:
+        status: HTTP status, 400 or above.
+        headers: Headers of the answer; names in lower case, or a mapping that does not care.
+        body: The answer: bytes, or the JSON value if somebody has read it already.
+    """
+    details = _error_object(body)
+    said = details.get("message")
+    text = said if isinstance(said, str) and said else _shortened(body)
+    error = _class_for(status)(
+        f"HTTP {status}: {text}" if text else f"HTTP {status} without a word",
+        status=status,
+        code=_text(details.get("code")) or _text(details.get("type")),
+        param=_text(details.get("param")),
+        request_id=headers.get("x-request-id"),
+        retry_after=_retry_after(headers),
+    )
+    match headers.get("x-should-retry"):
+        case "true":
+            error.retryable = True
+        case "false":
+            error.retryable = False
+        case _:
+            pass
+    return error
+
+
+def _class_for(status: int) -> type[StatusError]:
+    if status in (401, 403):
+        return AuthenticationFailed
+    if status == 429:
+        return RateLimited
+    if status >= 500 or status in (408, 409):
+        return ServerError
+    return StatusError
+
+
+def _translate(error: Exception) -> ModelError | None:
+    openai: Any = sys.modules.get("openai")
+    if openai is not None and isinstance(error, openai.OpenAIError):
+        return _translate_sdk(error, openai)
+    for name in ("httpx2", "httpx"):
+        http: Any = sys.modules.get(name)
+        if http is not None and isinstance(error, (http.HTTPError, http.InvalidURL)):
+            return _translate_http(error, http)
+    if isinstance(error, TimeoutError):
+        return RequestTimedOut(str(error) or "the request timed out")
+    if isinstance(error, json.JSONDecodeError):
+        return BadReply(f"the endpoint's answer is not JSON: {error}")
+    if isinstance(error, ConnectionError):
+        return ConnectionFailed(f"no connection to the endpoint: {error}")
+    return None
+
+
+def _translate_sdk(error: Any, openai: Any) -> ModelError:
+    if isinstance(error, openai.APIStatusError):
+        return status_error(error.status_code, error.response.headers, error.body)
+    if isinstance(error, openai.APIConnectionError):
+        cause = error.__cause__
+        if isinstance(cause, Exception) and not isinstance(cause, openai.OpenAIError):
+            mapped = _translate(cause)
+            if mapped is not None:
+                return mapped
+        kind = RequestTimedOut if isinstance(error, openai.APITimeoutError) else ConnectionFailed
+        return kind(str(error))
+    if isinstance(error, openai.APIResponseValidationError):
+        return BadReply(str(error))
+    return ModelError(str(error), code=_text(getattr(error, "code", None)))
+
+
+def _translate_http(error: Any, http: Any) -> ModelError:
+    text = str(error) or type(error).__name__
+    try:
+        where = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}"
+    except (AttributeError, RuntimeError):
+        where = "the endpoint"
+    if isinstance(error, http.ConnectTimeout):
+        return ConnectionFailed(f"no connection to {where} in time: {text}")
+    if isinstance(error, http.TimeoutException):
+        return RequestTimedOut(f"{where} did not answer in time: {text}")
+    if isinstance(error, (http.InvalidURL, http.UnsupportedProtocol)):
+        fault = ConnectionFailed(f"the base URL cannot be used: {text}")
+        fault.retryable = False
+        return fault
+    return ConnectionFailed(f"no whole answer from {where}: {text}")
+
+
+def _error_object(body: object) -> Mapping[str, Any]:
+    """The endpoint's error object, wherever it put it."""
+    value = body
+    if isinstance(value, (bytes, str)):
+        try:
+            value = decode(value)
+        except ValueError:
+            return {}
+    if not isinstance(value, Mapping):
+        return {}
+    fields = cast("Mapping[str, Any]", value)
+    inner = fields.get("error")
+    if isinstance(inner, Mapping):
+        return cast("Mapping[str, Any]", inner)
+    if isinstance(inner, str):
+        return {"message": inner}
+    if isinstance(fields.get("detail"), str):  # FastAPI's way
+        return {"message": fields["detail"]}
+    return fields
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if seconds is not None or value is None:
+        return seconds
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return max((moment - datetime.now(timezone.utc)).total_seconds(), 0.0)
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value) if value is not None else None
+    except ValueError:
+        return None
+    return number if number is not None and 0 <= number < float("inf") else None
+
+
+def _text(value: object) -> str | None:
+    return str(value) if isinstance(value, (str, int)) and value != "" else None
+
+
+def _shortened(body: object) -> str:
+    text = body.decode(errors="replace") if isinstance(body, bytes) else "" if body is None else str(body)
+    return " ".join(_TAGS.sub(" ", text[:4000]).split())[:300]
+
+
+def _without(secret: str | None, text: str) -> str:
+    return text.replace(secret, "[key]") if secret else text

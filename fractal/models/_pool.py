@@ -1,0 +1,96 @@
+"""The connections of one event loop, shared by every agent that is used from it.
+
+HTTP connections belong to the loop that opened them; agents do not. So each running loop has one HTTP client, made
+when the first request needs it. Nobody has to close it: event loops close their open async generators when they
+end, which makes a generator that waits in `try: yield` the one end-of-loop hook that asyncio, uvloop and trio share.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from anyio.lowlevel import RunVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from anyio.lowlevel import RunvarToken
+
+__all__ = ["Pool", "leave_pool", "pool_of_this_loop"]
+
+MAX_CONNECTIONS = 1000
+MAX_IDLE_CONNECTIONS = 100
+CONNECT_TIMEOUT = 5.0
+READ_TIMEOUT = 600.0
+"""Connections, and seconds: what the `openai` SDK's own HTTP client has by default."""
+
+
+class Pool:
+    """One loop's HTTP client.
+
+    Attributes:
+        client: The HTTP client.
+        clones: SDK clients of users, as copies that send through `client`.
+    """
+
+    def __init__(self) -> None:
+        import httpx2
+
+        self.client = httpx2.AsyncClient(
+            follow_redirects=True,
+            limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
+            # Waiting for a free connection is not the endpoint's fault: the run's own deadline bounds it.
+            timeout=httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None),
+        )
+        self.clones: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
+        self._users: WeakSet[object] = WeakSet()
+        self._var_token: RunvarToken[Pool] = _pool.set(self)
+        self._keeper = self._keep()
+
+    async def enter(self, user: object) -> None:
+        """Note who uses the pool; the first time, have the loop close it at its end."""
+        if not self._users:
+            self._users.add(user)
+            # Runs up to the `yield` and does not wait, so it cannot be cancelled.
+            await self._keeper.__anext__()
+        self._users.add(user)
+
+    async def leave(self, user: object) -> None:
+        """Forget a user; without any, close."""
+        self._users.discard(user)
+        if not self._users:
+            await self._keeper.aclose()
+
+    async def _keep(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            _pool.reset(self._var_token)
+            await self.client.aclose()
+
+
+_pool: RunVar[Pool] = RunVar("fractal_http_pool")
+
+
+async def pool_of_this_loop(user: object) -> Pool:
+    """The running loop's pool.
+
+    Args:
+        user: Who uses it; remembered, weakly, until `leave_pool`.
+    """
+    try:
+        pool = _pool.get()
+    except LookupError:
+        pool = Pool()
+    await pool.enter(user)
+    return pool
+
+
+async def leave_pool(user: object) -> None:
+    """Say that this user is done; the last one closes the running loop's connections."""
+    try:
+        pool = _pool.get()
+    except LookupError:
+        return
+    await pool.leave(user)

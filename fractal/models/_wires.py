@@ -1,0 +1,277 @@
+"""The ways a request takes to an endpoint: our own HTTP, a user's SDK client, or any object with `create`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, cast
+from urllib.parse import quote
+
+from anyio.lowlevel import current_token
+from pydantic import BaseModel
+
+from fractal._threads import ThreadCall
+from fractal.errors import ClientBoundToLoop, InvalidArguments, MissingCredentials
+from fractal.models._faults import completion_from, translated
+from fractal.models._pool import pool_of_this_loop
+from fractal.models.base import ModelRequest
+
+__all__ = ["Wire", "wire_for"]
+
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+_JSON = {"Content-Type": "application/json"}
+
+
+class Wire(Protocol):
+    """Takes a request to an endpoint."""
+
+    async def complete(self, request: ModelRequest) -> object:
+        """The `chat.completion` object, as the endpoint sent it.
+
+        Raises:
+            ModelError: There is none.
+        """
+        ...
+
+
+def wire_for(client: Any, *, base_url: str | None = None, api_key: str | None = None) -> Wire:
+    """Choose the way for a client.
+
+    Args:
+        client: None, an `openai` client of any kind, or an object with `chat.completions.create`.
+        base_url: For no client: the endpoint. None: `OPENAI_BASE_URL`, or OpenAI's own.
+        api_key: For no client: the key. None: `OPENAI_API_KEY`.
+
+    Raises:
+        InvalidArguments: The object is none of these.
+    """
+    if client is None:
+        return HttpWire(base_url, api_key)
+    openai: Any = sys.modules.get("openai")
+    is_sdk = openai is not None and isinstance(client, (openai.AsyncOpenAI, openai.OpenAI))
+    # Somebody who replaced `create` on a real client means that to be called.
+    if is_sdk and "create" not in vars(client.chat.completions):
+        if isinstance(client, openai.AsyncOpenAI):
+            return SdkWire(client)
+        twin = _async_twin_maker(client, openai)
+        return SdkWire(client, twin) if twin else ThreadWire(client)
+    create = getattr(getattr(getattr(client, "chat", None), "completions", None), "create", None)
+    if not callable(create):
+        raise InvalidArguments(
+            f"client={client!r} is neither an openai client, nor a Model, nor an object with chat.completions.create"
+        )
+    return ObjectWire(create)
+
+
+class HttpWire:
+    """Our own: one POST through the loop's shared HTTP client."""
+
+    def __init__(self, base_url: str | None, api_key: str | None) -> None:
+        self._base_url, self._api_key = base_url, api_key
+
+    async def complete(self, request: ModelRequest) -> object:
+        """Send it as it is encoded, read what comes back."""
+        url, key, headers = self._address()
+        with translated(key):
+            pool = await pool_of_this_loop(self)
+            response = await pool.client.post(url, content=request.body(), headers=headers)
+            return completion_from(response.status_code, response.headers, response.content)
+
+    def _address(self) -> tuple[str, str | None, dict[str, str]]:
+        """Where to send; the environment is read here and nowhere else, at each request."""
+        base_url = self._base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
+        key = self._api_key or os.environ.get("OPENAI_API_KEY")
+        if not key and base_url == DEFAULT_BASE_URL:
+            raise MissingCredentials(
+                "there is no API key: set OPENAI_API_KEY (and OPENAI_BASE_URL for another endpoint), or pass client="
+            )
+        named = {
+            "Authorization": f"Bearer {key}" if key else None,
+            "OpenAI-Organization": os.environ.get("OPENAI_ORG_ID"),
+            "OpenAI-Project": os.environ.get("OPENAI_PROJECT_ID"),
+        }
+        headers = _JSON | {name: value for name, value in named.items() if value}
+        return base_url.rstrip("/") + "/chat/completions", key, headers
+
+
+class SdkWire:
+    """A user's `AsyncOpenAI`, or the async twin of a blocking one, with its auth, headers, URL and time-outs.
+
+    The public `post` is used in place of `chat.completions.create`, whose walk over all parameters costs more with
+    each message. A client with the SDK's own HTTP client is copied once for each event loop; one with an HTTP client
+    that the user made stays with the first loop it was used from.
+
+    Args:
+        client: The user's client.
+        clone: Makes a copy that sends through the HTTP client it is given. None: the client's own `copy`.
+    """
+
+    def __init__(self, client: Any, clone: Callable[[Any], Any] | None = None) -> None:
+        self._client, self._clone = client, clone
+        if clone is None and _has_default_http(client):
+            self._clone = lambda http: client.copy(http_client=http)
+        self._loop: object = None
+
+    async def complete(self, request: ModelRequest) -> object:
+        """Send it through the SDK, read the raw answer."""
+        client = await self._client_here()
+        with translated(_key_of(client)):
+            response = await client.post(
+                _path(client, request.model),
+                cast_to=_raw_response(),
+                content=request.body(),
+                options={"headers": _JSON, "max_retries": 0},
+            )
+            return completion_from(response.status_code, response.headers, response.content)
+
+    async def _client_here(self) -> Any:
+        if self._clone is None:
+            loop = current_token().native_token
+            if self._loop is None:
+                self._loop = loop
+            if self._loop is not loop:
+                raise ClientBoundToLoop(type(self._client).__name__)
+            return self._client
+        pool = await pool_of_this_loop(self)
+        clone = pool.clones.get(self._client)
+        if clone is None:
+            clone = pool.clones[self._client] = self._clone(pool.client)
+        return clone
+
+
+class ThreadWire:
+    """A blocking SDK client that cannot be copied: its calls run in worker threads."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def complete(self, request: ModelRequest) -> object:
+        """Send it from a worker thread."""
+        client, body = self._client, request.body()
+
+        def send() -> Any:
+            return client.post(
+                _path(client, request.model),
+                cast_to=_raw_response(),
+                content=body,
+                options={"headers": _JSON, "max_retries": 0},
+            )
+
+        with translated(_key_of(client)):
+            response = await ThreadCall(send, abandon=True).run()
+            return completion_from(response.status_code, response.headers, response.content)
+
+
+class ObjectWire:
+    """Any object with `chat.completions.create`: a test's double, another library's client."""
+
+    def __init__(self, create: Callable[..., Any]) -> None:
+        self._create = create
+
+    async def complete(self, request: ModelRequest) -> object:
+        """Call `create`: awaited if it is a coroutine function, else from a worker thread."""
+        create, parameters = self._create, request.parameters()
+        with translated():
+            if inspect.iscoroutinefunction(create):
+                answer = await create(**parameters)
+            else:
+                answer = await ThreadCall(lambda: create(**parameters), abandon=True).run()
+                if inspect.isawaitable(answer):
+                    answer = await cast("Awaitable[Any]", answer)
+        return plain(answer)
+
+
+def plain(answer: Any) -> Any:
+    """A completion in JSON's own types, from a dict, a pydantic model, or an object with the same attributes."""
+    if isinstance(answer, BaseModel):
+        return answer.model_dump(mode="json", warnings=False)
+    if isinstance(answer, Mapping) or answer is None:
+        return cast("object", answer)
+    # Read by name, since a mock has every attribute and only those set to plain values count.
+    choices = getattr(answer, "choices", None)
+    return {
+        "choices": [_plain_choice(choice) for choice in cast("list[Any]", choices)] if isinstance(choices, list) else [],
+        "usage": _attributes(getattr(answer, "usage", None), "prompt_tokens", "completion_tokens"),
+    }
+
+
+def _plain_choice(choice: Any) -> dict[str, Any]:
+    message = getattr(choice, "message", None)
+    calls = getattr(message, "tool_calls", None)
+    plain_message = _attributes(message, "content", "refusal")
+    if isinstance(calls, (list, tuple)):
+        plain_message["tool_calls"] = [
+            {**_attributes(call, "id"), "function": _attributes(getattr(call, "function", None), "name", "arguments")}
+            for call in cast("list[Any]", calls)
+        ]
+    return {"message": plain_message, **_attributes(choice, "finish_reason")}
+
+
+def _attributes(source: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(source, name, None) for name in names}
+
+
+def _raw_response() -> type:
+    import httpx2
+
+    return httpx2.Response
+
+
+def _path(client: Any, model: str) -> str:
+    """Where the SDK is to post; Azure has the deployment in the path, which the SDK adds only for JSON bodies."""
+    azure = hasattr(client, "_api_version")
+    if azure and "/deployments" not in client.base_url.path:
+        return f"/deployments/{quote(model, safe='')}/chat/completions"
+    return "/chat/completions"
+
+
+def _key_of(client: Any) -> str | None:
+    key = getattr(client, "api_key", None)
+    return key if isinstance(key, str) and len(key) > 3 else None
+
+
+def _has_default_http(client: Any) -> bool:
+    """Whether the SDK made the HTTP client itself, so that another one serves as well."""
+    http = getattr(client, "_client", None)
+    return type(http).__name__ in ("AsyncHttpxClientWrapper", "SyncHttpxClientWrapper")
+
+
+def _async_twin_maker(client: Any, openai: Any) -> Callable[[Any], Any] | None:
+    """How to make the async twin of a blocking client; None if something of it would be lost."""
+    is_azure = type(client) is openai.AzureOpenAI
+    if not (is_azure or type(client) is openai.OpenAI) or not _has_default_http(client):
+        return None
+    if getattr(client, "workload_identity", None) or getattr(client, "_provider", None):
+        return None
+    facts: dict[str, Any] = {
+        "api_key": _awaited(client._api_key_provider) or client.api_key,
+        "organization": client.organization,
+        "project": client.project,
+        "base_url": client.base_url,
+        "timeout": client.timeout,
+        "default_headers": client._custom_headers,
+        "default_query": client._custom_query,
+    }
+    if is_azure:
+        facts |= {
+            "api_version": client._api_version,
+            "azure_ad_token": client._azure_ad_token,
+            "azure_ad_token_provider": _awaited(client._azure_ad_token_provider),
+        }
+        if client._azure_ad_token or client._azure_ad_token_provider:
+            del facts["api_key"]
+    kind = openai.AsyncAzureOpenAI if is_azure else openai.AsyncOpenAI
+    return lambda http: kind(http_client=http, **facts)
+
+
+def _awaited(provider: Callable[[], str] | None) -> Callable[[], Awaitable[str]] | None:
+    """A blocking key provider, called in a worker thread."""
+    if provider is None:
+        return None
+
+    async def provide() -> str:
+        return await ThreadCall(provider, abandon=True).run()
+
+    return provide

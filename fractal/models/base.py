@@ -1,0 +1,232 @@
+"""What the loop asks of a model: one question, one reply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast, runtime_checkable
+from uuid import uuid4
+
+from fractal._json import encode
+from fractal.errors import BadReply
+from fractal.messages import Message, Transcript
+
+__all__ = ["Model", "ModelRequest", "ModelSettings", "Reply", "ToolCall", "ToolSchemas"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """Fields of every request of an agent; None leaves a field out, so that the endpoint's default holds.
+
+    Args:
+        temperature: Sampling temperature.
+        max_tokens: Tokens the reply may have.
+        reasoning_effort: How long a reasoning model thinks, such as `"low"`.
+        extra: Further fields of the request, such as `{"top_p": 0.5}`.
+    """
+
+    temperature: float | None = None
+    max_tokens: int | None = None
+    reasoning_effort: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def fields(self) -> dict[str, Any]:
+        """The request's fields."""
+        named = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "reasoning_effort": self.reasoning_effort,
+        }
+        return {name: value for name, value in named.items() if value is not None} | dict(self.extra)
+
+
+class ToolSchemas:
+    """The tools on offer, as chat-completions schemas, encoded once.
+
+    Args:
+        schemas: One `{"type": "function", "function": {…}}` for each tool.
+    """
+
+    __slots__ = ("_encoded", "schemas")
+
+    def __init__(self, schemas: Sequence[dict[str, Any]] = ()) -> None:
+        self.schemas = list(schemas)
+        self._encoded: bytes | None = None
+
+    def encoded(self) -> bytes:
+        """The schemas as a JSON array."""
+        if self._encoded is None:
+            self._encoded = encode(self.schemas)
+        return self._encoded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """One question to a model.
+
+    Args:
+        model: Name of the model at the endpoint.
+        system: The system prompt, or None.
+        transcript: The conversation so far.
+        tools: Tools on offer, or None for none.
+        settings: Sampling settings and further fields.
+        instruction: A last word to the model for this request alone; not part of the transcript.
+    """
+
+    model: str
+    system: str | None
+    transcript: Transcript
+    tools: ToolSchemas | None = None
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    instruction: str | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """The request as the keyword arguments of `chat.completions.create`."""
+        messages = [*self._before(), *self.transcript.messages, *self._after()]
+        parameters = {"model": self.model, "messages": messages, **self.settings.fields()}
+        if self.tools is not None and self.tools.schemas:
+            parameters["tools"] = self.tools.schemas
+        return parameters
+
+    def body(self) -> bytes:
+        """The request as JSON: joined from the messages' encoded forms, not walked anew."""
+        messages = b",".join(
+            [*map(encode, self._before()), *self.transcript.encoded(), *map(encode, self._after())]
+        )
+        head = encode({"model": self.model, **self.settings.fields()})[:-1]
+        tools = b',"tools":' + self.tools.encoded() if self.tools is not None and self.tools.schemas else b""
+        return b"".join((head, b',"messages":[', messages, b"]", tools, b"}"))
+
+    def _before(self) -> list[Message]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def _after(self) -> list[Message]:
+        return [{"role": "system", "content": self.instruction}] if self.instruction else []
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One tool call of a reply.
+
+    Args:
+        id: Its id, unique within the reply.
+        name: The tool's name.
+        arguments: The arguments as the model wrote them: JSON, if it did well.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What a model answered.
+
+    Attributes:
+        text: The text, or None.
+        tool_calls: The calls it asks for, in order.
+        refusal: Why it declines, or None.
+        finish_reason: The endpoint's word for why it stopped, or None.
+        input_tokens: Prompt tokens, 0 if not told.
+        output_tokens: Completion tokens, 0 if not told.
+    """
+
+    text: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    refusal: str | None = None
+    finish_reason: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def message(self) -> Message:
+        """The reply as an assistant's message of the transcript."""
+        message: Message = {"role": "assistant", "content": self.text or (self.refusal if not self.tool_calls else None)}
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        return message
+
+    @classmethod
+    def from_completion(cls, completion: object) -> Reply:
+        """Read a `chat.completion` object; fields nobody asked for are passed over.
+
+        Raises:
+            BadReply: It has no message.
+        """
+        choices = _get(completion, "choices", list)
+        message = _get(choices[0], "message", Mapping) if choices else None
+        if message is None:
+            raise BadReply(_why_no_message(completion))
+        usage = _get(completion, "usage", Mapping) or {}
+        return cls(
+            text=_text(message.get("content")),
+            tool_calls=_tool_calls(message),
+            refusal=_get(message, "refusal", str),
+            finish_reason=_get(choices[0], "finish_reason", str) if choices else None,
+            input_tokens=_get(usage, "prompt_tokens", int) or 0,
+            output_tokens=_get(usage, "completion_tokens", int) or 0,
+        )
+
+
+@runtime_checkable
+class Model(Protocol):
+    """Anything that answers requests; give one to an agent as `client=`.
+
+    A model raises `ModelError` when it cannot answer; the loop decides whether to ask again. It must let
+    cancellation pass and must leave nothing running when it does.
+
+    Example:
+        >>> class Echo:
+        ...     async def respond(self, request: ModelRequest) -> Reply:
+        ...         return Reply(text=request.transcript.messages[-1]["content"])
+        >>> isinstance(Echo(), Model)
+        True
+    """
+
+    async def respond(self, request: ModelRequest) -> Reply:
+        """Answer one request.
+
+        Raises:
+            ModelError: There is no usable answer.
+        """
+        ...
+
+
+def _get(source: object, name: str, kind: type) -> Any:
+    """A field of a JSON object if it has the type it should have, else None: endpoints differ in what they leave out."""
+    value = cast("Mapping[str, Any]", source).get(name) if isinstance(source, Mapping) else None
+    return value if isinstance(value, kind) else None
+
+
+def _text(content: object) -> str | None:
+    if isinstance(content, list):  # some endpoints answer in parts
+        parts = cast("list[object]", content)
+        return "".join(_get(part, "text", str) or "" for part in parts) or None
+    return content if isinstance(content, str) and content else None
+
+
+def _tool_calls(message: object) -> tuple[ToolCall, ...]:
+    calls: list[ToolCall] = []
+    seen: set[str] = set()
+    for raw in _get(message, "tool_calls", list) or ():
+        function = _get(raw, "function", Mapping) or _get(raw, "custom", Mapping) or {}
+        call_id = _get(raw, "id", str)
+        if not call_id or call_id in seen:
+            # Some endpoints send none, or one for all; a history needs an id of its own for each call.
+            call_id = f"call_{uuid4().hex[:24]}"
+        seen.add(call_id)
+        arguments = function.get("arguments", function.get("input"))
+        if not isinstance(arguments, str):  # some endpoints send the object itself
+            arguments = encode(arguments).decode() if arguments is not None else "{}"
+        calls.append(ToolCall(call_id, _get(function, "name", str) or "unnamed", arguments))
+    return tuple(calls)
+
+
+def _why_no_message(completion: object) -> str:
+    error = _get(completion, "error", Mapping) or _get(completion, "error", str)
+    if error:
+        return f"the endpoint answered with an error in place of a completion: {error}"
+    return f"the endpoint's answer has no choices[0].message: {str(completion)[:200]}"

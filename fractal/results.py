@@ -1,0 +1,144 @@
+"""What comes back: of a run, and of a tool call."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PrivateAttr, model_validator
+
+from fractal._json import jsonable
+from fractal.errors import RunError, StopReason
+from fractal.messages import Message
+
+__all__ = ["AgentResult", "AgentReturnPart", "Outcome", "ToolResult", "ToolReturnPart", "Usage"]
+
+Outcome = Literal["ok", "error", "timeout", "cancelled", "abandoned", "skipped"]
+"""How a tool call ended; every call has exactly one.
+
+`ok`: it returned. `error`: it raised, or its arguments did not fit. `timeout`: its time, or that of a run above it,
+was over. `cancelled`: someone cancelled the run. `abandoned`: as the two before, but a worker thread could not be
+stopped and goes on. `skipped`: it was never started.
+"""
+
+# Any Python object is kept as it is; in JSON it takes the form it has there.
+_AnyObject = Annotated[Any, PlainSerializer(jsonable, when_used="json")]
+
+
+class Usage(BaseModel):
+    """What a run used, together with every run it delegated to.
+
+    Example:
+        >>> Usage(input_tokens=3, output_tokens=4).total_tokens
+        7
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    requests: int = Field(default=0, description="Requests sent to the endpoint, retries included.")
+    tool_calls: int = Field(default=0, description="Tool calls started.")
+    input_tokens: int = Field(default=0, description="Prompt tokens, as the endpoint reported them.")
+    output_tokens: int = Field(default=0, description="Completion tokens, as the endpoint reported them.")
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion tokens together."""
+        return self.input_tokens + self.output_tokens
+
+
+class ToolResult(BaseModel):
+    """How one tool call ended.
+
+    Example:
+        >>> ToolResult(content=[1, 2], tool_name="numbers").outcome
+        'ok'
+    """
+
+    content: _AnyObject = Field(default=None, description="What the tool returned, as the Python object it is.")
+    tool_name: str = Field(description="Name of the tool as the model called it.")
+    metadata: dict[str, _AnyObject] = Field(
+        default_factory=dict, description="`arguments` as the tool got them, and `terminate`."
+    )
+    error: str | None = Field(default=None, description="What the model was told went wrong; None if all went well.")
+    outcome: Outcome = Field(default="ok", description="How the call ended.")
+    elapsed: float = Field(default=0.0, description="Seconds from the start of the call to its end, waiting included.")
+    call_id: str | None = Field(default=None, description="Id of the call in the transcript; None for a direct call.")
+
+    _exception: BaseException | None = PrivateAttr(default=None)
+
+    @property
+    def exception(self) -> BaseException | None:
+        """The exception behind `error`, if a tool raised one; None too after a trip through JSON."""
+        return self._exception
+
+
+class AgentResult(BaseModel):
+    """How a run ended, with all it did; the same for every way it can end.
+
+    Example:
+        >>> AgentResult(content="hi", agent_name="Greeter").success
+        True
+    """
+
+    content: _AnyObject = Field(
+        default=None,
+        description="The answer: text, or what a terminating tool returned. After a failure the reason as text.",
+    )
+    agent_name: str = Field(description="Name of the agent that ran.")
+    success: bool = Field(default=True, description="Whether there is an answer.")
+    metadata: dict[str, _AnyObject] = Field(
+        default_factory=dict,
+        description="`iterations` and `messages`; after a failure also `reason`, `error` and `error_type`.",
+    )
+    stop_reason: StopReason = Field(default="finished", description="Why the run ended.")
+    error: str | None = Field(default=None, description="What went wrong, for a human; None after a success.")
+    messages: list[Message] = Field(
+        default_factory=list[Message],
+        description="The transcript, without the system prompt. Pass it as `messages=` to go on.",
+    )
+    usage: Usage = Field(default_factory=Usage, description="What was used, delegates included.")
+    run_id: str = Field(default="", description="Id of the run, as in its events.")
+    tool_results: list[ToolResult] = Field(
+        default_factory=list[ToolResult], description="Every tool call of the run itself, in call order."
+    )
+    abandoned: list[ToolResult] = Field(
+        default_factory=list[ToolResult],
+        description="Calls, delegates' included, whose worker thread was still running when the run ended.",
+    )
+    warnings: list[str] = Field(default_factory=list[str], description="What was odd, but stopped nothing.")
+    elapsed: float = Field(default=0.0, description="Seconds the run took.")
+
+    _exception: RunError | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _share_messages(self) -> AgentResult:
+        if "messages" in self.metadata:
+            self.metadata["messages"] = self.messages
+        return self
+
+    @property
+    def exception(self) -> RunError | None:
+        """The error behind `error`; None after a success. Rebuilt as a plain `RunError` after a trip through JSON."""
+        if self._exception is None and not self.success:
+            self._exception = RunError(self.error or self.stop_reason)
+            self._exception.result = self
+        return self._exception
+
+    def raise_for_error(self) -> AgentResult:
+        """Raise what went wrong, if something did.
+
+        Returns:
+            The result itself, so that `(await agent.run("…")).raise_for_error().content` reads well.
+
+        Raises:
+            RunError: The run did not succeed; the error's `result` is this result.
+        """
+        if self.exception is not None:
+            raise self.exception
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.agent_name}: {self.content}" if self.success else f"{self.agent_name} failed: {self.error}"
+
+
+AgentReturnPart = AgentResult
+ToolReturnPart = ToolResult

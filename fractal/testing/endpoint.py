@@ -1,0 +1,596 @@
+"""An OpenAI-compatible HTTP endpoint on the loopback interface, for tests.
+
+The endpoint runs in a thread with an event loop of its own, so it serves clients on asyncio, on trio and
+in blocking code alike, and a client that is cancelled or stuck does not stop it. It answers from a script
+(see `fractal.testing.answers`), refuses chat histories a provider would refuse, and counts what a client
+otherwise hides: open connections, requests in flight, answers nobody waited for.
+
+```python
+from fractal.testing import answers
+from fractal.testing.endpoint import Endpoint
+
+with Endpoint([answers.failure(429, retry_after=0), "hi"]) as endpoint:
+    client = OpenAI(base_url=endpoint.url, api_key="any")
+    ...
+    assert len(endpoint.requests) == 2
+```
+"""
+
+import json
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeAlias, TypeGuard
+
+import anyio
+import anyio.abc
+import h11
+
+from fractal.testing import answers as _answers
+from fractal.testing.answers import Answer, AnswerLike, ToolCallAnswer, as_answer
+
+__all__ = ["Answers", "Endpoint", "EndpointError", "RecordedRequest", "check_messages"]
+
+_START_LIMIT = 10.0
+_STOP_LIMIT = 10.0
+
+
+class EndpointError(Exception):
+    """The endpoint itself failed: its answers raised, or it could not start or stop; see `__cause__`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRequest:
+    """A request as it arrived.
+
+    Attributes:
+        method: "POST" or "GET".
+        path: The path, without the query.
+        query: What follows the question mark, or "".
+        headers: The headers, names in lower case.
+        body: The JSON object of the body; empty if the body is none.
+        raw: The bytes of the body.
+        at: When the request had arrived, on `time.monotonic`.
+    """
+
+    method: str
+    path: str
+    query: str = ""
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    body: dict[str, Any] = field(default_factory=dict[str, Any])
+    raw: bytes = b""
+    at: float = field(default_factory=time.monotonic)
+
+
+Answers: TypeAlias = AnswerLike | Sequence[AnswerLike] | Callable[[RecordedRequest], AnswerLike] | None
+"""What an endpoint answers; `Endpoint` tells how each form is read."""
+
+_Source: TypeAlias = Callable[[RecordedRequest], Answer]
+
+
+class Endpoint:
+    """A chat completions server on 127.0.0.1, at a port the system chooses.
+
+    It answers POST to any path that ends in `/chat/completions` (so Azure's deployments too), whole or
+    streamed, and GET of `/models`; anything else is a 404. Use it as a context manager, or call `start`
+    and `close`. The `wait_…` methods block the thread that calls them; from a coroutine use
+    `await anyio.to_thread.run_sync(endpoint.wait_for_requests, 1)`.
+
+    Example:
+        ```python
+        with Endpoint(lambda request: request.body["messages"][-1]["content"].upper()) as endpoint:
+            ...
+        ```
+
+    Args:
+        answers: A list or another sequence is a script, consumed in order of arrival; when it is used up
+            a request is answered 400 with the code "script_exhausted". One text, call or `Answer` is the
+            answer to every request, None is "ok". A function is given each request and is called in the
+            endpoint's thread, so it must not block.
+        latency: Seconds added to the delay of every answer.
+        api_key: The key a request has to carry, as a bearer token or in an `api-key` header; a request
+            without it is answered 401. None lets everyone in.
+        strict: Answer 400 with the code "invalid_messages" to what `check_messages` refuses.
+
+    Attributes:
+        requests: Every request, refused ones included, in order of arrival.
+        connections: Connections open now.
+        connections_opened: Connections opened since the start.
+        in_flight: Requests being answered now.
+        max_in_flight: The most there were at once.
+        disconnects: Requests whose client went away before the whole answer was sent.
+    """
+
+    def __init__(
+        self,
+        answers: Answers = None,
+        *,
+        latency: float = 0.0,
+        api_key: str | None = None,
+        strict: bool = True,
+    ) -> None:
+        self.requests: list[RecordedRequest] = []
+        self.connections = 0
+        self.connections_opened = 0
+        self.in_flight = 0
+        self.max_in_flight = 0
+        self.disconnects = 0
+        self._script: deque[Answer] = deque()
+        self._source = self._read(answers)
+        self._latency = latency
+        self._api_key = api_key
+        self._strict = strict
+        # Guards every attribute a user's thread may wait for; held for a few instructions only.
+        self._changed = threading.Condition()
+        self._faults: list[BaseException] = []
+        self._port: int | None = None
+        self._thread: threading.Thread | None = None
+        self._ready = threading.Event()
+        self._stop: socket.socket | None = None
+
+    @property
+    def url(self) -> str:
+        """The base URL for clients, `http://127.0.0.1:PORT/v1`."""
+        if self._port is None:
+            raise RuntimeError("the endpoint has no address before it is started")
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    @property
+    def answers_left(self) -> int:
+        """How many answers of the script nobody has asked for."""
+        return len(self._script)
+
+    def start(self) -> Self:
+        """Start to listen; does nothing if it listens already.
+
+        Raises:
+            EndpointError: It could not listen.
+            RuntimeError: It was closed; make a new one.
+        """
+        if self._thread is not None:
+            if self._stop is None:
+                raise RuntimeError("a closed endpoint cannot be started again")
+            return self
+        stop, self._stop = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, args=(stop,), name="fractal-endpoint", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(_START_LIMIT) or self._port is None:
+            self.close()
+            raise EndpointError("the endpoint did not start")
+        return self
+
+    def close(self) -> None:
+        """Close every connection and end the thread; does nothing the second time.
+
+        Raises:
+            EndpointError: The answers raised, or the thread did not end because an answer function blocks.
+        """
+        if self._thread is None or self._stop is None:
+            return
+        # The other end of the pair becomes readable. A call into the loop would do as well, but it waits
+        # for the loop, and so without a bound for an answer function that blocks it.
+        self._stop.close()
+        self._stop = None
+        self._thread.join(_STOP_LIMIT)
+        if self._thread.is_alive():
+            raise EndpointError(f"the endpoint did not stop within {_STOP_LIMIT:g} seconds")
+        if self._faults:
+            first, *others = self._faults
+            cause = BaseExceptionGroup("several answers failed", self._faults) if others else first
+            raise EndpointError(f"the endpoint failed: {first!r}") from cause
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except EndpointError as error:
+            if exc is None:
+                raise
+            # What failed in the test is likely its consequence, and must not be hidden by it.
+            exc.add_note(str(error))
+
+    def wait_for_requests(self, n: int, timeout: float = 5) -> None:
+        """Block until `n` requests have arrived in all.
+
+        Raises:
+            TimeoutError: There were fewer after `timeout` seconds.
+        """
+        self._wait(lambda: len(self.requests), lambda count: count >= n, timeout, f"{n} requests")
+
+    def wait_for_disconnects(self, n: int, timeout: float = 5) -> None:
+        """Block until the clients of `n` requests have gone away before their answer was sent.
+
+        Raises:
+            TimeoutError: There were fewer after `timeout` seconds.
+        """
+        self._wait(lambda: self.disconnects, lambda count: count >= n, timeout, f"{n} disconnects")
+
+    def wait_until_closed(self, timeout: float = 5) -> None:
+        """Block until no connection is open.
+
+        Raises:
+            TimeoutError: There still was one after `timeout` seconds.
+        """
+        self._wait(lambda: self.connections, lambda count: count == 0, timeout, "no open connection")
+
+    def _wait(self, count: Callable[[], int], enough: Callable[[int], bool], timeout: float, what: str) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: enough(count()), timeout):
+                raise TimeoutError(f"waited {timeout:g} seconds for {what}, there are {count()}")
+
+    def _read(self, given: Answers) -> _Source:
+        if given is None:
+            given = "ok"
+        if isinstance(given, Answer | str | ToolCallAnswer):
+            constant = as_answer(given)
+            return lambda _: constant
+        if callable(given):
+            function = given
+            return lambda request: as_answer(function(request))
+        self._script.extend(as_answer(each) for each in given)
+        return self._next_of_script
+
+    def _next_of_script(self, request: RecordedRequest) -> Answer:
+        if self._script:
+            return self._script.popleft()
+        return _answers.failure(400, "the script has no answer left", code="script_exhausted")
+
+    def _run(self, stop: socket.socket) -> None:
+        try:
+            with stop:
+                anyio.run(self._serve, stop, backend="asyncio")
+        except BaseException as error:  # a thread has no caller to raise to; `close` raises it
+            self._faults.append(error)
+        finally:
+            self._ready.set()
+
+    async def _serve(self, stop: socket.socket) -> None:
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        async with listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, self._converse)
+            self._port = listener.extra(anyio.abc.SocketAttribute.local_port)
+            self._ready.set()
+            await anyio.wait_readable(stop)
+            tasks.cancel_scope.cancel()
+
+    async def _converse(self, stream: anyio.abc.SocketStream) -> None:
+        with self._changed:
+            self.connections += 1
+            self.connections_opened += 1
+        try:
+            async with stream:
+                connection = _Connection(stream)
+                while (request := await connection.next_request()) is not None:
+                    await self._respond(connection, request)
+        finally:
+            with self._changed:
+                self.connections -= 1
+                self._changed.notify_all()
+
+    async def _respond(self, connection: "_Connection", request: RecordedRequest) -> None:
+        with self._in_flight(request):
+            reply = self._reply(request)
+            if not await connection.unless_gone(partial(connection.send, reply)):
+                self.disconnects += 1
+
+    @contextmanager
+    def _in_flight(self, request: RecordedRequest) -> Generator[None, None, None]:
+        with self._changed:
+            self.requests.append(request)
+            self.in_flight += 1
+            self.max_in_flight = max(self.max_in_flight, self.in_flight)
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.in_flight -= 1
+                self._changed.notify_all()
+
+    def _reply(self, request: RecordedRequest) -> "_Reply":
+        try:
+            return _reply(self._answer(request), request)
+        except Exception as error:
+            self._faults.append(error)
+            # Without the header OpenAI's clients retry, and call the broken function again.
+            header = {"x-should-retry": "false"}
+            return _reply(_answers.failure(500, f"no answer: {error!r}", headers=header), request)
+
+    def _answer(self, request: RecordedRequest) -> Answer:
+        if self._api_key is not None and not _carries(request, self._api_key):
+            return _answers.failure(401, "wrong or missing API key", code="invalid_api_key")
+        if request.method == "GET" and request.path.endswith("/models"):
+            return _MODELS
+        if request.method != "POST" or not request.path.endswith("/chat/completions"):
+            return _answers.failure(404, f"no such path: {request.method} {request.path}", code="not_found")
+        if not request.body:
+            return _answers.failure(400, "the body is not a JSON object", code="invalid_json")
+        if self._strict:
+            try:
+                check_messages(request.body.get("messages"))
+            except ValueError as fault:
+                return _answers.failure(400, str(fault), code="invalid_messages")
+        answer = self._source(request)
+        return replace(answer, delay=answer.delay + self._latency)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reply:
+    """An answer made ready: once there is one, only the connection can fail."""
+
+    head: h11.Response
+    pieces: tuple[bytes, ...]
+    answer: Answer
+
+
+class _Connection:
+    """HTTP/1.1 over one socket."""
+
+    def __init__(self, stream: anyio.abc.SocketStream) -> None:
+        self._stream = stream
+        self._http = h11.Connection(h11.SERVER)
+
+    async def next_request(self) -> RecordedRequest | None:
+        """Read a request; None if the client is gone, speaks no HTTP, or is to be hung up on."""
+        states = self._http.our_state, self._http.their_state
+        if states == (h11.DONE, h11.DONE):
+            self._http.start_next_cycle()
+        elif states != (h11.IDLE, h11.IDLE):
+            return None
+        try:
+            return await self._read_request()
+        except (anyio.EndOfStream, anyio.BrokenResourceError, h11.RemoteProtocolError):
+            return None
+
+    async def _read_request(self) -> RecordedRequest | None:
+        head: h11.Request | None = None
+        body = bytearray()
+        while True:
+            event = self._http.next_event()
+            if isinstance(event, h11.Request):
+                head = event
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage) and head is not None:
+                return _recorded(head, bytes(body))
+            elif event is h11.NEED_DATA:
+                await self._read_more()
+            else:
+                return None
+
+    async def _read_more(self) -> None:
+        if self._http.they_are_waiting_for_100_continue:
+            go_on = self._http.send(h11.InformationalResponse(status_code=100, headers=[]))
+            await self._stream.send(go_on or b"")
+        self._http.receive_data(await self._stream.receive())
+
+    async def unless_gone(self, send: Callable[[], Awaitable[None]]) -> bool:
+        """Await `send`, but give up as soon as the client closes; say whether it was completed."""
+        sent = False
+
+        async def watch() -> None:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:  # what arrives early belongs to the next request
+                    self._http.receive_data(await self._stream.receive())
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            with suppress(anyio.BrokenResourceError):
+                await send()
+                sent = True
+            tasks.cancel_scope.cancel()
+        return sent
+
+    async def send(self, reply: _Reply) -> None:
+        answer = reply.answer
+        await anyio.sleep(answer.delay)
+        if answer.wire == "hang":
+            await anyio.sleep_forever()
+        if answer.wire == "nothing":
+            return
+        pending = self._http.send(reply.head) or b""
+        for number, piece in enumerate(reply.pieces):
+            if number:
+                await self._stream.send(pending)
+                pending = b""
+                await anyio.sleep(answer.chunk_delay)
+            pending += self._http.send(h11.Data(data=piece)) or b""
+        # The end goes out with the last piece: a client may close as soon as it has read that.
+        if answer.wire == "whole":
+            pending += self._http.send(h11.EndOfMessage()) or b""
+        await self._stream.send(pending)
+
+
+def _recorded(head: h11.Request, raw: bytes) -> RecordedRequest:
+    path, _, query = head.target.decode("ascii", "replace").partition("?")
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
+    try:
+        body: object = json.loads(raw) if raw else None
+    except ValueError:
+        body = None
+    return RecordedRequest(
+        method=head.method.decode("ascii"),
+        path=path,
+        query=query,
+        headers=headers,
+        body=body if _is_object(body) else {},
+        raw=raw,
+    )
+
+
+def _carries(request: RecordedRequest, key: str) -> bool:
+    bearer = request.headers.get("authorization")
+    return bearer == f"Bearer {key}" or request.headers.get("api-key") == key
+
+
+def _reply(answer: Answer, request: RecordedRequest) -> _Reply:
+    headers = list(answer.headers.items())
+    streamed = request.body.get("stream") is True and answer.body is None and answer.error is None
+    if streamed:
+        pieces = _events(answer, request)
+        kept = pieces[: len(pieces) // 2]
+        headers += [("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")]
+    else:
+        body = _body(answer, request)
+        pieces, kept = (body,), (body[: len(body) // 2],)
+        headers += [("Content-Type", answer.content_type), ("Content-Length", str(len(body)))]
+    head = h11.Response(status_code=answer.status, headers=headers)
+    return _Reply(head=head, pieces=kept if answer.wire == "cut" else pieces, answer=answer)
+
+
+def _body(answer: Answer, request: RecordedRequest) -> bytes:
+    if answer.body is not None:
+        return answer.body
+    if answer.error is not None:
+        return json.dumps({"error": dict(answer.error)}).encode()
+    return json.dumps(answer.completion(_model(request))).encode()
+
+
+def _events(answer: Answer, request: RecordedRequest) -> tuple[bytes, ...]:
+    options: object = request.body.get("stream_options")
+    include_usage = _is_object(options) and options.get("include_usage") is True
+    chunks = answer.chunks(_model(request), include_usage=include_usage)
+    return *(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks), b"data: [DONE]\n\n"
+
+
+def _model(request: RecordedRequest) -> str:
+    # Azure names the model, as a deployment, in the path and lets the body leave it out.
+    _, _, deployment = request.path.partition("/deployments/")
+    return str(request.body.get("model") or deployment.partition("/")[0] or "unnamed")
+
+
+_MODELS = _answers.raw(
+    json.dumps(
+        {
+            "object": "list",
+            "data": [{"id": "test-model", "object": "model", "created": 0, "owned_by": "test"}],
+        }
+    ),
+    content_type="application/json",
+)
+
+
+def check_messages(messages: object) -> None:
+    """Check that messages are a chat history an OpenAI-compatible provider accepts.
+
+    The first message that is not the system's is the user's. Every tool call of an assistant's message is
+    answered by one tool message, in the order of the calls and directly after it; no tool message stands
+    without its call. An assistant's message has content, tool calls or a refusal.
+
+    Example:
+        ```python
+        check_messages([{"role": "user", "content": "hi"}])
+        ```
+
+    Args:
+        messages: The `messages` of a request, as read from JSON.
+
+    Raises:
+        ValueError: They are not; the text names the index and the fault, as in "messages[2]: …".
+    """
+    if not _is_list(messages) or not messages:
+        raise ValueError("messages: a list of at least one message is required")
+    open_calls: deque[str] = deque()
+    started = False
+    for index, message in enumerate(messages):
+        try:
+            role = _check_message(message)
+            _check_place(message, role, open_calls, started)
+        except ValueError as fault:
+            raise ValueError(f"messages[{index}]: {fault}") from None
+        started = started or role not in _SYSTEM_ROLES
+    if open_calls:
+        raise ValueError(f"messages[{len(messages)}]: the result of call {open_calls[0]!r} is missing")
+
+
+_SYSTEM_ROLES = ("system", "developer")
+_ROLES = (*_SYSTEM_ROLES, "user", "assistant", "tool")
+
+
+def _check_message(message: object) -> str:
+    """Check a message by itself and return its role."""
+    if not _is_object(message):
+        raise ValueError(f"a message is an object, not {message!r}")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise ValueError(f"the role {role!r} is unknown")
+    content = message.get("content")
+    if content is None:
+        if role != "assistant":
+            raise ValueError(f"a {role} message needs content")
+    elif not isinstance(content, str) and not _is_parts(content):
+        raise ValueError(f"content is a string or a list of parts with a type, not {content!r}")
+    if role == "assistant":
+        _check_assistant(message)
+    elif "tool_calls" in message:
+        raise ValueError(f"a {role} message makes no tool calls")
+    return role
+
+
+def _check_assistant(message: dict[str, Any]) -> None:
+    calls: object = message.get("tool_calls")
+    if calls is not None and (not _is_list(calls) or not calls):
+        raise ValueError("tool_calls is a list of at least one call, or left out")
+    if message.get("content") is None and calls is None and not message.get("refusal"):
+        raise ValueError("an assistant message needs content, tool_calls or a refusal")
+    seen: set[str] = set()
+    for call in calls if _is_list(calls) else []:
+        identity = _check_call(call)
+        if identity in seen:
+            raise ValueError(f"the call id {identity!r} is used twice")
+        seen.add(identity)
+
+
+def _check_call(call: object) -> str:
+    """Check an entry of tool_calls and return its id."""
+    function: object = call.get("function") if _is_object(call) else None
+    if not _is_object(call) or call.get("type") != "function" or not _is_object(function):
+        raise ValueError(f"a tool call has an id, the type 'function' and a function, not {call!r}")
+    identity = call.get("id")
+    if not isinstance(identity, str) or not identity:
+        raise ValueError(f"the id of a tool call is a string that is not empty, not {identity!r}")
+    name, arguments = function.get("name"), function.get("arguments")
+    if not isinstance(name, str) or not name or not isinstance(arguments, str):
+        raise ValueError(f"the function of call {identity!r} has a name and its arguments as a string")
+    return identity
+
+
+def _check_place(message: dict[str, Any], role: str, open_calls: deque[str], started: bool) -> None:
+    """Check a message against what came before, and keep the calls that have no result yet."""
+    if role == "tool":
+        answered = message.get("tool_call_id")
+        if not open_calls:
+            raise ValueError(f"a tool message for {answered!r} without an open call")
+        if answered != open_calls[0]:
+            raise ValueError(f"a tool message for {answered!r} where {open_calls[0]!r} is next")
+        open_calls.popleft()
+        return
+    if open_calls:
+        raise ValueError(f"the result of call {open_calls[0]!r} is missing before this {role} message")
+    if role == "assistant":
+        if not started:
+            raise ValueError("the first message after the system's is the user's, not the assistant's")
+        open_calls.extend(call["id"] for call in message.get("tool_calls") or ())
+
+
+def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _is_parts(value: object) -> bool:
+    return _is_list(value) and bool(value) and all(_is_object(part) and "type" in part for part in value)

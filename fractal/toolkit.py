@@ -1,0 +1,349 @@
+"""Tools: functions that a model may call, and the kit that holds them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, overload
+from weakref import WeakKeyDictionary
+
+from fractal._docstring import Documentation, read_docstring
+from fractal._schema import Parameters, schema_of
+from fractal._threads import Gate
+from fractal.context import RunContext
+from fractal.errors import InvalidArguments, InvalidTool, ToolNameTaken
+from fractal.models.base import ToolSchemas
+
+__all__ = ["AgentToolkit", "Tool", "ToolOptions", "tool"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_MARK = "__fractal_tool__"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolOptions:
+    """How a function is offered and called; the arguments of `tool`, kept with the function."""
+
+    name: str | None = None
+    description: str | None = None
+    terminate: bool = False
+    timeout: float | None = None
+    on_cancel: Literal["abandon", "wait"] = "abandon"
+    max_concurrency: int | None = None
+    sequential: bool = False
+    on_error: Literal["model", "raise"] = "model"
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise InvalidArguments(f"timeout={self.timeout!r}: give seconds above 0, or None for no limit")
+        if self.max_concurrency is not None and self.max_concurrency < 1:
+            raise InvalidArguments(f"max_concurrency={self.max_concurrency!r}: give 1 or more, or None for no limit")
+        if self.on_cancel not in ("abandon", "wait"):
+            raise InvalidArguments(f'on_cancel={self.on_cancel!r}: it is "abandon" or "wait"')
+        if self.on_error not in ("model", "raise"):
+            raise InvalidArguments(f'on_error={self.on_error!r}: it is "model" or "raise"')
+
+
+@overload
+def tool(function: Function, /) -> Function: ...
+
+
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    terminate: bool = False,
+    timeout: float | None = None,
+    on_cancel: Literal["abandon", "wait"] = "abandon",
+    max_concurrency: int | None = None,
+    sequential: bool = False,
+    on_error: Literal["model", "raise"] = "model",
+) -> Callable[[Function], Function]: ...
+
+
+def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Mark a function or method as a tool that a model may call.
+
+    The function itself is unchanged and can be called as before. Its annotations and defaults make the JSON Schema
+    the model sees, its docstring the descriptions. A plain `def` runs in a worker thread, so it never blocks the
+    event loop.
+
+    Args:
+        function: The function, when used without parentheses.
+        name: Name the model sees. None: the function's own.
+        description: What the model is told it does. None: the docstring.
+        terminate: End the run with this tool's result as its content.
+        timeout: Seconds one call may take, waiting for a free place included. None: `Limits.tool_timeout`.
+        on_cancel: What happens to a plain `def` tool whose call is cancelled or timed out. `"abandon"` returns at once
+            and leaves the thread to itself: the result's `abandoned` names it. `"wait"` returns when it has ended: for
+            tools with effects that must not happen unseen. An `async def` tool is always cancelled and waited for.
+        max_concurrency: Calls of this tool at a time, over all runs of the process. None: no limit of its own.
+        sequential: Never run it beside another tool call of the same reply.
+        on_error: `"model"` tells the model what went wrong, `"raise"` ends the run.
+
+    Returns:
+        The function, marked; or a decorator, when called with options.
+
+    Raises:
+        InvalidArguments: An option has a value it cannot have.
+
+    Example:
+        >>> @tool(timeout=5)
+        ... def add(a: int, b: int = 1) -> int:
+        ...     '''Add two numbers.'''
+        ...     return a + b
+        >>> add(2)
+        3
+    """
+    settings = ToolOptions(**options)
+
+    def mark(target: Any) -> Any:
+        # A static or class method is marked on its function, whichever decorator comes first.
+        setattr(getattr(target, "__func__", target), _MARK, settings)
+        return target
+
+    return mark if function is None else mark(function)
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function as a model sees and calls it; made by a toolkit.
+
+    Attributes:
+        name: Name the model uses.
+        description: What the model is told it does.
+        function: What is called.
+        parameters: The arguments: JSON Schema and validator.
+        is_async: Whether the call is awaited in the event loop; if not, it runs in a worker thread.
+        options: How it is called.
+        gate: The limit of its own, or None.
+    """
+
+    name: str
+    description: str
+    function: Callable[..., Any]
+    parameters: Parameters
+    is_async: bool
+    options: ToolOptions
+    gate: Gate | None = None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The tool as a chat-completions schema."""
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": self.description,
+                "parameters": self.parameters.json_schema,
+            },
+        }
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], options: ToolOptions | None = None) -> Tool:
+        """Make a tool of a function, bound method, partial or callable object.
+
+        Args:
+            function: What to call.
+            options: How; None: as `tool` marked it, or the defaults.
+
+        Raises:
+            InvalidTool: It cannot be offered to a model.
+        """
+        if not callable(function):
+            raise InvalidTool(repr(function), "it cannot be called")
+        options = options or options_of(function) or ToolOptions()
+        name = options.name or _name_of(function)
+        documentation = _documentation_of(function)
+        parameters = _parameters_of(function, name, documentation)
+        gate = _gate_of(function, options)
+        description = options.description if options.description is not None else documentation.summary
+        return cls(name, description, function, parameters, _is_async(function), options, gate)
+
+
+class AgentToolkit:
+    """A set of tools. Subclass it and decorate methods, or add functions to an instance.
+
+    Every agent has one; one made by hand can be given to several agents.
+
+    Args:
+        *functions: Functions to add, decorated or not.
+
+    Raises:
+        InvalidTool: One of them cannot be a tool.
+        ToolNameTaken: Two have one name.
+
+    Example:
+        >>> class Numbers(AgentToolkit):
+        ...     @tool
+        ...     def double(self, n: int) -> int:
+        ...         return 2 * n
+        >>> [t.name for t in Numbers()]
+        ['double']
+    """
+
+    register_as_tool = staticmethod(tool)
+
+    def __init__(self, *functions: Callable[..., Any]) -> None:
+        self._tools: dict[str, Tool] = {}
+        self._schemas: ToolSchemas | None = None
+        self.add_methods(self)
+        for function in functions:
+            self.add_tool(function)
+
+    def add_tool(
+        self,
+        function: Callable[..., Any] | Tool,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        terminate: bool = False,
+    ) -> Tool:
+        """Add a function.
+
+        Args:
+            function: Function, bound method, partial or callable object; options given to `tool` hold.
+            name: Name the model sees. None: as `tool` said, or the function's own.
+            description: What the model is told it does. None: as `tool` said, or the docstring.
+            terminate: End a run with this tool's result, whatever `tool` said.
+
+        Returns:
+            The tool made of it.
+
+        Raises:
+            InvalidTool: It cannot be a tool.
+            ToolNameTaken: There is one of that name.
+        """
+        if isinstance(function, Tool):
+            return self._add(function)
+        options = options_of(function) or ToolOptions()
+        options = replace(
+            options,
+            name=name or options.name,
+            description=description if description is not None else options.description,
+            terminate=terminate or options.terminate,
+        )
+        return self._add(Tool.from_function(function, options))
+
+    def add_methods(self, owner: object) -> None:
+        """Add every method of an object that `tool` marked, inherited ones included, in the order of definition.
+
+        Classes are read without touching the object, so no property of it is run. A method that a subclass overrides
+        is the subclass's: a tool only if it is marked there.
+        """
+        names = dict.fromkeys(name for kind in reversed(type(owner).__mro__) for name in vars(kind))
+        for name in names:
+            if options_of(inspect.getattr_static(type(owner), name)) is not None:
+                self._add(Tool.from_function(getattr(owner, name)))
+
+    def _add(self, new: Tool) -> Tool:
+        if new.name in self._tools:
+            raise ToolNameTaken(new.name)
+        # A new dictionary: runs that have begun keep the tools they began with.
+        self._tools = {**self._tools, new.name: new}
+        self._schemas = None
+        return new
+
+    def get(self, name: str) -> Tool | None:
+        """The tool of that name, or None."""
+        return self._tools.get(name)
+
+    @property
+    def tools(self) -> Mapping[str, Tool]:
+        """The tools by name."""
+        return types.MappingProxyType(self._tools)
+
+    def get_tools(self) -> dict[str, Callable[..., Any]]:
+        """The functions that a model may call, by the name it uses."""
+        return {tool.name: tool.function for tool in self}
+
+    def get_tool_schemas(self) -> list[dict[str, Any]]:
+        """The tools as a model sees them: chat-completions function schemas, in the order of registration."""
+        return list(self.schemas().schemas)
+
+    def schemas(self) -> ToolSchemas:
+        """The tools as the model sees them, built once."""
+        if self._schemas is None:
+            self._schemas = ToolSchemas([tool.schema for tool in self._tools.values()])
+        return self._schemas
+
+    def __iter__(self) -> Iterator[Tool]:
+        return iter(self._tools.values())
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tools
+
+
+def options_of(function: object) -> ToolOptions | None:
+    """What `tool` said of a function, method, or static or class method; None if it is not marked."""
+    inner = getattr(function, "__func__", function)
+    options = inspect.getattr_static(inner, _MARK, None)  # static: no property of a callable object is run
+    return options if isinstance(options, ToolOptions) else None
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    inner = function.func if isinstance(function, functools.partial) else function
+    name = getattr(inner, "__name__", None)
+    return name if isinstance(name, str) and name.isidentifier() else type(inner).__name__
+
+
+def _documentation_of(function: Callable[..., Any]) -> Documentation:
+    inner = function.func if isinstance(function, functools.partial) else function
+    if not inspect.isroutine(inner) and not inspect.isclass(inner):
+        call = type(inner).__call__
+        return read_docstring(call.__doc__ or type(inner).__doc__)
+    return read_docstring(inspect.getdoc(inner))
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    inner: Any = function
+    while isinstance(inner, functools.partial):
+        inner = cast("Any", inner.func)
+    if inspect.iscoroutinefunction(inner):
+        return True
+    return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)
+
+
+_known_parameters: WeakKeyDictionary[Any, Parameters] = WeakKeyDictionary()
+_known_gates: WeakKeyDictionary[Any, Gate] = WeakKeyDictionary()
+
+
+def _identity(function: Callable[..., Any]) -> Any:
+    """What bound methods of all instances share; None for what cannot be remembered."""
+    inner = getattr(function, "__func__", function)
+    return inner if isinstance(inner, types.FunctionType) else None
+
+
+def _parameters_of(function: Callable[..., Any], name: str, documentation: Documentation) -> Parameters:
+    # A schema is built once per function, so that making an agent for each request stays cheap.
+    identity = _identity(function)
+    key_fits = identity is not None and inspect.ismethod(function) == ("." in identity.__qualname__)
+    known = _known_parameters.get(identity) if key_fits else None
+    if known is None:
+        known = schema_of(function, name=name, documentation=documentation, is_context=_is_context)
+        if key_fits:
+            _known_parameters[identity] = known
+    return known
+
+
+def _gate_of(function: Callable[..., Any], options: ToolOptions) -> Gate | None:
+    if options.max_concurrency is None:
+        return None
+    identity = _identity(function)
+    if identity is None:
+        return Gate(options.max_concurrency)
+    return _known_gates.setdefault(identity, Gate(options.max_concurrency))
+
+
+def _is_context(hint: Any) -> bool:
+    if get_origin(hint) in (types.UnionType, Union):
+        return any(_is_context(argument) for argument in get_args(hint))
+    return (get_origin(hint) or hint) is RunContext
