@@ -4,7 +4,11 @@ A run is a tree of tasks under one cancel scope: when the call returns, the tree
 asyncio and on trio, and `fractal.sync` gives blocking callers the same guarantees.
 """
 
-from fractal.agent import AgentDefinition as AgentDefinition, BaseAgent as BaseAgent
+from fractal.agent import (
+    AgentDefinition as AgentDefinition,
+    BaseAgent as BaseAgent,
+    RunOptions as RunOptions,
+)
 from fractal.context import RunContext as RunContext
 from fractal.errors import (
     AuthenticationFailed as AuthenticationFailed,
@@ -53,6 +57,7 @@ from fractal.events import (
     WarningRaised as WarningRaised,
 )
 from fractal.limits import Limits as Limits
+from fractal.many import run_many as run_many
 from fractal.messages import Message as Message
 from fractal.models import (
     Model as Model,
@@ -115,6 +120,7 @@ __all__ = [
     "RunContext",
     "RunError",
     "RunFinished",
+    "RunOptions",
     "RunStarted",
     "ServerError",
     "StatusError",
@@ -132,5 +138,6 @@ __all__ = [
     "Usage",
     "UserError",
     "WarningRaised",
+    "run_many",
     "tool",
 ]

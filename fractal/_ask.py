@@ -49,7 +49,7 @@ async def ask(run: Run) -> Reply:
 
 def back_off_seconds(attempt: int) -> float:
     """Seconds to wait after so many failed tries: 0.5, 1, 2, 4, then 8, less up to a quarter at random."""
-    return min(FIRST_BACK_OFF * 2 ** (attempt - 1), LONGEST_BACK_OFF) * random.uniform(0.75, 1.0)
+    return min(FIRST_BACK_OFF * 2.0 ** min(attempt - 1, 10), LONGEST_BACK_OFF) * random.uniform(0.75, 1.0)
 
 
 def _request(run: Run) -> ModelRequest:

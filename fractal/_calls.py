@@ -20,7 +20,9 @@ from fractal.events import ToolFinished, ToolStarted
 from fractal.results import Outcome, ToolResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
+
+    from anyio.abc import TaskGroup
 
     from fractal._run import Run
     from fractal._step import BoundCall
@@ -165,7 +167,7 @@ async def _side_by_side(run: Run, calls: list[_Call]) -> None:
     async def run_one(call: _Call) -> None:
         nonlocal running
         try:
-            await _run_call(call)
+            await _run_call(call, group)
         finally:
             running -= 1
             if not running:
@@ -209,12 +211,12 @@ def _timeout_of(call: _Call) -> float:
     return timeout if timeout is not None else math.inf
 
 
-async def _run_call(call: _Call) -> None:
+async def _run_call(call: _Call, group: TaskGroup) -> None:
     """Run one call to its outcome. Cancellation passes through; everything else becomes a result."""
     scope = anyio.CancelScope(deadline=call.cut_at)
     try:
         with scope:
-            await _invoke_or_note_cut(call, scope)
+            await _invoke_or_note_cut(call, scope, group)
     except (Exception, SystemExit, BaseExceptionGroup) as error:
         # Outside the scope, so that the scope has taken its own cancellation out of a group already.
         cancelled = anyio.get_cancelled_exc_class()
@@ -229,9 +231,9 @@ async def _run_call(call: _Call) -> None:
                 raise meant from None
 
 
-async def _invoke_or_note_cut(call: _Call, scope: anyio.CancelScope) -> None:
+async def _invoke_or_note_cut(call: _Call, scope: anyio.CancelScope, group: TaskGroup) -> None:
     try:
-        await _invoke(call)
+        await _invoke(call, group)
     except anyio.get_cancelled_exc_class() as error:
         if cancellation_was_meant():
             run_is_over = anyio.current_time() + _CLOCK_SLACK >= call.run.deadline
@@ -250,7 +252,7 @@ def _cut(call: _Call, timed_out: bool) -> tuple[Outcome, None, str]:
     return ("timeout", None, why) if timed_out else ("cancelled", None, why)
 
 
-async def _invoke(call: _Call) -> None:
+async def _invoke(call: _Call, group: TaskGroup) -> None:
     tool = call.bound.tool
     assert tool is not None
     context = call.run.context(tool_name=tool.name, call_id=call.bound.call_id)
@@ -262,12 +264,12 @@ async def _invoke(call: _Call) -> None:
         text = text_of(content)
     else:
         context.started()
-        content, text = await _in_thread(call, tool, partial(tool.function, *positional, **by_name))
+        content, text = await _in_thread(call, tool, partial(tool.function, *positional, **by_name), group)
     call.text = text
     call.end("ok", content)
 
 
-async def _in_thread(call: _Call, tool: Tool, function: Callable[[], Any]) -> tuple[Any, str]:
+async def _in_thread(call: _Call, tool: Tool, function: Callable[[], Any], group: TaskGroup) -> tuple[Any, str]:
     def work() -> tuple[Any, str]:
         content = function()
         return content, "" if inspect.isawaitable(content) else text_of(content)
@@ -276,7 +278,8 @@ async def _in_thread(call: _Call, tool: Tool, function: Callable[[], Any]) -> tu
         logger.info("tool %r, abandoned earlier, has ended", tool.name)
 
     gates = (tool.gate,) if tool.gate is not None else ()
-    thread = ThreadCall(work, gates=gates, abandon=tool.options.on_cancel == "abandon", on_late_end=ended_late)
+    abandon = tool.options.on_cancel == "abandon"
+    thread = ThreadCall(work, gates=gates, abandon=abandon, group=group, on_late_end=ended_late)
     try:
         content, text = await thread.run()
     finally:
@@ -288,7 +291,7 @@ async def _in_thread(call: _Call, tool: Tool, function: Callable[[], Any]) -> tu
 
 
 @asynccontextmanager
-async def _place(gate: Gate | None) -> AsyncIterator[None]:
+async def _place(gate: Gate | None) -> AsyncGenerator[None]:
     """A place in the tool's own limit, if it has one."""
     if gate is None:
         yield
@@ -302,8 +305,9 @@ async def _place(gate: Gate | None) -> AsyncIterator[None]:
 
 def _explain(error: BaseException) -> str:
     """What a tool raised, for the model: one phrase for each exception of a group."""
-    if isinstance(error, BaseExceptionGroup):
-        return "; ".join(map(_explain, leaves(error)))
+    members = leaves(error)
+    if members != [error]:
+        return "; ".join(map(_explain, members))
     if isinstance(error, SystemExit):
         return f"the tool called sys.exit({error.code!r})"
     text = text_of(str(error))

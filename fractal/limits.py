@@ -157,7 +157,9 @@ class Reservation:
     __slots__ = ("_amount", "_budget", "_resource")
 
     def __init__(self, budget: Budget, resource: Resource, amount: int) -> None:
-        self._budget, self._resource, self._amount = budget, resource, amount
+        self._budget = budget
+        self._resource: Resource = resource
+        self._amount = amount
 
     def commit(self, actual: int | None = None) -> None:
         """Spend it.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from fractal._json import encode, text_of
+from fractal._json import encode, is_list, is_mapping, text_of
 from fractal.errors import InvalidArguments, InvalidMessages
 
 __all__ = ["Message", "Transcript", "user_message"]
@@ -31,10 +31,9 @@ def user_message(user_input: object) -> Message:
 
 
 def _are_parts(value: object) -> bool:
-    if not isinstance(value, list) or not value:
-        return False
-    parts = cast("list[object]", value)
-    return all(isinstance(part, Mapping) and part.get("type") in _PART_TYPES for part in parts)  # pyright: ignore[reportUnknownMemberType]
+    return (
+        is_list(value) and bool(value) and all(is_mapping(part) and part.get("type") in _PART_TYPES for part in value)
+    )
 
 
 class Transcript:
@@ -118,17 +117,16 @@ class Transcript:
         return self._fragments
 
     def _fault(self, message: object) -> str | None:
-        if not isinstance(message, Mapping):
+        if not is_mapping(message):
             return f"a message is a dict with a role, not {type(message).__name__}"
-        fields = cast("Mapping[str, Any]", message)
-        role = fields.get("role")
+        role = message.get("role")
         if role not in _ROLES:
             return f"unknown role {role!r}"
         if role == "tool":
-            return self._fault_of_answer(fields)
+            return self._fault_of_answer(message)
         if self._open_calls:
             return f"tool call {self._open_calls[0]!r} must be answered before a {role} message"
-        return _fault_of_calls(fields.get("tool_calls"))
+        return _fault_of_calls(message.get("tool_calls"))
 
     def _fault_of_answer(self, message: Mapping[str, Any]) -> str | None:
         call_id = message.get("tool_call_id")
@@ -142,11 +140,11 @@ class Transcript:
 def _fault_of_calls(calls: object) -> str | None:
     if calls is None:
         return None
-    if not isinstance(calls, list):
+    if not is_list(calls):
         return "tool_calls is not a list"
     ids: set[str] = set()
-    for call in cast("list[Any]", calls):
-        call_id = call.get("id") if isinstance(call, Mapping) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    for call in calls:
+        call_id = call.get("id") if is_mapping(call) else None
         if not isinstance(call_id, str) or not call_id:
             return "a tool call has no id"
         if call_id in ids:

@@ -66,7 +66,7 @@ def tool(
 ) -> Callable[[Function], Function]: ...
 
 
-def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:  # noqa: D417  # see the overload
     """Mark a function or method as a tool that a model may call.
 
     The function itself is unchanged and can be called as before. Its annotations and defaults make the JSON Schema

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, cast
+from typing import Any
 
-from fractal._json import decode
+from fractal._json import decode, is_mapping
 from fractal.errors import (
     AuthenticationFailed,
     BadReply,
@@ -30,7 +30,7 @@ _TAGS = re.compile(r"<[^>]*>|\s+")
 
 
 @contextmanager
-def translated(secret: str | None = None) -> Iterator[None]:
+def translated(secret: str | None = None) -> Generator[None]:
     """Turn what clients and HTTP libraries raise into a `ModelError`; leave the rest alone.
 
     Args:
@@ -164,17 +164,16 @@ def _error_object(body: object) -> Mapping[str, Any]:
             value = decode(value)
         except ValueError:
             return {}
-    if not isinstance(value, Mapping):
+    if not is_mapping(value):
         return {}
-    fields = cast("Mapping[str, Any]", value)
-    inner = fields.get("error")
-    if isinstance(inner, Mapping):
-        return cast("Mapping[str, Any]", inner)
+    inner = value.get("error")
+    if is_mapping(inner):
+        return inner
     if isinstance(inner, str):
         return {"message": inner}
-    if isinstance(fields.get("detail"), str):  # FastAPI's way
-        return {"message": fields["detail"]}
-    return fields
+    if isinstance(value.get("detail"), str):  # FastAPI's way
+        return {"message": value["detail"]}
+    return value
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -190,8 +189,8 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         return None
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return max((moment - datetime.now(timezone.utc)).total_seconds(), 0.0)
+        moment = moment.replace(tzinfo=UTC)
+    return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
 
 
 def _number(value: str | None) -> float | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from anyio.lowlevel import current_token
 from pydantic import BaseModel
 
+from fractal._json import is_list, is_mapping
 from fractal._threads import ThreadCall
 from fractal.errors import ClientBoundToLoop, InvalidArguments, MissingCredentials
 from fractal.models._faults import completion_from, translated
@@ -52,7 +53,7 @@ def wire_for(client: Any, *, base_url: str | None = None, api_key: str | None = 
     openai: Any = sys.modules.get("openai")
     is_sdk = openai is not None and isinstance(client, (openai.AsyncOpenAI, openai.OpenAI))
     # Somebody who replaced `create` on a real client means that to be called.
-    if is_sdk and "create" not in vars(client.chat.completions):
+    if openai is not None and is_sdk and "create" not in vars(client.chat.completions):
         if isinstance(client, openai.AsyncOpenAI):
             return SdkWire(client)
         twin = _async_twin_maker(client, openai)
@@ -109,9 +110,8 @@ class SdkWire:
     """
 
     def __init__(self, client: Any, clone: Callable[[Any], Any] | None = None) -> None:
-        self._client, self._clone = client, clone
-        if clone is None and _has_default_http(client):
-            self._clone = lambda http: client.copy(http_client=http)
+        self._client = client
+        self._clone = clone if clone is not None else _copier(client)
         self._loop: object = None
 
     async def complete(self, request: ModelRequest) -> object:
@@ -179,7 +179,7 @@ class ObjectWire:
             else:
                 answer = await ThreadCall(lambda: create(**parameters), abandon=True).run()
                 if inspect.isawaitable(answer):
-                    answer = await cast("Awaitable[Any]", answer)
+                    answer = await answer
         return plain(answer)
 
 
@@ -187,12 +187,12 @@ def plain(answer: Any) -> Any:
     """A completion in JSON's own types, from a dict, a pydantic model, or an object with the same attributes."""
     if isinstance(answer, BaseModel):
         return answer.model_dump(mode="json", warnings=False)
-    if isinstance(answer, Mapping) or answer is None:
-        return cast("object", answer)
+    if is_mapping(answer) or answer is None:
+        return answer
     # Read by name, since a mock has every attribute and only those set to plain values count.
     choices = getattr(answer, "choices", None)
     return {
-        "choices": [_plain_choice(choice) for choice in cast("list[Any]", choices)] if isinstance(choices, list) else [],
+        "choices": [_plain_choice(choice) for choice in choices] if is_list(choices) else [],
         "usage": _attributes(getattr(answer, "usage", None), "prompt_tokens", "completion_tokens"),
     }
 
@@ -201,10 +201,10 @@ def _plain_choice(choice: Any) -> dict[str, Any]:
     message = getattr(choice, "message", None)
     calls = getattr(message, "tool_calls", None)
     plain_message = _attributes(message, "content", "refusal")
-    if isinstance(calls, (list, tuple)):
+    if is_list(calls):
         plain_message["tool_calls"] = [
             {**_attributes(call, "id"), "function": _attributes(getattr(call, "function", None), "name", "arguments")}
-            for call in cast("list[Any]", calls)
+            for call in calls
         ]
     return {"message": plain_message, **_attributes(choice, "finish_reason")}
 
@@ -236,6 +236,13 @@ def _has_default_http(client: Any) -> bool:
     """Whether the SDK made the HTTP client itself, so that another one serves as well."""
     http = getattr(client, "_client", None)
     return type(http).__name__ in ("AsyncHttpxClientWrapper", "SyncHttpxClientWrapper")
+
+
+def _copier(client: Any) -> Callable[[Any], Any] | None:
+    def copy(http: Any) -> Any:
+        return client.copy(http_client=http)
+
+    return copy if _has_default_http(client) else None
 
 
 def _async_twin_maker(client: Any, openai: Any) -> Callable[[Any], Any] | None:

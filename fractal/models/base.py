@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
-from fractal._json import encode
+from fractal._json import encode, is_list, is_mapping
 from fractal.errors import BadReply
 from fractal.messages import Message, Transcript
 
@@ -90,9 +90,7 @@ class ModelRequest:
 
     def body(self) -> bytes:
         """The request as JSON: joined from the messages' encoded forms, not walked anew."""
-        messages = b",".join(
-            [*map(encode, self._before()), *self.transcript.encoded(), *map(encode, self._after())]
-        )
+        messages = b",".join([*map(encode, self._before()), *self.transcript.encoded(), *map(encode, self._after())])
         head = encode({"model": self.model, **self.settings.fields()})[:-1]
         tools = b',"tools":' + self.tools.encoded() if self.tools is not None and self.tools.schemas else b""
         return b"".join((head, b',"messages":[', messages, b"]", tools, b"}"))
@@ -141,7 +139,10 @@ class Reply:
 
     def message(self) -> Message:
         """The reply as an assistant's message of the transcript."""
-        message: Message = {"role": "assistant", "content": self.text or (self.refusal if not self.tool_calls else None)}
+        message: Message = {
+            "role": "assistant",
+            "content": self.text or (self.refusal if not self.tool_calls else None),
+        }
         if self.tool_calls:
             message["tool_calls"] = [
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -160,7 +161,7 @@ class Reply:
         message = _get(choices[0], "message", Mapping) if choices else None
         if message is None:
             raise BadReply(_why_no_message(completion))
-        usage = _get(completion, "usage", Mapping) or {}
+        usage: Any = _get(completion, "usage", Mapping) or {}
         return cls(
             text=_text(message.get("content")),
             tool_calls=_tool_calls(message),
@@ -196,15 +197,14 @@ class Model(Protocol):
 
 
 def _get(source: object, name: str, kind: type) -> Any:
-    """A field of a JSON object if it has the type it should have, else None: endpoints differ in what they leave out."""
-    value = cast("Mapping[str, Any]", source).get(name) if isinstance(source, Mapping) else None
+    """A field of a JSON object if it has the type it should have, else None: endpoints leave out what they like."""
+    value = source.get(name) if is_mapping(source) else None
     return value if isinstance(value, kind) else None
 
 
 def _text(content: object) -> str | None:
-    if isinstance(content, list):  # some endpoints answer in parts
-        parts = cast("list[object]", content)
-        return "".join(_get(part, "text", str) or "" for part in parts) or None
+    if is_list(content):  # some endpoints answer in parts
+        return "".join(_get(part, "text", str) or "" for part in content) or None
     return content if isinstance(content, str) and content else None
 
 
@@ -212,7 +212,7 @@ def _tool_calls(message: object) -> tuple[ToolCall, ...]:
     calls: list[ToolCall] = []
     seen: set[str] = set()
     for raw in _get(message, "tool_calls", list) or ():
-        function = _get(raw, "function", Mapping) or _get(raw, "custom", Mapping) or {}
+        function: Any = _get(raw, "function", Mapping) or _get(raw, "custom", Mapping) or {}
         call_id = _get(raw, "id", str)
         if not call_id or call_id in seen:
             # Some endpoints send none, or one for all; a history needs an id of its own for each call.

@@ -48,7 +48,6 @@ class OpenAIModel:
 def model_for(client: Any) -> Model:
     """The model behind what a user calls a client: a `Model` as it is, anything else as an endpoint's client."""
     # The class is asked, not the object: a mock has every attribute.
-    if callable(getattr(type(client), "respond", None)):
-        model: Model = client
-        return model
-    return OpenAIModel(client)
+    kind: type[Any] = client.__class__
+    model: Model = client if callable(getattr(kind, "respond", None)) else OpenAIModel(client)
+    return model

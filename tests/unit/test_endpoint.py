@@ -15,8 +15,8 @@ import httpx2
 import openai
 import pytest
 
-from fractal.testing import answers
-from fractal.testing.endpoint import Endpoint, EndpointError, RecordedRequest, check_messages
+from fractal.testing import answers, check_messages
+from fractal.testing.endpoint import Endpoint, EndpointError, RecordedRequest
 
 HI = [{"role": "user", "content": "hi"}]
 

@@ -1,0 +1,8 @@
+"""`python -m fractal`: the same as the command `fractal`."""
+
+import sys
+
+from fractal.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

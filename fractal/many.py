@@ -1,0 +1,69 @@
+"""Many inputs for one agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from typing_extensions import Unpack
+
+from fractal._scopes import single_error
+from fractal.errors import InvalidArguments
+
+if TYPE_CHECKING:
+    from fractal.agent import AgentDefinition, RunOptions
+    from fractal.results import AgentResult
+
+__all__ = ["run_many"]
+
+
+async def run_many(
+    agent: AgentDefinition,
+    inputs: Iterable[object],
+    max_iterations: int | None = None,
+    max_retries: int = 3,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    max_concurrency: int = 8,
+    **options: Unpack[RunOptions],
+) -> list[AgentResult]:
+    """Answer many inputs, so many at a time.
+
+    An input is taken only when there is room for it, so a generator may be of any length.
+
+    Args:
+        agent: The agent.
+        inputs: What `run` takes as `user_input`, once for each run.
+        max_iterations: As in `BaseAgent.run`, for each run.
+        max_retries: As in `BaseAgent.run`, for each run.
+        messages: As in `BaseAgent.run`, for each run.
+        max_concurrency: Runs at a time, 1 or more.
+        **options: `timeout`, `limits` and `deps`, for each run.
+
+    Returns:
+        The results in the order of the inputs; a run that failed is a result with `success=False`.
+
+    Raises:
+        InvalidArguments: An argument cannot be what was meant; runs under way are cancelled.
+
+    Example:
+        ```python
+        results = await run_many(agent, ["Rome?", "Oslo?"], max_concurrency=2)
+        ```
+    """
+    if max_concurrency < 1:
+        raise InvalidArguments(f"max_concurrency={max_concurrency!r}: give 1 or more")
+    results: dict[int, AgentResult] = {}
+    waiting = enumerate(inputs)
+
+    async def work() -> None:
+        for index, user_input in waiting:
+            results[index] = await agent.drive(user_input, max_iterations, max_retries, messages, **options)
+
+    workers = min(max_concurrency, len(inputs)) if isinstance(inputs, Sized) else max_concurrency
+    with single_error():
+        async with anyio.create_task_group() as group:
+            for _ in range(workers):
+                group.start_soon(work)
+    return [results[index] for index in range(len(results))]

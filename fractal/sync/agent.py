@@ -1,0 +1,247 @@
+"""The blocking verbs: the same runs as `BaseAgent`'s, for code that never awaits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from typing_extensions import Unpack
+
+from fractal._loop import drive
+from fractal.agent import AgentDefinition, RunOptions
+from fractal.errors import RunCancelled
+from fractal.many import run_many as run_many_async
+from fractal.sync._portal import PortalCall, call_blocking, here
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fractal._run import Run
+    from fractal.delegation import Delegate
+    from fractal.results import AgentResult, ToolResult
+
+__all__ = ["BaseAgent", "Handle", "execute_tool", "run", "run_many", "start"]
+
+
+def run(
+    agent: AgentDefinition,
+    user_input: object,
+    max_iterations: int | None = None,
+    max_retries: int = 3,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+    **options: Unpack[RunOptions],
+) -> AgentResult:
+    """Answer one input, blocking.
+
+    Works from any thread, any number at once: they share one event loop and its connections. In a plain `def` tool it
+    joins the run that called the tool: same deadline, same budget. Ctrl-C cancels the run, waits for its cleanup and
+    is then raised.
+
+    Args:
+        agent: The agent.
+        user_input: As in `BaseAgent.run`, like all that follows.
+        max_iterations: Turns the run may take.
+        max_retries: Times a failed request is tried again.
+        messages: Conversation to continue.
+        **options: `timeout`, `limits` and `deps`.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        SyncInAsyncError: The caller is on the very event loop that would have to answer.
+
+    Example:
+        ```python
+        from fractal import BaseAgent, sync
+
+        result = sync.run(BaseAgent("Helper", "You help."), "hello", timeout=30)
+        ```
+    """
+    return call_blocking(lambda: agent.drive(user_input, max_iterations, max_retries, messages, **options))
+
+
+def run_many(
+    agent: AgentDefinition,
+    inputs: Iterable[object],
+    max_iterations: int | None = None,
+    max_retries: int = 3,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    max_concurrency: int = 8,
+    **options: Unpack[RunOptions],
+) -> list[AgentResult]:
+    """Answer many inputs, so many at a time, blocking.
+
+    Args:
+        agent: The agent.
+        inputs: What `run` takes as `user_input`, once for each run.
+        max_iterations: As in `run`, for each run.
+        max_retries: As in `run`, for each run.
+        messages: As in `run`, for each run.
+        max_concurrency: Runs at a time, 1 or more.
+        **options: `timeout`, `limits` and `deps`, for each run.
+
+    Returns:
+        The results in the order of the inputs; a run that failed is a result with `success=False`.
+
+    Example:
+        ```python
+        results = sync.run_many(agent, ["Rome?", "Oslo?"], max_concurrency=2)
+        ```
+    """
+    return call_blocking(
+        lambda: run_many_async(
+            agent, inputs, max_iterations, max_retries, messages, max_concurrency=max_concurrency, **options
+        )
+    )
+
+
+def execute_tool(agent: AgentDefinition, tool_name: str, /, **arguments: Any) -> ToolResult:
+    """Call one tool of an agent, as the model would, blocking.
+
+    Args:
+        agent: The agent.
+        tool_name: Name as the model sees it.
+        **arguments: The tool's own parameters; checked first.
+
+    Returns:
+        How it ended; what went wrong is in its `error`.
+
+    Example:
+        ```python
+        result = sync.execute_tool(agent, "search", query="x")
+        ```
+    """
+    return call_blocking(lambda: agent.call_tool(tool_name, arguments))
+
+
+class Handle:
+    """A run that goes on while its starter does something else; made by `start`, usable from any thread."""
+
+    def __init__(
+        self,
+        agent: AgentDefinition,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int = 3,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> None:
+        self._run: Run | None = None
+
+        async def go() -> AgentResult:
+            self._run = agent.begin(user_input, max_iterations, max_retries, messages, **options)
+            return await drive(self._run)
+
+        self._call = PortalCall(go, here())
+
+    def cancel(self) -> None:
+        """Cancel the run; returns at once, `result` then tells when its cleanup is done."""
+        self._call.cancel_from_thread()
+
+    def done(self) -> bool:
+        """Whether the run has ended, cleanup included."""
+        return self._call.wait(0)
+
+    def result(self, timeout: float | None = None) -> AgentResult:
+        """Wait for the run.
+
+        Args:
+            timeout: Seconds to wait; None: as long as it takes. The run itself goes on when they are over.
+
+        Returns:
+            How the run ended.
+
+        Raises:
+            TimeoutError: It has not ended within `timeout`.
+            RunCancelled: It was cancelled; the error's `result` has what it had done.
+        """
+        if not self._call.wait(timeout):
+            raise TimeoutError(f"the run has not ended within {timeout:g} s; it goes on: ask again, or cancel() it")
+        try:
+            return self._call.result()
+        except RunCancelled as error:
+            error.result = self._run.result if self._run else None
+            raise
+
+
+def start(
+    agent: AgentDefinition,
+    user_input: object,
+    max_iterations: int | None = None,
+    max_retries: int = 3,
+    messages: Sequence[Mapping[str, Any]] | None = None,
+    **options: Unpack[RunOptions],
+) -> Handle:
+    """Start a run and return at once.
+
+    Args:
+        agent: The agent.
+        user_input: As in `run`, like all that follows.
+        max_iterations: Turns the run may take.
+        max_retries: Times a failed request is tried again.
+        messages: Conversation to continue.
+        **options: `timeout`, `limits` and `deps`.
+
+    Returns:
+        A handle to wait for the run or cancel it, from any thread.
+
+    Example:
+        ```python
+        handle = sync.start(agent, "a long story")
+        handle.cancel()
+        ```
+    """
+    return Handle(agent, user_input, max_iterations, max_retries, messages, **options)
+
+
+class BaseAgent(AgentDefinition):
+    """An agent for code that never awaits: the same class as `fractal.BaseAgent`, with blocking verbs.
+
+    All arguments are those of `AgentDefinition`. Its tools may be plain or async, and it can be a delegate of awaiting
+    agents, and they of it.
+
+    Example:
+        >>> from fractal import sync, tool
+        >>> class Legacy(sync.BaseAgent):
+        ...     @tool
+        ...     def lookup(self, key: str) -> str:
+        ...         return key.upper()
+        >>> Legacy("Legacy", "You look things up.").execute_tool("lookup", key="a").content
+        'A'
+    """
+
+    def run(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int = 3,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> AgentResult:
+        """Answer one input, blocking; see `fractal.sync.run`."""
+        return run(self, user_input, max_iterations, max_retries, messages, **options)
+
+    __call__ = run
+    run_sync = run
+
+    def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
+        """Call one registered tool, blocking; see `fractal.sync.execute_tool`."""
+        return execute_tool(self, tool_name, **arguments)
+
+    def call_agent(self, other: Delegate, query: object) -> AgentResult:
+        """Ask another agent, blocking; in a plain `def` tool it is a child of the run that called the tool."""
+        return call_blocking(lambda: self.ask_agent(other, query))
+
+    def close(self) -> None:
+        """Close what the agent opened; a later run opens it again."""
+        call_blocking(self.release)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
