@@ -7,6 +7,7 @@ import random
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from fractal._scopes import move_on_after, remaining
 from fractal.errors import DeadlineWouldPass, ModelError, RequestTimedOut
@@ -41,8 +42,11 @@ async def ask(run: Run) -> Reply:
         try:
             return await _send(run, _request(run), attempt)
         except ModelError as error:
-            wait = _wait_before_next(run, error, attempt)
-            run.emit(RetryScheduled, attempt=attempt, wait=wait, error=str(error))
+            failure = error
+        # A run that has been cancelled meanwhile has no time left either; that is not for us to tell.
+        await checkpoint_if_cancelled()
+        wait = _wait_before_next(run, failure, attempt)
+        run.emit(RetryScheduled, attempt=attempt, wait=wait, error=str(failure))
         await anyio.sleep(wait)
     raise AssertionError("unreachable")
 

@@ -122,6 +122,7 @@ def schema_of(
     name: str,
     documentation: Documentation,
     is_context: Callable[[Any], bool],
+    known_names: Mapping[str, Any] | None = None,
 ) -> Parameters:
     """Read the parameters of a function.
 
@@ -130,12 +131,13 @@ def schema_of(
         name: The tool's name, for errors.
         documentation: Its docstring, for descriptions and for types that the signature leaves out.
         is_context: Tells the annotation of the parameter that gets the run's context.
+        known_names: Names that annotations may use even if their module has imported them for type checkers only.
 
     Raises:
         InvalidTool: The signature cannot be offered to a model.
     """
     signature = _signature(function, name)
-    hints = _type_hints(function, signature, name)
+    hints = _type_hints(function, signature, name, known_names or {})
     fields: dict[str, Any] = {}
     context_name: str | None = None
     extra = "forbid"
@@ -164,12 +166,14 @@ def _signature(function: Callable[..., Any], name: str) -> list[inspect.Paramete
         raise InvalidTool(name, _unknown_name(error)) from None
 
 
-def _type_hints(function: Callable[..., Any], signature: list[inspect.Parameter], name: str) -> dict[str, Any]:
+def _type_hints(
+    function: Callable[..., Any], signature: list[inspect.Parameter], name: str, known_names: Mapping[str, Any]
+) -> dict[str, Any]:
     annotations = {p.name: p.annotation for p in signature if p.annotation is not _EMPTY}
     inner = inspect.unwrap(getattr(function, "func", function))
     if not inspect.isroutine(inner):
         inner = type(inner).__call__  # a callable object
-    namespace = getattr(getattr(inner, "__func__", inner), "__globals__", {})
+    namespace = {**known_names, **getattr(getattr(inner, "__func__", inner), "__globals__", {})}
     holder = types.SimpleNamespace(__annotations__=annotations)
     try:
         return typing.get_type_hints(holder, globalns=namespace, include_extras=True)

@@ -328,7 +328,13 @@ def _parameters_of(function: Callable[..., Any], name: str, documentation: Docum
     key_fits = identity is not None and inspect.ismethod(function) == ("." in identity.__qualname__)
     known = _known_parameters.get(identity) if key_fits else None
     if known is None:
-        known = schema_of(function, name=name, documentation=documentation, is_context=_is_context)
+        known = schema_of(
+            function,
+            name=name,
+            documentation=documentation,
+            is_context=_is_context,
+            known_names={"RunContext": RunContext},
+        )
         if key_fits:
             _known_parameters[identity] = known
     return known

@@ -1,0 +1,322 @@
+"""A run that is cut, by its own deadline or from outside: what returns, when, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+import trio
+
+from fractal import AgentResult, BaseAgent, Limits, RunContext, RunFinished, tool
+from fractal.testing import Endpoint, answers
+from tests.support import assert_continuable, calls_then, in_thread, outcomes
+
+StartEndpoint = Callable[..., Endpoint]
+
+
+class Slow(BaseAgent):
+    """Tools that take five seconds unless they are stopped."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__("Slow", "You are slow.", **options)
+        self.release = threading.Event()
+        self.began = threading.Event()
+        self.ended = threading.Event()
+        self.cleaned_up = False
+
+    @tool
+    async def in_loop(self) -> str:
+        self.began.set()
+        try:
+            await anyio.sleep(5)
+        finally:
+            self.cleaned_up = True
+        return "late"
+
+    @tool
+    def in_thread(self) -> str:
+        self.began.set()
+        self.release.wait(5)
+        self.ended.set()
+        return "late"
+
+    @tool(on_cancel="wait")
+    def to_the_end(self) -> str:
+        self.began.set()
+        self.release.wait(5)
+        self.ended.set()
+        return "done"
+
+
+@pytest.fixture
+def agent():
+    agent = Slow()
+    yield agent
+    agent.release.set()
+
+
+async def by_own_timeout(agent: BaseAgent, seconds: float) -> AgentResult | None:
+    return await agent.run("go", timeout=seconds)
+
+
+async def by_anyio_scope(agent: BaseAgent, seconds: float) -> AgentResult | None:
+    with pytest.raises(TimeoutError), anyio.fail_after(seconds):
+        await agent.run("go")
+    return None
+
+
+async def by_wait_for(agent: BaseAgent, seconds: float) -> AgentResult | None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(agent.run("go"), seconds)
+    return None
+
+
+async def by_task_cancel(agent: BaseAgent, seconds: float) -> AgentResult | None:
+    task = asyncio.ensure_future(agent.run("go"))
+    await asyncio.sleep(seconds)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()  # a second one while the first is being obeyed
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return None
+
+
+async def by_trio_scope(agent: BaseAgent, seconds: float) -> AgentResult | None:
+    with trio.move_on_after(seconds) as scope:
+        await agent.run("go")
+    assert scope.cancelled_caught
+    return None
+
+
+CUTS = [by_own_timeout, by_anyio_scope, by_wait_for, by_task_cancel, by_trio_scope]
+Cut = Callable[[BaseAgent, float], Awaitable[AgentResult | None]]
+
+
+@pytest.fixture(params=CUTS)
+def cut(request: pytest.FixtureRequest, anyio_backend: tuple[str, object]) -> Cut:
+    needs = {by_wait_for: "asyncio", by_task_cancel: "asyncio", by_trio_scope: "trio"}.get(request.param)
+    if needs not in (None, anyio_backend[0]):
+        pytest.skip(f"only on {needs}")
+    return request.param
+
+
+@pytest.fixture
+def last_result(agent: Slow) -> list[AgentResult]:
+    """What the run's last event says, which is all there is when the run is cancelled from outside."""
+    results: list[AgentResult] = []
+    agent.observers = (lambda event: results.append(event.result) if isinstance(event, RunFinished) else None,)
+    return results
+
+
+def assert_cut(results: list[AgentResult], direct: AgentResult | None) -> AgentResult:
+    [result] = results
+    assert not result.success
+    assert result.stop_reason == ("deadline" if direct is not None else "cancelled")
+    assert direct is None or direct is result
+    assert_continuable(result)
+    return result
+
+
+async def test_an_async_tool_is_stopped_in_time_and_has_cleaned_up(
+    agent: Slow, cut: Cut, last_result: list[AgentResult], endpoint: StartEndpoint
+):
+    one = endpoint(calls_then("never", answers.call("in_loop")))
+    started = time.monotonic()
+    result = assert_cut(last_result, await cut(agent, 0.3))
+    assert time.monotonic() - started < 0.6
+    assert agent.cleaned_up
+    assert outcomes(result)[0] in ("timeout", "cancelled")
+    assert len(one.requests) == 1
+
+
+async def test_an_abandoned_thread_holds_nobody_up_and_is_named_in_the_result(
+    agent: Slow, cut: Cut, last_result: list[AgentResult], endpoint: StartEndpoint
+):
+    one = endpoint(calls_then("never", answers.call("in_thread")))
+    started = time.monotonic()
+    result = assert_cut(last_result, await cut(agent, 0.3))
+    assert time.monotonic() - started < 0.6
+    assert not agent.ended.is_set()
+    assert outcomes(result) == ["abandoned"]
+    assert [call.tool_name for call in result.abandoned] == ["in_thread"]
+    assert "may still take effect" in result.messages[-1]["content"]
+    assert len(one.requests) == 1
+    agent.release.set()
+    assert await in_thread(agent.ended.wait, 5)
+
+
+async def test_a_tool_that_must_be_waited_for_is_waited_for(
+    agent: Slow, cut: Cut, last_result: list[AgentResult], endpoint: StartEndpoint
+):
+    endpoint(calls_then("never", answers.call("to_the_end")))
+    threading.Timer(0.7, agent.release.set).start()
+    started = time.monotonic()
+    result = assert_cut(last_result, await cut(agent, 0.3))
+    assert time.monotonic() - started >= 0.6
+    assert agent.ended.is_set()
+    assert outcomes(result) == ["ok"]
+    assert result.tool_results[0].content == "done"
+    assert result.messages[-1]["content"] == "done"
+
+
+async def test_a_model_call_is_cut_and_its_connection_closed(
+    agent: Slow, cut: Cut, last_result: list[AgentResult], endpoint: StartEndpoint
+):
+    one = endpoint(answers.text("late", delay=5))
+    started = time.monotonic()
+    result = assert_cut(last_result, await cut(agent, 0.3))
+    assert time.monotonic() - started < 0.6
+    await in_thread(one.wait_for_disconnects, 1)
+    assert result.messages == [{"role": "user", "content": "go"}]
+    assert result.usage.requests == 1
+
+
+async def test_a_run_cancelled_in_a_retry_pause_sends_nothing_more(
+    agent: Slow, last_result: list[AgentResult], endpoint: StartEndpoint
+):
+    one = endpoint(lambda _: answers.failure(503, "busy", retry_after=0.2))
+    async with anyio.create_task_group() as group:
+        group.start_soon(agent.run, "go")
+        await in_thread(one.wait_for_requests, 2)
+        group.cancel_scope.cancel()
+    [result] = last_result
+    assert result.stop_reason == "cancelled"
+    assert result.usage.requests == len(one.requests) == 2
+    await anyio.sleep(0.3)
+    assert len(one.requests) == 2
+
+
+@pytest.mark.parametrize("kind", ["in_loop", "in_thread"])
+async def test_a_tools_own_timeout_tells_the_model_and_the_run_goes_on(
+    agent: Slow, kind: str, endpoint: StartEndpoint
+):
+    quick = BaseAgent("Quick", "You try.", limits=Limits(tool_timeout=0.1))
+    quick.add_tool(getattr(agent, kind))
+    endpoint(calls_then("went on", answers.call(kind)))
+    result = await quick.run("go")
+    assert result.content == "went on"
+    assert outcomes(result) == ["timeout" if kind == "in_loop" else "abandoned"]
+    assert "no answer within 0.1" in result.messages[2]["content"]
+    assert_continuable(result)
+
+
+async def test_a_tools_timeout_over_a_tool_that_must_be_waited_for_keeps_what_it_returns(endpoint: StartEndpoint):
+    """Telling the model "timeout" would have it done twice."""
+
+    @tool(timeout=0.1, on_cancel="wait")
+    def pay() -> str:
+        time.sleep(0.4)
+        return "paid"
+
+    agent = BaseAgent("Payer", "You pay.", limits=Limits(grace=0.1)).add_tool(pay)
+    endpoint(calls_then("thanks", answers.call("pay")))
+    result = await agent.run("go")
+    assert outcomes(result) == ["ok"]
+    assert result.messages[2]["content"] == "paid"
+    assert any("'pay' has not stopped" in warning for warning in result.warnings)
+
+
+async def test_a_cooperative_plain_tool_stops_when_it_asks(endpoint: StartEndpoint):
+    stopped = threading.Event()
+
+    @tool(on_cancel="wait")
+    def count(ctx: RunContext) -> str:
+        try:
+            for _ in range(500):
+                ctx.check_cancelled()
+                time.sleep(0.01)
+        finally:
+            stopped.set()
+        return "counted"
+
+    agent = BaseAgent("Counter", "You count.").add_tool(count)
+    endpoint(calls_then("never", answers.call("count")))
+    result = await agent.run("go", timeout=0.2)
+    assert stopped.is_set()
+    assert result.elapsed < 1
+    assert outcomes(result) == ["timeout"]
+
+
+async def test_a_tool_that_swallows_cancellation_is_named_after_its_grace_and_waited_for(endpoint: StartEndpoint):
+    named_after: list[float] = []
+
+    async def stubborn() -> str:
+        ends = anyio.current_time() + 0.8
+        while anyio.current_time() < ends:
+            try:
+                await anyio.sleep(0.05)
+            except BaseException:  # noqa: PERF203  # just what no tool should do
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.01)
+        return "finally"
+
+    agent = BaseAgent("Stubborn", "You go on.", limits=Limits(grace=0.2)).add_tool(stubborn)
+    endpoint(calls_then("never", answers.call("stubborn")))
+    agent.observers = (
+        lambda event: named_after.append(anyio.current_time()) if event.kind == "warning_raised" else None,
+    )
+    started = anyio.current_time()
+    result = await agent.run("go", timeout=0.3)
+    assert [w for w in result.warnings if "'stubborn' has not stopped 0.2 s" in w]
+    assert 0.45 < named_after[0] - started < 0.75
+    assert result.elapsed >= 0.75
+    assert_continuable(result)
+
+
+async def test_the_deadline_of_a_run_is_its_parents_if_that_is_nearer(endpoint: StartEndpoint):
+    child = BaseAgent("Child", "child", timeout=5)
+    parent = BaseAgent("Parent", "parent").register_delegate(child)
+    one = endpoint(
+        lambda request: (
+            answers.text("late", delay=5)
+            if request.body["messages"][0]["content"] == "child"
+            else answers.calls(answers.call("delegate_to_Child", {"query": "?"}))
+        )
+    )
+    result = await parent.run("go", timeout=0.3)
+    assert result.stop_reason == "deadline"
+    assert result.elapsed < 0.6
+    assert outcomes(result) == ["timeout"]
+    await in_thread(one.wait_for_disconnects, 1)
+
+
+async def test_a_deadline_that_has_passed_already_sends_nothing(endpoint: StartEndpoint):
+    one = endpoint("hello")
+    result = await BaseAgent("A", "a").run("go", timeout=0)
+    assert result.stop_reason == "deadline"
+    assert one.requests == []
+
+
+async def test_a_timeout_error_of_a_tool_is_the_tools_own(endpoint: StartEndpoint):
+    async def flaky() -> str:
+        raise TimeoutError("the database is slow")
+
+    endpoint(calls_then("went on", answers.call("flaky")))
+    result = await BaseAgent("A", "a").add_tool(flaky).run("go", timeout=5)
+    assert result.success
+    assert outcomes(result) == ["error"]
+    assert result.messages[2]["content"] == "Error: TimeoutError: the database is slow"
+
+
+async def test_a_request_has_a_timeout_of_its_own_and_is_tried_again(endpoint: StartEndpoint):
+    one = endpoint([answers.text("late", delay=5), "in time"])
+    result = await BaseAgent("A", "a", limits=Limits(request_timeout=0.2)).run("go")
+    assert result.content == "in time"
+    assert len(one.requests) == 2
+
+
+async def test_waiting_longer_than_there_is_time_is_not_begun(endpoint: StartEndpoint):
+    one = endpoint(lambda _: answers.failure(429, "slow down", retry_after=25))
+    result = await BaseAgent("A", "a").run("go", timeout=10)
+    assert result.elapsed < 1
+    assert result.stop_reason == "deadline"
+    assert result.exception is not None
+    assert type(result.exception).__name__ == "DeadlineWouldPass"
+    assert result.exception.wait == 25
+    assert 8 < result.exception.remaining <= 10
+    assert len(one.requests) == 1

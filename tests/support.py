@@ -1,0 +1,39 @@
+"""What several test modules need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+
+from fractal import AgentResult
+from fractal.testing import answers, check_messages
+from fractal.testing.answers import AnswerLike, ToolCallAnswer
+from fractal.testing.endpoint import RecordedRequest
+
+
+def calls_then(answer: AnswerLike, *calls: ToolCallAnswer) -> Callable[[RecordedRequest], AnswerLike]:
+    """Answers a user's turn with tool calls, and everything after it with the answer."""
+
+    def reply(request: RecordedRequest) -> AnswerLike:
+        return answers.calls(*calls) if request.body["messages"][-1]["role"] == "user" else answer
+
+    return reply
+
+
+def assert_continuable(result: AgentResult) -> None:
+    """The transcript is one that an endpoint accepts, and so is the next turn of it."""
+    check_messages([*result.messages, {"role": "user", "content": "go on"}])
+    for message in result.messages:
+        for call in message.get("tool_calls") or ():
+            assert any(m.get("tool_call_id") == call["id"] for m in result.messages)
+
+
+def outcomes(result: AgentResult) -> list[str]:
+    return [tool.outcome for tool in result.tool_results]
+
+
+async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Wait in a thread for something that blocks, so that the event loop goes on."""
+    return await anyio.to_thread.run_sync(function, *arguments)

@@ -1,0 +1,102 @@
+"""The shape of the package: which module may import which, and what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fractal
+
+PACKAGE = Path(fractal.__file__).parent
+
+# From the bottom up; a module may import modules of its own level or below.
+LEVELS = [
+    ["errors", "_docstring", "_json"],
+    ["messages", "limits", "_scopes", "_threads", "_schema"],
+    ["results", "context", "models.base"],
+    ["models._faults", "models._pool", "toolkit", "events"],
+    ["models._wires", "_step", "_run"],
+    ["models.openai", "models", "_calls", "_ask", "delegation"],
+    ["_loop"],
+    ["agent"],
+    ["many", "sync._portal", "sync.agent", "sync", ""],
+    ["testing.answers", "testing._history", "testing.endpoint", "testing.scripted", "testing"],
+    ["_terminal", "_text", "_demo", "cli", "__main__"],
+]
+ALLOWED_ASYNCIO: set[str] = set()  # `_scopes` looks it up in sys.modules, where nobody has to import it
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_at_run_time(path: Path) -> set[str]:
+    found: set[str] = set()
+
+    class Visitor(ast.NodeVisitor):
+        def visit_If(self, node: ast.If) -> None:
+            if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+                self.generic_visit(node)
+
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            """Imports in functions are for later; they may point up (`run_sync` calls the facade)."""
+
+        def visit_Import(self, node: ast.Import) -> None:
+            found.update(alias.name for alias in node.names)
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+
+    Visitor().visit(ast.parse(path.read_text()))
+    return found
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+
+def test_every_module_has_a_level():
+    assert set(MODULES) <= set(LEVEL_OF)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_its_own_level_and_below(name: str):
+    imported = {
+        target.removeprefix("fractal").removeprefix(".")
+        for target in imports_at_run_time(MODULES[name])
+        if target.split(".")[0] == "fractal"
+    }
+    upward = {target for target in imported if LEVEL_OF.get(target, -1) > LEVEL_OF[name]}
+    assert not upward, f"{name} (level {LEVEL_OF[name]}) imports {upward}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_of_the_library_imports_asyncio(name: str):
+    if name not in ALLOWED_ASYNCIO:
+        assert not {t for t in imports_at_run_time(MODULES[name]) if t.split(".")[0] == "asyncio"}
+
+
+def test_importing_the_package_loads_no_sdk_no_backend_and_no_extra():
+    code = "import sys, fractal; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"openai", "trio", "httpx2", "httpcore2", "httpx", "h11", "griffe", "rich", "uvloop", "fastapi"} & {*loaded}
+
+
+def test_building_an_agent_with_tools_needs_no_key_and_loads_no_sdk():
+    code = (
+        "import sys; from fractal import BaseAgent, sync, tool\n"
+        "@tool\ndef add(a: int, b: int = 1) -> int:\n    'Add.'\n    return a + b\n"
+        "agent = BaseAgent('A', 'You add.').add_tool(add); str(agent); agent.get_tool_schemas()\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PATH": ""}
+    ).stdout.split()
+    assert not {"openai", "trio", "httpx2", "griffe"} & {*loaded}
