@@ -108,5 +108,5 @@ def _wait_before_next(run: Run, error: ModelError, attempt: int) -> float:
         raise error
     left = remaining()
     if wait >= left:
-        raise DeadlineWouldPass("waiting to ask the model again", wait, left) from error
+        raise DeadlineWouldPass(f"after “{error}”, waiting to ask the model again", wait, left) from error
     return wait

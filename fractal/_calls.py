@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from fractal._json import text_of
+from fractal._run import current_call
 from fractal._scopes import cancellation_was_meant, leaves
 from fractal._threads import Gate, ThreadCall
 from fractal.errors import BudgetExceeded, RunError, ToolFailed
@@ -32,8 +33,8 @@ __all__ = ["answer_calls", "call_tools"]
 
 logger = logging.getLogger("fractal")
 
-# A deadline fires by the loop's own clock, which may read a hair less than the deadline when we look at it.
-_CLOCK_SLACK = 0.002
+# What asyncio and trio say when a function of asyncio is called, or awaited, on trio. Used for a hint, nothing more.
+_ASYNCIO_ON_TRIO = ("no running event loop", "framework like asyncio")
 
 
 class _Call:
@@ -236,8 +237,7 @@ async def _invoke_or_note_cut(call: _Call, scope: anyio.CancelScope, group: Task
         await _invoke(call, group)
     except anyio.get_cancelled_exc_class() as error:
         if cancellation_was_meant():
-            run_is_over = anyio.current_time() + _CLOCK_SLACK >= call.run.deadline
-            call.end(*_cut(call, timed_out=scope.cancel_called or run_is_over))
+            call.end(*_cut(call, timed_out=scope.cancel_called or call.run.is_out_of_time()))
             raise
         call.exception = error
         call.end("error", error="the tool was cancelled from inside: something it awaited was cancelled")
@@ -255,6 +255,7 @@ def _cut(call: _Call, timed_out: bool) -> tuple[Outcome, None, str]:
 async def _invoke(call: _Call, group: TaskGroup) -> None:
     tool = call.bound.tool
     assert tool is not None
+    current_call.set(call.bound.call_id)  # each call has a task, and so a context, of its own
     context = call.run.context(tool_name=tool.name, call_id=call.bound.call_id)
     positional, by_name = tool.parameters.bind(call.bound.arguments, context)
     if tool.is_async:
@@ -313,6 +314,7 @@ def _explain(error: BaseException) -> str:
     text = text_of(str(error))
     if isinstance(error, RunError):  # a delegate's word, already written for the model
         return text
-    if isinstance(error, RuntimeError) and "no running event loop" in text:
-        return f"{text}: the tool uses asyncio, and this run is on another event loop; use anyio in it"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    hint = ""
+    if isinstance(error, (RuntimeError, TypeError)) and any(words in text for words in _ASYNCIO_ON_TRIO):
+        hint = ": the tool uses asyncio, and this run is on another event loop; use anyio in it"
+    return f"{type(error).__name__}: {text}{hint}" if text else type(error).__name__

@@ -34,7 +34,10 @@ def decode(data: bytes | str) -> Any:
     Raises:
         ValueError: It is not JSON.
     """
-    return json.loads(data)
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:

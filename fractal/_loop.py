@@ -56,7 +56,7 @@ async def drive(run: Run) -> AgentResult:
             logger.debug("run %s failed", run.run_id, exc_info=True)
             return run.fail(_unexpected(error))
         except BaseException as error:
-            run.fail(RunCancelled() if _is_cancellation(error) else _unexpected(error))
+            run.fail(_why_cancelled(run) if _is_cancellation(error) else _unexpected(error))
             raise
     # Nothing was returned or raised, so the scope above has caught its own deadline.
     assert timeout is not None
@@ -95,6 +95,11 @@ def _next_iteration(run: Run) -> None:
     if limit is not None and run.iterations >= limit:
         raise IterationsExceeded(int(limit))
     run.iterations += 1
+
+
+def _why_cancelled(run: Run) -> RunError:
+    # The deadline of a run above is the reason here too, though that run's scope has caused the cancellation.
+    return DeadlineExceeded(anyio.current_time() - run.started) if run.is_out_of_time() else RunCancelled()
 
 
 def _unexpected(error: BaseException) -> UnexpectedError:

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from fractal.models.base import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import AgentToolkit, Tool
 
-__all__ = ["Run", "RunSettings", "current_run"]
+__all__ = ["Run", "RunSettings", "current_call", "current_run"]
 
 logger = logging.getLogger("fractal")
+
+_CLOCK_SLACK = 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,8 @@ class RunSettings:
 
 
 current_run: ContextVar[Run | None] = ContextVar("fractal_run", default=None)
+current_call: ContextVar[str | None] = ContextVar("fractal_call", default=None)
+"""The run, and its tool call, that the current task works for."""
 
 
 class Run:
@@ -105,10 +109,11 @@ class Run:
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
         self._loop = current_token().native_token
-        self._started = anyio.current_time()
+        self.started = anyio.current_time()
         self._clock = time.monotonic()
-        self.deadline = math.inf
+        self.deadline = math.inf  # the nearest of all that enclose the run
         self.soft_deadline = math.inf
+        self._own_deadline = math.inf  # the nearest of the runs' own
 
     @property
     def usage(self) -> Usage:
@@ -134,7 +139,7 @@ class Run:
         timeout, parent = self.settings.timeout, self.parent
         if parent is None or parent._loop is self._loop or math.isinf(parent.deadline):
             return timeout
-        left = parent.deadline - parent._started - (time.monotonic() - parent._clock)
+        left = parent.deadline - parent.started - (time.monotonic() - parent._clock)
         return max(min(left, timeout if timeout is not None else math.inf), 0.0)
 
     @contextmanager
@@ -145,15 +150,25 @@ class Run:
             DepthExceeded: The run is too deep below the first one.
         """
         self.deadline = anyio.current_effective_deadline()
+        timeout = self.timeout()
+        self._own_deadline = self.started + timeout if timeout is not None else math.inf
+        if self.parent is not None and self.parent._loop is self._loop:
+            self._own_deadline = min(self._own_deadline, self.parent._own_deadline)
         self.soft_deadline = self.deadline - self.limits.reserve if self.limits.reserve else math.inf
         token = current_run.set(self)
         try:
-            self.emit(RunStarted, message=self.transcript.messages[-1])
+            call_id = current_call.get() if self.parent is not None else None
+            self.emit(RunStarted, message=self.transcript.messages[-1], call_id=call_id)
             if self.parent is not None and self.depth > self.parent._depth_limit:
                 raise DepthExceeded(int(self.parent._depth_limit))
             yield
         finally:
             current_run.reset(token)
+
+    def is_out_of_time(self) -> bool:
+        """Whether the time of this run, or of one above it, is over: its own timeout, not a scope of the caller's."""
+        # A deadline fires by the loop's own clock, which may read a hair less than the deadline when we look at it.
+        return anyio.current_time() + _CLOCK_SLACK >= self._own_deadline
 
     def is_closing(self) -> bool:
         """Whether only the time for a final answer is left."""
@@ -224,7 +239,7 @@ class Run:
             "tool_results": self.tool_results,
             "abandoned": self.abandoned,
             "warnings": self.warnings,
-            "elapsed": anyio.current_time() - self._started,
+            "elapsed": anyio.current_time() - self.started,
         }
 
     def _end(self, result: AgentResult) -> AgentResult:
@@ -243,9 +258,15 @@ class _Brief:
 
     def __str__(self) -> str:
         event: Any = self.event
-        facts = {name: getattr(event, name) for name in event.__slots__ if name != "kind"}
-        shown = " ".join(f"{name}={str(value)[:200]!r}" for name, value in facts.items())
-        return f"{event.kind} agent={event.agent_name!r} run={event.run_id[:8]} depth={event.depth} {shown}"
+        facts = " ".join(f"{name}={_shown(getattr(event, name))}" for name in event.__slots__ if name != "kind")
+        return f"{event.kind} agent={event.agent_name!r} run={event.run_id[:8]} depth={event.depth} {facts}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    text = repr(value) if isinstance(value, (str, int, dict, type(None))) else repr(str(value))
+    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def _without_repeats(observers: tuple[Observer, ...]) -> tuple[Observer, ...]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fractal._docstring import Documentation
 from fractal._json import is_mapping, text_of
-from fractal._run import Run, current_run
+from fractal._run import Run, current_call, current_run
 from fractal._schema import schema_of
 from fractal.errors import RunError
 from fractal.events import DelegationFinished, DelegationStarted
@@ -105,13 +105,13 @@ async def run_delegate(delegate: Delegate, query: object, run: Run | None) -> Ag
     """Run a delegate as a child of a run, and tell that run's observers."""
     result: AgentResult | None = None
     if run is not None:
-        run.emit(DelegationStarted, to_agent=delegate.name, query=query)
+        run.emit(DelegationStarted, call_id=current_call.get(), to_agent=delegate.name, query=query)
     try:
         result = await delegate.drive(query)
         return result
     finally:
         if run is not None:
-            run.emit(DelegationFinished, to_agent=delegate.name, result=result)
+            run.emit(DelegationFinished, call_id=current_call.get(), to_agent=delegate.name, result=result)
 
 
 def _known(delegate: Delegate, result: AgentResult) -> str:

@@ -56,10 +56,12 @@ class RunStarted(RunEvent):
 
     Attributes:
         message: The user's turn, as a chat message.
+        call_id: Id of the tool call of the parent run that started this one, or None.
     """
 
     kind: Literal["run_started"] = "run_started"
     message: dict[str, Any]
+    call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,11 +165,13 @@ class DelegationStarted(RunEvent):
     """The run hands a question to another agent.
 
     Attributes:
+        call_id: Id of the tool call that does so, or None.
         to_agent: Name of the other agent.
         query: What it is asked.
     """
 
     kind: Literal["delegation_started"] = "delegation_started"
+    call_id: str | None
     to_agent: str
     query: Any
 
@@ -177,11 +181,13 @@ class DelegationFinished(RunEvent):
     """The other agent is done.
 
     Attributes:
+        call_id: Id of the tool call that asked it, or None.
         to_agent: Name of the other agent.
         result: How its run ended; None if it was cut before it could say.
     """
 
     kind: Literal["delegation_finished"] = "delegation_finished"
+    call_id: str | None
     to_agent: str
     result: AgentResult | None
 

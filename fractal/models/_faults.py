@@ -16,7 +16,6 @@ from fractal.errors import (
     AuthenticationFailed,
     BadReply,
     ConnectionFailed,
-    FractalError,
     ModelError,
     RateLimited,
     RequestTimedOut,
@@ -38,13 +37,14 @@ def translated(secret: str | None = None) -> Generator[None]:
     """
     try:
         yield
-    except FractalError:
+    except ModelError as error:
+        error.args = _without(secret, error.args)
         raise
     except Exception as error:
         mapped = _translate(error)
         if mapped is None:
             raise
-        mapped.args = tuple(_without(secret, str(argument)) for argument in mapped.args)
+        mapped.args = _without(secret, mapped.args)
         raise mapped from error
 
 
@@ -210,5 +210,5 @@ def _shortened(body: object) -> str:
     return " ".join(_TAGS.sub(" ", text[:4000]).split())[:300]
 
 
-def _without(secret: str | None, text: str) -> str:
-    return text.replace(secret, "[key]") if secret else text
+def _without(secret: str | None, arguments: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(str(argument).replace(secret, "[key]") if secret else str(argument) for argument in arguments)

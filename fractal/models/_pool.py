@@ -7,10 +7,14 @@ end, which makes a generator that waits in `try: yield` the one end-of-loop hook
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from anyio.lowlevel import RunVar
+
+from fractal._threads import ThreadCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -44,14 +48,15 @@ class Pool:
             timeout=httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None),
         )
         self.clones: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
+        self._is_registered = False
         self._users: WeakSet[object] = WeakSet()
-        self._var_token: RunvarToken[Pool] = _pool.set(self)
+        self._var_token: RunvarToken[Pool | None] = _pool.set(self)
         self._keeper = self._keep()
 
     async def enter(self, user: object) -> None:
         """Note who uses the pool; the first time, have the loop close it at its end."""
-        if not self._users:
-            self._users.add(user)
+        if not self._is_registered:
+            self._is_registered = True
             # Runs up to the `yield` and does not wait, so it cannot be cancelled.
             await self._keeper.__anext__()
         self._users.add(user)
@@ -70,7 +75,7 @@ class Pool:
             await self.client.aclose()
 
 
-_pool: RunVar[Pool] = RunVar("fractal_http_pool")
+_pool: RunVar[Pool | None] = RunVar("fractal_http_pool")
 
 
 async def pool_of_this_loop(user: object) -> Pool:
@@ -79,18 +84,18 @@ async def pool_of_this_loop(user: object) -> Pool:
     Args:
         user: Who uses it; remembered, weakly, until `leave_pool`.
     """
-    try:
-        pool = _pool.get()
-    except LookupError:
-        pool = Pool()
+    pool = _pool.get(None)
+    if pool is None:
+        if "httpx2" not in sys.modules:
+            # An import of a tenth of a second, once in a process: no event loop should stand still for it.
+            await ThreadCall(lambda: import_module("httpx2"), abandon=True).run()
+        pool = _pool.get(None) or Pool()  # somebody else may have been quicker
     await pool.enter(user)
     return pool
 
 
 async def leave_pool(user: object) -> None:
     """Say that this user is done; the last one closes the running loop's connections."""
-    try:
-        pool = _pool.get()
-    except LookupError:
-        return
-    await pool.leave(user)
+    pool = _pool.get(None)
+    if pool is not None:
+        await pool.leave(user)

@@ -7,14 +7,14 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from anyio.lowlevel import current_token
 from pydantic import BaseModel
 
 from fractal._json import is_list, is_mapping
 from fractal._threads import ThreadCall
-from fractal.errors import ClientBoundToLoop, InvalidArguments, MissingCredentials
+from fractal.errors import ClientBoundToLoop, ConnectionFailed, InvalidArguments, MissingCredentials
 from fractal.models._faults import completion_from, translated
 from fractal.models._pool import pool_of_this_loop
 from fractal.models.base import ModelRequest
@@ -93,8 +93,22 @@ class HttpWire:
             "OpenAI-Organization": os.environ.get("OPENAI_ORG_ID"),
             "OpenAI-Project": os.environ.get("OPENAI_PROJECT_ID"),
         }
+        _require_url(base_url)
         headers = _JSON | {name: value for name, value in named.items() if value}
         return base_url.rstrip("/") + "/chat/completions", key, headers
+
+
+def _require_url(base_url: str) -> None:
+    """Name a base URL that no request can go to, which the layers below report in many ways."""
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        fault = ConnectionFailed(f"the base URL cannot be used: {base_url!r}")
+        fault.retryable = False
+        raise fault
 
 
 class SdkWire:

@@ -1,0 +1,507 @@
+"""What a model may ask of tools, and what tools may do: every call has one outcome, and the run goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+from pydantic import BaseModel
+
+from fractal import AgentResult, AgentToolkit, BaseAgent, Limits, RunContext, ToolFailed, tool
+from fractal.testing import Endpoint, ScriptedModel, answers
+from tests.support import assert_continuable, calls_then, outcomes
+
+StartEndpoint = Callable[..., Endpoint]
+
+
+class Point(BaseModel):
+    x: int
+    y: int = 0
+
+
+@dataclasses.dataclass
+class Pair:
+    left: str
+    right: datetime.date
+
+
+class Opaque:
+    def __str__(self) -> str:
+        return "opaque"
+
+
+async def ask(function: Any, arguments: Any = "{}", **options: Any) -> AgentResult:
+    """One run in which the model calls the one tool there is, then says "done"."""
+    agent = BaseAgent("A", "a", **options)
+    made = agent.add_tool(function)
+    name = next(iter(made.get_tools()))
+    model = ScriptedModel(lambda request: "done" if len(request.transcript) > 1 else answers.call(name, arguments))
+    agent = BaseAgent("A", "a", client=model, **options).add_tool(function)
+    result = await agent.run("go")
+    assert_continuable(result)
+    return result
+
+
+def seen(result: AgentResult) -> str:
+    """What the model was told of the first call."""
+    return result.messages[2]["content"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("plain text", "plain text"),
+        ("", ""),
+        (None, "null"),
+        (3, "3"),
+        (2.5, "2.5"),
+        (True, "true"),
+        ({"a": [1]}, '{"a":[1]}'),
+        (["é", 1], '["é",1]'),
+        (Point(x=1), '{"x":1,"y":0}'),
+        ([Point(x=1), Point(x=2)], '[{"x":1,"y":0},{"x":2,"y":0}]'),
+        (Pair("l", datetime.date(2026, 1, 2)), '{"left":"l","right":"2026-01-02"}'),
+        (datetime.date(2026, 1, 2), '"2026-01-02"'),
+        ({1, 1}, "[1]"),
+        (b"text", "text"),
+        (b"\xff\x00", "/wA="),
+        (float("nan"), "NaN"),
+        ("lone \ud800 surrogate\x00", "lone � surrogate\x00"),
+        ({"k": "\ud800"}, '{"k": "�"}'),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "def"])
+async def test_whatever_a_tool_returns_is_kept_and_shown_as_json(value: object, text: str, is_async: bool):
+    async def asynchronous() -> Any:
+        return value
+
+    def plain() -> Any:
+        return value
+
+    result = await ask(asynchronous if is_async else plain)
+    assert outcomes(result) == ["ok"]
+    assert result.tool_results[0].content is value
+    assert seen(result) == text
+
+
+async def test_what_json_cannot_take_is_shown_by_its_str():
+    loop: list[Any] = []
+    loop.append(loop)
+    for value, text in [(Opaque(), '"opaque"'), ({"o": Opaque()}, '{"o":"opaque"}'), (loop, "[[...]]")]:
+        result = await ask(lambda value=value: value)
+        assert outcomes(result) == ["ok"]
+        assert seen(result) == text
+
+
+async def test_a_plain_function_that_hands_out_a_coroutine_is_awaited():
+    async def later() -> Point:
+        await anyio.sleep(0)
+        return Point(x=5)
+
+    def outer():
+        return later()
+
+    result = await ask(outer)
+    assert result.tool_results[0].content == Point(x=5)
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "def"])
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("no such city"), "Error: ValueError: no such city"),
+        (KeyError("x"), "Error: KeyError: 'x'"),
+        (RuntimeError(), "Error: RuntimeError"),
+        (SystemExit(3), "Error: the tool called sys.exit(3)"),
+        (ExceptionGroup("several", [ValueError("a"), TypeError("b")]), "Error: ValueError: a; TypeError: b"),
+        (BaseExceptionGroup("exits", [SystemExit(1), ValueError("b")]), "Error: the tool called sys.exit(1); "),
+        (StopIteration("stop"), "Error: "),
+        (RecursionError("deep"), "Error: RecursionError: deep"),
+        (ValueError("bad \ud800"), "Error: ValueError: bad �"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+async def test_whatever_a_tool_raises_goes_to_the_model_and_the_run_goes_on(
+    error: BaseException, text: str, is_async: bool
+):
+    async def asynchronous() -> None:
+        raise error
+
+    def plain() -> None:
+        raise error
+
+    result = await ask(asynchronous if is_async else plain)
+    assert result.content == "done"
+    assert outcomes(result) == ["error"]
+    assert seen(result).startswith(text)
+    assert result.tool_results[0].error is not None
+    assert result.tool_results[0].exception is not None
+
+
+async def test_a_failing_tool_does_not_disturb_its_siblings():
+    async def fails() -> None:
+        raise ValueError("at once")
+
+    async def succeeds() -> str:
+        await anyio.sleep(0.05)
+        return "fine"
+
+    model = ScriptedModel([[answers.call("fails"), answers.call("succeeds"), answers.call("fails")], "done"])
+    agent = BaseAgent("A", "a", client=model).add_tool(fails).add_tool(succeeds)
+    result = await agent.run("go")
+    assert outcomes(result) == ["error", "ok", "error"]
+
+
+async def test_a_tool_can_end_the_run_with_its_error_after_its_siblings():
+    siblings: list[str] = []
+
+    @tool(on_error="raise")
+    async def fatal() -> None:
+        raise ValueError("broken")
+
+    async def sibling() -> str:
+        await anyio.sleep(0.05)
+        siblings.append("ended")
+        return "fine"
+
+    model = ScriptedModel([[answers.call("fatal"), answers.call("sibling")]])
+    result = await BaseAgent("A", "a", client=model).add_tool(fatal).add_tool(sibling).run("go")
+    assert siblings == ["ended"]
+    assert not result.success
+    assert result.stop_reason == "tool_error"
+    assert outcomes(result) == ["error", "ok"]
+    assert_continuable(result)
+    with pytest.raises(ToolFailed, match="broken") as caught:
+        result.raise_for_error()
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert caught.value.result is result
+
+
+async def test_a_tool_whose_own_task_was_cancelled_has_failed_and_nothing_else_is_cancelled(
+    anyio_backend_name: str,
+):
+    async def cancels_itself() -> None:
+        if anyio_backend_name == "asyncio":
+            task = asyncio.ensure_future(asyncio.sleep(5))
+            await asyncio.sleep(0)
+            task.cancel()
+            await task
+        else:
+            raise RuntimeError("cancelled from inside")
+
+    result = await ask(cancels_itself)
+    assert result.content == "done"
+    assert outcomes(result) == ["error"]
+    assert "cancelled from inside" in seen(result)
+
+
+async def test_a_tool_that_fails_while_it_is_timed_out_disturbs_nobody():
+    async def messy() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep, 5)
+            try:
+                await anyio.sleep(5)
+            finally:
+                raise ValueError("cleanup failed")
+
+    result = await ask(messy, limits=Limits(tool_timeout=0.05))
+    assert result.content == "done"
+    assert outcomes(result) == ["timeout"]
+    assert "cleanup failed" in seen(result)
+
+
+async def test_a_tool_that_uses_asyncio_on_trio_is_told_what_is_wrong(anyio_backend_name: str):
+    async def uses_asyncio() -> str:
+        await asyncio.sleep(0)
+        await asyncio.get_running_loop().run_in_executor(None, time.sleep, 0)
+        return "ok"
+
+    result = await ask(uses_asyncio)
+    if anyio_backend_name == "trio":
+        assert outcomes(result) == ["error"]
+        assert "use anyio" in seen(result)
+    else:
+        assert outcomes(result) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ('{"n": ', "not valid JSON"),
+        ("[1]", "must be a JSON object"),
+        ("null", "must be a JSON object"),
+        ("{}", "'n' is missing"),
+        ('{"n": 1, "m": 2}', "there is no parameter 'm', only n"),
+        ('{"n": "abc"}', "'n': Input should be a valid integer"),
+        ('{"n": "\\ud800"}', "not valid JSON"),
+        ('{"n": ' + "[" * 5000 + "]" * 5000 + "}", "fit"),
+    ],
+    ids=lambda value: value[:20],
+)
+async def test_arguments_that_do_not_fit_go_back_to_the_model_and_nothing_is_called(arguments: str, fault: str):
+    called: list[int] = []
+
+    def count(n: int) -> None:
+        called.append(n)
+
+    result = await ask(count, arguments)
+    assert result.content == "done"
+    assert outcomes(result) == ["error"]
+    assert fault in seen(result)
+    assert called == []
+
+
+async def test_an_unknown_tool_is_answered_with_the_names_there_are():
+    model = ScriptedModel([[answers.call("nope", {"a": 1})], "done"])
+    agent = BaseAgent("A", "a", client=model).add_tool(len, name="show")
+    result = await agent.run("go")
+    assert result.content == "done"
+    assert result.messages[2]["content"] == "Error: there is no tool 'nope'. Tools: show"
+
+
+async def test_argument_names_never_collide_with_ours():
+    def odd(self: str, name: str, tool_name: str, messages: str, ctx: str, context: RunContext) -> dict[str, Any]:
+        return {"self": self, "name": name, "tool": tool_name, "all": messages + ctx, "called": context.tool_name}
+
+    names = dict(self="s", name="n", tool_name="t", messages="m", ctx="c")
+    expected = {"self": "s", "name": "n", "tool": "t", "all": "mc", "called": "odd"}
+    result = await ask(odd, names)
+    assert result.tool_results[0].content == expected
+    direct = await BaseAgent("A", "a").add_tool(odd).execute_tool("odd", **names)
+    assert direct.content == expected
+
+
+async def test_a_direct_call_of_a_tool_never_raises():
+    agent = BaseAgent("A", "a").add_tool(lambda n: 1 // n, name="divide")
+    assert (await agent.execute_tool("nope")).error == "there is no tool 'nope'. Tools: divide"
+    assert "'n' is missing" in str((await agent.execute_tool("divide")).error)
+    failed = await agent.execute_tool("divide", n=0)
+    assert failed.outcome == "error"
+    assert "ZeroDivisionError" in str(failed.error)
+    good = await agent.execute_tool("divide", n=1)
+    assert (good.content, good.error, good.metadata) == (1, None, {"arguments": {"n": 1}, "terminate": False})
+
+
+async def test_a_terminating_tool_ends_the_run_with_its_result_after_its_siblings(endpoint: StartEndpoint):
+    ended: list[str] = []
+
+    @tool(terminate=True)
+    def report(x: int) -> Point:
+        return Point(x=x)
+
+    async def sibling() -> None:
+        await anyio.sleep(0.05)
+        ended.append("sibling")
+
+    one = endpoint(calls_then("never", answers.call("report", {"x": 7}), answers.call("sibling")))
+    result = await BaseAgent("A", "a").add_tool(report).add_tool(sibling).run("go")
+    assert result.content == Point(x=7)
+    assert (result.success, result.stop_reason) == (True, "terminated")
+    assert ended == ["sibling"]
+    assert len(one.requests) == 1
+    assert_continuable(result)
+
+
+async def test_a_terminating_tool_that_fails_does_not_end_the_run():
+    @tool(terminate=True)
+    def report(x: int) -> Point:
+        return Point(x=x)
+
+    result = await ask(report, {"x": "many"})
+    assert result.content == "done"
+
+
+async def test_plain_tools_run_at_the_same_time_and_never_block_the_loop(endpoint: StartEndpoint):
+    stalls: list[float] = []
+
+    async def watch_the_loop() -> None:
+        while True:
+            before = time.perf_counter()
+            await anyio.sleep(0.005)
+            stalls.append(time.perf_counter() - before - 0.005)
+
+    def blocks(n: int) -> int:
+        time.sleep(0.2)
+        return n
+
+    endpoint(calls_then("done", *[answers.call("blocks", {"n": n}) for n in range(3)]))
+    agent = BaseAgent("A", "a").add_tool(blocks)
+    await agent.run("warm up")
+    stalls.clear()
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch_the_loop)
+        result = await agent.run("go")
+        group.cancel_scope.cancel()
+    assert [call.content for call in result.tool_results] == [0, 1, 2]
+    took = max(call.elapsed for call in result.tool_results)
+    assert 0.2 <= took < 0.45  # one after another would be 0.6
+    assert max(stalls) < 0.05
+
+
+async def test_sequential_tools_never_run_beside_another_call():
+    running: set[str] = set()
+    beside: list[set[str]] = []
+
+    async def busy(name: str) -> None:
+        running.add(name)
+        beside.append(set(running))
+        await anyio.sleep(0.02)
+        running.discard(name)
+
+    @tool(sequential=True)
+    async def alone() -> None:
+        await busy("alone")
+
+    async def together(n: int) -> None:
+        await busy(f"together {n}")
+
+    calls = [answers.call("together", {"n": 1}), answers.call("together", {"n": 2}), answers.call("alone")]
+    calls += [answers.call("alone"), answers.call("together", {"n": 3})]
+    agent = BaseAgent("A", "a", client=ScriptedModel([calls, "done"])).add_tool(alone).add_tool(together)
+    result = await agent.run("go")
+    assert outcomes(result) == ["ok"] * 5
+    assert {"together 1", "together 2"} in beside
+    assert all(group == {"alone"} for group in beside if "alone" in group)
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "def"])
+async def test_a_tool_with_a_limit_of_its_own_keeps_it_over_all_runs(is_async: bool):
+    lock = threading.Lock()
+    state = {"now": 0, "most": 0}
+
+    def enter(step: int) -> None:
+        with lock:
+            state["now"] += step
+            state["most"] = max(state["most"], state["now"])
+
+    @tool(max_concurrency=2)
+    async def asynchronous() -> None:
+        enter(1)
+        await anyio.sleep(0.02)
+        enter(-1)
+
+    @tool(max_concurrency=2)
+    def plain() -> None:
+        enter(1)
+        time.sleep(0.02)
+        enter(-1)
+
+    limited = asynchronous if is_async else plain
+    name = limited.__name__
+    model = ScriptedModel(
+        lambda request: "done" if len(request.transcript) > 1 else [answers.call(name), answers.call(name)]
+    )
+    agent = BaseAgent("A", "a", client=model).add_tool(limited)
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(agent.run, "go")
+    assert state == {"now": 0, "most": 2}
+
+
+async def test_an_abandoned_call_keeps_its_place_until_its_thread_ends():
+    release, began = threading.Event(), []
+
+    @tool(max_concurrency=1, timeout=0.1)
+    def slow() -> str:
+        began.append(1)
+        release.wait(5)
+        return "late"
+
+    agent = BaseAgent("A", "a").add_tool(slow)
+    first = await agent.execute_tool("slow")
+    second = await agent.execute_tool("slow")
+    assert (first.outcome, second.outcome) == ("abandoned", "timeout")
+    assert len(began) == 1
+    release.set()
+    assert (await agent.execute_tool("slow")).outcome == "ok"
+
+
+async def test_two_hundred_calls_in_one_reply_are_all_answered_in_call_order(endpoint: StartEndpoint):
+    def plain(n: int) -> int:
+        return n
+
+    async def asynchronous(n: int) -> int:
+        await anyio.sleep(0.001 * (n % 7))
+        return n
+
+    calls = [answers.call("plain" if n % 2 else "asynchronous", {"n": n}) for n in range(200)]
+    endpoint(calls_then("done", *calls))
+    result = await BaseAgent("A", "a").add_tool(plain).add_tool(asynchronous).run("go")
+    assert [call.content for call in result.tool_results] == list(range(200))
+    assert [m["content"] for m in result.messages if m["role"] == "tool"] == [str(n) for n in range(200)]
+    assert_continuable(result)
+
+
+async def test_a_tool_sees_the_run_it_is_called_in():
+    seen_by_tool: dict[str, Any] = {}
+
+    def look(ctx: RunContext[dict[str, str]], n: int) -> str:
+        seen_by_tool.update(
+            deps=ctx.deps, run_id=ctx.run_id, name=ctx.agent.name, tool=ctx.tool_name, left=ctx.remaining(),
+            requests=ctx.usage.requests, roles=[m["role"] for m in ctx.messages], depth=ctx.depth,
+        )  # fmt: skip
+        ctx.check_cancelled()
+        return "seen"
+
+    async def look_async(ctx: RunContext) -> float:
+        ctx.check_cancelled()
+        with anyio.move_on_after(1):
+            return ctx.remaining()
+        raise AssertionError
+
+    model = ScriptedModel([[answers.call("look", {"n": 1}), answers.call("look_async")], "done"])
+    agent = BaseAgent("A", "a", client=model).add_tool(look).add_tool(look_async)
+    result = await agent.run("go", timeout=30, deps={"user": "u"})
+    assert 29 < seen_by_tool.pop("left") <= 30
+    assert seen_by_tool == {
+        "deps": {"user": "u"}, "run_id": result.run_id, "name": "A", "tool": "look",
+        "requests": 1, "roles": ["user", "assistant"], "depth": 0,
+    }  # fmt: skip
+    assert 0.9 < result.tool_results[1].content <= 1
+
+
+async def test_a_tool_without_a_deadline_has_all_the_time_there_is():
+    def left(ctx: RunContext) -> bool:
+        return ctx.remaining() == float("inf")
+
+    async def left_async(ctx: RunContext) -> bool:
+        return ctx.remaining() == float("inf")
+
+    agent = BaseAgent("A", "a").add_tool(left).add_tool(left_async)
+    assert (await agent.execute_tool("left")).content is True
+    assert (await agent.execute_tool("left_async")).content is True
+
+
+async def test_tools_called_inside_tools_count_and_are_cut_with_the_run():
+    class Nested(BaseAgent):
+        @tool
+        async def outer(self) -> object:
+            return (await self.execute_tool("inner")).outcome
+
+        @tool
+        async def inner(self) -> None:
+            await anyio.sleep(5)
+
+    model = ScriptedModel([[answers.call("outer")]])
+    result = await Nested("A", "a", client=model).run("go", timeout=0.2)
+    assert result.stop_reason == "deadline"
+    assert outcomes(result) == ["timeout"]
+    assert result.usage.tool_calls == 2
+
+
+def test_a_toolkit_serves_several_agents_and_is_not_changed_by_them():
+    kit = AgentToolkit()
+    kit.add_tool(len, name="length")
+    one, two = BaseAgent("1", "", toolkit=kit), BaseAgent("2", "", toolkit=kit)
+    one.add_tool(len, name="show")
+    assert list(one.get_tools()) == ["length", "show"]
+    assert list(two.get_tools()) == ["length"]
+    assert list(kit.get_tools()) == ["length"]
