@@ -10,13 +10,12 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from fractal._scopes import move_on_after, remaining
-from fractal.errors import DeadlineWouldPass, ModelError, RequestTimedOut
+from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut
 from fractal.events import ModelRequested, ModelResponded, RetryScheduled
-from fractal.models.base import ModelRequest
+from fractal.models.base import ModelRequest, Reply
 
 if TYPE_CHECKING:
     from fractal._run import Run
-    from fractal.models.base import Reply
 
 __all__ = ["ask", "back_off_seconds"]
 
@@ -77,6 +76,8 @@ async def _send(run: Run, request: ModelRequest, attempt: int) -> Reply:
         started = anyio.current_time()
         with move_on_after(seconds) as scope:
             reply = await run.settings.model.respond(request)
+            if not isinstance(reply, Reply):
+                raise InvalidArguments(f"respond() of the model {run.settings.model!r} returned {reply!r}, not a Reply")
             tokens.commit(reply.input_tokens + reply.output_tokens)
             run.budget.add_tokens(reply.input_tokens, reply.output_tokens)
             run.emit(

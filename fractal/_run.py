@@ -48,7 +48,7 @@ class RunSettings:
         model_name: Name of the model at the endpoint.
         model_settings: Fields of each request.
         toolkit: Tools on offer.
-        system_prompt: Makes the system prompt, or None for no prompt.
+        system_prompt: Makes the system prompt; an empty one is not sent.
         limits: What the run may use: the call's, over the agent's.
         timeout: Seconds the run may take, or None.
         max_retries: Times a failed request, and an empty reply, is tried again.
@@ -62,7 +62,7 @@ class RunSettings:
     model_name: str
     model_settings: ModelSettings
     toolkit: AgentToolkit
-    system_prompt: Callable[[RunContext[Any]], Awaitable[str | None]]
+    system_prompt: Callable[[RunContext[Any]], Awaitable[str]]
     limits: Limits
     timeout: float | None
     max_retries: int
@@ -265,7 +265,7 @@ class _Brief:
 def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
-    text = repr(value) if isinstance(value, (str, int, dict, type(None))) else repr(str(value))
+    text = repr(value) if value is None or type(value) in (str, int, dict) else repr(str(value))
     return text if len(text) <= 200 else text[:200] + "…"
 
 

@@ -106,9 +106,13 @@ class AgentDefinition:
         self.name = name
         self.model = model or os.environ.get("OPENAI_MODEL") or DEFAULT_MODEL
         self.client = client
-        self.limits = limits or Limits()
+        self.limits = _checked_limits(limits)
         self.timeout = _checked_timeout(timeout)
         self.observers = tuple(observers)
+        if not all(map(callable, self.observers)):
+            raise InvalidArguments(
+                f"observers={observers!r}: each is called with every event, and one cannot be called"
+            )
         self._system_prompt = system_prompt
         self._system_context = dict(system_context or {})
         self._settings = ModelSettings(
@@ -223,11 +227,14 @@ class AgentDefinition:
         """Make the run that `drive` takes to its end; call it inside the event loop."""
         transcript = Transcript(messages or ())
         transcript.append(user_message(user_input))
-        limits = (options.get("limits") or Limits()).over(self.limits)
+        unknown = options.keys() - RunOptions.__annotations__.keys()
+        if unknown:
+            raise InvalidArguments(f"a run has no options {sorted(unknown)}, only {sorted(RunOptions.__annotations__)}")
+        limits = _checked_limits(options.get("limits")).over(self.limits)
         if max_iterations is not None:
             limits = Limits(max_iterations=max_iterations).over(limits)
-        if max_retries < 0:
-            raise InvalidArguments(f"max_retries={max_retries!r}: give 0 or more")
+        if not isinstance(max_retries, int) or max_retries < 0:
+            raise InvalidArguments(f"max_retries={max_retries!r}: give a whole number from 0 up")
         settings = self._run_settings(limits, options.get("timeout"), max_retries, options.get("deps"))
         return Run(settings, transcript)
 
@@ -266,13 +273,16 @@ class AgentDefinition:
             deps=deps,
         )
 
-    async def _make_prompt(self, context: RunContext[Any]) -> str | None:
+    async def _make_prompt(self, context: RunContext[Any]) -> str:
         source = self._system_prompt
         if isinstance(source, str):
             values = self._system_context
             return _PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), source)
         prompt = source(context) if inspect.signature(source).parameters else source()
-        return await prompt if inspect.isawaitable(prompt) else prompt
+        prompt = await prompt if inspect.isawaitable(prompt) else prompt
+        if not isinstance(prompt, str):
+            raise InvalidArguments(f"the system_prompt function of {self.name!r} returned {prompt!r}, not text")
+        return prompt
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} model={self.model!r} tools={len(self._toolkit)}>"
@@ -411,6 +421,14 @@ class BaseAgent(AgentDefinition):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _checked_limits(limits: Limits | None) -> Limits:
+    if limits is None:
+        return Limits()
+    if not isinstance(limits, Limits):
+        raise InvalidArguments(f"limits={limits!r}: give Limits(…), or None")
+    return limits
 
 
 def _checked_timeout(timeout: float | None) -> float | None:

@@ -13,7 +13,7 @@ from fractal._docstring import Documentation
 from fractal._json import is_mapping, text_of
 from fractal._run import Run, current_call, current_run
 from fractal._schema import schema_of
-from fractal.errors import RunError
+from fractal.errors import InvalidArguments, RunError
 from fractal.events import DelegationFinished, DelegationStarted
 from fractal.toolkit import Tool, ToolOptions
 
@@ -64,6 +64,8 @@ def delegate_tool(
     Raises:
         TypeError: `parameters` is not of that form; says where.
     """
+    if not isinstance(getattr(delegate, "name", None), str) or not callable(getattr(delegate, "drive", None)):
+        raise InvalidArguments(f"{delegate!r} is no agent: only agents can be delegated to")
     name = tool_name or f"delegate_to_{_identifier(delegate.name)}"
     description = description or f"Hand a question to the agent {delegate.name!r} and get its answer."
     if parameters is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from typing_extensions import Unpack
 
+from fractal._json import is_mapping
 from fractal._scopes import single_error
 from fractal.errors import InvalidArguments
 
@@ -52,6 +53,8 @@ async def run_many(
         results = await run_many(agent, ["Rome?", "Oslo?"], max_concurrency=2)
         ```
     """
+    if isinstance(inputs, (str, bytes)) or is_mapping(inputs):
+        raise InvalidArguments(f"inputs is one {type(inputs).__name__}: put it into a list")
     if max_concurrency < 1:
         raise InvalidArguments(f"max_concurrency={max_concurrency!r}: give 1 or more")
     results: dict[int, AgentResult] = {}

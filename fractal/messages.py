@@ -126,15 +126,25 @@ class Transcript:
             return self._fault_of_answer(message)
         if self._open_calls:
             return f"tool call {self._open_calls[0]!r} must be answered before a {role} message"
-        return _fault_of_calls(message.get("tool_calls"))
+        return _fault_of_calls(message.get("tool_calls")) or _fault_of_content(message, role)
 
     def _fault_of_answer(self, message: Mapping[str, Any]) -> str | None:
         call_id = message.get("tool_call_id")
+        if message.get("content") is None:
+            return f"the result of tool call {call_id!r} has no content"
         if not self._open_calls:
             return f"a result for tool call {call_id!r}, which nobody made"
         if call_id != self._open_calls[0]:
             return f"a result for {call_id!r} where {self._open_calls[0]!r} comes first: results go in call order"
         return None
+
+
+def _fault_of_content(message: Mapping[str, Any], role: str) -> str | None:
+    if message.get("content") is not None:
+        return None
+    if role == "assistant" and (message.get("tool_calls") or message.get("refusal") or message.get("function_call")):
+        return None
+    return f"a {role} message says nothing: it has no content"
 
 
 def _fault_of_calls(calls: object) -> str | None:

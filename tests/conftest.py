@@ -75,7 +75,9 @@ def _nothing_left() -> Iterator[None]:
 
 def _stays(thread: threading.Thread) -> bool:
     # Idle workers of the portal are daemons like it; trio keeps its own for the next run.
-    return thread.daemon and thread.name.startswith(("fractal portal", "AnyIO worker thread", "Trio thread"))
+    return thread.daemon and thread.name.startswith(
+        ("fractal portal", "AnyIO worker thread", "Trio thread", "asyncio_")
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

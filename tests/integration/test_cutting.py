@@ -192,9 +192,7 @@ async def test_a_run_cancelled_in_a_retry_pause_sends_nothing_more(
 
 
 @pytest.mark.parametrize("kind", ["in_loop", "in_thread"])
-async def test_a_tools_own_timeout_tells_the_model_and_the_run_goes_on(
-    agent: Slow, kind: str, endpoint: StartEndpoint
-):
+async def test_a_tools_own_timeout_tells_the_model_and_the_run_goes_on(agent: Slow, kind: str, endpoint: StartEndpoint):
     quick = BaseAgent("Quick", "You try.", limits=Limits(tool_timeout=0.1))
     quick.add_tool(getattr(agent, kind))
     endpoint(calls_then("went on", answers.call(kind)))
@@ -250,7 +248,7 @@ async def test_a_tool_that_swallows_cancellation_is_named_after_its_grace_and_wa
         while anyio.current_time() < ends:
             try:
                 await anyio.sleep(0.05)
-            except BaseException:  # noqa: PERF203  # just what no tool should do
+            except BaseException:  # just what no tool should do
                 with anyio.CancelScope(shield=True):
                     await anyio.sleep(0.01)
         return "finally"

@@ -69,7 +69,7 @@ def seen(result: AgentResult) -> str:
         ([Point(x=1), Point(x=2)], '[{"x":1,"y":0},{"x":2,"y":0}]'),
         (Pair("l", datetime.date(2026, 1, 2)), '{"left":"l","right":"2026-01-02"}'),
         (datetime.date(2026, 1, 2), '"2026-01-02"'),
-        ({1, 1}, "[1]"),
+        ({1}, "[1]"),
         (b"text", "text"),
         (b"\xff\x00", "/wA="),
         (float("nan"), "NaN"),
@@ -453,9 +453,9 @@ async def test_a_tool_sees_the_run_it_is_called_in():
 
     async def look_async(ctx: RunContext) -> float:
         ctx.check_cancelled()
-        with anyio.move_on_after(1):
+        with anyio.fail_after(1):
+            await anyio.sleep(0)
             return ctx.remaining()
-        raise AssertionError
 
     model = ScriptedModel([[answers.call("look", {"n": 1}), answers.call("look_async")], "done"])
     agent = BaseAgent("A", "a", client=model).add_tool(look).add_tool(look_async)

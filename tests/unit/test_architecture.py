@@ -86,7 +86,9 @@ def test_no_module_of_the_library_imports_asyncio(name: str):
 def test_importing_the_package_loads_no_sdk_no_backend_and_no_extra():
     code = "import sys, fractal; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"openai", "trio", "httpx2", "httpcore2", "httpx", "h11", "griffe", "rich", "uvloop", "fastapi"} & {*loaded}
+    assert not {"openai", "trio", "httpx2", "httpcore2", "httpx", "h11", "griffe", "rich", "uvloop", "fastapi"} & {
+        *loaded
+    }
 
 
 def test_building_an_agent_with_tools_needs_no_key_and_loads_no_sdk():

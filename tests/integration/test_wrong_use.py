@@ -1,0 +1,141 @@
+"""Wrong use is told at once, by an error that says what to do; nothing mistyped is passed over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fractal import BaseAgent, InvalidArguments, InvalidMessages, Limits, run_many, sync, tool
+from fractal.testing import ScriptedModel
+
+
+def agent(**options: Any) -> BaseAgent:
+    return BaseAgent(**{"name": "A", "system_prompt": "a", "client": ScriptedModel(lambda _: "ok"), **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"timout": 1}, r"\['timout'\]"),
+        ({"timeout": -1}, "timeout=-1"),
+        ({"timeout": "5"}, "timeout='5'"),
+        ({"timeout": float("nan")}, "timeout=nan"),
+        ({"limits": {"max_requests": 2}}, "give Limits"),
+        ({"limits": 0}, "give Limits"),
+        ({"max_retries": "3"}, "max_retries='3'"),
+        ({"max_retries": -1}, "max_retries=-1"),
+        ({"max_iterations": -1}, "max_iterations"),
+    ],
+    ids=str,
+)
+async def test_options_of_a_run_that_cannot_be_meant_are_refused(options: dict[str, Any], words: str):
+    with pytest.raises(InvalidArguments, match=words):
+        await agent().run("go", **options)
+    with pytest.raises(InvalidArguments, match=words):
+        await run_many(agent(), ["go"], **options)
+
+
+@pytest.mark.parametrize("options", [{"timout": 1}, {"limits": 5}], ids=str)
+def test_the_facade_refuses_them_in_the_callers_thread(options: dict[str, Any]):
+    with pytest.raises(InvalidArguments):
+        sync.run(agent(), "go", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": ""}, "give the agent a name"),
+        ({"name": 3}, "give the agent a name"),
+        ({"system_prompt": None}, "system_prompt=None"),
+        ({"limits": {}}, "give Limits"),
+        ({"timeout": True}, "timeout=True"),
+        ({"observers": [1]}, "cannot be called"),
+    ],
+    ids=str,
+)
+def test_options_of_an_agent_that_cannot_be_meant_are_refused_when_it_is_built(options: dict[str, Any], words: str):
+    with pytest.raises(InvalidArguments, match=words):
+        BaseAgent(**{"name": "A", "system_prompt": "a", **options})
+    with pytest.raises(TypeError):
+        BaseAgent("A", "a", no_such_option=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        (["hi"], r"messages\[0\]: a message is a dict"),
+        ([{"role": "robot", "content": "hi"}], "unknown role 'robot'"),
+        ([{"role": "user"}], "has no content"),
+        ([{"role": "user", "content": "hi"}, {"role": "assistant"}], r"messages\[1\]"),
+        ([{"role": "tool", "tool_call_id": "x", "content": "1"}], "nobody made"),
+        (
+            [{"role": "assistant", "tool_calls": [{"id": "c", "function": {}}]}],
+            "has no result: add a tool message",
+        ),
+    ],
+    ids=str,
+)
+async def test_a_history_no_endpoint_accepts_is_refused_before_anything_is_sent(messages: list[Any], words: str):
+    with pytest.raises(InvalidMessages, match=words):
+        await agent().run("go", messages=messages)
+
+
+async def test_one_input_given_as_many_is_refused():
+    for inputs in ("ab", b"ab", {"a": 1}):
+        with pytest.raises(InvalidArguments, match="put it into a list"):
+            await run_many(agent(), inputs)
+
+
+async def test_what_is_no_agent_cannot_be_delegated_to():
+    with pytest.raises(InvalidArguments, match="is no agent"):
+        agent().register_delegate("someone")  # type: ignore[arg-type]
+
+
+async def test_a_prompt_function_that_returns_no_text_is_named():
+    with pytest.raises(InvalidArguments, match="returned 3, not text"):
+        await agent(system_prompt=lambda: 3).run("go")
+
+
+async def test_a_model_that_returns_no_reply_is_named():
+    class Wrong:
+        async def respond(self, request: object) -> str:
+            return "text"
+
+    with pytest.raises(InvalidArguments, match="not a Reply"):
+        await agent(client=Wrong()).run("go")
+
+
+async def test_an_error_in_a_prompt_function_is_a_result_with_its_cause():
+    def prompt() -> str:
+        raise LookupError("no template")
+
+    result = await agent(system_prompt=prompt).run("go")
+    assert (result.success, result.stop_reason) == (False, "error")
+    assert result.metadata["error_type"] == "unexpected_error"
+    assert result.exception is not None
+    assert isinstance(result.exception.__cause__, LookupError)
+
+
+async def test_an_observer_that_fails_is_logged_and_disturbs_nobody(caplog: pytest.LogCaptureFixture):
+    seen: list[str] = []
+
+    def broken(event: Any) -> None:
+        raise RuntimeError("observer")
+
+    result = await agent(observers=[broken, lambda event: seen.append(event.kind)]).run("go")
+    assert result.success
+    assert seen == ["run_started", "model_requested", "model_responded", "run_finished"]
+    assert caplog.text.count("observer") >= 4
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"on_cancel": "kill"}, {"max_concurrency": 0}, {"on_error": "x"}])
+def test_options_of_a_tool_that_cannot_be_meant_are_refused(options: dict[str, Any]):
+    with pytest.raises(InvalidArguments):
+        tool(**options)
+
+
+@pytest.mark.parametrize("value", [-1, "2", True, float("nan")])
+def test_limits_are_numbers_from_zero_up(value: Any):
+    with pytest.raises(InvalidArguments, match="max_requests"):
+        Limits(max_requests=value)
