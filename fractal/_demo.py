@@ -40,9 +40,6 @@ _LONGEST_WAIT = 1.0
 """Seconds that connections and worker threads have to notice that the event loop has ended."""
 
 
-# ---- the agents
-
-
 def opening_hours(sight: str) -> dict[str, str]:
     """Look up when a sight is open today.
 
@@ -130,9 +127,6 @@ def make_planner(model: Model | OpenAIModel, model_name: str | None, tree: RunTr
         observers=[tree],
     )
     return planner.register_delegate(guide).register_delegate(gourmet)
-
-
-# ---- who plays the models
 
 
 def play(request: RecordedRequest) -> answers.Answer:
@@ -225,9 +219,6 @@ def _no_proxy() -> Generator[None]:
             del os.environ[name]
             if value is not None:
                 os.environ[name] = value
-
-
-# ---- the demo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,6 +103,8 @@ def _why_cancelled(run: Run) -> RunError:
 
 
 def _unexpected(error: BaseException) -> UnexpectedError:
+    errors = leaves(error)
+    error = errors[0] if len(errors) == 1 else error
     wrapped = UnexpectedError(f"{type(error).__name__}: {error}")
     wrapped.__cause__ = error
     return wrapped

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ class Run:
         self.limits: Limits = settings.limits.over(DEFAULT_LIMITS)
         self.deps: Any = settings.deps if settings.deps is not None or parent is None else parent.deps
         self.budget: Budget = Budget(self.limits, parent.budget if parent else None)
-        self.tools: dict[str, Tool] = dict(settings.toolkit.tools)
+        self.tools: Mapping[str, Tool] = settings.toolkit.tools
         self.tool_schemas: ToolSchemas = settings.toolkit.schemas()
         self.system: str | None = None
         self.iterations = self.empty_replies = 0

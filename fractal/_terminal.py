@@ -54,9 +54,6 @@ WIDEST = 110
 _REFRESH_SECONDS = 0.08
 
 
-# ---- the tree
-
-
 @dataclass(slots=True, kw_only=True)
 class Part:
     """Something that took time: a run, a request to the model, or a tool call.
@@ -122,8 +119,8 @@ class RunTree:
         self._notes = dict(notes or {})
         self._runs: dict[str, Part] = {}
         self._open: dict[tuple[str, str], Part] = {}  # by run and call id; a model request's id is empty
-        self._arguments: dict[int, object] = {}  # of open tool calls that have not become a run
-        self._expected: dict[tuple[str | None, str], list[Part]] = {}  # calls that wait for a child run to begin
+        self._arguments: dict[tuple[str, str], object] = {}  # of open tool calls
+        self._delegating: set[tuple[str | None, str | None]] = set()  # calls that are nothing but another agent's run
 
     def __call__(self, event: Event) -> None:
         """Enter one event."""
@@ -176,14 +173,14 @@ class RunTree:
             yield from _rows_below(root, "", guides)
 
     def _run_started(self, event: RunStarted) -> None:
-        waiting = self._expected.get((event.parent_id, event.agent_name))
-        if waiting:
+        call = self._open.get((event.parent_id or "", event.call_id or ""))
+        if call is not None and (event.parent_id, event.call_id) in self._delegating:
             # The call that delegates and the run it starts are one thing to whoever looks.
-            run = waiting.pop(0)
+            run = call
             run.kind, run.label, run.agent = "run", event.agent_name, event.agent_name
         else:
             run = Part(kind="run", label=event.agent_name, agent=event.agent_name, started=event.at)
-            parent = self._runs.get(event.parent_id or "")
+            parent = call or self._runs.get(event.parent_id or "")
             (parent.parts if parent else self.roots).append(run)
         run.detail = one_line(text_of(event.message.get("content") or ""))
         self._runs[event.run_id] = run
@@ -220,7 +217,7 @@ class RunTree:
         run.parts.append(part)
         self._open[event.run_id, key] = part
         if isinstance(event, ToolStarted):
-            self._arguments[id(part)] = event.arguments
+            self._arguments[event.run_id, key] = event.arguments
 
     def _responded(self, event: ModelResponded) -> None:
         part = self._open.pop((event.run_id, ""), None)
@@ -236,23 +233,19 @@ class RunTree:
             part.end(event.at, "error")
 
     def _tool_finished(self, event: ToolFinished) -> None:
+        self._arguments.pop((event.run_id, event.call_id), None)
         part = self._open.pop((event.run_id, event.call_id), None)
         if part is None or part.kind == "run":  # a run tells its own end
             return
-        self._arguments.pop(id(part), None)
         part.end(event.at, event.result.outcome)
         if event.result.outcome == "error":
             part.detail = one_line(event.result.error or "")
 
     def _delegation_started(self, event: DelegationStarted) -> None:
-        # The event does not say which call it belongs to; the call that was given this query does.
-        run = self._runs.get(event.run_id)
-        for part in run.parts if run else ():
-            arguments = self._arguments.get(id(part))
-            if arguments is not None and (arguments == event.query or arguments == {"query": event.query}):
-                del self._arguments[id(part)]
-                self._expected.setdefault((event.run_id, event.to_agent), []).append(part)
-                return
+        # A tool of the user's may ask another agent among other things; one that hands on what it was given is the run.
+        given = self._arguments.get((event.run_id, event.call_id or ""))
+        if given == event.query or given == {"query": event.query}:
+            self._delegating.add((event.run_id, event.call_id))
 
 
 def _rows_below(part: Part, before: str, guides: tuple[str, str, str, str]) -> Iterator[tuple[str, Part]]:
@@ -261,9 +254,6 @@ def _rows_below(part: Part, before: str, guides: tuple[str, str, str, str]) -> I
         is_last = index == len(part.parts) - 1
         yield before + (last if is_last else inner), child
         yield from _rows_below(child, before + (below_last if is_last else below_inner), guides)
-
-
-# ---- texts
 
 
 def printable(text: str) -> str:
@@ -293,9 +283,6 @@ def _brief_reply(message: Mapping[str, Any]) -> str:
 
 def _with_note(detail: str, note: str | None) -> str:
     return f"{note}  {detail}" if note else detail
-
-
-# ---- how it looks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,9 +374,6 @@ def _name(guides: str, part: Part, look: Look, colours: Mapping[str, str]) -> Te
     return line.append(f"  {part.detail}", "dim") if part.detail else line
 
 
-# ---- pictures
-
-
 def result_table(tree: RunTree, look: Look, width: int = WIDEST) -> RenderableType:
     """The tree at its end: who did what, how it ended, how long it took and what it used."""
     colours = _colours(tree)
@@ -468,9 +452,6 @@ def _scale(wall: float, columns: int) -> str:
         if start + len(number) <= columns:
             line = line.ljust(start) + number
     return line.ljust(columns) + "seconds".rjust(8)
-
-
-# ---- moving
 
 
 async def watch(console: Console, tree: RunTree, work: Callable[[], Awaitable[T]]) -> T:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypedDict
+from uuid import uuid4
 
 from typing_extensions import Unpack
 
@@ -243,7 +244,7 @@ class AgentDefinition:
         run = current_run.get()
         if run is None or run.agent is not self or run.result is not None:
             run = Run(self._run_settings(self.limits, None, 0, None), Transcript())
-        call = bind("direct", tool_name, arguments, self._toolkit.tools)
+        call = bind(f"direct_{uuid4().hex[:24]}", tool_name, arguments, self._toolkit.tools)
         with single_error():
             [result] = await call_tools(run, [call])
         return result
@@ -278,7 +279,7 @@ class AgentDefinition:
         if isinstance(source, str):
             values = self._system_context
             return _PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), source)
-        prompt = source(context) if inspect.signature(source).parameters else source()
+        prompt = source(context) if _takes_context(source) else source()
         prompt = await prompt if inspect.isawaitable(prompt) else prompt
         if not isinstance(prompt, str):
             raise InvalidArguments(f"the system_prompt function of {self.name!r} returned {prompt!r}, not text")
@@ -421,6 +422,14 @@ class BaseAgent(AgentDefinition):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _takes_context(function: Callable[..., Any]) -> bool:
+    """Whether a prompt function has a parameter for the context: its first, if nothing else gives it a value."""
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    return (
+        first is not None and first.kind not in (first.KEYWORD_ONLY, first.VAR_KEYWORD) and first.default is first.empty
+    )
 
 
 def _checked_limits(limits: Limits | None) -> Limits:

@@ -98,9 +98,6 @@ def _described(error: BaseException) -> str:
     return printable(f"{type(error).__name__}: {error}").removesuffix(": ")
 
 
-# ---- what can be asked for
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fractal",
@@ -191,9 +188,6 @@ def _need_rich() -> None:
         raise _WrongUse("the command line draws with rich, which is not here: pip install 'fractal[cli]'") from None
 
 
-# ---- demo
-
-
 def _demo(options: argparse.Namespace) -> int:
     _need_rich()
     from rich.console import Console
@@ -221,9 +215,6 @@ def _no_answer(options: argparse.Namespace, result: AgentResult) -> int:
     elif cause is not None and getattr(options, "verbose", False):
         traceback.print_exception(cause)
     return _fail(options, printable(f"{result.agent_name} gave no answer ({result.stop_reason}): {reason}"), FAILED)
-
-
-# ---- run
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -281,9 +272,6 @@ def _content(content: object) -> str:
     if isinstance(content, BaseModel):
         return content.model_dump_json(indent=2)
     return json.dumps(jsonable(content), indent=2, ensure_ascii=False)
-
-
-# ---- finding the agent
 
 
 def _agent(options: argparse.Namespace) -> AgentDefinition:

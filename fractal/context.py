@@ -47,7 +47,7 @@ class RunContext(Generic[Deps]):
         agent: The agent that runs.
         depth: How many runs are above this one.
         tool_name: Name of the tool, as the model called it; None in a prompt function.
-        call_id: Id of the tool call; None in a prompt function and for a call without a model.
+        call_id: Id of the tool call; None in a prompt function.
 
     Example:
         >>> from fractal import tool

@@ -61,7 +61,7 @@ class ToolResult(BaseModel):
     error: str | None = Field(default=None, description="What the model was told went wrong; None if all went well.")
     outcome: Outcome = Field(default="ok", description="How the call ended.")
     elapsed: float = Field(default=0.0, description="Seconds from the start of the call to its end, waiting included.")
-    call_id: str | None = Field(default=None, description="Id of the call in the transcript; None for a direct call.")
+    call_id: str | None = Field(default=None, description="Id of the call, as in the transcript and the events.")
 
     _exception: BaseException | None = PrivateAttr(default=None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -139,3 +140,29 @@ def test_options_of_a_tool_that_cannot_be_meant_are_refused(options: dict[str, A
 def test_limits_are_numbers_from_zero_up(value: Any):
     with pytest.raises(InvalidArguments, match="max_requests"):
         Limits(max_requests=value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        (lambda lang="en": f"lang={lang}", "lang=en"),
+        (lambda ctx: f"left={ctx.remaining():.0f}", "left=60"),
+        (functools.partial(lambda ctx, lang: f"{lang} {ctx.depth}", lang="de"), "de 0"),
+        (functools.partial(lambda lang: lang, lang="de"), "de"),
+        (lambda *arguments: str(len(arguments)), "1"),
+    ],
+    ids=["default", "context", "partial with context", "partial", "any"],
+)
+async def test_a_prompt_function_gets_the_context_only_where_it_has_room_for_it(prompt: Any, text: str):
+    model = ScriptedModel(["ok"])
+    await agent(system_prompt=prompt, client=model).run("go", timeout=60)
+    assert model.requests[0]["messages"][0]["content"] == text
+
+
+async def test_direct_calls_are_told_apart_in_events():
+    ids: list[str] = []
+    one = agent(observers=[lambda e: ids.append(e.call_id) if e.kind == "tool_finished" else None])
+    one.add_tool(lambda: 1, name="one")
+    results = [await one.execute_tool("one") for _ in range(3)]
+    assert [result.call_id for result in results] == ids
+    assert len(set(ids)) == 3
