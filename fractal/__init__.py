@@ -7,6 +7,7 @@ asyncio and on trio, and `fractal.sync` gives blocking callers the same guarante
 from fractal.agent import (
     AgentDefinition as AgentDefinition,
     BaseAgent as BaseAgent,
+    RunBounds as RunBounds,
     RunOptions as RunOptions,
 )
 from fractal.context import RunContext as RunContext
@@ -18,6 +19,7 @@ from fractal.errors import (
     ConnectionFailed as ConnectionFailed,
     DeadlineExceeded as DeadlineExceeded,
     DeadlineWouldPass as DeadlineWouldPass,
+    DelegateFailed as DelegateFailed,
     DepthExceeded as DepthExceeded,
     FractalError as FractalError,
     InvalidArguments as InvalidArguments,
@@ -89,6 +91,7 @@ __all__ = [
     "ConnectionFailed",
     "DeadlineExceeded",
     "DeadlineWouldPass",
+    "DelegateFailed",
     "DelegationFinished",
     "DelegationStarted",
     "DepthExceeded",
@@ -116,6 +119,7 @@ __all__ = [
     "Reply",
     "RequestTimedOut",
     "RetryScheduled",
+    "RunBounds",
     "RunCancelled",
     "RunContext",
     "RunError",

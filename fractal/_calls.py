@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,12 @@ import anyio
 from fractal._json import text_of
 from fractal._run import current_call
 from fractal._scopes import cancellation_was_meant, leaves
-from fractal._threads import Gate, ThreadCall
+from fractal._threads import ThreadCall
 from fractal.errors import BudgetExceeded, RunError, ToolFailed
 from fractal.events import ToolFinished, ToolStarted
 from fractal.results import Outcome, ToolResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from anyio.abc import TaskGroup
 
     from fractal._run import Run
@@ -259,7 +257,7 @@ async def _invoke(call: _Call, group: TaskGroup) -> None:
     context = call.run.context(tool_name=tool.name, call_id=call.bound.call_id)
     positional, by_name = tool.parameters.bind(call.bound.arguments, context)
     if tool.is_async:
-        async with _place(tool.gate):
+        async with tool.gate or nullcontext():
             context.started()
             content = await tool.function(*positional, **by_name)
         text = text_of(content)
@@ -289,19 +287,6 @@ async def _in_thread(call: _Call, tool: Tool, function: Callable[[], Any], group
         content = await content
         text = text_of(content)
     return content, text
-
-
-@asynccontextmanager
-async def _place(gate: Gate | None) -> AsyncGenerator[None]:
-    """A place in the tool's own limit, if it has one."""
-    if gate is None:
-        yield
-        return
-    await gate.acquire()
-    try:
-        yield
-    finally:
-        gate.release()
 
 
 def _explain(error: BaseException) -> str:

@@ -24,7 +24,11 @@ def clean_text(text: str) -> str:
 
 def encode(value: object) -> bytes:
     """One JSON value as compact UTF-8; lone surrogates are replaced, never an error."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=jsonable)
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=jsonable, allow_nan=False)
+    except ValueError:  # JSON has no NaN and no infinity
+        value = to_jsonable_python(value, fallback=str, bytes_mode="base64", inf_nan_mode="null")
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return clean_text(text).encode()
 
 
@@ -52,7 +56,12 @@ def is_list(value: object) -> TypeGuard[list[Any]]:
 
 def jsonable(value: object) -> Any:
     """The value in JSON's own types; what JSON has no form for becomes its text."""
-    return to_jsonable_python(value, fallback=str, bytes_mode="base64", inf_nan_mode="constants")
+    plain = to_jsonable_python(value, fallback=str, bytes_mode="base64", inf_nan_mode="constants")
+    try:
+        json.dumps(plain, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return decode(encode(plain))
+    return plain
 
 
 def text_of(value: object) -> str:
@@ -67,12 +76,16 @@ def text_of(value: object) -> str:
         return _text_of_bytes(bytes(value))
     try:
         return to_json(value, fallback=str, bytes_mode="base64", inf_nan_mode="constants").decode()
-    except ValueError:  # lone surrogates, or a value that contains itself
+    except (ValueError, RecursionError):  # lone surrogates, or a value that contains itself or goes too deep
         pass
     try:
-        return clean_text(json.dumps(value, ensure_ascii=False, default=str))
-    except (ValueError, TypeError):
+        return clean_text(json.dumps(value, ensure_ascii=False, default=jsonable))
+    except (ValueError, TypeError, RecursionError):
+        pass
+    try:
         return clean_text(repr(value))
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deeply to be shown"
 
 
 def _text_of_bytes(value: bytes) -> str:

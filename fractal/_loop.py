@@ -81,7 +81,7 @@ async def _converse(run: Run) -> tuple[Any, StopReason]:
                     run.warn("the answer was cut at the token limit: raise max_tokens to get all of it")
                 return content, "soft_deadline" if closing else "finished"
             case Decline(reason):
-                run.transcript.append(reply.message())
+                run.transcript.append({"role": "assistant", "content": reply.text or reason})
                 raise Refused(reason)
             case AskAgain():
                 run.iterations -= 1  # an empty reply is not a turn

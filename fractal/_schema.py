@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import json
 import re
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NotRequired, Required, cast
+from contextlib import suppress
+from typing import Annotated, Any, NotRequired, Required, Union, cast
 
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import SchemaError, to_jsonable_python
 from typing_extensions import TypedDict
 
 from fractal._docstring import Documentation, ParameterText
-from fractal._json import clean_text, jsonable
+from fractal._json import clean_text
 from fractal.errors import InvalidTool
 
 __all__ = ["ArgumentsFault", "Parameters", "schema_of"]
@@ -27,7 +31,7 @@ _TYPE_WORDS: dict[str, Any] = {
     **{"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict},
     **{name: getattr(typing, name) for name in ("Any", "Optional", "Union", "List", "Dict", "Literal")},
 }
-_TYPE_TEXT = re.compile(r"[\w\s\[\],.|'\"-]+")
+_TYPE_TEXT = re.compile(r"[\w\s\[\],|'\"-]+")
 
 
 class ArgumentsFault(ValueError):
@@ -48,20 +52,20 @@ class Parameters:
 
     Attributes:
         json_schema: JSON Schema of the arguments object.
-        context_name: The parameter that gets the run's context, or None.
+        context_names: The parameters that get the run's context.
     """
 
-    __slots__ = ("_defaults", "_names", "_positional", "_validator", "context_name", "json_schema")
+    __slots__ = ("_defaults", "_names", "_positional", "_validator", "context_names", "json_schema")
 
     def __init__(
         self,
         validator: TypeAdapter[dict[str, Any]],
         json_schema: dict[str, Any],
         signature: list[inspect.Parameter],
-        context_name: str | None,
+        context_names: set[str],
     ) -> None:
-        self._validator, self.json_schema, self.context_name = validator, json_schema, context_name
-        self._names = [p.name for p in signature if p.name != context_name and p.kind is not p.VAR_KEYWORD]
+        self._validator, self.json_schema, self.context_names = validator, json_schema, context_names
+        self._names = [p.name for p in signature if p.name not in context_names and p.kind is not p.VAR_KEYWORD]
         self._positional = [p for p in signature if p.kind is p.POSITIONAL_ONLY]
         self._defaults = {p.name: p.default for p in signature if isinstance(p.default, FieldInfo)}
 
@@ -81,6 +85,8 @@ class Parameters:
             return self._validator.validate_python(dict(arguments))
         except ValidationError as error:
             raise ArgumentsFault(self._explain(error)) from None
+        except Exception as error:  # a validator of the user's own
+            raise ArgumentsFault(f"{type(error).__name__}: {error}") from error
 
     def bind(self, arguments: Mapping[str, Any], context: object) -> tuple[list[Any], dict[str, Any]]:
         """Checked arguments as they are passed in a call: positional ones, and the rest by name."""
@@ -88,8 +94,7 @@ class Parameters:
         for name, default in self._defaults.items():
             if name not in by_name:
                 by_name[name] = default.get_default(call_default_factory=True, validated_data=by_name)
-        if self.context_name is not None:
-            by_name[self.context_name] = context
+        by_name |= dict.fromkeys(self.context_names, context)
         positional: list[Any] = []
         for parameter in self._positional:
             if parameter.name in by_name:
@@ -110,7 +115,7 @@ class Parameters:
                 return "the arguments must be a JSON object"
             case "missing":
                 return f"{where!r} is missing"
-            case "extra_forbidden":
+            case "extra_forbidden" if len(fault["loc"]) == 1:
                 return f"there is no parameter {where!r}, only {', '.join(self._names) or 'none'}"
             case _:
                 return f"{where!r}: {fault['msg']} (got {repr(fault['input'])[:60]})"
@@ -139,8 +144,10 @@ def schema_of(
     signature = _signature(function, name)
     hints = _type_hints(function, signature, name, known_names or {})
     fields: dict[str, Any] = {}
-    context_name: str | None = None
+    context_names: set[str] = set()
     extra = "forbid"
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    signature = [parameter for parameter in signature if parameter.name not in bound]
     for parameter in signature:
         hint = hints.get(parameter.name, _EMPTY)
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -148,13 +155,13 @@ def schema_of(
         if parameter.kind is parameter.VAR_KEYWORD:
             extra = "allow"
         elif is_context(hint):
-            context_name = parameter.name
+            context_names.add(parameter.name)
         else:
             text = documentation.parameters.get(parameter.name, ParameterText())
             fields[parameter.name] = _field(parameter, hint, text)
     validator = _validator(name, fields, extra)
     schema = _json_schema(validator, name, signature)
-    return Parameters(validator, schema, signature, context_name)
+    return Parameters(validator, schema, signature, context_names)
 
 
 def _signature(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
@@ -170,7 +177,7 @@ def _type_hints(
     function: Callable[..., Any], signature: list[inspect.Parameter], name: str, known_names: Mapping[str, Any]
 ) -> dict[str, Any]:
     annotations = {p.name: p.annotation for p in signature if p.annotation is not _EMPTY}
-    inner = inspect.unwrap(getattr(function, "func", function))
+    inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
     if not inspect.isroutine(inner):
         inner = type(inner).__call__  # a callable object
     namespace = {**known_names, **getattr(getattr(inner, "__func__", inner), "__globals__", {})}
@@ -190,6 +197,8 @@ def _unknown_name(error: NameError) -> str:
 def _field(parameter: inspect.Parameter, hint: Any, text: ParameterText) -> Any:
     if hint is _EMPTY:
         hint = _type_from_text(text.type)
+    if parameter.default is None:
+        hint = Union[hint, None]  # noqa: UP007  # a hint need not be a type that knows `|`
     extras: list[Any] = []
     if isinstance(parameter.default, FieldInfo):
         extras.append(parameter.default)
@@ -209,7 +218,8 @@ def _has_description(hint: Any, default: Any) -> bool:
 
 def _type_from_text(text: str | None) -> Any:
     """The type a docstring names, if it is one of the plain ones; else anything goes."""
-    if text is None or not _TYPE_TEXT.fullmatch(text):
+    text = re.sub(r"\bor\b", "|", text or "")
+    if not _TYPE_TEXT.fullmatch(text) or re.search(r"\b(and|not|if|else|in|is|for|lambda)\b", text):
         return Any
     try:
         # Only the words of the table are known here, and the pattern lets no call through.
@@ -226,7 +236,7 @@ def _validator(name: str, fields: dict[str, Any], extra: str) -> TypeAdapter[dic
     arguments.__pydantic_config__ = ConfigDict(extra=cast("Any", extra), arbitrary_types_allowed=False)
     try:
         return TypeAdapter(arguments)
-    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+    except (PydanticSchemaGenerationError, PydanticUserError, SchemaError, TypeError) as error:
         raise InvalidTool(name, _first_line(error)) from None
 
 
@@ -241,13 +251,22 @@ def _json_schema(
         shown = schema["properties"].get(parameter.name) if "properties" in schema else None
         if shown is None or parameter.default is _EMPTY or isinstance(parameter.default, FieldInfo):
             continue
-        try:
-            shown["default"] = jsonable(parameter.default)
-        except ValueError:
-            continue
+        with suppress(ValueError):
+            shown["default"] = _shown_default(parameter.default)
     schema.pop("title", None)
     # Endpoints differ in what they make of an object schema without properties.
     return {"type": "object", "properties": {}, **schema}
+
+
+def _shown_default(default: object) -> Any:
+    """A default in JSON's own types.
+
+    Raises:
+        ValueError: It has no form there: it is not shown.
+    """
+    shown = to_jsonable_python(default)
+    json.dumps(shown, allow_nan=False)
+    return shown
 
 
 def _first_line(error: Exception) -> str:

@@ -68,6 +68,12 @@ class Gate:
         """Places taken now."""
         return self._held
 
+    async def __aenter__(self) -> None:
+        await self.acquire()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.release()
+
     async def acquire(self) -> None:
         """Wait for a place and take it."""
         with self._lock:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fractal.events import Observer
     from fractal.results import AgentResult, ToolResult
 
-__all__ = ["AgentDefinition", "BaseAgent", "RunOptions", "SystemPrompt"]
+__all__ = ["AgentDefinition", "BaseAgent", "RunBounds", "RunOptions", "SystemPrompt"]
 
 DEFAULT_MODEL = "gpt-4o-mini"
 
@@ -41,18 +41,32 @@ SystemPrompt = str | Callable[..., str | Awaitable[str]]
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
-class RunOptions(TypedDict, total=False):
-    """Options of one run, the same for every verb that starts one.
+class RunBounds(TypedDict, total=False):
+    """What bounds one run and what its tools find; keyword arguments of every verb that starts one.
 
     Attributes:
         timeout: Seconds the run may take. None or left out: the agent's own.
         limits: What this run may use; fields left at None are the agent's.
-        deps: What tools find as `ctx.deps`. Left out: what the run above has.
+        deps: What tools find as `ctx.deps`. None or left out: what the run above has.
     """
 
     timeout: float | None
     limits: Limits | None
     deps: Any
+
+
+class RunOptions(RunBounds, total=False):
+    """All options of one run, the same for every verb that starts one.
+
+    Attributes:
+        max_iterations: Turns: a reply and the tool calls it asks for. None or left out: the agent's limit, or 10.
+        max_retries: Times a failed request, and an empty reply, is tried again. Left out: 3.
+        messages: Conversation to continue, as an earlier `AgentResult.messages` gave it.
+    """
+
+    max_iterations: int | None
+    max_retries: int
+    messages: Sequence[Mapping[str, Any]] | None
 
 
 class AgentDefinition:
@@ -203,34 +217,23 @@ class AgentDefinition:
     def reset(self) -> None:
         """Do nothing: an agent keeps nothing between runs. For code that calls it; conversations are `messages=`."""
 
-    async def drive(
-        self,
-        user_input: object,
-        max_iterations: int | None = None,
-        max_retries: int = 3,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        **options: Unpack[RunOptions],
-    ) -> AgentResult:
+    async def drive(self, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
         """Answer one input in the calling task; what every verb, delegation and the blocking facade call.
 
-        The arguments are those of `BaseAgent.run`.
+        Args:
+            user_input: As in `BaseAgent.run`.
+            **options: As `RunOptions` describes them.
         """
-        return await drive(self.begin(user_input, max_iterations, max_retries, messages, **options))
+        return await drive(self.begin(user_input, **options))
 
-    def begin(
-        self,
-        user_input: object,
-        max_iterations: int | None = None,
-        max_retries: int = 3,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        **options: Unpack[RunOptions],
-    ) -> Run:
+    def begin(self, user_input: object, **options: Unpack[RunOptions]) -> Run:
         """Make the run that `drive` takes to its end; call it inside the event loop."""
-        transcript = Transcript(messages or ())
-        transcript.append(user_message(user_input))
         unknown = options.keys() - RunOptions.__annotations__.keys()
         if unknown:
             raise InvalidArguments(f"a run has no options {sorted(unknown)}, only {sorted(RunOptions.__annotations__)}")
+        transcript = Transcript(options.get("messages") or ())
+        transcript.append(user_message(user_input))
+        max_iterations, max_retries = options.get("max_iterations"), options.get("max_retries", 3)
         limits = _checked_limits(options.get("limits")).over(self.limits)
         if max_iterations is not None:
             limits = Limits(max_iterations=max_iterations).over(limits)
@@ -328,7 +331,7 @@ class BaseAgent(AgentDefinition):
         max_iterations: int | None = None,
         max_retries: int = 3,
         messages: Sequence[Mapping[str, Any]] | None = None,
-        **options: Unpack[RunOptions],
+        **options: Unpack[RunBounds],
     ) -> AgentResult:
         """Answer one input.
 
@@ -340,7 +343,7 @@ class BaseAgent(AgentDefinition):
             max_iterations: Turns: a reply and the tool calls it asks for. None: the agent's limit, or 10.
             max_retries: Times a failed request, and an empty reply, is tried again.
             messages: Conversation to continue.
-            **options: `timeout`, `limits` and `deps`, as `RunOptions` describes them.
+            **options: `timeout`, `limits` and `deps`, as `RunBounds` describes them.
 
         Returns:
             How it ended. A failure of the model, a spent budget or the end of `timeout` is a result with
@@ -356,7 +359,9 @@ class BaseAgent(AgentDefinition):
             print(result.content)
             ```
         """
-        return await self.drive(user_input, max_iterations, max_retries, messages, **options)
+        return await self.drive(
+            user_input, max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options
+        )
 
     async def __call__(
         self,
@@ -364,7 +369,7 @@ class BaseAgent(AgentDefinition):
         max_iterations: int | None = None,
         max_retries: int = 3,
         messages: Sequence[Mapping[str, Any]] | None = None,
-        **options: Unpack[RunOptions],
+        **options: Unpack[RunBounds],
     ) -> AgentResult:
         """Answer one input; the same as `run`."""
         return await self.run(user_input, max_iterations, max_retries, messages, **options)
@@ -375,12 +380,19 @@ class BaseAgent(AgentDefinition):
         max_iterations: int | None = None,
         max_retries: int = 3,
         messages: Sequence[Mapping[str, Any]] | None = None,
-        **options: Unpack[RunOptions],
+        **options: Unpack[RunBounds],
     ) -> AgentResult:
         """Answer one input, blocking: `fractal.sync.run` for whoever has only the agent. Arguments as in `run`."""
         from fractal import sync
 
-        return sync.run(self, user_input, max_iterations, max_retries, messages, **options)
+        return sync.run(
+            self,
+            user_input,
+            max_iterations=max_iterations,
+            max_retries=max_retries,
+            messages=messages,
+            **options,
+        )
 
     async def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
         """Call one registered tool, as the model would.

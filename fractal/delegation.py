@@ -13,7 +13,7 @@ from fractal._docstring import Documentation
 from fractal._json import is_mapping, text_of
 from fractal._run import Run, current_call, current_run
 from fractal._schema import schema_of
-from fractal.errors import InvalidArguments, RunError
+from fractal.errors import DelegateFailed, InvalidArguments
 from fractal.events import DelegationFinished, DelegationStarted
 from fractal.toolkit import Tool, ToolOptions
 
@@ -40,10 +40,6 @@ class Delegate(Protocol):
     async def drive(self, user_input: object) -> AgentResult:
         """Answer one input in the calling task."""
         ...
-
-
-class DelegateFailed(RunError):
-    """A delegate ended without an answer; the text is what the parent's model is told."""
 
 
 def delegate_tool(
@@ -99,7 +95,9 @@ async def ask_delegate(delegate: Delegate, query: object) -> Any:
     run = current_run.get()
     result = await run_delegate(delegate, query, run)
     if not result.success:
-        raise DelegateFailed(_known(delegate, result))
+        error = DelegateFailed(delegate.name, _known(delegate, result))
+        error.result = result
+        raise error
     return result.content
 
 

@@ -22,6 +22,7 @@ FractalError
     ├── Refused                  the model declined
     ├── NoContent                the model kept answering nothing
     ├── ToolFailed               a tool with `on_error="raise"` raised
+    ├── DelegateFailed           an agent asked as a tool gave no answer
     ├── LimitReached             a limit of ours
     │   ├── DeadlineExceeded     the run's time is over
     │   ├── DeadlineWouldPass    a necessary wait does not fit into the time left
@@ -50,6 +51,7 @@ __all__ = [
     "ConnectionFailed",
     "DeadlineExceeded",
     "DeadlineWouldPass",
+    "DelegateFailed",
     "DepthExceeded",
     "FractalError",
     "InvalidArguments",
@@ -94,18 +96,17 @@ StopReason = Literal[
 when time ran short (`soft_deadline`), or what cut it."""
 
 
-def _rebuild(kind: type[FractalError], args: tuple[Any, ...], facts: dict[str, Any]) -> FractalError:
+def _rebuild(kind: type[FractalError], args: tuple[Any, ...]) -> FractalError:
     error = kind.__new__(kind, *args)
     error.args = args
-    error.__dict__.update(facts)
     return error
 
 
 class FractalError(Exception):
     """The root: `except FractalError` catches everything this package raises on purpose."""
 
-    def __reduce__(self) -> tuple[Callable[..., FractalError], tuple[Any, ...]]:
-        return _rebuild, (type(self), self.args, dict(self.__dict__))
+    def __reduce__(self) -> tuple[Callable[..., FractalError], tuple[Any, ...], dict[str, Any]]:
+        return _rebuild, (type(self), self.args), dict(self.__dict__)
 
 
 class UserError(FractalError):
@@ -298,6 +299,20 @@ class ToolFailed(RunError):
         super().__init__(f"tool {tool_name!r} failed: {message}")
 
 
+class DelegateFailed(RunError):
+    """An agent that was asked as a tool ended without an answer; the text is what the asking model is told.
+
+    Attributes:
+        agent_name: The agent that was asked.
+    """
+
+    stop_reason = "tool_error"
+
+    def __init__(self, agent_name: str, message: str) -> None:
+        self.agent_name = agent_name
+        super().__init__(message)
+
+
 class LimitReached(RunError):
     """A limit that the caller set ended the run."""
 
@@ -363,7 +378,7 @@ class BudgetExceeded(LimitReached):
     def __init__(self, resource: str, limit: float, used: int) -> None:
         self.resource, self.limit, self.used = resource, limit, used
         words = resource.replace("_", " ")
-        super().__init__(f"the budget of {limit:g} {words} is spent ({used} used or reserved, over the whole tree)")
+        super().__init__(f"the budget of {limit:.0f} {words} is spent ({used} used or reserved, over the whole tree)")
 
 
 class DepthExceeded(LimitReached):

@@ -216,6 +216,7 @@ Event = (
     | DelegationFinished
     | WarningRaised
 )
+"""Any event; a `match` over its classes can be checked for completeness."""
 
 Observer = Callable[[Event], object]
 """Called with every event, in the run's own task: it must not block. What it raises is logged, never passed on."""

@@ -94,10 +94,10 @@ class Budget:
     __slots__ = ("_allowed", "_lock", "_parent", "input_tokens", "output_tokens", "used")
 
     def __init__(self, limits: Limits, parent: Budget | None = None) -> None:
-        self._allowed: dict[Resource, float | None] = {
-            "requests": limits.max_requests,
-            "tool_calls": limits.max_tool_calls,
-            "tokens": limits.max_tokens,
+        self._allowed: dict[Resource, float] = {
+            "requests": _or_unlimited(limits.max_requests),
+            "tool_calls": _or_unlimited(limits.max_tool_calls),
+            "tokens": _or_unlimited(limits.max_tokens),
         }
         self._parent = parent
         self._lock: threading.Lock = parent._lock if parent else threading.Lock()
@@ -118,14 +118,14 @@ class Budget:
             for ledger in self._up():
                 allowed, used = ledger._allowed[resource], ledger.used[resource]
                 # An estimate of nothing still needs something left to spend.
-                if allowed is not None and used + max(amount, 1) > allowed:
+                if used + max(amount, 1) > allowed:
                     raise BudgetExceeded(resource, allowed, used)
             self._enter(resource, amount)
         return Reservation(self, resource, amount)
 
     def is_unlimited(self, resource: Resource) -> bool:
         """Whether neither this ledger nor one above limits a resource."""
-        return all(ledger._allowed[resource] is None for ledger in self._up())
+        return all(math.isinf(ledger._allowed[resource]) for ledger in self._up())
 
     def add_tokens(self, input_tokens: int, output_tokens: int) -> None:
         """Note what the endpoint reported, here and above."""
@@ -149,6 +149,10 @@ class Budget:
         while ledger is not None:
             yield ledger
             ledger = ledger._parent
+
+
+def _or_unlimited(limit: float | None) -> float:
+    return math.inf if limit is None else limit
 
 
 class Reservation:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sized
+from typing import TYPE_CHECKING
 
 import anyio
 from typing_extensions import Unpack
@@ -22,9 +22,6 @@ __all__ = ["run_many"]
 async def run_many(
     agent: AgentDefinition,
     inputs: Iterable[object],
-    max_iterations: int | None = None,
-    max_retries: int = 3,
-    messages: Sequence[Mapping[str, Any]] | None = None,
     *,
     max_concurrency: int = 8,
     **options: Unpack[RunOptions],
@@ -36,11 +33,8 @@ async def run_many(
     Args:
         agent: The agent.
         inputs: What `run` takes as `user_input`, once for each run.
-        max_iterations: As in `BaseAgent.run`, for each run.
-        max_retries: As in `BaseAgent.run`, for each run.
-        messages: As in `BaseAgent.run`, for each run.
         max_concurrency: Runs at a time, 1 or more.
-        **options: `timeout`, `limits` and `deps`, for each run.
+        **options: As `RunOptions` describes them, for each run.
 
     Returns:
         The results in the order of the inputs; a run that failed is a result with `success=False`.
@@ -62,7 +56,7 @@ async def run_many(
 
     async def work() -> None:
         for index, user_input in waiting:
-            results[index] = await agent.drive(user_input, max_iterations, max_retries, messages, **options)
+            results[index] = await agent.drive(user_input, **options)
 
     workers = min(max_concurrency, len(inputs)) if isinstance(inputs, Sized) else max_concurrency
     with single_error():

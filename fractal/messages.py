@@ -31,9 +31,12 @@ def user_message(user_input: object) -> Message:
 
 
 def _are_parts(value: object) -> bool:
-    return (
-        is_list(value) and bool(value) and all(is_mapping(part) and part.get("type") in _PART_TYPES for part in value)
-    )
+    return is_list(value) and bool(value) and all(map(_is_part, value))
+
+
+def _is_part(value: object) -> bool:
+    kind = value.get("type") if is_mapping(value) else None
+    return isinstance(kind, str) and kind in _PART_TYPES
 
 
 class Transcript:
@@ -120,7 +123,7 @@ class Transcript:
         if not is_mapping(message):
             return f"a message is a dict with a role, not {type(message).__name__}"
         role = message.get("role")
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             return f"unknown role {role!r}"
         if role == "tool":
             return self._fault_of_answer(message)
@@ -150,8 +153,8 @@ def _fault_of_content(message: Mapping[str, Any], role: str) -> str | None:
 def _fault_of_calls(calls: object) -> str | None:
     if calls is None:
         return None
-    if not is_list(calls):
-        return "tool_calls is not a list"
+    if not is_list(calls) or not calls:
+        return "tool_calls is no list of calls: leave it out where there are none"
     ids: set[str] = set()
     for call in calls:
         call_id = call.get("id") if is_mapping(call) else None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PrivateAttr, model_validator
 
-from fractal._json import jsonable
+from fractal._json import is_list, jsonable
 from fractal.errors import RunError, StopReason
 from fractal.messages import Message
 
@@ -91,7 +91,7 @@ class AgentResult(BaseModel):
     )
     stop_reason: StopReason = Field(default="finished", description="Why the run ended.")
     error: str | None = Field(default=None, description="What went wrong, for a human; None after a success.")
-    messages: list[Message] = Field(
+    messages: list[Annotated[Message, PlainSerializer(jsonable, when_used="json")]] = Field(
         default_factory=list[Message],
         description="The transcript, without the system prompt. Pass it as `messages=` to go on.",
     )
@@ -112,6 +112,8 @@ class AgentResult(BaseModel):
     @model_validator(mode="after")
     def _share_messages(self) -> AgentResult:
         if "messages" in self.metadata:
+            if not self.messages and is_list(self.metadata["messages"]):
+                self.messages = self.metadata["messages"]
             self.metadata["messages"] = self.messages
         return self
 

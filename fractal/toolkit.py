@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, overload
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, overload
 from weakref import WeakKeyDictionary
 
 from fractal._docstring import Documentation, read_docstring
@@ -22,6 +23,7 @@ __all__ = ["AgentToolkit", "Tool", "ToolOptions", "tool"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MARK = "__fractal_tool__"
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +40,13 @@ class ToolOptions:
     on_error: Literal["model", "raise"] = "model"
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and not self.timeout > 0:
+        if self.name is not None and (not isinstance(self.name, str) or not _NAME.fullmatch(self.name)):
+            raise InvalidArguments(f"name={self.name!r}: endpoints take 1 to 64 letters, digits, _ and -")
+        if self.description is not None and not isinstance(self.description, str):
+            raise InvalidArguments(f"description={self.description!r}: give text")
+        if self.timeout is not None and not (_is_number(self.timeout) and self.timeout > 0):
             raise InvalidArguments(f"timeout={self.timeout!r}: give seconds above 0, or None for no limit")
-        if self.max_concurrency is not None and self.max_concurrency < 1:
+        if self.max_concurrency is not None and not (_is_count(self.max_concurrency) and self.max_concurrency > 0):
             raise InvalidArguments(f"max_concurrency={self.max_concurrency!r}: give 1 or more, or None for no limit")
         if self.on_cancel not in ("abandon", "wait"):
             raise InvalidArguments(f'on_cancel={self.on_cancel!r}: it is "abandon" or "wait"')
@@ -104,7 +110,13 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any: 
 
     def mark(target: Any) -> Any:
         # A static or class method is marked on its function, whichever decorator comes first.
-        setattr(getattr(target, "__func__", target), _MARK, settings)
+        inner = _unwrapped(target)
+        if not callable(inner):
+            raise InvalidTool(repr(target), "it cannot be called: write @tool, or @tool(name=…)")
+        try:
+            setattr(inner, _MARK, settings)
+        except AttributeError:
+            raise InvalidTool(_name_of(inner), "it cannot be marked: wrap it in a function, or use add_tool") from None
         return target
 
     return mark if function is None else mark(function)
@@ -159,8 +171,7 @@ class Tool:
             raise InvalidTool(repr(function), "it cannot be called")
         options = options or options_of(function) or ToolOptions()
         name = options.name or _name_of(function)
-        documentation = _documentation_of(function)
-        parameters = _parameters_of(function, name, documentation)
+        documentation, parameters = _read(function, name)
         gate = _gate_of(function, options)
         description = options.description if options.description is not None else documentation.summary
         return cls(name, description, function, parameters, _is_async(function), options, gate)
@@ -189,10 +200,19 @@ class AgentToolkit:
 
     register_as_tool = staticmethod(tool)
 
+    def __new__(cls, *functions: Any, **named: Any) -> Self:
+        """Set up what a subclass's own `__init__` may leave out."""
+        kit = super().__new__(cls)
+        kit._tools = {}
+        kit._schemas = None
+        kit._has_methods = False
+        return kit
+
     def __init__(self, *functions: Callable[..., Any]) -> None:
-        self._tools: dict[str, Tool] = {}
-        self._schemas: ToolSchemas | None = None
-        self.add_methods(self)
+        self._tools: dict[str, Tool]
+        self._schemas: ToolSchemas | None
+        self._has_methods: bool
+        self._found()
         for function in functions:
             self.add_tool(function)
 
@@ -219,16 +239,17 @@ class AgentToolkit:
             InvalidTool: It cannot be a tool.
             ToolNameTaken: There is one of that name.
         """
-        if isinstance(function, Tool):
-            return self._add(function)
-        options = options_of(function) or ToolOptions()
+        options = function.options if isinstance(function, Tool) else options_of(function) or ToolOptions()
         options = replace(
             options,
             name=name or options.name,
             description=description if description is not None else options.description,
             terminate=terminate or options.terminate,
         )
-        return self._add(Tool.from_function(function, options))
+        if not isinstance(function, Tool):
+            return self._add(Tool.from_function(function, options))
+        shown = description if description is not None else function.description
+        return self._add(replace(function, name=name or function.name, description=shown, options=options))
 
     def add_methods(self, owner: object) -> None:
         """Add every method of an object that `tool` marked, inherited ones included, in the order of definition.
@@ -238,25 +259,38 @@ class AgentToolkit:
         """
         names = dict.fromkeys(name for kind in reversed(type(owner).__mro__) for name in vars(kind))
         for name in names:
-            if options_of(inspect.getattr_static(type(owner), name)) is not None:
-                self._add(Tool.from_function(getattr(owner, name)))
+            if options_of(inspect.getattr_static(type(owner), name)) is None:
+                continue
+            if any(name in vars(kind) for kind in type(owner).__mro__ if kind.__module__.startswith("fractal.")):
+                raise InvalidTool(
+                    name, f"{type(owner).__name__} has a method of that name itself: call yours otherwise"
+                )
+            self._add(Tool.from_function(getattr(owner, name)))
 
     def _add(self, new: Tool) -> Tool:
-        if new.name in self._tools:
+        tools = self._found()
+        if new.name in tools:
             raise ToolNameTaken(new.name)
         # A new dictionary: runs that have begun keep the tools they began with.
-        self._tools = {**self._tools, new.name: new}
+        self._tools = {**tools, new.name: new}
         self._schemas = None
         return new
 
+    def _found(self) -> dict[str, Tool]:
+        """The tools, with the marked methods of the kit itself, looked for when first asked."""
+        if not self._has_methods:
+            self._has_methods = True
+            self.add_methods(self)
+        return self._tools
+
     def get(self, name: str) -> Tool | None:
         """The tool of that name, or None."""
-        return self._tools.get(name)
+        return self._found().get(name)
 
     @property
     def tools(self) -> Mapping[str, Tool]:
         """The tools by name."""
-        return types.MappingProxyType(self._tools)
+        return types.MappingProxyType(self._found())
 
     def get_tools(self) -> dict[str, Callable[..., Any]]:
         """The functions that a model may call, by the name it uses."""
@@ -269,24 +303,39 @@ class AgentToolkit:
     def schemas(self) -> ToolSchemas:
         """The tools as the model sees them, built once."""
         if self._schemas is None:
-            self._schemas = ToolSchemas([tool.schema for tool in self._tools.values()])
+            self._schemas = ToolSchemas([tool.schema for tool in self])
         return self._schemas
 
     def __iter__(self) -> Iterator[Tool]:
-        return iter(self._tools.values())
+        return iter(self._found().values())
 
     def __len__(self) -> int:
-        return len(self._tools)
+        return len(self._found())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tools
+        return name in self._found()
 
 
 def options_of(function: object) -> ToolOptions | None:
     """What `tool` said of a function, method, or static or class method; None if it is not marked."""
-    inner = getattr(function, "__func__", function)
-    options = inspect.getattr_static(inner, _MARK, None)  # static: no property of a callable object is run
+    options = inspect.getattr_static(_unwrapped(function), _MARK, None)  # static: no property of an object is run
     return options if isinstance(options, ToolOptions) else None
+
+
+def _unwrapped(function: Any) -> Any:
+    """The function inside a method, whichever decorator comes first; anything else as it is."""
+    if isinstance(function, (staticmethod, classmethod, types.MethodType)):
+        method: Any = function  # pyright: ignore[reportUnknownVariableType]
+        return method.__func__
+    return function
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -312,32 +361,31 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)
 
 
-_known_parameters: WeakKeyDictionary[Any, Parameters] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, dict[bool, tuple[Documentation, Parameters]]] = WeakKeyDictionary()
 _known_gates: WeakKeyDictionary[Any, Gate] = WeakKeyDictionary()
 
 
 def _identity(function: Callable[..., Any]) -> Any:
     """What bound methods of all instances share; None for what cannot be remembered."""
-    inner = getattr(function, "__func__", function)
+    inner = _unwrapped(function)
     return inner if isinstance(inner, types.FunctionType) else None
 
 
-def _parameters_of(function: Callable[..., Any], name: str, documentation: Documentation) -> Parameters:
-    # A schema is built once per function, so that making an agent for each request stays cheap.
-    identity = _identity(function)
-    key_fits = identity is not None and inspect.ismethod(function) == ("." in identity.__qualname__)
-    known = _known_parameters.get(identity) if key_fits else None
-    if known is None:
-        known = schema_of(
+def _read(function: Callable[..., Any], name: str) -> tuple[Documentation, Parameters]:
+    """What a function's docstring and signature say, read once per function: making agents stays cheap."""
+    identity, is_bound = _identity(function), inspect.ismethod(function)
+    known = _known.setdefault(identity, {}) if identity is not None else {}
+    if is_bound not in known:
+        documentation = _documentation_of(function)
+        parameters = schema_of(
             function,
             name=name,
             documentation=documentation,
             is_context=_is_context,
             known_names={"RunContext": RunContext},
         )
-        if key_fits:
-            _known_parameters[identity] = known
-    return known
+        known[is_bound] = documentation, parameters
+    return known[is_bound]
 
 
 def _gate_of(function: Callable[..., Any], options: ToolOptions) -> Gate | None:
@@ -350,6 +398,8 @@ def _gate_of(function: Callable[..., Any], options: ToolOptions) -> Gate | None:
 
 
 def _is_context(hint: Any) -> bool:
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
     if get_origin(hint) in (types.UnionType, Union):
         return any(_is_context(argument) for argument in get_args(hint))
     return (get_origin(hint) or hint) is RunContext

@@ -22,15 +22,20 @@ from fractal.errors import (
     ServerError,
     StatusError,
 )
+from fractal.models.base import Reply
 
-__all__ = ["completion_from", "status_error", "translated"]
+__all__ = ["completion_from", "reply_from", "status_error", "translated"]
+
+_UNWRITABLE = "the request cannot be written as HTTP: the key, or a header, has characters that no header can carry"
+
+_LONGEST_TEXT = 1000  # of what an endpoint says
 
 _TAGS = re.compile(r"<[^>]*>|\s+")
 
 
 @contextmanager
 def translated(secret: str | None = None) -> Generator[None]:
-    """Turn what clients and HTTP libraries raise into a `ModelError`; leave the rest alone.
+    """Turn what clients and HTTP libraries raise into a `ModelError` without secrets; leave the rest alone.
 
     Args:
         secret: The API key, so that no error repeats it.
@@ -38,17 +43,33 @@ def translated(secret: str | None = None) -> Generator[None]:
     try:
         yield
     except ModelError as error:
-        error.args = _without(secret, error.args)
+        error.args = _clean(error.args, secret)
         raise
     except Exception as error:
-        mapped = _translate(error)
+        mapped = _translate(error, secret)
         if mapped is None:
             raise
-        mapped.args = _without(secret, mapped.args)
+        mapped.args = _clean(mapped.args, secret)
         raise mapped from error
 
 
-def completion_from(status: int, headers: Mapping[str, str], body: bytes) -> Any:
+def reply_from(status: int, headers: Mapping[str, str], body: bytes, secret: str | None = None) -> Reply:
+    """The reply in an HTTP answer.
+
+    Raises:
+        StatusError: The status says that it failed.
+        BadReply: It is no chat completion.
+    """
+    completion = completion_from(status, headers, body, secret)
+    try:
+        return Reply.from_completion(completion)
+    except BadReply:
+        if secret and secret.encode() in body:  # read once more without it, since the error quotes a part
+            return Reply.from_completion(decode(body.replace(secret.encode(), b"[key]")))
+        raise
+
+
+def completion_from(status: int, headers: Mapping[str, str], body: bytes, secret: str | None = None) -> Any:
     """The JSON of an HTTP answer.
 
     Raises:
@@ -56,28 +77,29 @@ def completion_from(status: int, headers: Mapping[str, str], body: bytes) -> Any
         BadReply: It is not JSON.
     """
     if status >= 400:
-        raise status_error(status, headers, body)
+        raise status_error(status, headers, body, secret)
     try:
         return decode(body)
     except ValueError as error:
         is_page = "html" in headers.get("content-type", "")
         hint = ": is the base URL right?" if is_page else ""
-        fault = BadReply(f"the endpoint answered {_shortened(body)!r}, which is not JSON{hint}", status=status)
+        fault = BadReply(f"the endpoint answered {_shortened(body, secret)!r}, which is not JSON{hint}", status=status)
         fault.retryable = not is_page  # a web page will still be one next time
         raise fault from error
 
 
-def status_error(status: int, headers: Mapping[str, str], body: object) -> StatusError:
+def status_error(status: int, headers: Mapping[str, str], body: object, secret: str | None = None) -> StatusError:
     """An HTTP error, with what the endpoint says of it.
 
     Args:
         status: HTTP status, 400 or above.
         headers: Headers of the answer; names in lower case, or a mapping that does not care.
         body: The answer: bytes, or the JSON value if somebody has read it already.
+        secret: What the text must not repeat.
     """
     details = _error_object(body)
     said = details.get("message")
-    text = said if isinstance(said, str) and said else _shortened(body)
+    [text] = _clean((said,), secret) if isinstance(said, str) and said else (_shortened(body, secret),)
     error = _class_for(status)(
         f"HTTP {status}: {text}" if text else f"HTTP {status} without a word",
         status=status,
@@ -106,14 +128,16 @@ def _class_for(status: int) -> type[StatusError]:
     return StatusError
 
 
-def _translate(error: Exception) -> ModelError | None:
+def _translate(error: Exception, secret: str | None = None) -> ModelError | None:
     openai: Any = sys.modules.get("openai")
     if openai is not None and isinstance(error, openai.OpenAIError):
-        return _translate_sdk(error, openai)
+        return _translate_sdk(error, openai, secret)
     for name in ("httpx2", "httpx"):
         http: Any = sys.modules.get(name)
         if http is not None and isinstance(error, (http.HTTPError, http.InvalidURL)):
             return _translate_http(error, http)
+    if isinstance(error, UnicodeEncodeError):
+        return ModelError(_UNWRITABLE)
     if isinstance(error, TimeoutError):
         return RequestTimedOut(str(error) or "the request timed out")
     if isinstance(error, json.JSONDecodeError):
@@ -123,9 +147,9 @@ def _translate(error: Exception) -> ModelError | None:
     return None
 
 
-def _translate_sdk(error: Any, openai: Any) -> ModelError:
+def _translate_sdk(error: Any, openai: Any, secret: str | None) -> ModelError:
     if isinstance(error, openai.APIStatusError):
-        return status_error(error.status_code, error.response.headers, error.body)
+        return status_error(error.status_code, error.response.headers, error.body, secret)
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__
         if isinstance(cause, Exception) and not isinstance(cause, openai.OpenAIError):
@@ -149,6 +173,8 @@ def _translate_http(error: Any, http: Any) -> ModelError:
         return ConnectionFailed(f"no connection to {where} in time: {text}")
     if isinstance(error, http.TimeoutException):
         return RequestTimedOut(f"{where} did not answer in time: {text}")
+    if isinstance(error, http.LocalProtocolError):
+        return ModelError(_UNWRITABLE)  # its own text repeats the header
     if isinstance(error, (http.InvalidURL, http.UnsupportedProtocol)):
         fault = ConnectionFailed(f"the base URL cannot be used: {text}")
         fault.retryable = False
@@ -186,11 +212,14 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return seconds
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
+    try:
+        return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
+    except OverflowError:
+        return None
 
 
 def _number(value: str | None) -> float | None:
@@ -205,10 +234,13 @@ def _text(value: object) -> str | None:
     return str(value) if isinstance(value, (str, int)) and value != "" else None
 
 
-def _shortened(body: object) -> str:
+def _shortened(body: object, secret: str | None) -> str:
     text = body.decode(errors="replace") if isinstance(body, bytes) else "" if body is None else str(body)
-    return " ".join(_TAGS.sub(" ", text[:4000]).split())[:300]
+    [text] = _clean((" ".join(_TAGS.sub(" ", text[:20_000]).split()),), secret)
+    return text[:300]
 
 
-def _without(secret: str | None, arguments: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(str(argument).replace(secret, "[key]") if secret else str(argument) for argument in arguments)
+def _clean(texts: tuple[Any, ...], secret: str | None) -> tuple[str, ...]:
+    """Texts without the key, and only then cut, so that no half of it stays."""
+    whole = (str(text).replace(secret, "[key]") if secret else str(text) for text in texts)
+    return tuple(text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…" for text in whole)

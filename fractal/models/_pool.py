@@ -27,9 +27,11 @@ __all__ = ["Pool", "leave_pool", "pool_of_this_loop"]
 
 MAX_CONNECTIONS = 1000
 MAX_IDLE_CONNECTIONS = 100
-CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 600.0
 """Connections, and seconds: what the `openai` SDK's own HTTP client has by default."""
+
+CONNECT_TIMEOUT = 15.0
+"""Seconds, three times the SDK's: with a thousand connects at once, our own loop can be the slow one."""
 
 
 class Pool:

@@ -6,18 +6,18 @@ import inspect
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import quote, urlsplit
 
 from anyio.lowlevel import current_token
 from pydantic import BaseModel
 
-from fractal._json import is_list, is_mapping
+from fractal._json import is_mapping
 from fractal._threads import ThreadCall
 from fractal.errors import ClientBoundToLoop, ConnectionFailed, InvalidArguments, MissingCredentials
-from fractal.models._faults import completion_from, translated
+from fractal.models._faults import reply_from, translated
 from fractal.models._pool import pool_of_this_loop
-from fractal.models.base import ModelRequest
+from fractal.models.base import ModelRequest, Reply
 
 __all__ = ["Wire", "wire_for"]
 
@@ -28,8 +28,8 @@ _JSON = {"Content-Type": "application/json"}
 class Wire(Protocol):
     """Takes a request to an endpoint."""
 
-    async def complete(self, request: ModelRequest) -> object:
-        """The `chat.completion` object, as the endpoint sent it.
+    async def respond(self, request: ModelRequest) -> Reply:
+        """The endpoint's reply.
 
         Raises:
             ModelError: There is none.
@@ -72,18 +72,18 @@ class HttpWire:
     def __init__(self, base_url: str | None, api_key: str | None) -> None:
         self._base_url, self._api_key = base_url, api_key
 
-    async def complete(self, request: ModelRequest) -> object:
+    async def respond(self, request: ModelRequest) -> Reply:
         """Send it as it is encoded, read what comes back."""
         url, key, headers = self._address()
         with translated(key):
             pool = await pool_of_this_loop(self)
             response = await pool.client.post(url, content=request.body(), headers=headers)
-            return completion_from(response.status_code, response.headers, response.content)
+            return reply_from(response.status_code, response.headers, response.content, key)
 
     def _address(self) -> tuple[str, str | None, dict[str, str]]:
         """Where to send; the environment is read here and nowhere else, at each request."""
         base_url = self._base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
-        key = self._api_key or os.environ.get("OPENAI_API_KEY")
+        key = (self._api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
         if not key and base_url == DEFAULT_BASE_URL:
             raise MissingCredentials(
                 "there is no API key: set OPENAI_API_KEY (and OPENAI_BASE_URL for another endpoint), or pass client="
@@ -93,9 +93,13 @@ class HttpWire:
             "OpenAI-Organization": os.environ.get("OPENAI_ORG_ID"),
             "OpenAI-Project": os.environ.get("OPENAI_PROJECT_ID"),
         }
+        if not (key.isascii() and key.isprintable()):
+            raise MissingCredentials(
+                "the API key has characters that no HTTP header can carry: look for quotes or breaks"
+            )
         _require_url(base_url)
         headers = _JSON | {name: value for name, value in named.items() if value}
-        return base_url.rstrip("/") + "/chat/completions", key, headers
+        return base_url.rstrip("/") + "/chat/completions", key or None, headers
 
 
 def _require_url(base_url: str) -> None:
@@ -128,7 +132,7 @@ class SdkWire:
         self._clone = clone if clone is not None else _copier(client)
         self._loop: object = None
 
-    async def complete(self, request: ModelRequest) -> object:
+    async def respond(self, request: ModelRequest) -> Reply:
         """Send it through the SDK, read the raw answer."""
         client = await self._client_here()
         with translated(_key_of(client)):
@@ -138,7 +142,7 @@ class SdkWire:
                 content=request.body(),
                 options={"headers": _JSON, "max_retries": 0},
             )
-            return completion_from(response.status_code, response.headers, response.content)
+            return reply_from(response.status_code, response.headers, response.content, _key_of(client))
 
     async def _client_here(self) -> Any:
         if self._clone is None:
@@ -161,7 +165,7 @@ class ThreadWire:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    async def complete(self, request: ModelRequest) -> object:
+    async def respond(self, request: ModelRequest) -> Reply:
         """Send it from a worker thread."""
         client, body = self._client, request.body()
 
@@ -175,7 +179,7 @@ class ThreadWire:
 
         with translated(_key_of(client)):
             response = await ThreadCall(send, abandon=True).run()
-            return completion_from(response.status_code, response.headers, response.content)
+            return reply_from(response.status_code, response.headers, response.content, _key_of(client))
 
 
 class ObjectWire:
@@ -184,47 +188,61 @@ class ObjectWire:
     def __init__(self, create: Callable[..., Any]) -> None:
         self._create = create
 
-    async def complete(self, request: ModelRequest) -> object:
+    async def respond(self, request: ModelRequest) -> Reply:
         """Call `create`: awaited if it is a coroutine function, else from a worker thread."""
         create, parameters = self._create, request.parameters()
         with translated():
             if inspect.iscoroutinefunction(create):
                 answer = await create(**parameters)
             else:
-                answer = await ThreadCall(lambda: create(**parameters), abandon=True).run()
+                # In a list: a thread must not hand over a bare coroutine on trio.
+                [answer] = await ThreadCall(lambda: [create(**parameters)], abandon=True).run()
                 if inspect.isawaitable(answer):
                     answer = await answer
-        return plain(answer)
+            return Reply.from_completion(plain(answer))
 
 
 def plain(answer: Any) -> Any:
-    """A completion in JSON's own types, from a dict, a pydantic model, or an object with the same attributes."""
+    """A completion in JSON's own types, from a dict, a pydantic model, or objects with the same attributes."""
     if isinstance(answer, BaseModel):
         return answer.model_dump(mode="json", warnings=False)
-    if is_mapping(answer) or answer is None:
-        return answer
+    if answer is None:
+        return None
     # Read by name, since a mock has every attribute and only those set to plain values count.
-    choices = getattr(answer, "choices", None)
+    choices = _field(answer, "choices")
     return {
-        "choices": [_plain_choice(choice) for choice in choices] if is_list(choices) else [],
-        "usage": _attributes(getattr(answer, "usage", None), "prompt_tokens", "completion_tokens"),
+        "choices": [_plain_choice(choice) for choice in cast("list[Any]", choices)]
+        if isinstance(choices, (list, tuple))
+        else [],
+        "usage": _fields(_field(answer, "usage"), "prompt_tokens", "completion_tokens"),
+        "error": _field(answer, "error"),
     }
 
 
 def _plain_choice(choice: Any) -> dict[str, Any]:
-    message = getattr(choice, "message", None)
-    calls = getattr(message, "tool_calls", None)
-    plain_message = _attributes(message, "content", "refusal")
-    if is_list(calls):
+    message = _field(choice, "message")
+    plain_message = _fields(message, "content", "refusal")
+    calls = _field(message, "tool_calls")
+    if isinstance(calls, (list, tuple)):
         plain_message["tool_calls"] = [
-            {**_attributes(call, "id"), "function": _attributes(getattr(call, "function", None), "name", "arguments")}
-            for call in calls
+            {**_fields(call, "id"), "function": _fields(_field(call, "function"), "name", "arguments")}
+            for call in _items(cast("list[Any]", calls))
         ]
-    return {"message": plain_message, **_attributes(choice, "finish_reason")}
+    return {"message": plain_message if message is not None else None, **_fields(choice, "finish_reason")}
 
 
-def _attributes(source: object, *names: str) -> dict[str, Any]:
-    return {name: getattr(source, name, None) for name in names}
+def _items(value: object) -> list[Any]:
+    return list(cast("list[Any]", value)) if isinstance(value, (list, tuple)) else []
+
+
+def _fields(source: object, *names: str) -> dict[str, Any]:
+    return {name: _field(source, name) for name in names}
+
+
+def _field(source: Any, name: str) -> Any:
+    if isinstance(source, BaseModel):
+        source = source.model_dump(mode="json", warnings=False)
+    return source.get(name) if is_mapping(source) else getattr(source, name, None)
 
 
 def _raw_response() -> type:

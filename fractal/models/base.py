@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
-from fractal._json import encode, is_list, is_mapping
-from fractal.errors import BadReply
+from fractal._json import clean_text, encode, is_list, is_mapping
+from fractal.errors import BadReply, InvalidArguments
 from fractal.messages import Message, Transcript
 
 __all__ = ["Model", "ModelRequest", "ModelSettings", "Reply", "ToolCall", "ToolSchemas"]
@@ -23,12 +23,20 @@ class ModelSettings:
         max_tokens: Tokens the reply may have.
         reasoning_effort: How long a reasoning model thinks, such as `"low"`.
         extra: Further fields of the request, such as `{"top_p": 0.5}`.
+
+    Raises:
+        InvalidArguments: `extra` has a field that the agent fills itself.
     """
 
     temperature: float | None = None
     max_tokens: int | None = None
     reasoning_effort: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        reserved = {"model", "messages", "tools", "stream"} & set(self.extra)
+        if reserved:
+            raise InvalidArguments(f"extra fields {sorted(reserved)}: these fields of a request are the agent's own")
 
     def fields(self) -> dict[str, Any]:
         """The request's fields."""
@@ -163,9 +171,10 @@ class Reply:
             raise BadReply(_why_no_message(completion))
         usage: Any = _get(completion, "usage", Mapping) or {}
         return cls(
-            text=_text(message.get("content")),
+            text=_text(message.get("content"), "text"),
             tool_calls=_tool_calls(message),
-            refusal=_get(message, "refusal", str),
+            refusal=_text(message.get("refusal"), "refusal")
+            or _text(message.get("content"), "refusal", parts_only=True),
             finish_reason=_get(choices[0], "finish_reason", str) if choices else None,
             input_tokens=_get(usage, "prompt_tokens", int) or 0,
             output_tokens=_get(usage, "completion_tokens", int) or 0,
@@ -202,10 +211,10 @@ def _get(source: object, name: str, kind: type) -> Any:
     return value if isinstance(value, kind) else None
 
 
-def _text(content: object) -> str | None:
+def _text(content: object, kind: str, *, parts_only: bool = False) -> str | None:
     if is_list(content):  # some endpoints answer in parts
-        return "".join(_get(part, "text", str) or "" for part in content) or None
-    return content if isinstance(content, str) and content else None
+        return clean_text("".join(_get(part, kind, str) or "" for part in content)) or None
+    return clean_text(content) or None if isinstance(content, str) and not parts_only else None
 
 
 def _tool_calls(message: object) -> tuple[ToolCall, ...]:
@@ -221,7 +230,8 @@ def _tool_calls(message: object) -> tuple[ToolCall, ...]:
         arguments = function.get("arguments", function.get("input"))
         if not isinstance(arguments, str):  # some endpoints send the object itself
             arguments = encode(arguments).decode() if arguments is not None else "{}"
-        calls.append(ToolCall(call_id, _get(function, "name", str) or "unnamed", arguments))
+        name = _get(function, "name", str) or "unnamed"
+        calls.append(ToolCall(call_id, clean_text(name), clean_text(arguments)))
     return tuple(calls)
 
 

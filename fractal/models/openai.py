@@ -38,7 +38,7 @@ class OpenAIModel:
         Raises:
             ModelError: The endpoint could not be reached, refused, or answered nonsense.
         """
-        return Reply.from_completion(await self._wire.complete(request))
+        return await self._wire.respond(request)
 
     async def aclose(self) -> None:
         """Close what was opened for the running event loop; further requests open it again."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from typing_extensions import Unpack
 
 from fractal._loop import drive
-from fractal.agent import AgentDefinition, RunOptions
+from fractal.agent import AgentDefinition, RunBounds, RunOptions
 from fractal.errors import RunCancelled
 from fractal.many import run_many as run_many_async
 from fractal.sync._portal import PortalCall, call_blocking, here
@@ -26,9 +26,6 @@ __all__ = ["BaseAgent", "Handle", "execute_tool", "run", "run_many", "start"]
 def run(
     agent: AgentDefinition,
     user_input: object,
-    max_iterations: int | None = None,
-    max_retries: int = 3,
-    messages: Sequence[Mapping[str, Any]] | None = None,
     **options: Unpack[RunOptions],
 ) -> AgentResult:
     """Answer one input, blocking.
@@ -39,11 +36,8 @@ def run(
 
     Args:
         agent: The agent.
-        user_input: As in `BaseAgent.run`, like all that follows.
-        max_iterations: Turns the run may take.
-        max_retries: Times a failed request is tried again.
-        messages: Conversation to continue.
-        **options: `timeout`, `limits` and `deps`.
+        user_input: As in `BaseAgent.run`.
+        **options: As `RunOptions` describes them.
 
     Returns:
         How the run ended.
@@ -58,15 +52,12 @@ def run(
         result = sync.run(BaseAgent("Helper", "You help."), "hello", timeout=30)
         ```
     """
-    return call_blocking(lambda: agent.drive(user_input, max_iterations, max_retries, messages, **options))
+    return call_blocking(lambda: agent.drive(user_input, **options))
 
 
 def run_many(
     agent: AgentDefinition,
     inputs: Iterable[object],
-    max_iterations: int | None = None,
-    max_retries: int = 3,
-    messages: Sequence[Mapping[str, Any]] | None = None,
     *,
     max_concurrency: int = 8,
     **options: Unpack[RunOptions],
@@ -76,11 +67,8 @@ def run_many(
     Args:
         agent: The agent.
         inputs: What `run` takes as `user_input`, once for each run.
-        max_iterations: As in `run`, for each run.
-        max_retries: As in `run`, for each run.
-        messages: As in `run`, for each run.
         max_concurrency: Runs at a time, 1 or more.
-        **options: `timeout`, `limits` and `deps`, for each run.
+        **options: As `RunOptions` describes them, for each run.
 
     Returns:
         The results in the order of the inputs; a run that failed is a result with `success=False`.
@@ -90,11 +78,7 @@ def run_many(
         results = sync.run_many(agent, ["Rome?", "Oslo?"], max_concurrency=2)
         ```
     """
-    return call_blocking(
-        lambda: run_many_async(
-            agent, inputs, max_iterations, max_retries, messages, max_concurrency=max_concurrency, **options
-        )
-    )
+    return call_blocking(lambda: run_many_async(agent, inputs, max_concurrency=max_concurrency, **options))
 
 
 def execute_tool(agent: AgentDefinition, tool_name: str, /, **arguments: Any) -> ToolResult:
@@ -123,15 +107,12 @@ class Handle:
         self,
         agent: AgentDefinition,
         user_input: object,
-        max_iterations: int | None = None,
-        max_retries: int = 3,
-        messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[RunOptions],
     ) -> None:
         self._run: Run | None = None
 
         async def go() -> AgentResult:
-            self._run = agent.begin(user_input, max_iterations, max_retries, messages, **options)
+            self._run = agent.begin(user_input, **options)
             return await drive(self._run)
 
         self._call = PortalCall(go, here())
@@ -169,20 +150,14 @@ class Handle:
 def start(
     agent: AgentDefinition,
     user_input: object,
-    max_iterations: int | None = None,
-    max_retries: int = 3,
-    messages: Sequence[Mapping[str, Any]] | None = None,
     **options: Unpack[RunOptions],
 ) -> Handle:
     """Start a run and return at once.
 
     Args:
         agent: The agent.
-        user_input: As in `run`, like all that follows.
-        max_iterations: Turns the run may take.
-        max_retries: Times a failed request is tried again.
-        messages: Conversation to continue.
-        **options: `timeout`, `limits` and `deps`.
+        user_input: As in `BaseAgent.run`.
+        **options: As `RunOptions` describes them.
 
     Returns:
         A handle to wait for the run or cancel it, from any thread.
@@ -193,7 +168,7 @@ def start(
         handle.cancel()
         ```
     """
-    return Handle(agent, user_input, max_iterations, max_retries, messages, **options)
+    return Handle(agent, user_input, **options)
 
 
 class BaseAgent(AgentDefinition):
@@ -218,10 +193,17 @@ class BaseAgent(AgentDefinition):
         max_iterations: int | None = None,
         max_retries: int = 3,
         messages: Sequence[Mapping[str, Any]] | None = None,
-        **options: Unpack[RunOptions],
+        **options: Unpack[RunBounds],
     ) -> AgentResult:
         """Answer one input, blocking; see `fractal.sync.run`."""
-        return run(self, user_input, max_iterations, max_retries, messages, **options)
+        return run(
+            self,
+            user_input,
+            max_iterations=max_iterations,
+            max_retries=max_retries,
+            messages=messages,
+            **options,
+        )
 
     __call__ = run
     run_sync = run
