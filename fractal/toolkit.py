@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -261,7 +262,7 @@ class AgentToolkit:
         for name in names:
             if options_of(inspect.getattr_static(type(owner), name)) is None:
                 continue
-            if any(name in vars(kind) for kind in type(owner).__mro__ if kind.__module__.startswith("fractal.")):
+            if any(name in vars(kind) for kind in type(owner).__mro__ if _is_ours(kind)):
                 raise InvalidTool(
                     name, f"{type(owner).__name__} has a method of that name itself: call yours otherwise"
                 )
@@ -314,6 +315,12 @@ class AgentToolkit:
 
     def __contains__(self, name: object) -> bool:
         return name in self._found()
+
+
+def _is_ours(kind: type) -> bool:
+    """Whether a class is the package's own, whose methods a tool must not replace."""
+    module = sys.modules.get(kind.__module__)
+    return kind.__module__.startswith("fractal.") and getattr(module, kind.__name__, None) is kind
 
 
 def options_of(function: object) -> ToolOptions | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import anyio
+import hypothesis
 import pytest
 
 from fractal.testing import Endpoint
@@ -83,6 +84,8 @@ def _stays(thread: threading.Thread) -> bool:
 
 def pytest_collection_finish() -> None:
     """Keep what the tests are made of out of the garbage collections after each of them."""
+    # Imported by now: what it does when it is loaded looks for objects that a frozen heap hides.
+    assert hypothesis.is_hypothesis_test is not None
     gc.collect()
     gc.freeze()
 
