@@ -92,7 +92,6 @@ async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]
         await _call_all(run, running)
     finally:
         for call in running:
-            call.end("skipped", error="not called: the run ended first")
             assert call.result is not None
             run.transcript.answer(call.bound.call_id, call.text)
             run.tool_results.append(call.result)
@@ -121,11 +120,16 @@ def _raise_for_errors(calls: Sequence[_Call]) -> None:
 
 
 async def _call_all(run: Run, calls: Sequence[_Call]) -> None:
-    for call in calls:
-        run.emit(ToolStarted, tool_name=call.bound.name, call_id=call.bound.call_id, arguments=call.bound.arguments)
-        _admit(call)
-    for batch in _batches([call for call in calls if call.result is None]):
-        await _side_by_side(run, batch)
+    """Bring each call to its outcome, however this ends."""
+    try:
+        for call in calls:
+            run.emit(ToolStarted, tool_name=call.bound.name, call_id=call.bound.call_id, arguments=call.bound.arguments)
+            _admit(call)
+        for batch in _batches([call for call in calls if call.result is None]):
+            await _side_by_side(run, batch)
+    finally:
+        for call in calls:
+            call.end("skipped", error="not called: the run ended first")
 
 
 def _admit(call: _Call) -> None:
@@ -216,14 +220,19 @@ async def _run_call(call: _Call, group: TaskGroup) -> None:
     try:
         with scope:
             await _invoke_or_note_cut(call, scope, group)
+        # Only a scope that has caught a whole group of cancellations gets here without an outcome.
+        call.end(*_cut(call, timed_out=True))
     except (Exception, SystemExit, BaseExceptionGroup) as error:
         # Outside the scope, so that the scope has taken its own cancellation out of a group already.
         cancelled = anyio.get_cancelled_exc_class()
         raised = [leaf for leaf in leaves(error) if not isinstance(leaf, cancelled)]
         if not all(isinstance(leaf, (Exception, SystemExit)) for leaf in raised):
             raise  # Ctrl-C and the like are not the tool's
-        call.exception = error
-        call.end("timeout" if scope.cancel_called else "error", error="; ".join(map(_explain, raised)))
+        if raised:
+            call.exception = error
+            call.end("timeout" if scope.cancel_called else "error", error="; ".join(map(_explain, raised)))
+        else:
+            call.end(*_cut(call, timed_out=scope.cancel_called or call.run.is_out_of_time()))
         if isinstance(error, BaseExceptionGroup):
             meant, _ = error.split(cancelled)
             if meant is not None:

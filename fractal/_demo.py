@@ -19,7 +19,8 @@ from rich.panel import Panel
 from rich.text import Text
 
 from fractal._json import text_of
-from fractal._terminal import WIDEST, RunTree, look_of, printable, result_table, timeline, watch
+from fractal._terminal import WIDEST, look_of, result_table, timeline, watch
+from fractal._tree import RunTree, printable
 from fractal.agent import BaseAgent
 from fractal.models.openai import OpenAIModel
 from fractal.testing import answers

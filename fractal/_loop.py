@@ -9,7 +9,7 @@ import anyio
 
 from fractal._ask import ask
 from fractal._calls import answer_calls
-from fractal._scopes import leaves, move_on_after, single_error
+from fractal._scopes import cancellation_was_meant, leaves, move_on_after, single_error
 from fractal._step import AskAgain, CallTools, Decline, Finish, next_step
 from fractal.errors import (
     DeadlineExceeded,
@@ -56,6 +56,8 @@ async def drive(run: Run) -> AgentResult:
             logger.debug("run %s failed", run.run_id, exc_info=True)
             return run.fail(_unexpected(error))
         except BaseException as error:
+            if _is_cancellation(error) and not cancellation_was_meant():
+                return run.fail(_unexpected(error))  # something the model awaited was cancelled, and not this run
             run.fail(_why_cancelled(run) if _is_cancellation(error) else _unexpected(error))
             raise
     # Nothing was returned or raised, so the scope above has caught its own deadline.

@@ -75,7 +75,7 @@ def next_step(reply: Reply, tools: Mapping[str, Tool]) -> Step:
         return CallTools(tuple(_bind_call(call, tools) for call in reply.tool_calls))
     if reply.refusal is not None:
         return Decline(reply.refusal)
-    if reply.text is not None:
+    if reply.text is not None and not reply.text.isspace():
         return Finish(reply.text)
     if reply.finish_reason == "content_filter":
         return Decline("the endpoint's content filter withheld the answer")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from fractal._terminal import RunTree
+    from fractal._tree import RunTree
     from fractal.results import AgentResult
 
 __all__ = ["main"]
@@ -93,7 +93,7 @@ def _fail(options: argparse.Namespace, message: str, status: int) -> int:
 
 
 def _described(error: BaseException) -> str:
-    from fractal._terminal import printable
+    from fractal._tree import printable
 
     return printable(f"{type(error).__name__}: {error}").removesuffix(": ")
 
@@ -207,7 +207,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _no_answer(options: argparse.Namespace, result: AgentResult) -> int:
-    from fractal._terminal import printable
+    from fractal._tree import printable
 
     reason, cause = result.error or "", result.exception and result.exception.__cause__
     if isinstance(cause, FractalError):
@@ -221,7 +221,8 @@ def _run(options: argparse.Namespace) -> int:
     _need_rich()
     from rich.console import Console
 
-    from fractal._terminal import RunTree, look_of, result_table
+    from fractal._terminal import look_of, result_table
+    from fractal._tree import RunTree
 
     agent = _agent(options)
     question = _question(options.question)
@@ -265,7 +266,7 @@ def _question(given: str) -> str:
 
 def _content(content: object) -> str:
     if isinstance(content, str):
-        from fractal._terminal import printable
+        from fractal._tree import printable
 
         # A file gets what the model wrote; a terminal is not to be steered by it.
         return printable(content) if sys.stdout.isatty() else content

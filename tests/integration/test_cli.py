@@ -25,7 +25,8 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from fractal._terminal import UNICODE, Part, RunTree, live_table, timeline
+from fractal._terminal import UNICODE, live_table, timeline
+from fractal._tree import Part, RunTree
 
 BACKENDS = ["asyncio", "trio"]
 ROOT = Path(fractal.__file__).parents[1]

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+import trio
 from pydantic import BaseModel
 
 from fractal import AgentResult, AgentToolkit, BaseAgent, Limits, RunContext, ToolFailed, tool
@@ -203,6 +204,19 @@ async def test_a_tool_whose_own_task_was_cancelled_has_failed_and_nothing_else_i
     assert "cancelled from inside" in seen(result)
 
 
+async def test_a_model_whose_own_task_was_cancelled_has_failed_and_the_caller_is_not_cancelled(anyio_backend_name: str):
+    class Model:
+        async def respond(self, request: object) -> Any:
+            task = asyncio.ensure_future(asyncio.sleep(5))
+            await asyncio.sleep(0)
+            task.cancel()
+            await task
+
+    if anyio_backend_name == "asyncio":
+        result = await BaseAgent("A", "a", client=Model()).run("go")
+        assert (result.success, result.metadata["error_type"]) == (False, "unexpected_error")
+
+
 async def test_a_tool_that_fails_while_it_is_timed_out_disturbs_nobody():
     async def messy() -> None:
         async with anyio.create_task_group() as group:
@@ -216,6 +230,50 @@ async def test_a_tool_that_fails_while_it_is_timed_out_disturbs_nobody():
     assert result.content == "done"
     assert outcomes(result) == ["timeout"]
     assert "cleanup failed" in seen(result)
+
+
+async def native_children(anyio_backend_name: str) -> None:
+    """A tool that opens a task group of the event loop's own."""
+    if anyio_backend_name == "trio":
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep, 5)
+            nursery.start_soon(trio.sleep, 5)
+            await trio.sleep(5)
+    else:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(5))
+            await asyncio.sleep(5)
+
+
+async def test_a_tool_with_native_child_tasks_is_cut_like_any_other(anyio_backend_name: str):
+    async def children() -> None:
+        await native_children(anyio_backend_name)
+
+    result = await ask(children, limits=Limits(tool_timeout=0.05))
+    assert (result.content, outcomes(result)) == ("done", ["timeout"])
+    ended: list[Any] = []
+    model = ScriptedModel([answers.call("children")])
+    one = BaseAgent("A", "a", client=model, observers=[lambda e: ended.append(e) if e.kind == "run_finished" else None])
+    with anyio.move_on_after(0.05) as scope:
+        await one.add_tool(children).run("go")
+    assert scope.cancelled_caught
+    assert outcomes(ended[0].result) == ["cancelled"]
+    assert_continuable(ended[0].result)
+
+
+async def test_a_direct_call_that_is_cancelled_still_ends_in_the_events():
+    kinds: list[str] = []
+
+    @tool(sequential=True)
+    async def slow() -> None:
+        await anyio.sleep(5)
+
+    one = BaseAgent(
+        "A", "a", observers=[lambda e: kinds.append(f"{e.kind} {getattr(e, 'result', None) and e.result.outcome}")]
+    )
+    with anyio.move_on_after(0.05):
+        await one.add_tool(slow).execute_tool("slow")
+    assert kinds == ["tool_started None", "tool_finished cancelled"]
 
 
 async def test_a_tool_that_uses_asyncio_on_trio_is_told_what_is_wrong(anyio_backend_name: str):

@@ -25,7 +25,7 @@ LEVELS = [
     ["agent"],
     ["many", "sync._portal", "sync.agent", "sync", ""],
     ["testing.answers", "testing._history", "testing.endpoint", "testing.scripted", "testing"],
-    ["_terminal", "_text", "_demo", "cli", "__main__"],
+    ["_tree", "_terminal", "_demo", "cli", "__main__"],
 ]
 ALLOWED_ASYNCIO: set[str] = set()  # `_scopes` looks it up in sys.modules, where nobody has to import it
 
