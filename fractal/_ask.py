@@ -70,8 +70,8 @@ def _request(run: Run) -> ModelRequest:
 async def _send(run: Run, request: ModelRequest, attempt: int) -> Reply:
     seconds = run.limits.request_timeout
     with run.budget.reserve("tokens", _estimate(run, request)) as tokens:
-        # Committed before it is sent: a request that fails or is cut has still reached the endpoint.
-        run.budget.reserve("requests").commit()
+        # Spent before it is sent, and never given back: a request that fails or is cut has still reached the endpoint.
+        run.budget.spend("requests")
         run.emit(ModelRequested, iteration=run.iterations, attempt=attempt, message_count=len(run.transcript))
         started = anyio.current_time()
         with move_on_after(seconds) as scope:

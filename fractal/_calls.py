@@ -140,7 +140,7 @@ def _admit(call: _Call) -> None:
         call.end("skipped", error="not called: the time for tools is over, answer with what there is")
     else:
         try:
-            call.run.budget.reserve("tool_calls").commit()
+            call.run.budget.spend("tool_calls")
         except BudgetExceeded as error:
             call.exception = error
             call.end("skipped", error=f"not called: {error}")

@@ -114,6 +114,15 @@ class Budget:
         Raises:
             BudgetExceeded: One of the ledgers has not that much left; nothing was reserved.
         """
+        self.spend(resource, amount)
+        return Reservation(self, resource, amount)
+
+    def spend(self, resource: Resource, amount: int = 1) -> None:
+        """Spend an amount, here and in every ledger above, in one step.
+
+        Raises:
+            BudgetExceeded: One of the ledgers has not that much left; nothing was spent.
+        """
         with self._lock:
             for ledger in self._up():
                 allowed, used = ledger._allowed[resource], ledger.used[resource]
@@ -121,7 +130,6 @@ class Budget:
                 if used + max(amount, 1) > allowed:
                     raise BudgetExceeded(resource, allowed, used)
             self._enter(resource, amount)
-        return Reservation(self, resource, amount)
 
     def is_unlimited(self, resource: Resource) -> bool:
         """Whether neither this ledger nor one above limits a resource."""

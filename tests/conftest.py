@@ -99,7 +99,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _closes_a_generator(task: anyio.TaskInfo) -> bool:
     """The loop's own task for a generator that another library left to the garbage collector."""
-    return type(task.coro).__name__ == "async_generator_athrow" or str(task.name).startswith("close asyncgen openai")
+    others = tuple(f"close asyncgen {name}" for name in ("openai", "httpx2", "httpcore2"))
+    return type(task.coro).__name__ == "async_generator_athrow" or str(task.name).startswith(others)
 
 
 def _leaving_no_task(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
+from weakref import WeakSet
 
 import anyio
 from anyio.abc import TaskGroup
@@ -22,6 +24,8 @@ from fractal.errors import FractalError, SyncInAsyncError
 __all__ = ["LoopBlockedWarning", "Portal", "PortalCall", "call_blocking", "here", "portal"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger("fractal")
 
 Backend = Literal["asyncio", "trio"]
 
@@ -69,6 +73,7 @@ class Portal:
                 target=self._serve, args=(ready,), name=f"fractal portal ({self.backend})", daemon=True
             )
             self._thread.start()
+            _running.add(self)
             ready.wait()
             if self._token is None:
                 self._thread = None
@@ -132,8 +137,13 @@ class Portal:
             anyio.run(hold, backend=self.backend, backend_options=self._options)
         except BaseException as error:
             self._failure = error
-            if self._token is not None:
+            if self._token is None:
+                return  # `start` tells
+            if self._group is not None:
                 raise
+            # Closing at the interpreter's end: from Python 3.12 on asyncio cannot start the thread in which it shuts
+            # down its own pool there. Everything of ours has been closed before.
+            logger.debug("the event loop of the %s portal did not close cleanly", self.backend, exc_info=True)
         finally:
             ready.set()
 
@@ -170,6 +180,7 @@ class PortalCall(Call[T]):
         return self.result()
 
 
+_running: WeakSet[Portal] = WeakSet()
 _chosen: ContextVar[Portal | None] = ContextVar("fractal_portal", default=None)
 _shared = Portal()
 
@@ -185,8 +196,10 @@ if hasattr(os, "register_at_fork"):
 
 
 @atexit.register
-def _close_shared() -> None:
-    _shared.close()
+def _close_all() -> None:
+    # While threads still run; an interpreter that is being taken apart lets no loop finish.
+    for each in list(_running):
+        each.close()
 
 
 @contextmanager

@@ -283,6 +283,20 @@ async def test_the_deadline_of_a_run_is_its_parents_if_that_is_nearer(endpoint: 
     await in_thread(one.wait_for_disconnects, 1)
 
 
+async def test_calls_that_had_not_begun_when_the_run_was_cut_are_skipped(
+    agent: Slow, cut: Cut, last_result: list[AgentResult], endpoint: StartEndpoint
+):
+    @tool(sequential=True)
+    async def later() -> None:
+        raise AssertionError("never called")
+
+    agent.add_tool(later)
+    endpoint(calls_then("never", answers.call("in_loop"), answers.call("later"), answers.call("in_loop")))
+    result = assert_cut(last_result, await cut(agent, 0.2))
+    assert outcomes(result)[1:] == ["skipped", "skipped"]
+    assert result.messages[-1]["content"] == "Error: not called: the run ended first"
+
+
 async def test_a_deadline_that_has_passed_already_sends_nothing(endpoint: StartEndpoint):
     one = endpoint("hello")
     result = await BaseAgent("A", "a").run("go", timeout=0)

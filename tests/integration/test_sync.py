@@ -220,6 +220,29 @@ async def test_in_a_plain_tool_it_joins_the_run_and_is_cut_by_its_deadline(name:
     assert_continuable(result)
 
 
+async def test_a_tool_that_is_timed_out_has_not_ended_before_the_run_that_joined_it(endpoint: StartEndpoint):
+    order: list[str] = []
+
+    async def tidy() -> None:
+        try:
+            await anyio.sleep(5)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.2)
+
+    model = ScriptedModel(lambda _: answers.call("tidy"))
+    child = BaseAgent("child", "c", client=model, observers=[lambda e: order.append(f"{e.agent_name} {e.kind}")])
+    agent = Nesting(
+        child.add_tool(tidy),
+        client=ScriptedModel([answers.call("ask"), "went on"]),
+        limits=Limits(tool_timeout=0.1),
+        observers=[lambda e: order.append(f"{e.agent_name} {e.kind}")],
+    )
+    result = await agent.run("go")
+    assert (result.content, outcomes(result)) == ("went on", ["abandoned"])
+    assert order.index("child run_finished") < order.index("Nesting tool_finished")
+
+
 async def test_in_a_plain_tool_it_shares_the_budget(endpoint: StartEndpoint):
     one = endpoint(lambda request: answers.call("ask") if len(request.body["messages"]) == 2 else "done")
     child = BaseAgent("child", "child")
@@ -333,6 +356,33 @@ def test_after_a_fork_the_child_has_a_loop_of_its_own(endpoint: StartEndpoint):
     assert agent.run_sync("parent again").success
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_fork_while_another_thread_starts_the_loop_does_not_hang_the_child():
+    from fractal.sync import _portal
+
+    agent = echo()
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with _portal._shared._lock:
+            held.set()
+            release.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        os._exit(0 if agent.run_sync("child").content == "child" else 1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    release.set()
+    holder.join()
+    assert status == 0
+
+
 SCRIPT = """
 import anyio, sys, time
 from fractal import BaseAgent, sync, tool
@@ -378,14 +428,17 @@ def test_ctrl_c_cancels_waits_for_the_cleanup_and_is_raised(
     one.wait_until_closed()
 
 
-def test_a_program_that_uses_the_facade_ends_cleanly(endpoint: StartEndpoint):
-    endpoint(calls_then("done", answers.call("work")))
+@pytest.mark.parametrize("client", ["None", "AsyncOpenAI()", "OpenAI()"])
+def test_a_program_that_uses_the_facade_ends_cleanly(client: str, endpoint: StartEndpoint, backend: str):
+    one = endpoint(calls_then("done", answers.call("work")))
     code = (
-        "import time; from fractal import BaseAgent, sync\n"
-        "agent = BaseAgent('A', 'a').add_tool(lambda: time.sleep(0.01), name='work')\n"
-        "print(sync.run(agent, 'go').content)"
+        "import time; from fractal import BaseAgent, sync; from openai import AsyncOpenAI, OpenAI\n"
+        f"agent = BaseAgent('A', 'a', client={client}).add_tool(lambda: time.sleep(0.01), name='work')\n"
+        "print(sync.run(agent, 'go').content)\n"
+        f"own = sync.portal(backend={backend!r}); own.__enter__()\n"
+        "handle = sync.start(agent, 'go'); print(handle.result(20).content)"
     )
-    done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", code], capture_output=True, text=True, timeout=30
-    )
-    assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
+    warn = ["-W", "error", "-W", "ignore:Async generator:ResourceWarning"]
+    done = subprocess.run([sys.executable, *warn, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr, done.returncode) == ("done\ndone\n", "", 0)
+    one.wait_until_closed()
