@@ -118,6 +118,7 @@ class AgentDefinition:
             raise InvalidArguments(f"name={name!r}: give the agent a name")
         if not isinstance(system_prompt, str) and not callable(system_prompt):
             raise InvalidArguments(f"system_prompt={system_prompt!r}: give text, or a function that returns it")
+        # Doubly underscored below: a subclass may well have a `_model` or `_settings` of its own.
         self.name = name
         self.model = model or os.environ.get("OPENAI_MODEL") or DEFAULT_MODEL
         self.client = client
@@ -128,19 +129,19 @@ class AgentDefinition:
             raise InvalidArguments(
                 f"observers={observers!r}: each is called with every event, and one cannot be called"
             )
-        self._system_prompt = system_prompt
-        self._system_context = dict(system_context or {})
-        self._settings = ModelSettings(
+        self.__system_prompt = system_prompt
+        self.__system_context = dict(system_context or {})
+        self.__settings = ModelSettings(
             temperature=temperature,
             max_tokens=max_tokens,
             reasoning_effort=reasoning_effort,
             extra=dict(extra_body or {}),
         )
-        self._model = model_for(client)
-        self._toolkit = AgentToolkit()
+        self.__model = model_for(client)
+        self.__toolkit = AgentToolkit()
         for inherited in toolkit or ():
-            self._toolkit.add_tool(inherited)
-        self._toolkit.add_methods(self)
+            self.__toolkit.add_tool(inherited)
+        self.__toolkit.add_methods(self)
 
     def add_tool(
         self,
@@ -165,7 +166,7 @@ class AgentDefinition:
             InvalidTool: It cannot be a tool.
             ToolNameTaken: There is one of that name.
         """
-        self._toolkit.add_tool(function, name=name, description=description, terminate=terminate)
+        self.__toolkit.add_tool(function, name=name, description=description, terminate=terminate)
         return self
 
     def register_delegate(
@@ -191,7 +192,7 @@ class AgentDefinition:
             TypeError: `parameters` is not of that form; says where.
             ToolNameTaken: There is a tool of that name.
         """
-        self._toolkit.add_tool(delegate_tool(agent, tool_name, description, parameters))
+        self.__toolkit.add_tool(delegate_tool(agent, tool_name, description, parameters))
         return self
 
     def register_agent(self, agent: Delegate, tool_name: str | None = None, description: str | None = None) -> Self:
@@ -203,16 +204,16 @@ class AgentDefinition:
 
     def get_tools(self) -> dict[str, Callable[..., Any]]:
         """The functions that the model may call, by the name it uses."""
-        return self._toolkit.get_tools()
+        return self.__toolkit.get_tools()
 
     def get_tool_schemas(self) -> list[dict[str, Any]]:
         """The tools as the model sees them: chat-completions function schemas, in the order of registration."""
-        return self._toolkit.get_tool_schemas()
+        return self.__toolkit.get_tool_schemas()
 
     def update_system_context(self, **values: object) -> None:
         """Set values for the placeholders of the system prompt, from the next run on."""
         # A new dictionary: a run that is just making its prompt sees all of the old values or all of the new ones.
-        self._system_context = {**self._system_context, **values}
+        self.__system_context = {**self.__system_context, **values}
 
     def reset(self) -> None:
         """Do nothing: an agent keeps nothing between runs. For code that calls it; conversations are `messages=`."""
@@ -239,15 +240,15 @@ class AgentDefinition:
             limits = Limits(max_iterations=max_iterations).over(limits)
         if not isinstance(max_retries, int) or max_retries < 0:
             raise InvalidArguments(f"max_retries={max_retries!r}: give a whole number from 0 up")
-        settings = self._run_settings(limits, options.get("timeout"), max_retries, options.get("deps"))
+        settings = self.__run_settings(limits, options.get("timeout"), max_retries, options.get("deps"))
         return Run(settings, transcript)
 
     async def call_tool(self, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """Call one tool as the model would; what every `execute_tool` calls."""
         run = current_run.get()
         if run is None or run.agent is not self or run.result is not None:
-            run = Run(self._run_settings(self.limits, None, 0, None), Transcript())
-        call = bind(f"direct_{uuid4().hex[:24]}", tool_name, arguments, self._toolkit.tools)
+            run = Run(self.__run_settings(self.limits, None, 0, None), Transcript())
+        call = bind(f"direct_{uuid4().hex[:24]}", tool_name, arguments, self.__toolkit.tools)
         with single_error():
             [result] = await call_tools(run, [call])
         return result
@@ -258,18 +259,18 @@ class AgentDefinition:
 
     async def release(self) -> None:
         """Close what the agent opened in the running event loop."""
-        if isinstance(self._model, OpenAIModel):
-            await self._model.aclose()
+        if isinstance(self.__model, OpenAIModel):
+            await self.__model.aclose()
 
-    def _run_settings(self, limits: Limits, timeout: float | None, max_retries: int, deps: Any) -> RunSettings:
+    def __run_settings(self, limits: Limits, timeout: float | None, max_retries: int, deps: Any) -> RunSettings:
         return RunSettings(
             agent=self,
             agent_name=self.name,
-            model=self._model,
+            model=self.__model,
             model_name=self.model,
-            model_settings=self._settings,
-            toolkit=self._toolkit,
-            system_prompt=self._make_prompt,
+            model_settings=self.__settings,
+            toolkit=self.__toolkit,
+            system_prompt=self.__make_prompt,
             limits=limits,
             timeout=_checked_timeout(timeout) if timeout is not None else self.timeout,
             max_retries=max_retries,
@@ -277,10 +278,10 @@ class AgentDefinition:
             deps=deps,
         )
 
-    async def _make_prompt(self, context: RunContext[Any]) -> str:
-        source = self._system_prompt
+    async def __make_prompt(self, context: RunContext[Any]) -> str:
+        source = self.__system_prompt
         if isinstance(source, str):
-            values = self._system_context
+            values = self.__system_context
             return _PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), source)
         prompt = source(context) if _takes_context(source) else source()
         prompt = await prompt if inspect.isawaitable(prompt) else prompt
@@ -289,15 +290,15 @@ class AgentDefinition:
         return prompt
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} model={self.model!r} tools={len(self._toolkit)}>"
+        return f"<{type(self).__name__} {self.name!r} model={self.model!r} tools={len(self.__toolkit)}>"
 
     def __str__(self) -> str:
         lines = [
             f"{self.name} ({type(self).__name__})",
             f"  model: {self.model}",
-            f"  tools: {len(self._toolkit) or 'none'}",
+            f"  tools: {len(self.__toolkit) or 'none'}",
         ]
-        for tool in self._toolkit:
+        for tool in self.__toolkit:
             lines.append(f"    {_signature_line(tool)}")
             summary = tool.description.strip().partition("\n")[0]
             if summary:

@@ -204,15 +204,15 @@ class AgentToolkit:
     def __new__(cls, *functions: Any, **named: Any) -> Self:
         """Set up what a subclass's own `__init__` may leave out."""
         kit = super().__new__(cls)
-        kit._tools = {}
-        kit._schemas = None
-        kit._has_methods = False
+        kit.__tools = {}
+        kit.__schemas = None
+        kit.__has_methods = False
         return kit
 
     def __init__(self, *functions: Callable[..., Any]) -> None:
-        self._tools: dict[str, Tool]
-        self._schemas: ToolSchemas | None
-        self._has_methods: bool
+        self.__tools: dict[str, Tool]
+        self.__schemas: ToolSchemas | None
+        self.__has_methods: bool
         self._found()
         for function in functions:
             self.add_tool(function)
@@ -273,16 +273,16 @@ class AgentToolkit:
         if new.name in tools:
             raise ToolNameTaken(new.name)
         # A new dictionary: runs that have begun keep the tools they began with.
-        self._tools = {**tools, new.name: new}
-        self._schemas = None
+        self.__tools = {**tools, new.name: new}
+        self.__schemas = None
         return new
 
     def _found(self) -> dict[str, Tool]:
         """The tools, with the marked methods of the kit itself, looked for when first asked."""
-        if not self._has_methods:
-            self._has_methods = True
+        if not self.__has_methods:
+            self.__has_methods = True
             self.add_methods(self)
-        return self._tools
+        return self.__tools
 
     def get(self, name: str) -> Tool | None:
         """The tool of that name, or None."""
@@ -303,9 +303,9 @@ class AgentToolkit:
 
     def schemas(self) -> ToolSchemas:
         """The tools as the model sees them, built once."""
-        if self._schemas is None:
-            self._schemas = ToolSchemas([tool.schema for tool in self])
-        return self._schemas
+        if self.__schemas is None:
+            self.__schemas = ToolSchemas([tool.schema for tool in self])
+        return self.__schemas
 
     def __iter__(self) -> Iterator[Tool]:
         return iter(self._found().values())

@@ -136,12 +136,7 @@ class SdkWire:
         """Send it through the SDK, read the raw answer."""
         client = await self._client_here()
         with translated(_key_of(client)):
-            response = await client.post(
-                _path(client, request.model),
-                cast_to=_raw_response(),
-                content=request.body(),
-                options={"headers": _JSON, "max_retries": 0},
-            )
+            response = await _post(client, request.model, request.body())
             return reply_from(response.status_code, response.headers, response.content, _key_of(client))
 
     async def _client_here(self) -> Any:
@@ -168,17 +163,8 @@ class ThreadWire:
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it from a worker thread."""
         client, body = self._client, request.body()
-
-        def send() -> Any:
-            return client.post(
-                _path(client, request.model),
-                cast_to=_raw_response(),
-                content=body,
-                options={"headers": _JSON, "max_retries": 0},
-            )
-
         with translated(_key_of(client)):
-            response = await ThreadCall(send, abandon=True).run()
+            response = await ThreadCall(lambda: _post(client, request.model, body), abandon=True).run()
             return reply_from(response.status_code, response.headers, response.content, _key_of(client))
 
 
@@ -245,10 +231,13 @@ def _field(source: Any, name: str) -> Any:
     return source.get(name) if is_mapping(source) else getattr(source, name, None)
 
 
-def _raw_response() -> type:
+def _post(client: Any, model: str, body: bytes) -> Any:
+    """Have an SDK client post; what comes back is the HTTP response, or an awaitable of it."""
     import httpx2
 
-    return httpx2.Response
+    # Its own retries are off: ours look at the deadline and at the budget.
+    options = {"headers": _JSON, "max_retries": 0}
+    return client.post(_path(client, model), cast_to=httpx2.Response, content=body, options=options)
 
 
 def _path(client: Any, model: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fractal import BaseAgent, InvalidArguments, InvalidMessages, Limits, run_many, sync, tool
+from fractal import AgentToolkit, BaseAgent, InvalidArguments, InvalidMessages, Limits, run_many, sync, tool
 from fractal.testing import ScriptedModel
 
 
@@ -166,3 +166,22 @@ async def test_direct_calls_are_told_apart_in_events():
     results = [await one.execute_tool("one") for _ in range(3)]
     assert [result.call_id for result in results] == ids
     assert len(set(ids)) == 3
+
+
+async def test_a_subclass_may_have_private_attributes_of_any_name():
+    class Mine(BaseAgent):
+        def __init__(self) -> None:
+            super().__init__("Mine", "mine", client=ScriptedModel(lambda _: "ok"))
+            self._model = self._settings = self._toolkit = self._tools = self._run = self._system_prompt = None
+            self._system_context = self._make_prompt = self._run_settings = None
+
+    class Kit(AgentToolkit):
+        def __init__(self) -> None:
+            self._tools = self._schemas = self._has_methods = None
+
+        @tool
+        def one(self) -> int:
+            return 1
+
+    assert (await Mine().run("go")).content == "ok"
+    assert (await agent(toolkit=Kit()).execute_tool("one")).content == 1
