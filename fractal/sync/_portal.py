@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from weakref import WeakSet
 
 import anyio
@@ -53,6 +53,7 @@ class Portal:
         self._options: dict[str, Any] = {"use_uvloop": True} if use_uvloop else {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._ready = threading.Event()
         self._token: EventLoopToken | None = None
         self._group: TaskGroup | None = None
         self._failure: BaseException | None = None
@@ -65,32 +66,29 @@ class Portal:
             FractalError: It cannot be started.
         """
         with self._lock:
-            if self._thread is not None and self._pid == os.getpid():
-                return
-            ready = threading.Event()
-            self._pid, self._token, self._failure = os.getpid(), None, None
-            self._thread = threading.Thread(
-                target=self._serve, args=(ready,), name=f"fractal portal ({self.backend})", daemon=True
-            )
-            self._thread.start()
-            _running.add(self)
-            ready.wait()
+            if self._thread is None or self._pid != os.getpid():
+                self._ready = threading.Event()
+                self._pid, self._token, self._failure = os.getpid(), None, None
+                self._thread = threading.Thread(
+                    target=self._serve, args=(self._ready,), name=f"fractal portal ({self.backend})", daemon=True
+                )
+                self._thread.start()
+                _running.add(self)
+            self._ready.wait()  # also for who comes after a start that Ctrl-C interrupted here
             if self._token is None:
                 self._thread = None
                 raise FractalError(f"no {self.backend} event loop: {self._failure}") from self._failure
 
-    def start_call(self, call: Call[Any]) -> None:
-        """Run a call as a task of the loop, in the caller's context."""
-        self.start()
+    def spawn(self, call: Call[Any]) -> bool:
+        """Run a call as a task, in the caller's context; in the loop's thread.
 
-        def spawn() -> None:
-            if self._group is None:
-                call.drop()
-            else:
-                self._group.start_soon(call.run)
-
-        if not self.soon(spawn):
-            call.drop()
+        Returns:
+            Whether there is a loop for it: not if it is closing.
+        """
+        if self._group is None:
+            return False
+        self._group.start_soon(call.run)
+        return True
 
     def soon(self, function: Callable[..., object], *arguments: object) -> bool:
         """Have a plain function called in the loop; returns at once.
@@ -149,7 +147,7 @@ class Portal:
 
 
 class PortalCall(Call[T]):
-    """A call on a portal, started when it is made.
+    """A call on a portal.
 
     Args:
         function: What to call in the portal's loop, in the caller's context.
@@ -159,19 +157,39 @@ class PortalCall(Call[T]):
     def __init__(self, function: Callable[[], Awaitable[T]], portal: Portal) -> None:
         super().__init__(function)
         self._portal = portal
-        portal.start_call(self)
+        self._is_settled = False  # spawned, or never to be; decided in the loop's thread, in the order of the orders
+
+    def start(self) -> Self:
+        """Have it run; returns at once."""
+        self._portal.start()
+        self._settle(start=True)
+        return self
 
     def cancel_from_thread(self) -> None:
-        """Have it cancelled; returns at once, and does nothing if it has ended."""
-        self._portal.soon(self.cancel)
+        """Have it cancelled, started or not; returns at once, and does nothing if it has ended."""
+        self._settle(start=False)
+
+    def _settle(self, *, start: bool) -> None:
+        def in_loop() -> None:
+            if not self._is_settled:
+                self._is_settled = True
+                if not (start and self._portal.spawn(self)):
+                    self.drop()
+            elif not start:
+                self.cancel()
+
+        if not self._portal.soon(in_loop) and not self._is_settled:
+            self.drop()
 
     def result_or_cancel(self) -> T:
-        """Wait for it, as a caller who lets nothing run on: if the wait is interrupted, it is cancelled first.
+        """Start it and wait for it, as a caller who lets nothing run on: an interrupted wait cancels it first.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, after the cleanup; a second one does not wait for it.
         """
         try:
+            # Started inside: a Ctrl-C that comes in between finds it, whether the loop has heard of it or not.
+            self.start()
             self.wait()
         except BaseException:
             self.cancel_from_thread()

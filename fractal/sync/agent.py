@@ -115,7 +115,7 @@ class Handle:
             self._run = agent.begin(user_input, **options)
             return await drive(self._run)
 
-        self._call = PortalCall(go, here())
+        self._call = PortalCall(go, here()).start()
 
     def cancel(self) -> None:
         """Cancel the run; returns at once, `result` then tells when its cleanup is done."""

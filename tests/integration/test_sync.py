@@ -304,6 +304,32 @@ def test_a_handle_cancelled_at_once_never_asks(endpoint: StartEndpoint):
     assert one.in_flight == 0
 
 
+@pytest.mark.parametrize("when", ["before the loop heard of it", "after"])
+def test_an_interrupt_around_the_start_of_a_call_leaves_nothing_running(when: str, monkeypatch: pytest.MonkeyPatch):
+    from fractal.sync import _portal
+
+    settle, asked = _portal.PortalCall._settle, []
+
+    def interrupted(self: Any, *, start: bool) -> None:
+        if start and when == "before the loop heard of it":
+            raise KeyboardInterrupt
+        settle(self, start=start)
+        if start:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_portal.PortalCall, "_settle", interrupted)
+
+    def answer(_: object) -> Any:
+        asked.append(1)
+        return answers.text("late", delay=5)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        sync.run(BaseAgent("A", "a", client=ScriptedModel(answer)), "go")
+    assert time.monotonic() - started < 2
+    assert when == "after" or asked == []
+
+
 def test_leaving_a_portals_block_cancels_what_runs_on_it(endpoint: StartEndpoint, backend: Any):
     one = endpoint(answers.text("late", delay=5))
     with sync.portal(backend=backend):
@@ -390,6 +416,7 @@ from fractal import BaseAgent, sync, tool
 class Slow(BaseAgent):
     @tool
     async def slow(self):
+        print("started", flush=True)
         try:
             await anyio.sleep(30)
         finally:
@@ -417,7 +444,9 @@ def test_ctrl_c_cancels_waits_for_the_cleanup_and_is_raised(
         [sys.executable, program, backend], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     one.wait_for_requests(1, timeout=20)
-    time.sleep(0.3)  # the tool begins a moment after the answer has left
+    if while_doing == "tool":
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
     interrupted = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
