@@ -1,7 +1,9 @@
 """A chat-completions endpoint that costs next to nothing, in a process of its own.
 
 It knows one play: a first question is answered with three calls of the tool `look`, one that comes with tool results
-with a text. A question to the model `hang` is never answered. GET answers with what the process has used so far.
+with a text. A question to the model `hang` is never answered. One with `"stream":true` is answered with a text in
+CHUNKS pieces, each in an event and a write of its own: as fast as they can be written, or PACE seconds apart if the
+model is `paced`. GET answers with what the process has used so far.
 Run as a program it prints its port and serves until its standard input is closed.
 """
 
@@ -20,6 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 TOOL_CALLS = 3
+CHUNKS = 500
+PACE = 0.0005
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,10 @@ class Connection(asyncio.Protocol):
         if b'"model":"hang"' in body:
             self.hangs += 1
             return
+        if b'"stream":true' in body.replace(b" ", b""):
+            Connection.waiting -= 1
+            self.streams = asyncio.get_running_loop().create_task(self.stream(b'"paced"' in body))
+            return
         response = LAST if b'"role":"tool"' in body else FIRST
         # The timer starts when the request is here, so a slow client does not make the model slower.
         handle = asyncio.get_running_loop().call_later(self.latency, lambda: self.send(handle, response))
@@ -96,6 +104,17 @@ class Connection(asyncio.Protocol):
         Connection.waiting -= 1
         Connection.served += 1
         self.transport.write(response)
+
+    async def stream(self, paced: bool) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        for piece in PIECES:
+            if self.transport.is_closing():
+                return
+            self.transport.write(piece)
+            due += PACE if paced else 0
+            await asyncio.sleep(max(due - loop.time(), 0))
+        Connection.served += 1
 
 
 def _content_length(head: bytes) -> int:
@@ -126,6 +145,26 @@ def _call(number: int) -> dict[str, Any]:
 
 FIRST = _response(_completion({"content": None, "tool_calls": [_call(n) for n in range(TOOL_CALLS)]}, "tool_calls"))
 LAST = _response(_completion({"content": "It rains in one of them."}, "stop"))
+
+
+def _event(value: object) -> bytes:
+    data = b"data: %b\n\n" % (value if isinstance(value, bytes) else json.dumps(value).encode())
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _piece(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": "play"}
+    return _event({**chunk, "system_fingerprint": "fp_1", "choices": [choice], "usage": None})
+
+
+PIECES = [
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
+    _piece({"role": "assistant", "content": ""}),
+    *(_piece({"content": f"word{number} "}) for number in range(CHUNKS)),
+    _piece({}, "stop"),
+    _event(b"[DONE]") + b"0\r\n\r\n",
+]
 
 
 async def serve() -> None:

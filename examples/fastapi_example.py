@@ -4,9 +4,11 @@ python examples/fastapi_example.py [PORT]
 uvicorn --app-dir examples fastapi_example:app
 
 curl -d '{"question": "bolts"}' -H 'content-type: application/json' http://127.0.0.1:8000/query
+curl -N -d '{"question": "bolts"}' -H 'content-type: application/json' http://127.0.0.1:8000/stream
 curl -d '{"article": "bolts"}' -H 'content-type: application/json' http://127.0.0.1:8000/tools/price
 """
 
+import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +18,7 @@ import anyio
 import uvicorn
 from _offline import Turn, endpoint
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from fractal import (
@@ -29,7 +31,9 @@ from fractal import (
     Refused,
     RequestTimedOut,
     RunError,
+    TextDelta,
     ToolResult,
+    ToolStarted,
     tool,
 )
 from fractal.testing.answers import AnswerLike, call
@@ -87,6 +91,39 @@ async def query(question: Question, request: Request) -> Answer:
         result.raise_for_error()
         return Answer(answer=str(result.content), history=result.messages, run_id=result.run_id)
     raise HTTPException(499, "the client has gone")  # for the log: nobody reads it
+
+
+@app.post("/stream")
+async def stream(question: Question) -> StreamingResponse:
+    """Give the answer while it is written, as server-sent events: `text` and `tool`, at last `end` or `error`."""
+    return StreamingResponse(frames(question), media_type="text/event-stream")
+
+
+async def frames(question: Question) -> AsyncIterator[str]:
+    # When the client goes away this generator is closed, wherever it waits, and the end of the block ends the run.
+    try:
+        async with agent.stream(question.question, messages=question.history, timeout=question.timeout) as events:
+            async for event in events:
+                match event:
+                    case TextDelta(text=text):
+                        yield frame("text", text)
+                    case ToolStarted(tool_name=name, arguments=arguments):
+                        yield frame("tool", {"name": name, "arguments": arguments})
+                    case _:
+                        pass
+    except InvalidMessages as error:
+        yield frame("error", {"detail": f"history: {error}", "reason": "history"})
+        return
+    result = await events.result()
+    if result.success:
+        yield frame("end", {"history": result.messages, "run_id": result.run_id})
+    else:  # the HTTP status has gone out already
+        yield frame("error", {"detail": result.error, "reason": result.stop_reason})
+
+
+def frame(event: str, data: object) -> str:
+    """One server-sent event; JSON keeps line ends in the data from ending it."""
+    return f"event: {event}\ndata: {json.dumps(data)}\n\n"
 
 
 @app.post("/tools/{name}")

@@ -4,19 +4,38 @@ A run is a tree of tasks under one cancel scope: when the call returns, the tree
 asyncio and on trio, and `fractal.sync` gives blocking callers the same guarantees.
 """
 
+from fractal import parts as parts
+from fractal._output import (
+    OutputMode as OutputMode,
+)
+from fractal._window import (
+    Compact as Compact,
+    TokenCounter as TokenCounter,
+    count_tokens as count_tokens,
+)
 from fractal.agent import (
     AgentDefinition as AgentDefinition,
     BaseAgent as BaseAgent,
     RunBounds as RunBounds,
     RunOptions as RunOptions,
 )
+from fractal.approval import (
+    Allow as Allow,
+    Approval as Approval,
+    Approver as Approver,
+    Deny as Deny,
+    PendingCall as PendingCall,
+)
 from fractal.context import RunContext as RunContext
 from fractal.errors import (
+    AllModelsFailed as AllModelsFailed,
+    AnswerRejected as AnswerRejected,
     AuthenticationFailed as AuthenticationFailed,
     BadReply as BadReply,
     BudgetExceeded as BudgetExceeded,
     ClientBoundToLoop as ClientBoundToLoop,
     ConnectionFailed as ConnectionFailed,
+    ContextWindowExceeded as ContextWindowExceeded,
     DeadlineExceeded as DeadlineExceeded,
     DeadlineWouldPass as DeadlineWouldPass,
     DelegateFailed as DelegateFailed,
@@ -24,6 +43,7 @@ from fractal.errors import (
     FractalError as FractalError,
     InvalidArguments as InvalidArguments,
     InvalidMessages as InvalidMessages,
+    InvalidOutput as InvalidOutput,
     InvalidTool as InvalidTool,
     IterationsExceeded as IterationsExceeded,
     LimitReached as LimitReached,
@@ -45,27 +65,46 @@ from fractal.errors import (
     UserError as UserError,
 )
 from fractal.events import (
+    ApprovalAnswered as ApprovalAnswered,
+    ApprovalRequested as ApprovalRequested,
     DelegationFinished as DelegationFinished,
     DelegationStarted as DelegationStarted,
     Event as Event,
+    LimitHit as LimitHit,
     ModelRequested as ModelRequested,
     ModelResponded as ModelResponded,
     Observer as Observer,
+    ReasoningDelta as ReasoningDelta,
     RetryScheduled as RetryScheduled,
     RunFinished as RunFinished,
     RunStarted as RunStarted,
+    TextDelta as TextDelta,
+    ToolCallDelta as ToolCallDelta,
     ToolFinished as ToolFinished,
     ToolStarted as ToolStarted,
     WarningRaised as WarningRaised,
 )
 from fractal.limits import Limits as Limits
-from fractal.many import run_many as run_many
+from fractal.many import (
+    BatchItem as BatchItem,
+    BatchStream as BatchStream,
+    OnError as OnError,
+    Progress as Progress,
+    run_many as run_many,
+    stream_many as stream_many,
+)
 from fractal.messages import Message as Message
 from fractal.models import (
+    Delta as Delta,
+    FallbackModel as FallbackModel,
+    LimitedModel as LimitedModel,
     Model as Model,
     ModelRequest as ModelRequest,
     OpenAIModel as OpenAIModel,
+    RaceModel as RaceModel,
     Reply as Reply,
+    Sink as Sink,
+    StreamingModel as StreamingModel,
     ToolCall as ToolCall,
 )
 from fractal.results import (
@@ -76,6 +115,7 @@ from fractal.results import (
     ToolReturnPart as ToolReturnPart,
     Usage as Usage,
 )
+from fractal.streaming import RunStream as RunStream
 from fractal.toolkit import AgentToolkit as AgentToolkit, Tool as Tool, tool as tool
 
 __all__ = [
@@ -83,25 +123,42 @@ __all__ = [
     "AgentResult",
     "AgentReturnPart",
     "AgentToolkit",
+    "AllModelsFailed",
+    "Allow",
+    "AnswerRejected",
+    "Approval",
+    "ApprovalAnswered",
+    "ApprovalRequested",
+    "Approver",
     "AuthenticationFailed",
     "BadReply",
     "BaseAgent",
+    "BatchItem",
+    "BatchStream",
     "BudgetExceeded",
     "ClientBoundToLoop",
+    "Compact",
     "ConnectionFailed",
+    "ContextWindowExceeded",
     "DeadlineExceeded",
     "DeadlineWouldPass",
     "DelegateFailed",
     "DelegationFinished",
     "DelegationStarted",
+    "Delta",
+    "Deny",
     "DepthExceeded",
     "Event",
+    "FallbackModel",
     "FractalError",
     "InvalidArguments",
     "InvalidMessages",
+    "InvalidOutput",
     "InvalidTool",
     "IterationsExceeded",
+    "LimitHit",
     "LimitReached",
+    "LimitedModel",
     "Limits",
     "Message",
     "MissingCredentials",
@@ -112,9 +169,15 @@ __all__ = [
     "ModelResponded",
     "NoContent",
     "Observer",
+    "OnError",
     "OpenAIModel",
     "Outcome",
+    "OutputMode",
+    "PendingCall",
+    "Progress",
+    "RaceModel",
     "RateLimited",
+    "ReasoningDelta",
     "Refused",
     "Reply",
     "RequestTimedOut",
@@ -126,12 +189,18 @@ __all__ = [
     "RunFinished",
     "RunOptions",
     "RunStarted",
+    "RunStream",
     "ServerError",
+    "Sink",
     "StatusError",
     "StopReason",
+    "StreamingModel",
     "SyncInAsyncError",
+    "TextDelta",
+    "TokenCounter",
     "Tool",
     "ToolCall",
+    "ToolCallDelta",
     "ToolFailed",
     "ToolFinished",
     "ToolNameTaken",
@@ -142,6 +211,9 @@ __all__ = [
     "Usage",
     "UserError",
     "WarningRaised",
+    "count_tokens",
+    "parts",
     "run_many",
+    "stream_many",
     "tool",
 ]

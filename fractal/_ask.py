@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import random
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
 
-from fractal._scopes import move_on_after, remaining
-from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut
-from fractal.events import ModelRequested, ModelResponded, RetryScheduled
-from fractal.models.base import ModelRequest, Reply
+from fractal._hooks import call_user
+from fractal._scopes import move_on_after, remaining, stop_if_cancelled
+from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
+from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
+from fractal.models.base import Delta, ModelRequest, Reply, stream_or_respond
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from fractal._run import Run
 
 __all__ = ["ask", "back_off_seconds"]
@@ -26,7 +31,7 @@ LONGEST_RETRY_AFTER = 120.0
 
 _CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb for English text; corrected by what the endpoint reports
 
-_CLOSING_WORDS = "Time is nearly up. Give your final answer now, with what you know, without calling tools."
+_CLOSING_WORDS = "Time is nearly up. Give your final answer now, with what you know: there is no time to look for more."
 
 
 async def ask(run: Run) -> Reply:
@@ -37,17 +42,25 @@ async def ask(run: Run) -> Reply:
         BudgetExceeded: A request, or the tokens it needs, would be over the budget.
         DeadlineWouldPass: The next try would have to wait longer than there is time.
     """
-    for attempt in itertools.count(1):
+    attempt = 1
+    while True:
+        await stop_if_cancelled()
+        question = _Question(run, attempt)
         try:
-            return await _send(run, _request(run), attempt)
+            return await question.send(await question.fitted() if run.window is not None else question.whole())
         except ModelError as error:
             failure = error
         # A run that has been cancelled meanwhile has no time left either; that is not for us to tell.
-        await checkpoint_if_cancelled()
-        wait = _wait_before_next(run, failure, attempt)
-        run.emit(RetryScheduled, attempt=attempt, wait=wait, error=str(failure))
+        await stop_if_cancelled()
+        if question.was_shown:  # asked again, the model would say it all a second time
+            raise failure
+        if _asks_in_another_way(run, failure):
+            wait = 0.0
+        else:
+            wait = _wait_before_next(run, failure, attempt)
+            attempt += 1
+        await run.tell(RetryScheduled, attempt=question.attempt, wait=wait, error=str(failure))
         await anyio.sleep(wait)
-    raise AssertionError("unreachable")
 
 
 def back_off_seconds(attempt: int) -> float:
@@ -55,55 +68,161 @@ def back_off_seconds(attempt: int) -> float:
     return min(FIRST_BACK_OFF * 2.0 ** min(attempt - 1, 10), LONGEST_BACK_OFF) * random.uniform(0.75, 1.0)
 
 
-def _request(run: Run) -> ModelRequest:
-    closing = run.is_closing()
-    return ModelRequest(
-        model=run.settings.model_name,
-        system=run.system,
-        transcript=run.transcript,
-        tools=None if closing else run.tool_schemas,
-        settings=run.settings.model_settings,
-        instruction=_CLOSING_WORDS if closing else None,
-    )
+class _Question:
+    """One try: a request on its way, and the run's side of it (`RequestControl`).
 
+    Attributes:
+        attempt: Try of this request, from 1.
+        was_shown: Whether a piece of the reply has reached the reader of a stream.
+    """
 
-async def _send(run: Run, request: ModelRequest, attempt: int) -> Reply:
-    seconds = run.limits.request_timeout
-    with run.budget.reserve("tokens", _estimate(run, request)) as tokens:
-        # Spent before it is sent, and never given back: a request that fails or is cut has still reached the endpoint.
-        run.budget.spend("requests")
-        run.emit(ModelRequested, iteration=run.iterations, attempt=attempt, message_count=len(run.transcript))
-        started = anyio.current_time()
-        with move_on_after(seconds) as scope:
-            reply = await run.settings.model.respond(request)
-            if not isinstance(reply, Reply):
-                raise InvalidArguments(f"respond() of the model {run.settings.model!r} returned {reply!r}, not a Reply")
+    def __init__(self, run: Run, attempt: int) -> None:
+        self._run, self.attempt = run, attempt
+        self._scope: anyio.CancelScope | None = None  # there is one where its own time is limited
+        self._pauses, self._left = 0, math.inf
+        self.was_shown = False
+        self._sent = 0  # messages
+
+    async def send(self, request: ModelRequest) -> Reply:
+        """Send it.
+
+        Raises:
+            ModelError: There is no usable answer.
+        """
+        run = self._run
+        with run.budget.reserve("tokens", self._estimate(request)) as tokens:
+            with run.budget.reserve("requests") as place:
+                await run.tell(ModelRequested, **self._facts())
+                # Before it is sent, and never given back: one that fails or is cut has still reached the endpoint.
+                place.commit()
+            started = run.now()
+            reply = await self._answer(request)
+            if run.answer is not None:
+                run.answer.accepted()
             tokens.commit(reply.input_tokens + reply.output_tokens)
             run.budget.add_tokens(reply.input_tokens, reply.output_tokens)
-            run.emit(
-                ModelResponded,
-                message=reply.message(),
-                finish_reason=reply.finish_reason,
-                input_tokens=reply.input_tokens,
-                output_tokens=reply.output_tokens,
-                elapsed=anyio.current_time() - started,
-            )
+            if run.is_heard:
+                await run.tell(
+                    ModelResponded,
+                    message=reply.message(),
+                    finish_reason=reply.finish_reason,
+                    input_tokens=reply.input_tokens,
+                    output_tokens=reply.output_tokens,
+                    elapsed=run.now() - started,
+                )
             return reply
-    assert scope.cancelled_caught
-    raise RequestTimedOut(f"the model did not answer within the {seconds:g} s that a request may take")
+
+    def charge(self) -> None:
+        """Spend one more request of the same question."""
+        self._run.budget.spend("requests")
+        self._run.emit(ModelRequested, **self._facts())
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Stop the clock of `Limits.request_timeout`."""
+        scope, now = self._scope, self._run.now
+        if scope is not None and not self._pauses:
+            self._left = scope.deadline - now()
+            scope.deadline = math.inf
+        self._pauses += 1  # a model that asks two others may pause twice at once
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            if scope is not None and not self._pauses:
+                scope.deadline = now() + self._left
+
+    async def _answer(self, request: ModelRequest) -> Reply:
+        seconds = self._run.limits.request_timeout
+        if seconds is None:
+            return await self._ask_model(request)
+        with move_on_after(seconds) as self._scope:
+            return await self._ask_model(request)
+        raise RequestTimedOut(f"the model did not answer within the {seconds:g} s that a request may take")
+
+    async def _ask_model(self, request: ModelRequest) -> Reply:
+        model = self._run.settings.model
+        if self._run.feeds:
+            reply = await stream_or_respond(model, request, self._show)
+        else:
+            reply = await model.respond(request)
+        if not isinstance(reply, Reply):
+            raise InvalidArguments(f"the model {model!r} answered with {reply!r}, not a Reply")
+        return reply
+
+    async def _show(self, delta: Delta) -> None:
+        self.was_shown = True
+        if self._run.is_held:
+            await self._wait_for_reader()
+        match delta.kind:
+            case "text":
+                self._run.emit(TextDelta, text=delta.text)
+            case "reasoning":
+                self._run.emit(ReasoningDelta, text=delta.text)
+            case "tool_call":
+                self._run.emit(
+                    ToolCallDelta,
+                    index=delta.index,
+                    call_id=delta.call_id,
+                    tool_name=delta.tool_name or "",
+                    arguments=delta.text,
+                )
+        if self._run.is_held:
+            await self._wait_for_reader()
+
+    async def _wait_for_reader(self) -> None:
+        with self.paused():  # a slow reader is not the model's fault
+            await self._run.pace()
+
+    def whole(self) -> ModelRequest:
+        """The request, with all of the transcript."""
+        self._sent = len(self._run.transcript)
+        return self._request()
+
+    def _request(self) -> ModelRequest:
+        run, answer = self._run, self._run.answer
+        closing = run.is_closing()
+        closing_tools = answer.closing_tools() if answer is not None else None
+        return ModelRequest(
+            model=run.settings.model_name,
+            system=answer.system(run.system) if answer is not None else run.system,
+            transcript=run.transcript,
+            tools=closing_tools if closing else run.tool_schemas,
+            settings=run.settings.model_settings,
+            fields=answer.fields() if answer is not None else {},
+            instruction=_CLOSING_WORDS if closing else None,
+            control=self,
+        )
+
+    async def fitted(self) -> ModelRequest:
+        """The request, with no more of the transcript than the model's window takes."""
+        request, window = self._request(), self._run.window
+        assert window is not None
+        kept, summary = await window.fit(window.other_tokens(request), partial(call_user, self._run.warn))
+        request = replace(request, kept=kept, summary=summary)
+        self._sent = request.message_count
+        return request
+
+    def _facts(self) -> dict[str, Any]:
+        run = self._run
+        return {"iteration": run.iterations, "attempt": self.attempt, "message_count": self._sent}
+
+    def _estimate(self, request: ModelRequest) -> int:
+        """Tokens to set aside: nobody counts them when no budget asks."""
+        if self._run.budget.is_unlimited("tokens"):
+            return 0
+        return len(request.body()) // _CHARACTERS_PER_TOKEN + (request.settings.max_tokens or 0)
 
 
-def _estimate(run: Run, request: ModelRequest) -> int:
-    """Tokens to set aside: nobody counts them when no budget asks."""
-    if run.budget.is_unlimited("tokens"):
-        return 0
-    return len(request.body()) // _CHARACTERS_PER_TOKEN + (request.settings.max_tokens or 0)
+def _asks_in_another_way(run: Run, error: ModelError) -> bool:
+    """Whether the endpoint refuses only the way in which it was asked for an answer, and there is another."""
+    return run.answer is not None and isinstance(error, StatusError) and run.answer.refused(error)
 
 
 def _wait_before_next(run: Run, error: ModelError, attempt: int) -> float:
     """Seconds until the next try; raises the error if there is to be none."""
     if not error.retryable or attempt > run.settings.max_retries:
-        raise error
+        raise run.answer.failure(error) if run.answer is not None and isinstance(error, StatusError) else error
     wait = error.retry_after if error.retry_after is not None else back_off_seconds(attempt)
     if wait > LONGEST_RETRY_AFTER:
         raise error

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from pydantic_core import to_json, to_jsonable_python
+from pydantic_core import from_json, to_json, to_jsonable_python
 
-__all__ = ["clean_text", "decode", "encode", "is_list", "is_mapping", "jsonable", "text_of"]
+__all__ = ["clean_text", "decode", "encode", "is_list", "is_mapping", "is_same", "jsonable", "text_of"]
 
 
 def clean_text(text: str) -> str:
@@ -25,8 +25,13 @@ def clean_text(text: str) -> str:
 def encode(value: object) -> bytes:
     """One JSON value as compact UTF-8; lone surrogates are replaced, never an error."""
     try:
+        # JSON has no NaN and no infinity.
+        return to_json(value, fallback=str, bytes_mode="base64", inf_nan_mode="null")
+    except (ValueError, RecursionError):  # lone surrogates, or a value that contains itself or goes too deep
+        pass
+    try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=jsonable, allow_nan=False)
-    except ValueError:  # JSON has no NaN and no infinity
+    except ValueError:
         value = to_jsonable_python(value, fallback=str, bytes_mode="base64", inf_nan_mode="null")
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return clean_text(text).encode()
@@ -39,6 +44,10 @@ def decode(data: bytes | str) -> Any:
         ValueError: It is not JSON.
     """
     try:
+        return from_json(data)
+    except (ValueError, TypeError):  # half of a surrogate pair, or nested deeply: the slower one reads on
+        pass
+    try:
         return json.loads(data)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -46,12 +55,20 @@ def decode(data: bytes | str) -> Any:
 
 def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
     """Whether a value is a JSON object."""
-    return isinstance(value, Mapping)
+    return isinstance(value, (dict, Mapping))  # nearly all are dicts, and that is asked sooner
 
 
 def is_list(value: object) -> TypeGuard[list[Any]]:
     """Whether a value is a JSON array."""
     return isinstance(value, list)
+
+
+def is_same(one: object, other: object) -> bool:
+    """Whether two values are of one type and equal, whatever the `==` of a user's type does."""
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:
+        return False
 
 
 def jsonable(value: object) -> Any:

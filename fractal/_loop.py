@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from fractal._ask import ask
 from fractal._calls import answer_calls
+from fractal._output import OutputFault
 from fractal._scopes import cancellation_was_meant, leaves, move_on_after, single_error
 from fractal._step import AskAgain, CallTools, Decline, Finish, next_step
 from fractal.errors import (
+    AnswerRejected,
     DeadlineExceeded,
     IterationsExceeded,
     NoContent,
@@ -24,12 +27,18 @@ from fractal.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fractal._run import Run
+    from fractal._step import BoundCall
+    from fractal.models.base import Reply
     from fractal.results import AgentResult
 
 __all__ = ["drive"]
 
 logger = logging.getLogger("fractal")
+
+_NO_SCOPE = nullcontext()
 
 
 async def drive(run: Run) -> AgentResult:
@@ -45,8 +54,14 @@ async def drive(run: Run) -> AgentResult:
     timeout = run.timeout()
     with single_error():
         try:
-            with move_on_after(timeout), run.entered():
-                return run.succeed(*await _converse(run))
+            with move_on_after(timeout) if timeout is not None else _NO_SCOPE, run.entered():
+                await run.open()
+                try:
+                    content, stop_reason = await _converse(run)
+                finally:
+                    await run.end_streams()
+                await run.pace_in_time()
+                return run.succeed(content, stop_reason)
         except RunError as error:
             return run.fail(error)
         except UserError as error:
@@ -65,23 +80,21 @@ async def drive(run: Run) -> AgentResult:
     return run.fail(DeadlineExceeded(timeout))
 
 
-async def _converse(run: Run) -> tuple[Any, StopReason]:
+_End = tuple[Any, StopReason]
+
+
+async def _converse(run: Run) -> _End:
     run.system = await run.settings.system_prompt(run.context())
-    while True:
+    end: _End | None = None
+    while end is None:
         _next_iteration(run)
-        closing = run.is_closing()
+        last_word = run.last_word()
         reply = await ask(run)
         match next_step(reply, run.tools):
             case CallTools(calls):
-                run.transcript.append(reply.message())
-                for result in await answer_calls(run, calls):
-                    if result.outcome == "ok" and run.tools[result.tool_name].options.terminate:
-                        return result.content, "terminated"
-            case Finish(content):
-                run.transcript.append(reply.message())
-                if reply.finish_reason == "length":
-                    run.warn("the answer was cut at the token limit: raise max_tokens to get all of it")
-                return content, "soft_deadline" if closing else "finished"
+                end = await _call(run, reply, calls, last_word)
+            case Finish(text):
+                end = await _finish(run, reply, text, last_word)
             case Decline(reason):
                 run.transcript.append({"role": "assistant", "content": reply.text or reason})
                 raise Refused(reason)
@@ -90,6 +103,37 @@ async def _converse(run: Run) -> tuple[Any, StopReason]:
                 run.empty_replies += 1
                 if run.empty_replies > run.settings.max_retries:
                     raise NoContent(run.empty_replies)
+    return end
+
+
+async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: StopReason) -> _End | None:
+    """Call tools; one of them may end the run."""
+    run.transcript.append(reply.message())
+    rejected: tuple[str, str] | None = None
+    for call, result in zip(reply.tool_calls, await answer_calls(run, calls), strict=True):
+        tool = run.tools.get(result.tool_name)
+        if tool is not None and tool.options.terminate and result.outcome == "ok":
+            return result.content, last_word if tool.is_answer else "terminated"
+        if tool is not None and tool.is_answer and result.outcome == "error":
+            rejected = result.error or "", call.arguments
+    if rejected is not None and run.answer is not None:
+        run.answer.reject(*rejected)  # the model has been told by the result of its call
+    return None
+
+
+async def _finish(run: Run, reply: Reply, text: str, last_word: StopReason) -> _End | None:
+    """Take a text for the answer, or tell the model why not."""
+    run.transcript.append(reply.message())
+    if reply.finish_reason == "length":
+        run.warn("the answer was cut at the token limit: raise max_tokens to get all of it")
+    if run.answer is None:
+        return text, last_word
+    try:
+        return await run.answer.read(text), last_word
+    except (OutputFault, AnswerRejected) as error:
+        correction = run.answer.reject(str(error), text)
+    run.transcript.append({"role": "user", "content": correction})
+    return None
 
 
 def _next_iteration(run: Run) -> None:
@@ -101,7 +145,7 @@ def _next_iteration(run: Run) -> None:
 
 def _why_cancelled(run: Run) -> RunError:
     # The deadline of a run above is the reason here too, though that run's scope has caused the cancellation.
-    return DeadlineExceeded(anyio.current_time() - run.started) if run.is_out_of_time() else RunCancelled()
+    return DeadlineExceeded(run.now() - run.started) if run.is_out_of_time() else RunCancelled()
 
 
 def _unexpected(error: BaseException) -> UnexpectedError:

@@ -13,19 +13,26 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import anyio
 from anyio.lowlevel import current_token
 
+from fractal._answer import Answer, AnswerSettings
+from fractal._background import Background, end_all
+from fractal._feed import Inlet
+from fractal._window import Window, WindowView
 from fractal.context import RunContext
-from fractal.errors import DepthExceeded, RunError, StopReason
-from fractal.events import Event, Observer, RunEvent, RunFinished, RunStarted, WarningRaised
+from fractal.errors import BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
+from fractal.events import Event, LimitHit, Observer, RunEvent, RunFinished, RunStarted, WarningRaised
 from fractal.limits import DEFAULT_LIMITS, Budget, Limits
 from fractal.results import AgentResult, ToolResult, Usage
 
 if TYPE_CHECKING:
+    from fractal._hooks import Hook
     from fractal.messages import Message, Transcript
     from fractal.models.base import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import AgentToolkit, Tool
@@ -35,6 +42,7 @@ __all__ = ["Run", "RunSettings", "current_call", "current_run"]
 logger = logging.getLogger("fractal")
 
 _CLOCK_SLACK = 0.002
+_is_full = attrgetter("is_full")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +62,9 @@ class RunSettings:
         max_retries: Times a failed request, and an empty reply, is tried again.
         observers: Who is told what happens.
         deps: What tools find in their context.
+        approve: Who answers for tools that require approval, or None.
+        answer: What an answer has to be; None for any text.
+        window: How much of the conversation a request may send; None for all of it.
     """
 
     agent: Any
@@ -68,6 +79,9 @@ class RunSettings:
     max_retries: int
     observers: tuple[Observer, ...]
     deps: Any
+    approve: Hook | None
+    answer: AnswerSettings | None
+    window: Window | None
 
 
 current_run: ContextVar[Run | None] = ContextVar("fractal_run", default=None)
@@ -83,6 +97,10 @@ class Run:
         transcript: The conversation, with the user's turn at its end.
     """
 
+    result: AgentResult | None = None
+    # Runs below that were begun as streams, with the tool calls that began them; made when there is one.
+    _streams: WeakKeyDictionary[Background, str | None] | None = None
+
     def __init__(self, settings: RunSettings, transcript: Transcript) -> None:
         parent: Run | None = current_run.get()
         if parent is not None and parent.result is not None:
@@ -93,27 +111,46 @@ class Run:
         self.depth: int = parent.depth + 1 if parent else 0
         self.limits: Limits = settings.limits.over(DEFAULT_LIMITS)
         self.deps: Any = settings.deps if settings.deps is not None or parent is None else parent.deps
+        self.approve: Hook | None = settings.approve or (parent.approve if parent else None)
         self.budget: Budget = Budget(self.limits, parent.budget if parent else None)
         self.tools: Mapping[str, Tool] = settings.toolkit.tools
         self.tool_schemas: ToolSchemas = settings.toolkit.schemas()
+        self.answer = Answer(settings.answer, self) if settings.answer is not None else None
+        self.window = (
+            WindowView(settings.window, transcript, context=self.hook_context, warn=self.warn)
+            if settings.window
+            else None
+        )
         self.system: str | None = None
         self.iterations = self.empty_replies = 0
         self.tool_results: list[ToolResult] = []
         self.abandoned: list[ToolResult] = []
         self.warnings: list[str] = []
-        self.result: AgentResult | None = None
-        self._observers: tuple[Observer, ...] = _without_repeats(
-            settings.observers + (parent._observers if parent else ())
-        )
+        observers = settings.observers + (parent._observers if parent else ())
+        self._observers: tuple[Observer, ...] = _without_repeats(observers) if observers else ()
+        self.feeds: tuple[Inlet[Event], ...] = ()
+        self._identity: dict[str, Any] = {  # what every event says
+            "run_id": self.run_id,
+            "parent_id": parent.run_id if parent else None,
+            "agent_name": settings.agent_name,
+            "depth": self.depth,
+        }
         self._depth_limit: float = self.depth + (self.limits.max_depth or 0)
+        token = current_token()
+        self._loop = token.native_token
+        # Asked many times in each run; `anyio.current_time` looks for the backend each time.
+        self.now: Callable[[], float] = token.backend_class.current_time
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
-        self._loop = current_token().native_token
-        self.started = anyio.current_time()
+            is_near = parent._loop is self._loop
+            self.feeds = parent.feeds if is_near else tuple(feed.from_afar() for feed in parent.feeds)
+        self.started = self.now()
         self._clock = time.monotonic()
         self.deadline = math.inf  # the nearest of all that enclose the run
         self.soft_deadline = math.inf
         self._own_deadline = math.inf  # the nearest of the runs' own
+        self._was_closing = False
+        self._begun_by: str | None = None  # the call of the run above
 
     @property
     def usage(self) -> Usage:
@@ -144,52 +181,101 @@ class Run:
 
     @contextmanager
     def entered(self) -> Generator[None]:
-        """Be the current run, from the first event on; call it where the run's deadline already holds.
-
-        Raises:
-            DepthExceeded: The run is too deep below the first one.
-        """
+        """Be the current run; call it where the run's deadline already holds."""
         self.deadline = anyio.current_effective_deadline()
         timeout = self.timeout()
         self._own_deadline = self.started + timeout if timeout is not None else math.inf
         if self.parent is not None and self.parent._loop is self._loop:
             self._own_deadline = min(self._own_deadline, self.parent._own_deadline)
         self.soft_deadline = self.deadline - self.limits.reserve if self.limits.reserve else math.inf
-        token = current_run.set(self)
+        # What this run's own functions start is begun by none of the calls above it.
+        self._begun_by = current_call.get() if self.parent is not None else None
+        run_token, call_token = current_run.set(self), current_call.set(None)
         try:
-            call_id = current_call.get() if self.parent is not None else None
-            self.emit(RunStarted, message=self.transcript.messages[-1], call_id=call_id)
-            if self.parent is not None and self.depth > self.parent._depth_limit:
-                raise DepthExceeded(int(self.parent._depth_limit))
             yield
         finally:
-            current_run.reset(token)
+            current_call.reset(call_token)
+            current_run.reset(run_token)
+
+    async def open(self) -> None:
+        """Tell that the run begins.
+
+        Raises:
+            DepthExceeded: It is too deep below the first one.
+        """
+        try:
+            await self.pace()
+        finally:
+            # Also a run that is cancelled here has a beginning.
+            if self.is_heard:
+                self.emit(RunStarted, message=self.transcript.messages[-1], call_id=self._begun_by)
+        await self.pace()
+        if self.parent is not None and self.depth > self.parent._depth_limit:
+            raise DepthExceeded(int(self.parent._depth_limit))
 
     def is_out_of_time(self) -> bool:
         """Whether the time of this run, or of one above it, is over: its own timeout, not a scope of the caller's."""
         # A deadline fires by the loop's own clock, which may read a hair less than the deadline when we look at it.
-        return anyio.current_time() + _CLOCK_SLACK >= self._own_deadline
+        return self.now() + _CLOCK_SLACK >= self._own_deadline
 
     def is_closing(self) -> bool:
         """Whether only the time for a final answer is left."""
-        return self.soft_deadline < math.inf and anyio.current_time() >= self.soft_deadline
+        return self.soft_deadline < math.inf and self.now() >= self.soft_deadline
+
+    def last_word(self) -> StopReason:
+        """What an answer to the next request would end the run with; told when it changes."""
+        if self.is_closing() and not self._was_closing:
+            self._was_closing = True
+            self.emit(LimitHit, limit="soft_deadline", message="only the time for a final answer is left")
+        return "soft_deadline" if self._was_closing else "finished"
 
     def context(self, *, tool_name: str | None = None, call_id: str | None = None) -> RunContext[Any]:
         """What a tool or a prompt function sees of this run."""
         return RunContext(self, tool_name=tool_name, call_id=call_id)
 
-    def emit(self, kind: Callable[..., Event], **facts: Any) -> None:
-        """Tell observers and the log; costs nothing when nobody listens."""
-        is_logging = logger.isEnabledFor(logging.DEBUG)
-        if not self._observers and not is_logging:
+    def hook_context(self) -> RunContext[Any]:
+        """The same for a function that is called now."""
+        context = self.context()
+        context.started()
+        return context
+
+    async def tell(self, kind: Callable[..., Event], **facts: Any) -> None:
+        """Tell what happens, and wait for whoever reads it as a stream, before and after."""
+        if not self.feeds:
+            self.emit(kind, **facts)
             return
-        event = kind(
-            run_id=self.run_id,
-            parent_id=self.parent.run_id if self.parent else None,
-            agent_name=self.settings.agent_name,
-            depth=self.depth,
-            **facts,
-        )
+        await self.pace()
+        self.emit(kind, **facts)
+        await self.pace()
+
+    async def pace(self) -> None:
+        """Wait until whoever reads the run as a stream has room for one more event."""
+        while self.is_held:
+            for feed in self.feeds:
+                await feed.room()
+
+    async def pace_in_time(self) -> None:
+        """The same, but no longer than there is time: what has been found is not lost to a slow reader."""
+        if self.is_held:
+            with anyio.CancelScope(deadline=anyio.current_effective_deadline() - 2 * _CLOCK_SLACK):
+                await self.pace()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a reader of the run has as much to read as it wants."""
+        return any(map(_is_full, self.feeds))
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody listens; facts that cost something to find need not be found for nobody."""
+        return bool(self._observers or self.feeds) or logger.isEnabledFor(logging.DEBUG)
+
+    def emit(self, kind: Callable[..., Event], **facts: Any) -> None:
+        """Tell observers, streams and the log without waiting; costs nothing when nobody listens."""
+        is_logging = logger.isEnabledFor(logging.DEBUG)
+        if not self._observers and not self.feeds and not is_logging:
+            return
+        event = kind(**self._identity, **facts)
         if is_logging:
             logger.debug("%s", _Brief(event))
         for observe in self._observers:
@@ -197,6 +283,13 @@ class Run:
                 observe(event)
             except Exception:
                 logger.exception("observer %r failed on %s", observe, event.kind)
+        for feed in self.feeds:
+            feed.put(event)
+
+    def note_limit(self, error: LimitReached) -> None:
+        """Tell that a limit was hit."""
+        limit = error.resource if isinstance(error, BudgetExceeded) else error.stop_reason
+        self.emit(LimitHit, limit=limit, message=str(error))
 
     def warn(self, message: str) -> None:
         """Note something odd, here and in the runs above."""
@@ -206,6 +299,23 @@ class Run:
         while run is not None:
             run.warnings.append(message)
             run = run.parent
+
+    def note_stream(self, task: Background) -> None:
+        """Note the task of this run, which was begun as a stream, so that it cannot outlive the run above."""
+        parent = self.parent
+        if parent is not None and parent._loop is self._loop:
+            if parent._streams is None:
+                parent._streams = WeakKeyDictionary()
+            parent._streams[task] = current_call.get()
+
+    async def end_streams(self, call_id: str | None = None) -> None:
+        """End the streams that a tool call has begun and, being cut itself, could not close.
+
+        Args:
+            call_id: The call. None: all that there are.
+        """
+        if self._streams:
+            await end_all([task for task, begun_by in self._streams.items() if call_id in (None, begun_by)])
 
     def note_abandoned(self, result: ToolResult) -> None:
         """Note a call whose thread goes on, here and in the runs above."""
@@ -220,6 +330,8 @@ class Run:
 
     def fail(self, error: RunError) -> AgentResult:
         """End the run without one."""
+        if isinstance(error, LimitReached):
+            self.note_limit(error)
         facts = self._facts()
         text = str(error)
         facts["metadata"] |= {"reason": error.error_type, "error": text, "error_type": error.error_type}
@@ -239,7 +351,7 @@ class Run:
             "tool_results": self.tool_results,
             "abandoned": self.abandoned,
             "warnings": self.warnings,
-            "elapsed": anyio.current_time() - self.started,
+            "elapsed": self.now() - self.started,
         }
 
     def _end(self, result: AgentResult) -> AgentResult:

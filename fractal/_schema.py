@@ -8,7 +8,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, NotRequired, Required, Union, cast
 
@@ -23,7 +23,17 @@ from fractal._docstring import Documentation, ParameterText
 from fractal._json import clean_text
 from fractal.errors import InvalidTool
 
-__all__ = ["ArgumentsFault", "Parameters", "schema_of"]
+__all__ = [
+    "ArgumentsFault",
+    "Parameters",
+    "PlainJsonSchema",
+    "SignatureFault",
+    "explain",
+    "first_line",
+    "is_async",
+    "read_signature",
+    "schema_of",
+]
 
 _EMPTY = inspect.Parameter.empty
 _TYPE_WORDS: dict[str, Any] = {
@@ -38,7 +48,13 @@ class ArgumentsFault(ValueError):
     """Arguments do not fit; the text is short and meant for the model."""
 
 
-class _JsonSchema(GenerateJsonSchema):
+class SignatureFault(ValueError):
+    """A signature cannot be read; the text says why."""
+
+
+class PlainJsonSchema(GenerateJsonSchema):
+    """JSON Schema as a model needs it: no warnings on the way, no titles that repeat the names."""
+
     def emit_warning(self, kind: Any, detail: str) -> None:
         """Nobody needs to hear that a default which JSON cannot take is not shown."""
 
@@ -84,7 +100,7 @@ class Parameters:
                 return self._validator.validate_json(clean_text(arguments).strip() or "{}")
             return self._validator.validate_python(dict(arguments))
         except ValidationError as error:
-            raise ArgumentsFault(self._explain(error)) from None
+            raise ArgumentsFault(explain(error, self._names)) from None
         except Exception as error:  # a validator of the user's own
             raise ArgumentsFault(f"{type(error).__name__}: {error}") from error
 
@@ -103,22 +119,45 @@ class Parameters:
                 positional.append(parameter.default)
         return positional, by_name
 
-    def _explain(self, error: ValidationError) -> str:
-        return "; ".join(self._explain_one(cast("dict[str, Any]", fault)) for fault in error.errors()[:10])
 
-    def _explain_one(self, fault: dict[str, Any]) -> str:
-        where = ".".join(str(step) for step in fault["loc"])
-        match fault["type"]:
-            case "json_invalid":
-                return f"the arguments are not valid JSON: {fault['msg'].removeprefix('Invalid JSON: ')}"
-            case "dict_type" if not where:
-                return "the arguments must be a JSON object"
-            case "missing":
-                return f"{where!r} is missing"
-            case "extra_forbidden" if len(fault["loc"]) == 1:
-                return f"there is no parameter {where!r}, only {', '.join(self._names) or 'none'}"
-            case _:
-                return f"{where!r}: {fault['msg']} (got {repr(fault['input'])[:60]})"
+def explain(
+    error: ValidationError, names: Sequence[str], *, whole: str = "the arguments", part: str = "parameter"
+) -> str:
+    """What is wrong with a value, as a short text for the model: at most ten faults.
+
+    Args:
+        error: What the validator says.
+        names: The names that a top-level object may have.
+        whole: What the value is called.
+        part: What a member of it is called.
+    """
+    faults = cast("list[dict[str, Any]]", error.errors(include_url=False)[:10])
+    return "; ".join(_explain_one(fault, names, whole, part) for fault in faults)
+
+
+def _explain_one(fault: dict[str, Any], names: Sequence[str], whole: str, part: str) -> str:
+    where = ".".join(str(step) for step in fault["loc"])
+    match fault["type"]:
+        case "json_invalid":
+            return f"{whole}: not valid JSON ({fault['msg'].removeprefix('Invalid JSON: ')})"
+        case "dict_type" | "model_type" | "dataclass_type" if not where:
+            return f"{whole} must be a JSON object"
+        case "missing":
+            return f"{where!r} is missing"
+        case "extra_forbidden" if len(fault["loc"]) == 1:
+            return f"there is no {part} {where!r}, only {', '.join(names) or 'none'}"
+        case _:
+            return f"{repr(where) if where else whole}: {fault['msg']} (got {repr(fault['input'])[:60]})"
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling a function, a partial of one, or a callable object gives something to await."""
+    inner: Any = function
+    while isinstance(inner, functools.partial):
+        inner = cast("Any", inner.func)
+    if inspect.iscoroutinefunction(inner):
+        return True
+    return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)
 
 
 def schema_of(
@@ -141,8 +180,10 @@ def schema_of(
     Raises:
         InvalidTool: The signature cannot be offered to a model.
     """
-    signature = _signature(function, name)
-    hints = _type_hints(function, signature, name, known_names or {})
+    try:
+        signature, hints = read_signature(function, known_names)
+    except SignatureFault as error:
+        raise InvalidTool(name, str(error)) from None
     fields: dict[str, Any] = {}
     context_names: set[str] = set()
     extra = "forbid"
@@ -164,17 +205,29 @@ def schema_of(
     return Parameters(validator, schema, signature, context_names)
 
 
-def _signature(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
+def read_signature(
+    function: Callable[..., Any], known_names: Mapping[str, Any] | None = None
+) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """The parameters of a function, and their annotations as types, by name.
+
+    Args:
+        function: The function as it will be called: bound, if it is a method.
+        known_names: Names that annotations may use even if their module has imported them for type checkers only.
+
+    Raises:
+        SignatureFault: It has no signature, or an annotation is no type.
+    """
     try:
-        return list(inspect.signature(function).parameters.values())
+        signature = list(inspect.signature(function).parameters.values())
     except (ValueError, TypeError) as error:
-        raise InvalidTool(name, f"its signature cannot be read ({error}): wrap it in a function") from None
+        raise SignatureFault(f"its signature cannot be read ({error}): wrap it in a function") from None
     except NameError as error:  # annotations are evaluated late from Python 3.14 on
-        raise InvalidTool(name, _unknown_name(error)) from None
+        raise SignatureFault(_unknown_name(error)) from None
+    return signature, _type_hints(function, signature, known_names or {})
 
 
 def _type_hints(
-    function: Callable[..., Any], signature: list[inspect.Parameter], name: str, known_names: Mapping[str, Any]
+    function: Callable[..., Any], signature: list[inspect.Parameter], known_names: Mapping[str, Any]
 ) -> dict[str, Any]:
     annotations = {p.name: p.annotation for p in signature if p.annotation is not _EMPTY}
     inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
@@ -185,9 +238,9 @@ def _type_hints(
     try:
         return typing.get_type_hints(holder, globalns=namespace, include_extras=True)
     except NameError as error:
-        raise InvalidTool(name, _unknown_name(error)) from None
+        raise SignatureFault(_unknown_name(error)) from None
     except (TypeError, SyntaxError) as error:
-        raise InvalidTool(name, f"an annotation is no type: {error}") from None
+        raise SignatureFault(f"an annotation is no type: {error}") from None
 
 
 def _unknown_name(error: NameError) -> str:
@@ -237,16 +290,16 @@ def _validator(name: str, fields: dict[str, Any], extra: str) -> TypeAdapter[dic
     try:
         return TypeAdapter(arguments)
     except (PydanticSchemaGenerationError, PydanticUserError, SchemaError, TypeError) as error:
-        raise InvalidTool(name, _first_line(error)) from None
+        raise InvalidTool(name, first_line(error)) from None
 
 
 def _json_schema(
     validator: TypeAdapter[dict[str, Any]], name: str, signature: list[inspect.Parameter]
 ) -> dict[str, Any]:
     try:
-        schema = validator.json_schema(schema_generator=_JsonSchema)
+        schema = validator.json_schema(schema_generator=PlainJsonSchema)
     except PydanticInvalidForJsonSchema as error:
-        raise InvalidTool(name, _first_line(error)) from None
+        raise InvalidTool(name, first_line(error)) from None
     for parameter in signature:
         shown = schema["properties"].get(parameter.name) if "properties" in schema else None
         if shown is None or parameter.default is _EMPTY or isinstance(parameter.default, FieldInfo):
@@ -269,5 +322,6 @@ def _shown_default(default: object) -> Any:
     return shown
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The part of an error's text that says what it is."""
     return str(error).splitlines()[0]

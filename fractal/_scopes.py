@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["cancellation_was_meant", "leaves", "move_on_after", "remaining", "single_error"]
+__all__ = ["cancellation_was_meant", "leaves", "move_on_after", "remaining", "single_error", "stop_if_cancelled"]
 
 
 def move_on_after(seconds: float | None) -> anyio.CancelScope:
@@ -41,6 +42,21 @@ def cancellation_was_meant() -> bool:
     if asyncio is None or anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
         return True
     return bool(asyncio.current_task().cancelling())
+
+
+async def stop_if_cancelled() -> float:
+    """Let a cancellation that is meant for the caller arrive; without one, go on at once.
+
+    Returns:
+        The nearest enclosing deadline, which had to be asked for.
+
+    AnyIO's `checkpoint_if_cancelled` waits for it on asyncio, and where none is delivered any more, as in what an
+    abandoned thread starts, for ever.
+    """
+    deadline = anyio.current_effective_deadline()
+    if deadline == -math.inf:
+        await checkpoint()
+    return deadline
 
 
 def leaves(error: BaseException) -> list[BaseException]:

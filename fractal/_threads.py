@@ -68,6 +68,11 @@ class Gate:
         """Places taken now."""
         return self._held
 
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for a place."""
+        return len(self._waiters)
+
     async def __aenter__(self) -> None:
         await self.acquire()
 
@@ -87,7 +92,7 @@ class Gate:
         except BaseException:
             with self._lock:
                 granted = waiter.granted
-                if not granted:
+                if not granted and waiter in self._waiters:  # not there if its loop was found to have ended
                     self._waiters.remove(waiter)
             if granted:  # given to us in the moment we stopped waiting: pass it on
                 self.release()
@@ -272,11 +277,13 @@ class ThreadCall(Generic[T]):
                     self._joined_done.set()
 
         def start() -> None:
-            if self.abandoned or self._group is None:
-                raise RunCancelled("the run that called this tool is over")
+            self._require_waited_for()
+            assert self._group is not None
             self._joined.add(call)
             self._group.start_soon(run_joined)
 
+        # Asked here too: a loop that closes takes calls that it never makes, and the thread would wait for ever.
+        self._require_waited_for()
         with self._lent():
             anyio.from_thread.run_sync(start)
             try:
@@ -285,6 +292,10 @@ class ThreadCall(Generic[T]):
                 # The loop's own exception, which a tool does not swallow by mistake, if the call is cancelled too.
                 anyio.from_thread.check_cancelled()
                 raise
+
+    def _require_waited_for(self) -> None:
+        if self.abandoned or self._group is None:
+            raise RunCancelled("the run that called this tool is over")
 
     async def _end_joined(self) -> None:
         """Cancel and wait for what the thread runs in the loop, if the call ends before it."""

@@ -6,34 +6,44 @@ import inspect
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, get_args
 from uuid import uuid4
 
 from typing_extensions import Unpack
 
+from fractal._answer import AnswerSettings
 from fractal._calls import call_tools
+from fractal._hooks import Hook
 from fractal._loop import drive
+from fractal._output import OutputMemory, OutputMode, output_for
 from fractal._run import Run, RunSettings, current_run
 from fractal._scopes import single_error
 from fractal._step import bind
+from fractal._window import Compact, TokenCounter, Window, count_tokens as estimate_tokens
 from fractal.context import RunContext
 from fractal.delegation import Delegate, delegate_tool, run_delegate
 from fractal.errors import InvalidArguments
 from fractal.limits import Limits
 from fractal.messages import Transcript, user_message
 from fractal.models.base import ModelSettings
+from fractal.models.combined import CombinedModel
 from fractal.models.openai import OpenAIModel, model_for
+from fractal.streaming import DEFAULT_BUFFER, RunStream
 from fractal.toolkit import AgentToolkit, Tool
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from fractal.approval import Approver
     from fractal.events import Observer
     from fractal.results import AgentResult, ToolResult
 
 __all__ = ["AgentDefinition", "BaseAgent", "RunBounds", "RunOptions", "SystemPrompt"]
 
 DEFAULT_MODEL = "gpt-4o-mini"
+
+Validator = TypeVar("Validator", bound=Callable[..., Any])
 
 SystemPrompt = str | Callable[..., str | Awaitable[str]]
 """Text, or a function that makes it: plain or async, with no parameter or with the run's `RunContext`."""
@@ -48,11 +58,18 @@ class RunBounds(TypedDict, total=False):
         timeout: Seconds the run may take. None or left out: the agent's own.
         limits: What this run may use; fields left at None are the agent's.
         deps: What tools find as `ctx.deps`. None or left out: what the run above has.
+        approve: Who answers for tools with `requires_approval`. None or left out: the agent's, or the run's above.
+        output_type: What the answer has to be. None or left out: the agent's; `str` for text after all. The agent's
+            output validators are for its own type alone.
+        output_mode: How the model is made to give such an answer. None or left out: the agent's.
     """
 
     timeout: float | None
     limits: Limits | None
     deps: Any
+    approve: Approver | None
+    output_type: Any
+    output_mode: OutputMode | None
 
 
 class RunOptions(RunBounds, total=False):
@@ -90,6 +107,19 @@ class AgentDefinition:
         timeout: Seconds each run may take. None: no limit.
         system_context: Values for the placeholders of the system prompt.
         observers: Called with every event of every run, and of the runs below.
+        approve: Answers for tools with `requires_approval`, with `Allow(…)`, `Deny(…)`, True or False: a function,
+            plain or async, of the `PendingCall`, and of the run's `RunContext` if it has a second parameter.
+            None: whom the run above asks; without any, such tools are not called.
+        output_type: What answers have to be: a pydantic model, a dataclass, a TypedDict, `list[…]`, a union, a number,
+            anything that pydantic can validate. `result.content` is a value of it. None: text.
+        output_mode: How the model is made to give such an answer: `"native"` by the request's `response_format`,
+            `"tool"` by a tool that takes it, `"prompt"` by words. `"auto"`: the first of these that the endpoint takes.
+        context_window: Tokens the model takes in one request, its reply included: before a request the oldest turns
+            are left out so that it fits; `result.messages` keeps them. None: `CONTEXT_WINDOW`, or no limit.
+        count_tokens: Counts the tokens of one chat message. None: an estimate, `fractal.count_tokens`.
+        compact: Sums up what the context window leaves out: a function, plain or async, of the messages, and of the
+            run's `RunContext` if it has a second parameter, that returns text, a message or None. None: nothing
+            stands for them.
 
     Raises:
         InvalidArguments: An argument cannot be what was meant.
@@ -113,6 +143,12 @@ class AgentDefinition:
         timeout: float | None = None,
         system_context: Mapping[str, object] | None = None,
         observers: Sequence[Observer] = (),
+        approve: Approver | None = None,
+        output_type: Any = None,
+        output_mode: OutputMode = "auto",
+        context_window: int | None = None,
+        count_tokens: TokenCounter | None = None,
+        compact: Compact | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
             raise InvalidArguments(f"name={name!r}: give the agent a name")
@@ -137,6 +173,11 @@ class AgentDefinition:
             reasoning_effort=reasoning_effort,
             extra=dict(extra_body or {}),
         )
+        self.__approve = Hook(approve, "approve") if approve is not None else None
+        self.__answer = AnswerSettings(
+            type=output_for(output_type), mode=_checked_mode(output_mode), validators=(), memory=OutputMemory()
+        )
+        self.__window = _window_of(context_window, count_tokens, compact)
         self.__model = model_for(client)
         self.__toolkit = AgentToolkit()
         for inherited in toolkit or ():
@@ -195,6 +236,34 @@ class AgentDefinition:
         self.__toolkit.add_tool(delegate_tool(agent, tool_name, description, parameters))
         return self
 
+    def output_validator(self, function: Validator) -> Validator:
+        """Have a function look at each answer before it is the result; a decorator.
+
+        It is called with the answer, a value of the agent's `output_type`, and with the run's `RunContext` if it has a
+        second parameter. What it returns takes the answer's place; None keeps it. It may be plain or async, and there
+        may be several, called in the order of their registration.
+
+        Args:
+            function: Raises `AnswerRejected(reason)` to have the model told why and asked again, `max_retries` times.
+
+        Returns:
+            The function.
+
+        Raises:
+            InvalidArguments: It cannot be called so.
+
+        Example:
+            >>> from fractal import AnswerRejected, BaseAgent
+            >>> agent = BaseAgent("Cook", "You write recipes.", output_type=list[str])
+            >>> @agent.output_validator
+            ... def short(steps: list[str]) -> None:
+            ...     if len(steps) > 5:
+            ...         raise AnswerRejected("use at most five steps")
+        """
+        hook = Hook(function, "output_validator")
+        self.__answer = replace(self.__answer, validators=(*self.__answer.validators, hook))
+        return function
+
     def register_agent(self, agent: Delegate, tool_name: str | None = None, description: str | None = None) -> Self:
         """Old name of `register_delegate`; deprecated."""
         import warnings
@@ -240,14 +309,18 @@ class AgentDefinition:
             limits = Limits(max_iterations=max_iterations).over(limits)
         if not isinstance(max_retries, int) or max_retries < 0:
             raise InvalidArguments(f"max_retries={max_retries!r}: give a whole number from 0 up")
-        settings = self.__run_settings(limits, options.get("timeout"), max_retries, options.get("deps"))
+        settings = self.__run_settings(limits, options, max_retries)
         return Run(settings, transcript)
+
+    def open_stream(self, user_input: object, buffer: int, **options: Unpack[RunOptions]) -> RunStream:
+        """Make the stream of a run; what every `stream` calls."""
+        return RunStream(lambda: self.begin(user_input, **options), buffer)
 
     async def call_tool(self, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """Call one tool as the model would; what every `execute_tool` calls."""
         run = current_run.get()
         if run is None or run.agent is not self or run.result is not None:
-            run = Run(self.__run_settings(self.limits, None, 0, None), Transcript())
+            run = Run(self.__run_settings(self.limits, {}, 0), Transcript())
         call = bind(f"direct_{uuid4().hex[:24]}", tool_name, arguments, self.__toolkit.tools)
         with single_error():
             [result] = await call_tools(run, [call])
@@ -259,10 +332,11 @@ class AgentDefinition:
 
     async def release(self) -> None:
         """Close what the agent opened in the running event loop."""
-        if isinstance(self.__model, OpenAIModel):
+        if isinstance(self.__model, (OpenAIModel, CombinedModel)):
             await self.__model.aclose()
 
-    def __run_settings(self, limits: Limits, timeout: float | None, max_retries: int, deps: Any) -> RunSettings:
+    def __run_settings(self, limits: Limits, options: RunOptions, max_retries: int) -> RunSettings:
+        timeout, approve = options.get("timeout"), options.get("approve")
         return RunSettings(
             agent=self,
             agent_name=self.name,
@@ -275,8 +349,19 @@ class AgentDefinition:
             timeout=_checked_timeout(timeout) if timeout is not None else self.timeout,
             max_retries=max_retries,
             observers=self.observers,
-            deps=deps,
+            deps=options.get("deps"),
+            approve=Hook(approve, "approve") if approve is not None else self.__approve,
+            answer=self.__answer_settings(options.get("output_type"), options.get("output_mode")),
+            window=self.__window,
         )
+
+    def __answer_settings(self, kind: Any, mode: OutputMode | None) -> AnswerSettings | None:
+        settings = self.__answer
+        if kind is not None:
+            settings = replace(settings, type=output_for(kind), validators=())
+        if mode is not None:
+            settings = replace(settings, mode=_checked_mode(mode))
+        return settings if settings.type is not None or settings.validators else None
 
     async def __make_prompt(self, context: RunContext[Any]) -> str:
         source = self.__system_prompt
@@ -344,7 +429,7 @@ class BaseAgent(AgentDefinition):
             max_iterations: Turns: a reply and the tool calls it asks for. None: the agent's limit, or 10.
             max_retries: Times a failed request, and an empty reply, is tried again.
             messages: Conversation to continue.
-            **options: `timeout`, `limits` and `deps`, as `RunBounds` describes them.
+            **options: `timeout`, `limits`, `deps`, `approve`, `output_type` and `output_mode`: see `RunBounds`.
 
         Returns:
             How it ended. A failure of the model, a spent budget or the end of `timeout` is a result with
@@ -395,6 +480,41 @@ class BaseAgent(AgentDefinition):
             **options,
         )
 
+    def stream(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int = 3,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        buffer: int = DEFAULT_BUFFER,
+        **options: Unpack[RunBounds],
+    ) -> RunStream:
+        """Answer one input, and watch it happen: the run of `run`, as its events.
+
+        Args:
+            user_input: As in `run`.
+            max_iterations: As in `run`.
+            max_retries: As in `run`; a request is not sent again once a piece of its reply has been handed out.
+            messages: As in `run`.
+            buffer: Events that may wait for the reader while the run goes on. 0: it waits for each to be read.
+            **options: As in `run`.
+
+        Returns:
+            The run, to be entered: `async with agent.stream(…) as stream`. Leaving the block ends the run.
+
+        Example:
+            ```python
+            async with agent.stream("What is the weather in Rome?") as stream:
+                async for text in stream.text():
+                    print(text, end="", flush=True)
+            result = await stream.result()
+            ```
+        """
+        return self.open_stream(
+            user_input, buffer, max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options
+        )
+
     async def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
         """Call one registered tool, as the model would.
 
@@ -425,7 +545,10 @@ class BaseAgent(AgentDefinition):
         return await self.ask_agent(other, query)
 
     async def aclose(self) -> None:
-        """Close what the agent opened in the running event loop; a later run opens it again."""
+        """Close what the agent opened in the running event loop; a later run opens it again.
+
+        Connections are shared by the agents of a loop: they stay while another agent that used them is there.
+        """
         await self.release()
 
     async def __aenter__(self) -> Self:
@@ -443,6 +566,26 @@ def _takes_context(function: Callable[..., Any]) -> bool:
     return (
         first is not None and first.kind not in (first.KEYWORD_ONLY, first.VAR_KEYWORD) and first.default is first.empty
     )
+
+
+def _checked_mode(mode: OutputMode) -> OutputMode:
+    modes = get_args(OutputMode)
+    if mode not in modes:
+        raise InvalidArguments(f"output_mode={mode!r}: give one of {', '.join(map(repr, modes))}")
+    return mode
+
+
+def _window_of(limit: int | None, count: TokenCounter | None, compact: Compact | None) -> Window | None:
+    if limit is None:
+        named = os.environ.get("CONTEXT_WINDOW")
+        if not named:
+            # What cannot be called is told on a machine without a window too.
+            Window(limit=1, count=count or estimate_tokens, compact=compact)
+            return None
+        if not named.strip().isdecimal():
+            raise InvalidArguments(f"CONTEXT_WINDOW is {named!r}: give a whole number of tokens, or unset it")
+        limit = int(named)
+    return Window(limit=limit, count=count or estimate_tokens, compact=compact)
 
 
 def _checked_limits(limits: Limits | None) -> Limits:

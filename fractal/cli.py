@@ -1,4 +1,4 @@
-"""The command line: `fractal demo` and `fractal run`.
+"""The command line: `fractal demo`, `fractal run`, `fractal chat` and `fractal run-many`.
 
 Exit status: 0 success, 1 the run gave no answer, 2 wrong use, 130 interrupted by Ctrl-C.
 """
@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -23,7 +24,7 @@ from pydantic import BaseModel
 from fractal._json import jsonable
 from fractal._scopes import leaves
 from fractal.agent import AgentDefinition, BaseAgent
-from fractal.errors import FractalError
+from fractal.errors import FractalError, InvalidArguments
 from fractal.models.openai import OpenAIModel
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def _fail(options: argparse.Namespace, message: str, status: int) -> int:
 def _described(error: BaseException) -> str:
     from fractal._tree import printable
 
-    return printable(f"{type(error).__name__}: {error}").removesuffix(": ")
+    words = [f"{type(error).__name__}: {error}".removesuffix(": "), *getattr(error, "__notes__", ())]
+    return printable("; ".join(words))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,11 +117,19 @@ def _parser() -> argparse.ArgumentParser:
             epilog="On a terminal the tree of what was done goes to standard error.",
         )
     )
+    _add_chat(commands.add_parser("chat", help="talk with an agent", description=_CHAT))
+    _add_run_many(commands.add_parser("run-many", help="ask an agent every line of a file", description=_RUN_MANY))
     return parser
 
 
 _DEMO = """A planner asks two specialists at once, and they call their tools side by side; one tool exceeds its timeout.
 Without OPENAI_API_KEY, OPENAI_BASE_URL and --base-url an endpoint in this process plays the models."""
+
+_CHAT = """Talk with an agent in the terminal. Ctrl-C stops an answer, not the program; /help tells what else there is.
+Without a terminal each line of standard input is a turn, and only the answers are printed."""
+
+_RUN_MANY = """Ask an agent every line of a file, so many at a time. For each answer a line of JSON with `index`,
+`input` and `result` is written as it comes; how far it is goes to standard error."""
 
 _RUN = "Ask an agent one question and print its answer: text as it is, anything else as JSON."
 
@@ -135,6 +145,34 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_run)
     parser.add_argument("question", help="what to ask; - reads it from standard input")
+    _add_agent(parser)
+    parser.add_argument("--json", action="store_true", help="print the whole result as JSON, a failed one too")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show the tree also without a terminal, and tracebacks"
+    )
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_chat)
+    _add_agent(parser)
+    parser.add_argument("--continue", dest="conversation", metavar="FILE", help="go on with a conversation saved there")
+    parser.add_argument("--save", metavar="FILE", help="save the conversation there after each answer")
+
+
+def _add_run_many(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_run_many)
+    parser.add_argument("inputs", help="file of inputs, one on each line; - reads standard input")
+    _add_agent(parser)
+    parser.add_argument("--max-concurrency", type=_count, default=8, metavar="N", help="runs at a time; default: 8")
+    parser.add_argument(
+        "--on-error", choices=("collect", "fail_fast"), default="collect", help="whether a failed run ends it all"
+    )
+    parser.add_argument("--jsonl", action="store_true", help="each line is JSON, and not text")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the results there")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not show how far it is")
+
+
+def _add_agent(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--agent",
         metavar="MODULE:ATTRIBUTE",
@@ -142,12 +180,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         " directory are found. Default: an assistant without tools",
     )
     _add_backend(parser)
-    parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds the run has")
-    parser.add_argument("--max-iterations", type=_count, metavar="N", help="turns the run has")
-    parser.add_argument("--json", action="store_true", help="print the whole result as JSON, a failed one too")
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show the tree also without a terminal, and tracebacks"
-    )
+    parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds each run has")
+    parser.add_argument("--max-iterations", type=_count, metavar="N", help="turns each run has")
     parser.add_argument("--base-url", metavar="URL", help="endpoint of the default agent; not with --agent")
     parser.add_argument("--model", metavar="NAME", help="model of the default agent; not with --agent")
 
@@ -240,17 +274,55 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if result.success else _no_answer(options, result)
 
 
+def _chat(options: argparse.Namespace) -> int:
+    from fractal._chat import chat, load_messages
+
+    agent = _agent(options)
+    try:
+        messages = load_messages(options.conversation) if options.conversation is not None else []
+    except (OSError, ValueError) as error:
+        words = (isinstance(error, OSError) and error.strerror) or error
+        raise _WrongUse(f"--continue {options.conversation}: {words}") from None
+    if options.save is not None and not Path(options.save).expanduser().resolve().parent.is_dir():
+        raise _WrongUse(f"--save {options.save}: there is no such directory")
+    is_well = chat(agent, backend=options.backend, messages=messages, save=options.save, options=_given(options))
+    return 0 if is_well else FAILED
+
+
+def _run_many(options: argparse.Namespace) -> int:
+    from fractal._batch import answer_file
+
+    try:
+        progress = answer_file(
+            _agent(options),
+            options.inputs,
+            output=options.output,
+            as_json=options.jsonl,
+            max_concurrency=options.max_concurrency,
+            on_error=options.on_error,
+            is_quiet=options.quiet,
+            options=_given(options),
+            backend=options.backend,
+        )
+    except InvalidArguments as error:
+        raise _WrongUse(str(error)) from None
+    if progress.failed:
+        return _fail(options, f"{progress.failed} of {progress.done} runs gave no answer", FAILED)
+    return 0
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Only what was said: an agent may have a `run` of its own that knows less."""
+    named = {"timeout": options.timeout, "max_iterations": options.max_iterations}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 async def _ask(
     agent: AgentDefinition, question: str, options: argparse.Namespace, console: Console, tree: RunTree
 ) -> AgentResult:
     from fractal._terminal import watch
 
-    # Only what was said: an agent may have a `run` of its own that knows less.
-    given: dict[str, Any] = {
-        name: value
-        for name, value in (("timeout", options.timeout), ("max_iterations", options.max_iterations))
-        if value is not None
-    }
+    given = _given(options)
     if not isinstance(agent, BaseAgent):  # one whose verbs block
         return await watch(console, tree, lambda: agent.drive(question, **given))
     async with agent:  # it may open something of its own there

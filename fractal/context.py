@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any, Generic, Protocol
+import types
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, Union, get_args, get_origin
 
 import anyio
 import anyio.from_thread
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from fractal.messages import Message
     from fractal.results import Usage
 
-__all__ = ["RunContext"]
+__all__ = ["RunContext", "is_context"]
 
 Deps = TypeVar("Deps", default=Any)
 
@@ -104,3 +105,12 @@ class RunContext(Generic[Deps]):
             anyio.get_cancelled_exc_class()
         except RuntimeError:
             anyio.from_thread.check_cancelled()
+
+
+def is_context(hint: Any) -> bool:
+    """Whether an annotation asks for the run's context, alone or among other types."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) in (types.UnionType, Union):
+        return any(is_context(argument) for argument in get_args(hint))
+    return (get_origin(hint) or hint) is RunContext

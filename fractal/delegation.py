@@ -103,15 +103,19 @@ async def ask_delegate(delegate: Delegate, query: object) -> Any:
 
 async def run_delegate(delegate: Delegate, query: object, run: Run | None) -> AgentResult:
     """Run a delegate as a child of a run, and tell that run's observers."""
+    if run is None:
+        return await delegate.drive(query)
     result: AgentResult | None = None
-    if run is not None:
-        run.emit(DelegationStarted, call_id=current_call.get(), to_agent=delegate.name, query=query)
+    facts: dict[str, Any] = {"call_id": current_call.get(), "to_agent": delegate.name}
+    await run.pace()
+    run.emit(DelegationStarted, query=query, **facts)
     try:
+        await run.pace()
         result = await delegate.drive(query)
+        await run.pace_in_time()
         return result
     finally:
-        if run is not None:
-            run.emit(DelegationFinished, call_id=current_call.get(), to_agent=delegate.name, result=result)
+        run.emit(DelegationFinished, result=result, **facts)
 
 
 def _known(delegate: Delegate, result: AgentResult) -> str:

@@ -9,18 +9,21 @@ FractalError
 │   ├── InvalidMessages          (ValueError) a history that no endpoint would accept
 │   ├── ClientBoundToLoop        (RuntimeError) an HTTP client that cannot follow to a second event loop
 │   └── SyncInAsyncError         (RuntimeError) a blocking call where it would wait for itself
+├── AnswerRejected               raised by an output validator of yours: the model is told why, and asked again
 └── RunError                     why a run did not succeed: in `AgentResult`, raised by `raise_for_error()`
     ├── ModelError               the endpoint
     │   ├── MissingCredentials   no key and no client
     │   ├── ConnectionFailed     it could not be reached, or hung up
     │   ├── RequestTimedOut      it did not answer in time
     │   ├── BadReply             it answered something that is not a chat completion
+    │   ├── AllModelsFailed      none of several models gave an answer
     │   └── StatusError          it answered with an HTTP error
     │       ├── AuthenticationFailed   401, 403
     │       ├── RateLimited            429
     │       └── ServerError            408, 409, 5xx
     ├── Refused                  the model declined
     ├── NoContent                the model kept answering nothing
+    ├── InvalidOutput            the model kept giving answers that do not fit the output type
     ├── ToolFailed               a tool with `on_error="raise"` raised
     ├── DelegateFailed           an agent asked as a tool gave no answer
     ├── LimitReached             a limit of ours
@@ -28,6 +31,7 @@ FractalError
     │   ├── DeadlineWouldPass    a necessary wait does not fit into the time left
     │   ├── IterationsExceeded   too many turns
     │   ├── BudgetExceeded       requests, tool calls or tokens are spent
+    │   ├── ContextWindowExceeded  what a request cannot do without is longer than the context window
     │   └── DepthExceeded        too many delegations inside each other
     ├── RunCancelled             someone cancelled the run (only where cancellation is not an exception of the loop)
     └── UnexpectedError          anything else; the original is `__cause__`
@@ -41,14 +45,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = [
+    "AllModelsFailed",
+    "AnswerRejected",
     "AuthenticationFailed",
     "BadReply",
     "BudgetExceeded",
     "ClientBoundToLoop",
     "ConnectionFailed",
+    "ContextWindowExceeded",
     "DeadlineExceeded",
     "DeadlineWouldPass",
     "DelegateFailed",
@@ -56,6 +63,7 @@ __all__ = [
     "FractalError",
     "InvalidArguments",
     "InvalidMessages",
+    "InvalidOutput",
     "InvalidTool",
     "IterationsExceeded",
     "LimitReached",
@@ -83,9 +91,11 @@ StopReason = Literal[
     "soft_deadline",
     "refusal",
     "no_content",
+    "invalid_output",
     "max_iterations",
     "deadline",
     "budget",
+    "context_window",
     "depth",
     "model_error",
     "tool_error",
@@ -171,6 +181,26 @@ class SyncInAsyncError(UserError, RuntimeError):
     """A blocking call was made on the very event loop that would have to answer it."""
 
 
+class AnswerRejected(FractalError):
+    """An output validator does not accept the model's answer: the model is told why, and asked again.
+
+    Args:
+        reason: What is wrong with the answer, in words for the model.
+
+    Attributes:
+        reason: The same.
+
+    Example:
+        >>> def no_empty_lists(output: list[str]) -> None:
+        ...     if not output:
+        ...         raise AnswerRejected("give at least one")
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
 class RunError(FractalError):
     """Why a run did not succeed.
 
@@ -238,6 +268,28 @@ class BadReply(ModelError):
     retryable = True
 
 
+class AllModelsFailed(ModelError):
+    """None of the models of a `FallbackModel` or a `RaceModel` gave a usable answer.
+
+    It can be asked again if that may help with one of them, after the shortest wait that one of those asked for.
+
+    Attributes:
+        errors: Why each did not, in the order of the models: a `ModelError`, or a limit of the run.
+    """
+
+    def __init__(self, errors: Sequence[RunError]) -> None:
+        self.errors = tuple(errors)
+        reasons = "; ".join(f"({number}) {error}" for number, error in enumerate(self.errors, 1))
+        again = [error for error in self.errors if isinstance(error, ModelError) and error.retryable]
+        waits = [error.retry_after for error in again if error.retry_after is not None]
+        super().__init__(
+            f"none of {len(self.errors)} models answered: {reasons}",
+            # One that asked for no wait at all need not wait for the others.
+            retry_after=min(waits) if waits and len(waits) == len(again) else None,
+        )
+        self.retryable = bool(again)
+
+
 class StatusError(ModelError):
     """The endpoint answered with an HTTP error; `status`, `code` and the text are its own."""
 
@@ -283,6 +335,24 @@ class NoContent(RunError):
     def __init__(self, replies: int) -> None:
         self.replies = replies
         super().__init__(f"the model gave {replies} empty replies: no text and no tool call")
+
+
+class InvalidOutput(RunError):
+    """The model's answers did not fit the output type, or were rejected, again and again.
+
+    Attributes:
+        attempts: How many answers there were.
+        fault: What is wrong with the last one.
+        answer: The last one, as the model wrote it.
+    """
+
+    stop_reason = "invalid_output"
+    error_type = "json_decode_error"
+
+    def __init__(self, attempts: int, fault: str, answer: str) -> None:
+        self.attempts, self.fault, self.answer = attempts, fault, answer
+        answers = "1 answer" if attempts == 1 else f"{attempts} answers"
+        super().__init__(f"the model gave {answers}, and none is valid; the last one: {fault}")
 
 
 class ToolFailed(RunError):
@@ -379,6 +449,28 @@ class BudgetExceeded(LimitReached):
         self.resource, self.limit, self.used = resource, limit, used
         words = resource.replace("_", " ")
         super().__init__(f"the budget of {limit:.0f} {words} is spent ({used} used or reserved, over the whole tree)")
+
+
+class ContextWindowExceeded(LimitReached):
+    """What a request cannot do without is longer than the context window.
+
+    That is all of the request but the transcript, and of the transcript the system messages at its start, the
+    question, and the newest message with what belongs to it.
+
+    Attributes:
+        needed: Tokens it would take, as they are counted.
+        limit: Tokens there are.
+    """
+
+    stop_reason = "context_window"
+    error_type = "context_window_exceeded"
+
+    def __init__(self, needed: int, limit: int) -> None:
+        self.needed, self.limit = needed, limit
+        super().__init__(
+            f"system prompt, tools, room for the reply, the question and the newest messages alone take {needed} tokens"
+            f" of a context window of {limit}: raise context_window, lower max_tokens, or send less"
+        )
 
 
 class DepthExceeded(LimitReached):

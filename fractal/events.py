@@ -15,16 +15,22 @@ if TYPE_CHECKING:
     from fractal.results import AgentResult, ToolResult
 
 __all__ = [
+    "ApprovalAnswered",
+    "ApprovalRequested",
     "DelegationFinished",
     "DelegationStarted",
     "Event",
+    "LimitHit",
     "ModelRequested",
     "ModelResponded",
     "Observer",
+    "ReasoningDelta",
     "RetryScheduled",
     "RunEvent",
     "RunFinished",
     "RunStarted",
+    "TextDelta",
+    "ToolCallDelta",
     "ToolFinished",
     "ToolStarted",
     "WarningRaised",
@@ -113,6 +119,48 @@ class ModelResponded(RunEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta(RunEvent):
+    """A piece of the model's text, while it is written; only in streamed runs.
+
+    Attributes:
+        text: The piece.
+    """
+
+    kind: Literal["text_delta"] = "text_delta"
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningDelta(RunEvent):
+    """A piece of what a model thinks before it answers, where the endpoint shows it; only in streamed runs.
+
+    Attributes:
+        text: The piece.
+    """
+
+    kind: Literal["reasoning_delta"] = "reasoning_delta"
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta(RunEvent):
+    """A piece of the arguments of a tool call, while they are written; only in streamed runs.
+
+    Attributes:
+        index: Which of the reply's calls it belongs to, from 0.
+        call_id: Id of the call, or None if the endpoint sends none; the call then gets one when it is whole.
+        tool_name: The tool.
+        arguments: The piece of JSON text; empty for the first, which tells the name.
+    """
+
+    kind: Literal["tool_call_delta"] = "tool_call_delta"
+    index: int
+    call_id: str | None
+    tool_name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryScheduled(RunEvent):
     """A request failed and will be sent again.
 
@@ -135,13 +183,49 @@ class ToolStarted(RunEvent):
     Attributes:
         tool_name: The tool.
         call_id: Id of the call.
-        arguments: What the model sent, parsed where that was possible.
+        arguments: What it will be called with, by name; what the model sent, where that does not fit.
     """
 
     kind: Literal["tool_started"] = "tool_started"
     tool_name: str
     call_id: str
     arguments: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalRequested(RunEvent):
+    """A tool call waits for somebody's word.
+
+    Attributes:
+        tool_name: The tool.
+        call_id: Id of the call.
+        arguments: What it would be called with.
+    """
+
+    kind: Literal["approval_requested"] = "approval_requested"
+    tool_name: str
+    call_id: str
+    arguments: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalAnswered(RunEvent):
+    """The word was given; a call that is denied, or that nobody answered for, is not made.
+
+    Attributes:
+        tool_name: The tool.
+        call_id: Id of the call.
+        is_allowed: Whether the call is made.
+        arguments: What it is called with: what was asked for, or what the answer put in its place.
+        reason: Why not, as the model is told; None if it is made.
+    """
+
+    kind: Literal["approval_answered"] = "approval_answered"
+    tool_name: str
+    call_id: str
+    is_allowed: bool
+    arguments: Any
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +277,21 @@ class DelegationFinished(RunEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitHit(RunEvent):
+    """A limit ended the run, kept a tool call from being made, or let only a final answer through.
+
+    Attributes:
+        limit: Which: `"deadline"`, `"soft_deadline"`, `"max_iterations"`, `"depth"`, `"context_window"`, or the
+            resource of the budget: `"requests"`, `"tool_calls"`, `"tokens"`.
+        message: What that means here.
+    """
+
+    kind: Literal["limit_hit"] = "limit_hit"
+    limit: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarningRaised(RunEvent):
     """Something was odd, but stopped nothing.
 
@@ -208,12 +307,18 @@ Event = (
     RunStarted
     | RunFinished
     | ModelRequested
+    | TextDelta
+    | ReasoningDelta
+    | ToolCallDelta
     | ModelResponded
     | RetryScheduled
     | ToolStarted
+    | ApprovalRequested
+    | ApprovalAnswered
     | ToolFinished
     | DelegationStarted
     | DelegationFinished
+    | LimitHit
     | WarningRaised
 )
 """Any event; a `match` over its classes can be checked for completeness."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from dataclasses import dataclass, fields
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 from fractal.errors import BudgetExceeded, InvalidArguments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
 __all__ = ["Budget", "Limits", "Reservation", "Resource"]
@@ -68,12 +68,13 @@ class Limits:
 
     def over(self, other: Limits | None) -> Limits:
         """These limits, and the other's where these say nothing."""
-        if other is None:
-            return self
-        return Limits(**{name: value if value is not None else getattr(other, name) for name, value in self._items()})
+        return self if other is None else _merged(self, other)
 
-    def _items(self) -> Iterator[tuple[str, float | None]]:
-        return ((field.name, getattr(self, field.name)) for field in fields(self))
+
+@functools.lru_cache(maxsize=256)  # every run asks, and mostly for the same two
+def _merged(first: Limits, second: Limits) -> Limits:
+    named = ((field.name, getattr(first, field.name)) for field in fields(first))
+    return Limits(**{name: value if value is not None else getattr(second, name) for name, value in named})
 
 
 DEFAULT_LIMITS = Limits(max_iterations=10, max_depth=8, grace=5.0, reserve=0.0)
@@ -123,24 +124,32 @@ class Budget:
         Raises:
             BudgetExceeded: One of the ledgers has not that much left; nothing was spent.
         """
+        needed = amount or 1  # an estimate of nothing still needs something left to spend
         with self._lock:
-            for ledger in self._up():
-                allowed, used = ledger._allowed[resource], ledger.used[resource]
-                # An estimate of nothing still needs something left to spend.
-                if used + max(amount, 1) > allowed:
-                    raise BudgetExceeded(resource, allowed, used)
+            ledger: Budget | None = self
+            while ledger is not None:
+                if ledger.used[resource] + needed > ledger._allowed[resource]:
+                    raise BudgetExceeded(resource, ledger._allowed[resource], ledger.used[resource])
+                ledger = ledger._parent
             self._enter(resource, amount)
 
     def is_unlimited(self, resource: Resource) -> bool:
         """Whether neither this ledger nor one above limits a resource."""
-        return all(math.isinf(ledger._allowed[resource]) for ledger in self._up())
+        ledger: Budget | None = self
+        while ledger is not None:
+            if ledger._allowed[resource] != math.inf:
+                return False
+            ledger = ledger._parent
+        return True
 
     def add_tokens(self, input_tokens: int, output_tokens: int) -> None:
         """Note what the endpoint reported, here and above."""
         with self._lock:
-            for ledger in self._up():
+            ledger: Budget | None = self
+            while ledger is not None:
                 ledger.input_tokens += input_tokens
                 ledger.output_tokens += output_tokens
+                ledger = ledger._parent
 
     def correct(self, resource: Resource, amount: int) -> None:
         """Add or, if negative, give back an amount without asking whether it fits."""
@@ -149,13 +158,9 @@ class Budget:
                 self._enter(resource, amount)
 
     def _enter(self, resource: Resource, amount: int) -> None:
-        for ledger in self._up():
-            ledger.used[resource] += amount
-
-    def _up(self) -> Iterator[Budget]:
         ledger: Budget | None = self
         while ledger is not None:
-            yield ledger
+            ledger.used[resource] += amount
             ledger = ledger._parent
 
 

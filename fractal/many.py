@@ -1,66 +1,421 @@
-"""Many inputs for one agent."""
+"""Many inputs for one agent: all results at the end, or each as it comes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
-from typing import TYPE_CHECKING
+import inspect
+import logging
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Sized,
+)
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
+from pydantic import BaseModel
 from typing_extensions import Unpack
 
+from fractal._background import Background, FeedBlock
+from fractal._feed import Feed
 from fractal._json import is_mapping
+from fractal._progress import shown
 from fractal._scopes import single_error
+from fractal.agent import AgentDefinition
 from fractal.errors import InvalidArguments
 
 if TYPE_CHECKING:
-    from fractal.agent import AgentDefinition, RunOptions
+    from anyio.abc import TaskGroup
+
+    from fractal._run import Run
+    from fractal.agent import RunOptions
     from fractal.results import AgentResult
 
-__all__ = ["run_many"]
+__all__ = ["BatchItem", "BatchStream", "OnError", "Progress", "run_many", "stream_many"]
+
+logger = logging.getLogger("fractal")
+
+DEFAULT_CONCURRENCY = 8
+"""Runs at a time."""
+
+DEFAULT_BUFFER = 16
+"""Results that may wait for their reader."""
+
+_CLOSE_SECONDS = 5.0
+"""Seconds that a generator of inputs has to clean up when the batch ends before it."""
+
+OnError = Literal["collect", "fail_fast"]
+"""What becomes of a run without success: it is a result like the others, or ends the batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a batch of runs is.
+
+    Attributes:
+        total: Inputs there are; None if nobody knows, as with a generator.
+        done: Runs that have ended, failed ones included.
+        failed: Those of them without success.
+        running: Runs under way.
+        elapsed: Seconds since the start; at the end those the batch took.
+
+    Example:
+        >>> Progress(total=10, done=4, failed=1, running=2, elapsed=2.0).remaining
+        3.0
+    """
+
+    total: int | None
+    done: int
+    failed: int
+    running: int
+    elapsed: float
+
+    @property
+    def rate(self) -> float:
+        """Runs that ended per second, since the start."""
+        return self.done / self.elapsed if self.elapsed > 0 else 0.0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left if it goes on at this rate; None if that cannot be said."""
+        if self.total is None:
+            return None
+        left = max(self.total - self.done, 0)
+        if left == 0:
+            return 0.0
+        return left / self.rate if self.rate else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchItem:
+    """One input and its result.
+
+    Attributes:
+        index: Place of the input among all, from 0.
+        input: The input.
+        result: How its run ended.
+
+    Example:
+        >>> from fractal import AgentResult
+        >>> BatchItem(index=0, input="Rome?", result=AgentResult(content="sunny", agent_name="Weather")).result.content
+        'sunny'
+    """
+
+    index: int
+    input: Any
+    result: AgentResult
 
 
 async def run_many(
     agent: AgentDefinition,
-    inputs: Iterable[object],
+    inputs: Iterable[object] | AsyncIterable[object],
     *,
-    max_concurrency: int = 8,
+    max_concurrency: int = DEFAULT_CONCURRENCY,
+    on_error: OnError = "collect",
+    progress: bool | Callable[[Progress], object] | None = None,
     **options: Unpack[RunOptions],
 ) -> list[AgentResult]:
-    """Answer many inputs, so many at a time.
+    """Answer many inputs, so many at a time, and give all results at the end.
 
-    An input is taken only when there is room for it, so a generator may be of any length.
+    An input is taken only when there is room for its run, so a generator may be of any length. What comes from it is
+    taken in the event loop: one that has to wait should be asynchronous. An async generator is closed at the end.
 
     Args:
         agent: The agent.
         inputs: What `run` takes as `user_input`, once for each run.
         max_concurrency: Runs at a time, 1 or more.
+        on_error: `"collect"`: a run that failed is a result with `success=False`. `"fail_fast"`: the first one cancels
+            the others and is raised.
+        progress: True: show a bar on standard error, or now and then a line where there is no terminal. A function:
+            call it in the event loop after each run; it must not block. None or False: neither.
         **options: As `RunOptions` describes them, for each run.
 
     Returns:
-        The results in the order of the inputs; a run that failed is a result with `success=False`.
+        The results in the order of the inputs.
 
     Raises:
         InvalidArguments: An argument cannot be what was meant; runs under way are cancelled.
+        RunError: The first run that failed, with `on_error="fail_fast"`; the error's `result` is its result.
+        Exception: What the inputs raise; runs under way are cancelled.
 
     Example:
         ```python
         results = await run_many(agent, ["Rome?", "Oslo?"], max_concurrency=2)
         ```
     """
-    if isinstance(inputs, (str, bytes)) or is_mapping(inputs):
-        raise InvalidArguments(f"inputs is one {type(inputs).__name__}: put it into a list")
-    if max_concurrency < 1:
-        raise InvalidArguments(f"max_concurrency={max_concurrency!r}: give 1 or more")
+    on_progress = None if isinstance(progress, bool) else progress
+    batch = _Batch(agent, inputs, max_concurrency, on_error, options, on_progress)
     results: dict[int, AgentResult] = {}
-    waiting = enumerate(inputs)
+
+    def keep(item: BatchItem) -> None:
+        results[item.index] = item.result
 
     async def work() -> None:
-        for index, user_input in waiting:
-            results[index] = await agent.drive(user_input, **options)
+        await batch.go(keep)
 
-    workers = min(max_concurrency, len(inputs)) if isinstance(inputs, Sized) else max_concurrency
-    with single_error():
-        async with anyio.create_task_group() as group:
-            for _ in range(workers):
-                group.start_soon(work)
+    batch.check_options()
+    await (shown(lambda: batch.progress, work) if progress is True else work())
     return [results[index] for index in range(len(results))]
+
+
+def stream_many(
+    agent: AgentDefinition,
+    inputs: Iterable[object] | AsyncIterable[object],
+    *,
+    max_concurrency: int = DEFAULT_CONCURRENCY,
+    buffer: int = DEFAULT_BUFFER,
+    on_error: OnError = "collect",
+    **options: Unpack[RunOptions],
+) -> BatchStream:
+    """Answer many inputs, so many at a time, and give each result when it is there.
+
+    Inputs are taken as by `run_many`, and no faster than results are read: memory holds what is under way and what
+    waits to be read, however many inputs there are.
+
+    Args:
+        agent: The agent.
+        inputs: What `run` takes as `user_input`, once for each run.
+        max_concurrency: Runs at a time, 1 or more.
+        buffer: Results that may wait for their reader while `max_concurrency` runs go on; each result more that waits
+            takes the place of a run. 0 or more.
+        on_error: `"collect"`: a run that failed is a result with `success=False`. `"fail_fast"`: the first one cancels
+            the others and is raised to the reader, after the results before it.
+        **options: As `RunOptions` describes them, for each run.
+
+    Returns:
+        The batch, to be entered: `async with stream_many(…) as batch`. Leaving the block ends it.
+
+    Raises:
+        InvalidArguments: An argument cannot be what was meant.
+
+    Example:
+        ```python
+        async with stream_many(agent, questions, max_concurrency=50) as batch:
+            async for item in batch:
+                print(item.index, item.result.content, batch.progress.rate)
+        ```
+    """
+    return BatchStream(_Batch(agent, inputs, max_concurrency, on_error, options), buffer)
+
+
+class BatchStream(FeedBlock[BatchItem]):
+    """Runs of one agent on many inputs, as they end; an async context manager that `stream_many` makes.
+
+    Iterate it for a `BatchItem` for each input, in the order in which the runs end. Leaving the block, in whatever way,
+    cancels the runs under way and waits for their cleanup before the next line runs.
+
+    Example:
+        ```python
+        async with stream_many(agent, questions) as batch:
+            async for item in batch:
+                if item.result.success:
+                    break
+        ```
+    """
+
+    _noun, _entered_by = "batch", "async with stream_many(…) as batch:"
+
+    def __init__(self, batch: _Batch, buffer: int) -> None:
+        super().__init__(buffer)
+        self._batch = batch
+        # For runs under way and results that nobody has read, taken before an input and given back by the reader.
+        self._places = batch.max_concurrency + buffer
+        self._room: anyio.Semaphore | None = None
+
+    def _start(self, feed: Feed[BatchItem]) -> Background:
+        room = self._room = anyio.Semaphore(self._places)
+        above = self._batch.check_options()
+
+        async def go() -> None:
+            try:
+                await self._batch.go(feed.put, room)
+            finally:
+                feed.close()
+
+        task = Background(go, "fractal batch")
+        above.note_stream(task)
+        return task
+
+    @property
+    def progress(self) -> Progress:
+        """How far the batch is; runs whose result waits to be read have ended."""
+        return self._batch.progress
+
+    async def __anext__(self) -> BatchItem:
+        """The next run that has ended.
+
+        Raises:
+            StopAsyncIteration: There is none any more.
+            RunError: A run failed, with `on_error="fail_fast"`; the error's `result` is its result.
+            Exception: What the inputs raise.
+        """
+        item = await self._next()
+        assert self._room is not None
+        self._room.release()
+        return item
+
+
+_END = object()
+
+
+class _Batch:
+    """What `run_many` and `stream_many` have in common: inputs are taken one by one, each run is a task."""
+
+    def __init__(
+        self,
+        agent: AgentDefinition,
+        inputs: Iterable[object] | AsyncIterable[object],
+        max_concurrency: int,
+        on_error: OnError,
+        options: RunOptions,
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> None:
+        _check(agent, inputs, max_concurrency, on_error, on_progress)
+        self.max_concurrency = max_concurrency
+        self._agent, self._inputs, self._options = agent, inputs, options
+        self._fails_fast, self._on_progress = on_error == "fail_fast", on_progress
+        # The length of what can be read both ways, as a query of a database, is better not asked for in an event loop.
+        self._total = len(inputs) if isinstance(inputs, Sized) and not isinstance(inputs, AsyncIterable) else None
+        self._done = self._failed = self._running = 0
+        self._started_at: float | None = None
+        self._ended_at: float | None = None
+        self._error: Exception | None = None
+        self._slots: anyio.Semaphore
+        self._group: TaskGroup
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is; from any thread."""
+        started, ended = self._started_at, self._ended_at
+        elapsed = 0.0 if started is None else (ended or time.monotonic()) - started
+        return Progress(total=self._total, done=self._done, failed=self._failed, running=self._running, elapsed=elapsed)
+
+    def check_options(self) -> Run:
+        """Make a run that never begins: a wrong option is told before an input comes, and it knows the run above."""
+        return self._agent.begin("", **self._options)
+
+    async def go(self, deliver: Callable[[BatchItem], None], room: anyio.Semaphore | None = None) -> None:
+        """Take the inputs to their end.
+
+        Args:
+            deliver: Called with each result.
+            room: Acquired once before each input is taken; None: there is always room for one more result.
+
+        Raises:
+            Exception: The first error of the inputs, of the use of the agent, or with `fail_fast` of a run; alone.
+        """
+        self._started_at = time.monotonic()
+        self._slots = anyio.Semaphore(self.max_concurrency)  # here, since it belongs to a backend
+        try:
+            with single_error():
+                async with anyio.create_task_group() as self._group:
+                    with self._errors_end_it():
+                        await self._begin_runs(deliver, room)
+        finally:
+            self._ended_at = time.monotonic()
+        if self._error is not None:
+            raise self._error
+
+    async def _begin_runs(self, deliver: Callable[[BatchItem], None], room: anyio.Semaphore | None) -> None:
+        index = 0
+        async with _source(self._inputs) as take:
+            while True:
+                await self._slots.acquire()
+                if room is not None:
+                    await room.acquire()
+                user_input = await take()
+                if user_input is _END:
+                    return
+                self._group.start_soon(self._run, index, user_input, deliver)
+                index += 1
+
+    async def _run(self, index: int, user_input: object, deliver: Callable[[BatchItem], None]) -> None:
+        with self._errors_end_it():
+            self._running += 1
+            try:
+                result = await self._agent.drive(user_input, **self._options)
+            finally:
+                self._running -= 1
+            self._done += 1
+            self._failed += not result.success
+            if self._fails_fast and result.exception is not None:
+                result.exception.add_note(f"this was input {index} of a batch, counted from 0")
+                self._end_with(result.exception)
+            elif self._error is None:
+                deliver(BatchItem(index=index, input=user_input, result=result))
+            self._tell_progress()
+            self._slots.release()
+
+    @contextmanager
+    def _errors_end_it(self) -> Generator[None]:
+        # Several tasks may fail before the first has cancelled the others, and nobody wants a group of the same error.
+        try:
+            yield
+        except Exception as error:
+            self._end_with(error)
+
+    def _end_with(self, error: Exception) -> None:
+        self._error = self._error or error
+        self._group.cancel_scope.cancel()
+
+    def _tell_progress(self) -> None:
+        if self._on_progress is not None:
+            try:
+                self._on_progress(self.progress)
+            except Exception:
+                logger.exception("progress=%r failed", self._on_progress)
+
+
+@asynccontextmanager
+async def _source(inputs: Iterable[object] | AsyncIterable[object]) -> AsyncGenerator[Callable[[], Awaitable[object]]]:
+    """Something to await for the next input, or for `_END`."""
+    if isinstance(inputs, AsyncIterable):
+        later: AsyncIterator[object] = aiter(inputs)
+        async with _closed_here(later):
+            yield lambda: anext(later, _END)
+    else:
+        now = iter(inputs)
+
+        async def take() -> object:
+            return next(now, _END)
+
+        yield take
+
+
+@asynccontextmanager
+async def _closed_here(inputs: AsyncIterator[object]) -> AsyncGenerator[None]:
+    """Close what is a generator: left to the garbage collector, its scopes would be closed in another task."""
+    # Around all of the generator's life: scopes that it holds open while it waits at a `yield` have to be inside.
+    with anyio.CancelScope() as scope:
+        try:
+            yield
+        finally:
+            if isinstance(inputs, AsyncGenerator):
+                scope.shield, scope.deadline = True, anyio.current_time() + _CLOSE_SECONDS
+                try:
+                    await cast("AsyncGenerator[object]", inputs).aclose()
+                finally:
+                    if scope.cancel_called:
+                        logger.warning("the generator of inputs has not cleaned up within %g s", _CLOSE_SECONDS)
+
+
+def _check(agent: object, inputs: object, max_concurrency: object, on_error: object, on_progress: object) -> None:
+    if not isinstance(agent, AgentDefinition):
+        raise InvalidArguments(f"agent={agent!r}: give an agent, then the inputs")
+    if isinstance(inputs, (str, bytes, bytearray, BaseModel)) or is_mapping(inputs):
+        raise InvalidArguments(f"inputs is one {type(inputs).__name__}: put it into a list")
+    if not isinstance(inputs, (Iterable, AsyncIterable)):
+        raise InvalidArguments(f"inputs={inputs!r}: give a list, a generator or another iterable, async or not")
+    if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+        raise InvalidArguments(f"max_concurrency={max_concurrency!r}: give 1 or more")
+    if on_error not in ("collect", "fail_fast"):
+        raise InvalidArguments(f'on_error={on_error!r}: give "collect" or "fail_fast"')
+    if on_progress is not None and (not callable(on_progress) or inspect.iscoroutinefunction(on_progress)):
+        raise InvalidArguments(f"progress={on_progress!r}: give True, or a plain function that takes a Progress")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fractal._json import encode, is_list, is_mapping, text_of
+from fractal._json import clean_text, encode, is_list, is_mapping, text_of
 from fractal.errors import InvalidArguments, InvalidMessages
 
 __all__ = ["Message", "Transcript", "user_message"]
@@ -18,20 +18,23 @@ _PART_TYPES = frozenset({"text", "image_url", "input_audio", "file", "video_url"
 
 
 def user_message(user_input: object) -> Message:
-    """The user's turn: text as it is, content parts as they are, anything else as JSON.
+    """The user's turn: text as it is, content parts with text among them as parts, anything else as JSON.
 
     Raises:
         InvalidArguments: There is no input.
     """
     if user_input is None:
         raise InvalidArguments("user_input is None: pass text, a dict, a list, a pydantic model or content parts")
-    if _are_parts(user_input):
-        return {"role": "user", "content": user_input}
-    return {"role": "user", "content": text_of(user_input)}
+    return {"role": "user", "content": _as_parts(user_input) or text_of(user_input)}
 
 
-def _are_parts(value: object) -> bool:
-    return is_list(value) and bool(value) and all(map(_is_part, value))
+def _as_parts(value: object) -> list[Any] | None:
+    """A list of content parts, and of texts if there is a part beside them, as parts; None for anything else."""
+    if not is_list(value) or not any(map(_is_part, value)):
+        return None
+    if not all(isinstance(item, str) or _is_part(item) for item in value):
+        return None
+    return [{"type": "text", "text": clean_text(item)} if isinstance(item, str) else item for item in value]
 
 
 def _is_part(value: object) -> bool:
@@ -76,6 +79,10 @@ class Transcript:
     def messages(self) -> list[Message]:
         """A new list of the messages so far."""
         return list(self._messages)
+
+    def since(self, position: int) -> list[Message]:
+        """The messages from a position on, without a walk over those before it."""
+        return self._messages[position:]
 
     @property
     def open_calls(self) -> Sequence[str]:

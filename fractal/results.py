@@ -12,12 +12,12 @@ from fractal.messages import Message
 
 __all__ = ["AgentResult", "AgentReturnPart", "Outcome", "ToolResult", "ToolReturnPart", "Usage"]
 
-Outcome = Literal["ok", "error", "timeout", "cancelled", "abandoned", "skipped"]
+Outcome = Literal["ok", "error", "timeout", "cancelled", "abandoned", "skipped", "denied"]
 """How a tool call ended; every call has exactly one.
 
 `ok`: it returned. `error`: it raised, or its arguments did not fit. `timeout`: its time, or that of a run above it,
 was over. `cancelled`: someone cancelled the run. `abandoned`: as the two before, but a worker thread could not be
-stopped and goes on. `skipped`: it was never started.
+stopped and goes on. `skipped`: it was never started. `denied`: it required approval and got none.
 """
 
 # Any Python object is kept as it is; in JSON it takes the form it has there.
@@ -60,7 +60,10 @@ class ToolResult(BaseModel):
     )
     error: str | None = Field(default=None, description="What the model was told went wrong; None if all went well.")
     outcome: Outcome = Field(default="ok", description="How the call ended.")
-    elapsed: float = Field(default=0.0, description="Seconds from the start of the call to its end, waiting included.")
+    elapsed: float = Field(
+        default=0.0,
+        description="Seconds from the start of the call to its end, waiting for approval left out.",
+    )
     call_id: str | None = Field(default=None, description="Id of the call, as in the transcript and the events.")
 
     _exception: BaseException | None = PrivateAttr(default=None)

@@ -9,13 +9,13 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, overload
+from typing import Any, Literal, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from fractal._docstring import Documentation, read_docstring
-from fractal._schema import Parameters, schema_of
+from fractal._schema import Parameters, is_async, schema_of
 from fractal._threads import Gate
-from fractal.context import RunContext
+from fractal.context import RunContext, is_context
 from fractal.errors import InvalidArguments, InvalidTool, ToolNameTaken
 from fractal.models.base import ToolSchemas
 
@@ -39,6 +39,7 @@ class ToolOptions:
     max_concurrency: int | None = None
     sequential: bool = False
     on_error: Literal["model", "raise"] = "model"
+    requires_approval: bool = False
 
     def __post_init__(self) -> None:
         if self.name is not None and (not isinstance(self.name, str) or not _NAME.fullmatch(self.name)):
@@ -70,6 +71,7 @@ def tool(
     max_concurrency: int | None = None,
     sequential: bool = False,
     on_error: Literal["model", "raise"] = "model",
+    requires_approval: bool = False,
 ) -> Callable[[Function], Function]: ...
 
 
@@ -92,6 +94,7 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any: 
         max_concurrency: Calls of this tool at a time, over all runs of the process. None: no limit of its own.
         sequential: Never run it beside another tool call of the same reply.
         on_error: `"model"` tells the model what went wrong, `"raise"` ends the run.
+        requires_approval: Ask the run's `approve=` before each call; without one, no call is made.
 
     Returns:
         The function, marked; or a decorator, when called with options.
@@ -135,6 +138,7 @@ class Tool:
         is_async: Whether the call is awaited in the event loop; if not, it runs in a worker thread.
         options: How it is called.
         gate: The limit of its own, or None.
+        is_answer: Whether it is none of the agent's tools, but takes the answer of a run.
     """
 
     name: str
@@ -144,6 +148,7 @@ class Tool:
     is_async: bool
     options: ToolOptions
     gate: Gate | None = None
+    is_answer: bool = False
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -175,7 +180,7 @@ class Tool:
         documentation, parameters = _read(function, name)
         gate = _gate_of(function, options)
         description = options.description if options.description is not None else documentation.summary
-        return cls(name, description, function, parameters, _is_async(function), options, gate)
+        return cls(name, description, function, parameters, is_async(function), options, gate)
 
 
 class AgentToolkit:
@@ -359,15 +364,6 @@ def _documentation_of(function: Callable[..., Any]) -> Documentation:
     return read_docstring(inspect.getdoc(inner))
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
-    inner: Any = function
-    while isinstance(inner, functools.partial):
-        inner = cast("Any", inner.func)
-    if inspect.iscoroutinefunction(inner):
-        return True
-    return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)
-
-
 _known: WeakKeyDictionary[Any, dict[bool, tuple[Documentation, Parameters]]] = WeakKeyDictionary()
 _known_gates: WeakKeyDictionary[Any, Gate] = WeakKeyDictionary()
 
@@ -388,7 +384,7 @@ def _read(function: Callable[..., Any], name: str) -> tuple[Documentation, Param
             function,
             name=name,
             documentation=documentation,
-            is_context=_is_context,
+            is_context=is_context,
             known_names={"RunContext": RunContext},
         )
         known[is_bound] = documentation, parameters
@@ -402,11 +398,3 @@ def _gate_of(function: Callable[..., Any], options: ToolOptions) -> Gate | None:
     if identity is None:
         return Gate(options.max_concurrency)
     return _known_gates.setdefault(identity, Gate(options.max_concurrency))
-
-
-def _is_context(hint: Any) -> bool:
-    if get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
-    if get_origin(hint) in (types.UnionType, Union):
-        return any(_is_context(argument) for argument in get_args(hint))
-    return (get_origin(hint) or hint) is RunContext

@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import inspect
 import os
+import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,18 +17,20 @@ import hypothesis
 import pytest
 
 from fractal.testing import Endpoint
+from tests.support import running_tasks
 
 BACKENDS = [
     pytest.param(("asyncio", {}), id="asyncio"),
     pytest.param(("trio", {}), id="trio"),
 ]
 if importlib.util.find_spec("uvloop"):
-    BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop"))
+    # The same code as on asyncio, as far as it is ours: with the slow tests.
+    BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop", marks=pytest.mark.slow))
 
 
 @pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
-    """Every async test runs on asyncio, on trio, and on asyncio with uvloop."""
+    """Every async test runs on asyncio and on trio, and with the slow ones on asyncio with uvloop."""
     return request.param
 
 
@@ -62,12 +65,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+def _nothing_left() -> Iterator[None]:
     """After each test no thread is left but the shared portal's, which stays by design, and its idle workers."""
     before = set(threading.enumerate())
+    gc.freeze()  # the collection below then looks only at what the test has made, which is quick
     yield
-    if {"anyio_backend", "endpoint", "backend"} & {*request.fixturenames}:
-        gc.collect()  # an unclosed socket or generator warns here, and warnings are errors
+    gc.collect()  # an unclosed socket or generator warns here, and warnings are errors
     deadline = time.monotonic() + 5
     while left := [t for t in threading.enumerate() if t not in before and not _stays(t)]:
         if time.monotonic() > deadline:
@@ -82,12 +85,24 @@ def _stays(thread: threading.Thread) -> bool:
     )
 
 
-def pytest_collection_finish() -> None:
-    """Keep what the tests are made of out of the garbage collections after each of them."""
-    # Imported by now: what it does when it is loaded looks for objects that a frozen heap hides.
-    assert hypothesis.is_hypothesis_test is not None
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the programs that tests start, also where the tests themselves run in the background."""
+    # There a shell has it ignored, and what ignores a signal hands that down.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_frozen_garbage() -> Iterator[None]:
+    """Let go of what was in use when a test began, and is not any more."""
+    yield
+    gc.unfreeze()
     gc.collect()
-    gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    """Have everything loaded that looks for objects when it is loaded: a frozen heap hides them."""
+    assert hypothesis.is_hypothesis_test is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -97,18 +112,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.obj = _leaving_no_task(item.obj)
 
 
-def _closes_a_generator(task: anyio.TaskInfo) -> bool:
-    """The loop's own task for a generator that another library left to the garbage collector."""
-    others = tuple(f"close asyncgen {name}" for name in ("openai", "httpx2", "httpcore2"))
-    return type(task.coro).__name__ == "async_generator_athrow" or str(task.name).startswith(others)
-
-
 def _leaving_no_task(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def watched(*arguments: object, **named: object) -> None:
-        before = {task.id for task in anyio.get_running_tasks()}
+        before = running_tasks()
         await test(*arguments, **named)
-        left = [task for task in anyio.get_running_tasks() if task.id not in before and not _closes_a_generator(task)]
-        assert not left, f"tasks left: {left}"
+        left = running_tasks() - before
+        assert not left, f"tasks left: {[task for task in anyio.get_running_tasks() if task.id in left]}"
 
     return watched

@@ -1,12 +1,33 @@
-"""Who answers: the `Model` protocol and the models behind OpenAI-compatible endpoints."""
+"""Who answers: the `Model` protocol, the models behind OpenAI-compatible endpoints, and models in combination."""
 
 from fractal.models.base import (
+    Delta as Delta,
     Model as Model,
     ModelRequest as ModelRequest,
     ModelSettings as ModelSettings,
     Reply as Reply,
+    Sink as Sink,
+    StreamingModel as StreamingModel,
     ToolCall as ToolCall,
+)
+from fractal.models.combined import (
+    FallbackModel as FallbackModel,
+    LimitedModel as LimitedModel,
+    RaceModel as RaceModel,
 )
 from fractal.models.openai import OpenAIModel as OpenAIModel
 
-__all__ = ["Model", "ModelRequest", "ModelSettings", "OpenAIModel", "Reply", "ToolCall"]
+__all__ = [
+    "Delta",
+    "FallbackModel",
+    "LimitedModel",
+    "Model",
+    "ModelRequest",
+    "ModelSettings",
+    "OpenAIModel",
+    "RaceModel",
+    "Reply",
+    "Sink",
+    "StreamingModel",
+    "ToolCall",
+]

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from fractal._json import decode, is_mapping
+from fractal._json import decode, is_list, is_mapping
 from fractal.errors import (
     AuthenticationFailed,
     BadReply,
@@ -197,9 +197,24 @@ def _error_object(body: object) -> Mapping[str, Any]:
         return inner
     if isinstance(inner, str):
         return {"message": inner}
-    if isinstance(value.get("detail"), str):  # FastAPI's way
-        return {"message": value["detail"]}
-    return value
+    return _fastapi_error(value.get("detail")) or value
+
+
+def _fastapi_error(detail: object) -> Mapping[str, Any] | None:
+    """FastAPI's ways to say what is wrong: a text, or a list of faults with their places."""
+    if isinstance(detail, str):
+        return {"message": detail}
+    faults = [fault for fault in detail if is_mapping(fault)] if is_list(detail) else []
+    if not faults:
+        return None
+    places = [_place_of(fault) for fault in faults]
+    said = [f"{place or 'body'}: {fault.get('msg')}" for place, fault in zip(places, faults, strict=True)]
+    return {"message": "; ".join(said), "param": places[0]}
+
+
+def _place_of(fault: Mapping[str, Any]) -> str:
+    steps = fault.get("loc")
+    return ".".join(str(step) for step in steps if step != "body") if is_list(steps) else ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

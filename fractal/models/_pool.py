@@ -1,6 +1,6 @@
-"""The connections of one event loop, shared by every agent that is used from it.
+"""The HTTP connections of an event loop, shared by every agent that is used from it.
 
-HTTP connections belong to the loop that opened them; agents do not. So each running loop has one HTTP client, made
+HTTP connections belong to the loop that opened them; agents do not. So each running loop has a pool of its own, made
 when the first request needs it. Nobody has to close it: event loops close their open async generators when they
 end, which makes a generator that waits in `try: yield` the one end-of-loop hook that asyncio, uvloop and trio share.
 """
@@ -8,25 +8,29 @@ end, which makes a generator that waits in `try: yield` the one end-of-loop hook
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.request import getproxies
 from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
 from anyio.lowlevel import RunVar
 
-from fractal._threads import ThreadCall
+from fractal._threads import Gate, ThreadCall
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     import httpx2
-    from anyio.lowlevel import RunvarToken
 
-__all__ = ["Pool", "leave_pool", "pool_of_this_loop"]
+    from fractal.models._connection import Answer, Template
+    from fractal.models._connections import Connections
+    from fractal.models.base import ModelRequest
 
-MAX_CONNECTIONS = 1000
-MAX_IDLE_CONNECTIONS = 100
+__all__ = ["Address", "HttpAnswer", "Pool", "leave_pool", "pool_of_this_loop"]
+
+MOST_CONNECTIONS = 1000
 READ_TIMEOUT = 600.0
 """Connections, and seconds: what the `openai` SDK's own HTTP client has by default."""
 
@@ -34,24 +38,64 @@ CONNECT_TIMEOUT = 15.0
 """Seconds, three times the SDK's: with a thousand connects at once, our own loop can be the slow one."""
 
 
+class Address:
+    """Where a request goes, and how it is signed.
+
+    Args:
+        url: The URL.
+        headers: The headers that say who asks.
+        secret: The key among them, for whoever has to leave it out of what he tells; None if there is none.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str], secret: str | None) -> None:
+        self.url, self.headers, self.secret = url, headers, secret
+
+
+class HttpAnswer(Protocol):
+    """What is read of an HTTP answer; an `httpx2.Response` is one."""
+
+    @property
+    def status_code(self) -> int:
+        """HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, to be asked for in lower case."""
+        ...
+
+    async def aread(self) -> bytes:
+        """The whole body."""
+        ...
+
+    def aiter_bytes(self) -> AsyncIterator[bytes]:
+        """The body as it comes."""
+        ...
+
+
 class Pool:
-    """One loop's HTTP client.
+    """One loop's connections.
+
+    Args:
+        limit: Connections that may be open at a time; further requests wait their turn.
 
     Attributes:
         clones: SDK clients of users, as copies that send through `client`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
         self.clones: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
+        self._limit, self._places = limit, Gate(limit)
+        self._templates: WeakKeyDictionary[Address, Template | None] = WeakKeyDictionary()
         self._client: httpx2.AsyncClient | None = None
+        self._connections: Connections | None = None
         self._making = anyio.Lock()
         self._users: WeakSet[object] = WeakSet()
-        self._var_token: RunvarToken[Pool | None] = _pool.set(self)
         self._keeper = self._keep()
 
     @property
     def client(self) -> httpx2.AsyncClient:
-        """The HTTP client."""
+        """An HTTP client on these connections, for users' SDK clients and for what is seldom."""
         assert self._client is not None, "the pool was not entered"
         return self._client
 
@@ -64,15 +108,60 @@ class Pool:
     async def leave(self, user: object) -> None:
         """Forget a user; without any, close."""
         self._users.discard(user)
-        if not self._users:
+        if not self._users and self._client is not None:
             await self._keeper.aclose()
+
+    @asynccontextmanager
+    async def place(self, request: ModelRequest) -> AsyncGenerator[None]:
+        """Have one of the places that there are for requests; first come, first served.
+
+        Waiting for it is not the endpoint's fault: it does not count as time of the request.
+        """
+        is_full = self._places.held >= self._limit or self._places.waiting
+        with request.paused() if is_full else nullcontext():
+            await self._places.acquire()
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    @asynccontextmanager
+    async def post(self, address: Address, body: bytes) -> AsyncGenerator[HttpAnswer]:
+        """Send a body; the answer can be read in the block, and its connection is free again after it.
+
+        Raises:
+            httpx2.HTTPError: There is no answer.
+        """
+        if self._connections is not None and (template := self._template(address)) is not None:
+            async with self._connections.send(template, body) as answer:
+                if not answer.is_elsewhere:
+                    yield self._decoded(answer) if answer.is_encoded else answer
+                    return
+            self._templates[address] = None
+        async with self.client.stream("POST", address.url, content=body, headers=address.headers) as whole_answer:
+            yield whole_answer
+
+    def _template(self, address: Address) -> Template | None:
+        """The request without its body; None for what is left to the HTTP client: an address that redirects."""
+        if address not in self._templates:
+            from fractal.models._connection import Template
+
+            request = self.client.build_request("POST", address.url, headers=address.headers)
+            self._templates[address] = Template(request)
+        return self._templates[address]
+
+    def _decoded(self, answer: Answer) -> HttpAnswer:
+        from fractal.models._connections import as_httpx2
+
+        return as_httpx2(answer)
 
     async def _make_client(self) -> None:
         async with self._making:
             if self._client is None:
                 # Importing httpx2 and reading the machine's certificates takes a tenth of a second: no event loop
                 # should stand still for it.
-                self._client = await ThreadCall(_new_client, abandon=True).run()
+                made = await ThreadCall(functools.partial(_new_client, self._limit), abandon=True).run()
+                self._client, self._connections = made
                 # Runs up to the `yield` and does not wait, so it cannot be cancelled.
                 await self._keeper.__anext__()
 
@@ -80,7 +169,7 @@ class Pool:
         try:
             yield
         finally:
-            _pool.reset(self._var_token)
+            _forget(self)
             await self.client.aclose()
 
 
@@ -89,37 +178,73 @@ def _tls() -> ssl.SSLContext:
     """The machine's certificates, read once: a context is not bound to a loop."""
     import httpx2
 
-    return httpx2.create_ssl_context()
+    context = httpx2.create_ssl_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
-def _new_client() -> httpx2.AsyncClient:
+def _new_client(limit: int) -> tuple[httpx2.AsyncClient, Connections | None]:
+    """An HTTP client, and the connections that it uses; None where it uses its own."""
     import httpx2
 
-    return httpx2.AsyncClient(
-        verify=_tls(),
-        follow_redirects=True,
-        limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
-        # Waiting for a free connection is not the endpoint's fault: the run's own deadline bounds it.
-        timeout=httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None),
-    )
+    from fractal.models._connections import Connections, Transport
+
+    # Waiting for a place is bounded by the run's own deadline; with a place, there is a connection.
+    timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None)
+    if any(getproxies().get(scheme) for scheme in ("http", "https", "all")):
+        # Which of them is for which host, httpx2 alone knows; its own pool is slower with hundreds of connections.
+        limits = httpx2.Limits(max_connections=limit, max_keepalive_connections=limit)
+        return httpx2.AsyncClient(verify=_tls(), follow_redirects=True, limits=limits, timeout=timeout), None
+    connections = Connections(_tls(), limit)
+    return httpx2.AsyncClient(transport=Transport(connections), follow_redirects=True, timeout=timeout), connections
 
 
-_pool: RunVar[Pool | None] = RunVar("fractal_http_pool")
+_pools: RunVar[dict[object, Pool]] = RunVar("fractal_http_pools")
 
 
-async def pool_of_this_loop(user: object) -> Pool:
+async def pool_of_this_loop(user: object, max_connections: int | None = None) -> Pool:
     """The running loop's pool.
 
     Args:
         user: Who uses it; remembered, weakly, until `leave_pool`.
+        max_connections: For a user who wants a pool of his own: its connections. None: the pool that all share.
     """
-    pool = _pool.get(None) or Pool()
+    pools = _pools_here()
+    key = None if max_connections is None else user
+    pool = pools.get(key)
+    if pool is None:
+        pool = pools[key] = Pool(max_connections or default_limit())
     await pool.enter(user)
     return pool
 
 
 async def leave_pool(user: object) -> None:
     """Say that this user is done; the last one closes the running loop's connections."""
-    pool = _pool.get(None)
-    if pool is not None:
+    for pool in [pool for key, pool in _pools_here().items() if key in (None, user)]:
         await pool.leave(user)
+
+
+@functools.cache
+def default_limit() -> int:
+    """Connections of a loop, if nobody says how many: not more than half of the files that the process may open."""
+    try:
+        import resource
+    except ImportError:  # there is no such thing on Windows
+        return MOST_CONNECTIONS
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(min(MOST_CONNECTIONS, files // 2), 1)
+
+
+def _pools_here() -> dict[object, Pool]:
+    try:
+        return _pools.get()
+    except LookupError:
+        pools: dict[object, Pool] = {}
+        _pools.set(pools)
+        return pools
+
+
+def _forget(pool: Pool) -> None:
+    pools = _pools_here()
+    for key in [key for key, each in pools.items() if each is pool]:
+        del pools[key]

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 from uuid import uuid4
 
 from fractal._json import clean_text, encode, is_list, is_mapping
 from fractal.errors import BadReply, InvalidArguments
 from fractal.messages import Message, Transcript
 
-__all__ = ["Model", "ModelRequest", "ModelSettings", "Reply", "ToolCall", "ToolSchemas"]
+__all__ = [
+    "Delta",
+    "Model",
+    "ModelRequest",
+    "ModelSettings",
+    "Reply",
+    "RequestControl",
+    "Sink",
+    "StreamingModel",
+    "ToolCall",
+    "ToolSchemas",
+    "show_whole",
+    "stream_or_respond",
+]
+
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +84,25 @@ class ToolSchemas:
             self._encoded = encode(self.schemas)
         return self._encoded
 
+    def plus(self, other: ToolSchemas) -> ToolSchemas:
+        """These tools and the other ones; what is encoded already is not encoded again."""
+        both = ToolSchemas([*self.schemas, *other.schemas])
+        if self.schemas and other.schemas:
+            both._encoded = self.encoded()[:-1] + b"," + other.encoded()[1:]
+        return both
+
+
+class RequestControl(Protocol):
+    """The run's side of a request: what a model that does more than ask once has to tell it."""
+
+    def charge(self) -> None:
+        """Spend one more request."""
+        ...
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Stop the clock of the request's own time."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
@@ -76,35 +112,70 @@ class ModelRequest:
         model: Name of the model at the endpoint.
         system: The system prompt, or None.
         transcript: The conversation so far.
+        kept: Positions of the transcript's messages that are sent, when it is too long to send all. None: all.
+        summary: Stands for the messages that are not sent, before those that are; or None.
         tools: Tools on offer, or None for none.
         settings: Sampling settings and further fields.
+        fields: Fields of this request alone, such as `response_format`.
         instruction: A last word to the model for this request alone; not part of the transcript.
+        control: The run's side of it, or None outside a run.
     """
 
     model: str
     system: str | None
     transcript: Transcript
+    kept: Sequence[int] | None = None
+    summary: Message | None = None
     tools: ToolSchemas | None = None
     settings: ModelSettings = field(default_factory=ModelSettings)
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
     instruction: str | None = None
+    control: RequestControl | None = field(default=None, repr=False, compare=False)
+
+    def charge(self) -> None:
+        """Count one more request; a model that sends several for one question calls it before each but the first.
+
+        Raises:
+            BudgetExceeded: The run's budget has no request left; nothing may be sent.
+        """
+        if self.control is not None:
+            self.control.charge()
+
+    def paused(self) -> AbstractContextManager[None]:
+        """A block that does not count as time of the request, such as waiting in a queue of our own.
+
+        `Limits.request_timeout` stands still meanwhile; the run's deadline does not.
+        """
+        return self.control.paused() if self.control is not None else nullcontext()
+
+    @property
+    def message_count(self) -> int:
+        """Messages of the conversation that are sent, with the one that stands for others."""
+        kept = len(self.transcript) if self.kept is None else len(self.kept)
+        return kept + (self.summary is not None)
 
     def parameters(self) -> dict[str, Any]:
         """The request as the keyword arguments of `chat.completions.create`."""
-        messages = [*self._before(), *self.transcript.messages, *self._after()]
-        parameters = {"model": self.model, "messages": messages, **self.settings.fields()}
+        messages = [*self._before(), *self._selected(self.transcript.messages), *self._after()]
+        parameters = {"model": self.model, "messages": messages, **self.settings.fields(), **self.fields}
         if self.tools is not None and self.tools.schemas:
             parameters["tools"] = self.tools.schemas
         return parameters
 
     def body(self) -> bytes:
         """The request as JSON: joined from the messages' encoded forms, not walked anew."""
-        messages = b",".join([*map(encode, self._before()), *self.transcript.encoded(), *map(encode, self._after())])
-        head = encode({"model": self.model, **self.settings.fields()})[:-1]
+        fragments = self._selected(self.transcript.encoded())
+        messages = b",".join([*map(encode, self._before()), *fragments, *map(encode, self._after())])
+        head = encode({"model": self.model, **self.settings.fields(), **self.fields})[:-1]
         tools = b',"tools":' + self.tools.encoded() if self.tools is not None and self.tools.schemas else b""
         return b"".join((head, b',"messages":[', messages, b"]", tools, b"}"))
 
+    def _selected(self, whole: Sequence[_Item]) -> Sequence[_Item]:
+        return whole if self.kept is None else [whole[position] for position in self.kept]
+
     def _before(self) -> list[Message]:
-        return [{"role": "system", "content": self.system}] if self.system else []
+        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, self.summary] if self.summary is not None else system
 
     def _after(self) -> list[Message]:
         return [{"role": "system", "content": self.instruction}] if self.instruction else []
@@ -181,6 +252,29 @@ class Reply:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a reply that is still being written.
+
+    Attributes:
+        kind: What it is a piece of: the answer's `text`, the model's `reasoning`, or the arguments of a `tool_call`.
+        text: The piece.
+        index: For a tool call: which of the reply's calls, from 0.
+        call_id: For a tool call: its id, once the endpoint has sent it.
+        tool_name: For a tool call: the tool, once the endpoint has sent it.
+    """
+
+    kind: Literal["text", "reasoning", "tool_call"]
+    text: str
+    index: int = 0
+    call_id: str | None = None
+    tool_name: str | None = None
+
+
+Sink = Callable[[Delta], Awaitable[None]]
+"""Where the pieces of a reply go; awaited, so that a slow reader slows the model down."""
+
+
 @runtime_checkable
 class Model(Protocol):
     """Anything that answers requests; give one to an agent as `client=`.
@@ -203,6 +297,58 @@ class Model(Protocol):
             ModelError: There is no usable answer.
         """
         ...
+
+
+@runtime_checkable
+class StreamingModel(Model, Protocol):
+    """A model that can also show its reply while it is written.
+
+    A model without `stream` works in streamed runs too: its reply arrives in one piece.
+    """
+
+    async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
+        """Answer one request, handing out each piece as it comes.
+
+        Args:
+            request: The question.
+            sink: Awaited with each piece. Once it has been called, the question is not asked again.
+
+        Returns:
+            The whole reply.
+
+        Raises:
+            ModelError: There is no usable answer, or it broke off.
+        """
+        ...
+
+
+async def stream_or_respond(model: Model, request: ModelRequest, sink: Sink) -> Reply:
+    """Stream a model's reply if it can do that, else hand out the text of its whole reply as one piece.
+
+    Args:
+        model: Who is asked.
+        request: The question.
+        sink: Awaited with each piece.
+
+    Returns:
+        The whole reply.
+
+    Raises:
+        ModelError: There is no usable answer, or it broke off.
+    """
+    # The class is asked, not the object: a mock has every attribute.
+    if callable(getattr(model.__class__, "stream", None)):
+        return await cast("StreamingModel", model).stream(request, sink)
+    reply = await model.respond(request)
+    if isinstance(reply, Reply):
+        await show_whole(reply, sink)
+    return reply
+
+
+async def show_whole(reply: Reply, sink: Sink) -> None:
+    """Hand out the text of a reply that came whole as one piece."""
+    if reply.text:
+        await sink(Delta("text", reply.text))
 
 
 def _get(source: object, name: str, kind: type) -> Any:

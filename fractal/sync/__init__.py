@@ -10,18 +10,23 @@ from fractal.sync.agent import (
     Handle as Handle,
     execute_tool as execute_tool,
     run as run,
-    run_many as run_many,
     start as start,
 )
+from fractal.sync.many import BatchStream as BatchStream, run_many as run_many, stream_many as stream_many
+from fractal.sync.streaming import RunStream as RunStream, stream as stream
 
 __all__ = [
     "BaseAgent",
+    "BatchStream",
     "Handle",
     "LoopBlockedWarning",
     "Portal",
+    "RunStream",
     "execute_tool",
     "portal",
     "run",
     "run_many",
     "start",
+    "stream",
+    "stream_many",
 ]

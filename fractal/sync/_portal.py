@@ -19,9 +19,9 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, current_token
 
 from fractal._threads import Call, ThreadCall, current_thread_call
-from fractal.errors import FractalError, SyncInAsyncError
+from fractal.errors import FractalError, InvalidArguments, SyncInAsyncError
 
-__all__ = ["LoopBlockedWarning", "Portal", "PortalCall", "call_blocking", "here", "portal"]
+__all__ = ["Caller", "LoopBlockedWarning", "Portal", "PortalCall", "call_blocking", "here", "portal"]
 
 T = TypeVar("T")
 
@@ -65,6 +65,8 @@ class Portal:
         Raises:
             FractalError: It cannot be started.
         """
+        if sys.is_finalizing():
+            raise FractalError("the program is ending: there is no event loop any more")
         with self._lock:
             if self._thread is None or self._pid != os.getpid():
                 self._ready = threading.Event()
@@ -274,9 +276,34 @@ def call_blocking(function: Callable[[], Awaitable[T]]) -> T:
     In a worker thread of a run it joins that run; anywhere else it goes through the portal.
     """
     thread_call = _thread_of_a_run()
-    if thread_call is not None:
-        return thread_call.join(function)
-    return PortalCall(function, here()).result_or_cancel()
+    return Caller(thread_call, here() if thread_call is None else None)(function)
+
+
+class Caller:
+    """Calls async functions for a blocking caller, always in the same event loop.
+
+    Args:
+        thread_call: The tool call whose worker thread the caller is in, or None.
+        portal: Else: the portal.
+    """
+
+    def __init__(self, thread_call: ThreadCall[Any] | None, portal: Portal | None) -> None:
+        self._thread_call, self._portal = thread_call, portal
+
+    @classmethod
+    def here(cls) -> Self:
+        """The one for where the caller is now."""
+        thread_call = _thread_of_a_run()
+        return cls(thread_call, here() if thread_call is None else None)
+
+    def __call__(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Call an async function and wait for it."""
+        if self._thread_call is not None:
+            if self._thread_call.thread is not threading.current_thread():
+                raise InvalidArguments("what a plain tool has opened stays in the tool's thread")
+            return self._thread_call.join(function)
+        assert self._portal is not None
+        return PortalCall(function, self._portal).result_or_cancel()
 
 
 def _thread_of_a_run() -> ThreadCall[Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import Unpack
@@ -10,8 +10,9 @@ from typing_extensions import Unpack
 from fractal._loop import drive
 from fractal.agent import AgentDefinition, RunBounds, RunOptions
 from fractal.errors import RunCancelled
-from fractal.many import run_many as run_many_async
+from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._portal import PortalCall, call_blocking, here
+from fractal.sync.streaming import RunStream, stream
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from fractal.delegation import Delegate
     from fractal.results import AgentResult, ToolResult
 
-__all__ = ["BaseAgent", "Handle", "execute_tool", "run", "run_many", "start"]
+__all__ = ["BaseAgent", "Handle", "execute_tool", "run", "start"]
 
 
 def run(
@@ -53,32 +54,6 @@ def run(
         ```
     """
     return call_blocking(lambda: agent.drive(user_input, **options))
-
-
-def run_many(
-    agent: AgentDefinition,
-    inputs: Iterable[object],
-    *,
-    max_concurrency: int = 8,
-    **options: Unpack[RunOptions],
-) -> list[AgentResult]:
-    """Answer many inputs, so many at a time, blocking.
-
-    Args:
-        agent: The agent.
-        inputs: What `run` takes as `user_input`, once for each run.
-        max_concurrency: Runs at a time, 1 or more.
-        **options: As `RunOptions` describes them, for each run.
-
-    Returns:
-        The results in the order of the inputs; a run that failed is a result with `success=False`.
-
-    Example:
-        ```python
-        results = sync.run_many(agent, ["Rome?", "Oslo?"], max_concurrency=2)
-        ```
-    """
-    return call_blocking(lambda: run_many_async(agent, inputs, max_concurrency=max_concurrency, **options))
 
 
 def execute_tool(agent: AgentDefinition, tool_name: str, /, **arguments: Any) -> ToolResult:
@@ -208,6 +183,27 @@ class BaseAgent(AgentDefinition):
     __call__ = run
     run_sync = run
 
+    def stream(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int = 3,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        buffer: int = DEFAULT_BUFFER,
+        **options: Unpack[RunBounds],
+    ) -> RunStream:
+        """Answer one input, and watch it happen, blocking; see `fractal.sync.stream`."""
+        return stream(
+            self,
+            user_input,
+            buffer=buffer,
+            max_iterations=max_iterations,
+            max_retries=max_retries,
+            messages=messages,
+            **options,
+        )
+
     def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
         """Call one registered tool, blocking; see `fractal.sync.execute_tool`."""
         return execute_tool(self, tool_name, **arguments)
@@ -217,7 +213,11 @@ class BaseAgent(AgentDefinition):
         return call_blocking(lambda: self.ask_agent(other, query))
 
     def close(self) -> None:
-        """Close what the agent opened; a later run opens it again."""
+        """Close what the agent opened; a later run opens it again.
+
+        Connections are shared by the agents of an event loop, which blocking callers share: they stay while another
+        agent that used them is there.
+        """
         call_blocking(self.release)
 
     def __enter__(self) -> Self:

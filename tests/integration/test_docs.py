@@ -35,6 +35,7 @@ import fractal.sync
 import fractal.testing
 from fractal.testing import Endpoint, answers
 from fractal.testing.endpoint import RecordedRequest
+from tests.unit.test_architecture import LEVELS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,12 +55,17 @@ def page_id(path: Path) -> str:
 
 
 def play(request: RecordedRequest) -> answers.Answer:
-    """Call the tools that the question names, or else the first; then repeat what they told."""
+    """Call the tools that the question names, or else the first; then repeat what they told.
+
+    Where the request wants an object, that is the answer.
+    """
     messages = request.body["messages"]
     schemas = [tool["function"] for tool in request.body.get("tools", ())]
     last_user = max(index for index, message in enumerate(messages) if message["role"] == "user")
     question = _text(messages[last_user]["content"])
     told = [message["content"] for message in messages[last_user:] if message["role"] == "tool"]
+    if not schemas and (wanted := request.body.get("response_format")):
+        return answers.text(json.dumps(_arguments(wanted["json_schema"]["schema"], question)))
     if told:
         return answers.text("; ".join(told))
     if not schemas:
@@ -274,6 +280,22 @@ def test_the_architecture_page_has_every_module():
     folders = {name for name in named if name.endswith("/")}
     modules = {name for name in modules if "__" not in name and not name.startswith(tuple(folders))}
     assert named - folders == modules
+
+
+def test_the_layers_of_the_architecture_page_are_those_that_the_imports_keep_to():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.partition("## The layers")[2].partition("\n## ")[0]
+    rows = [set(row.split("`, `")) for row in re.findall(r"^\| [^|`]+\| `(.+)` \|$", section, re.MULTILINE)]
+    folders = tuple(name for row in rows for name in row if name.endswith("/"))
+    layers = [{_as_on_the_page(name, folders) for name in names} - {None} for names in LEVELS]
+    assert rows == layers
+
+
+def _as_on_the_page(module: str, folders: tuple[str, ...]) -> str | None:
+    path = module.replace(".", "/")
+    if path in ("", "__main__", "models"):  # the package's and a folder's own face, and what a shell calls
+        return None
+    return next((folder for folder in folders if f"{path}/".startswith(folder)), path)
 
 
 def test_the_errors_page_has_every_error():

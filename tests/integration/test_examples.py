@@ -26,7 +26,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from fractal import BaseAgent, RunFinished, tool
+from fractal import BaseAgent, RunFinished, TextDelta, tool
 from fractal.testing import Endpoint, answers
 
 ROOT = Path(__file__).parents[2]
@@ -160,6 +160,35 @@ def test_the_multiagent_example_prints_its_tree_and_keeps_to_its_budget(tmp_path
     assert "  Coordinator ends: finished, 5 request(s)" in plenty
     assert "success=False: the budget of 3 requests is spent" in tight
     assert "requests of all agents together: 3" in tight
+
+
+@pytest.mark.slow
+def test_the_streaming_example_shows_text_events_and_what_leaving_early_does(tmp_path: Path) -> None:
+    output = run("streaming_example", cwd=tmp_path)
+    first, events, left, slow, blocking = output.split("\n\n")
+
+    assert first.endswith("An answer, piece by piece:\n  It is sunny in Rome.")
+    # The delegate's events are inside the run's, one step to the right.
+    inner = events[events.index("    Reporter begins\n") : events.index("    Reporter ends: finished\n")]
+    assert [line for line in inner.splitlines() if not line.startswith("    ")] == []
+    assert events.index("  > delegate_to_Reporter") < events.index(inner) < events.index("  < delegate_to_Reporter ok")
+    assert "\n  'sunny '\n" in events
+    assert "\n    'sunny '\n" in events
+    assert "'It is sunny in Oslo.', 4 requests of both agents" in events
+    assert left.endswith("  cleanup: the archive is closed again\n  cancelled, with archive cancelled")
+    assert "'Once ', then a pause" in slow
+    assert "then 'upon ', and that is enough" in slow
+    assert blocking.endswith("  It  | is  | sunny  | in  | Bern.\n")
+
+
+@pytest.mark.slow
+def test_the_structured_output_example_checks_corrects_and_gives_up(tmp_path: Path) -> None:
+    output = run("structured_output_example", cwd=tmp_path)
+
+    assert "  3 x screws, 4.50\n  1 x drill, 89.00\n  Ada Byrne pays 102.50 euros (2 requests)\n" in output
+    assert "  ['screws', 'drill']\n  'order'\n" in output
+    assert "  1 line(s), total None\n  2 line(s), total None\n  whole: 102.5\n" in output
+    assert output.endswith("  2 answers, the last one: the answer is not valid JSON: there is no JSON object in it\n")
 
 
 @pytest.mark.slow
@@ -465,6 +494,108 @@ def test_a_client_that_leaves_while_a_tool_works_cancels_the_tool(
         leave(client, path, {"question": "bolts"}, lambda: begun.wait(10))
         assert cleaned_up.wait(5), "the example's own limit for tools is 10 s"
         until(lambda: client.get("/tasks").json() == before, "a task is left running")
+
+
+def frames_of(response: httpx2.Response) -> list[tuple[str, Any]]:
+    """The server-sent events of a response."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = [event.split("\n") for event in response.text.removesuffix("\n\n").split("\n\n")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in events]
+
+
+def test_an_answer_is_streamed_and_goes_on_with_its_history(
+    endpoint: EndpointFactory, shop: ModuleType, loop: str
+) -> None:
+    endpoint(model)
+    with serving(shop.app, loop) as client:
+        first = frames_of(client.post("/stream", json={"question": "bolts"}).raise_for_status())
+        end = first[-1][1]
+        second = frames_of(client.post("/stream", json={"question": "nuts", "history": end["history"]}))
+
+    assert first[:-1] == [
+        ("tool", {"name": "price", "arguments": {"article": "bolts"}}),
+        ("text", "the "),
+        ("text", "tool "),
+        ("text", "says "),
+        ("text", '{"article":"bolts","euros":7.5}'),
+    ]
+    assert second[-1][0] == "end"
+    assert len(second[-1][1]["history"]) == 8
+    assert second[-1][1]["run_id"] != end["run_id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "answer", "reason", "said"),
+    [
+        pytest.param({}, answers.failure(400, "no such model"), "model_error", "no such model", id="bad request"),
+        pytest.param({"timeout": 0.2}, answers.hang(), "deadline", "within 0.2 s", id="too slow"),
+        pytest.param({}, answers.refusal("not that"), "refusal", "not that", id="refusal"),
+        pytest.param(
+            {"history": [{"role": "tool"}]}, "never asked", "history", "has no content", id="a broken history"
+        ),
+    ],
+)
+def test_a_streamed_run_that_fails_says_so_in_its_last_event(
+    body: dict[str, Any],
+    answer: answers.AnswerLike,
+    reason: str,
+    said: str,
+    endpoint: EndpointFactory,
+    shop: ModuleType,
+) -> None:
+    endpoint(answer)
+    with serving(shop.app) as client:
+        [(event, data)] = frames_of(client.post("/stream", json={"question": "bolts", **body}))
+
+    assert (event, data["reason"]) == ("error", reason)
+    assert said in data["detail"]
+
+
+@pytest.mark.parametrize("when", ["the model is silent", "text comes", "a tool works"])
+def test_a_client_that_leaves_a_stream_ends_its_run(
+    when: str, endpoint: EndpointFactory, shop: ModuleType, loop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, cleaned_up = threading.Event(), threading.Event()
+    ends: list[str] = []
+
+    @tool
+    async def slow() -> None:
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cleaned_up.set()
+
+    def watch(event: Any) -> None:
+        if isinstance(event, TextDelta):
+            begun.set()
+        elif isinstance(event, RunFinished):
+            ends.append(event.result.stop_reason)
+
+    shop.agent.add_tool(slow)
+    shop.agent.observers = (watch,)
+    answer = {
+        "the model is silent": answers.hang(),
+        "text comes": answers.text("la " * 500, chunk_delay=0.02),
+        "a tool works": answers.call("slow"),
+    }[when]
+    started = endpoint(answer)
+    with serving(shop.app, loop) as client:
+        before = client.get("/tasks").json()
+        is_silent = when == "the model is silent"
+        leave(
+            client,
+            "/stream",
+            {"question": "bolts"},
+            lambda: started.wait_for_requests(1) if is_silent else begun.wait(10),
+        )
+        until(lambda: bool(ends), "the run goes on")
+        until(lambda: client.get("/tasks").json() == before, "a task is left running")
+
+    assert ends == ["cancelled"]
+    assert len(started.requests) == 1
+    assert cleaned_up.is_set() is (when == "a tool works")
+    assert [record.message for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
 @pytest.mark.parametrize("hanging", ["model", "tool"])

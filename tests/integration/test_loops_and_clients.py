@@ -17,7 +17,7 @@ import trio
 
 from fractal import BaseAgent, ClientBoundToLoop, InvalidArguments, sync
 from fractal.testing import Endpoint, ScriptedModel, answers
-from tests.support import calls_then, in_thread
+from tests.support import calls_then, in_thread, shown
 
 StartEndpoint = Callable[..., Endpoint]
 
@@ -103,6 +103,18 @@ async def test_leaving_the_agents_block_closes_what_it_opened(kind: str, endpoin
     await in_thread(one.wait_until_closed)
     assert (await agent.run("again")).success
     await agent.aclose()
+
+
+async def test_connections_stay_for_another_agent_that_has_used_them(endpoint: StartEndpoint):
+    one = endpoint("hello")
+    other = BaseAgent("B", "b")
+    async with BaseAgent("A", "a") as agent:
+        assert (await other.run("go")).success
+        assert (await agent.run("go")).success
+    assert (await other.run("again")).success
+    assert one.connections_opened == 1
+    await other.aclose()
+    await in_thread(one.wait_until_closed)
 
 
 async def test_runs_one_after_another_share_a_connection(endpoint: StartEndpoint):
@@ -276,7 +288,7 @@ async def test_what_a_client_raises_is_a_result_of_its_class(error: Exception, k
     assert result.messages == [{"role": "user", "content": "go"}]
 
 
-@pytest.mark.parametrize("client", [object(), "sk-key", 3, SimpleNamespace(chat=None)], ids=repr)
+@pytest.mark.parametrize("client", [object(), "sk-key", 3, SimpleNamespace(chat=None)], ids=shown)
 def test_what_is_no_client_is_refused_when_the_agent_is_built(client: object):
     with pytest.raises(InvalidArguments, match="neither an openai client"):
         BaseAgent("A", "a", client=client)

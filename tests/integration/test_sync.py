@@ -28,6 +28,7 @@ from fractal import (
     sync,
     tool,
 )
+from fractal.sync._portal import Portal
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.support import assert_continuable, calls_then, outcomes
 
@@ -43,10 +44,14 @@ def portal_threads() -> list[threading.Thread]:
 
 
 @pytest.fixture(params=["shared", "asyncio", "trio", "uvloop"])
-def portal(request: pytest.FixtureRequest):
+def portal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """The shared portal, and one of each kind for a block."""
     if request.param == "shared":
+        # A new one: FastAPI's caches keep agents of other tests alive, and with them the connections of their loop.
+        shared = Portal()
+        monkeypatch.setattr("fractal.sync._portal._shared", shared)
         yield None
+        shared.close()
         return
     kind = {"trio": {"backend": "trio"}, "uvloop": {"use_uvloop": True}}.get(request.param, {})
     with sync.portal(**kind) as own:
@@ -120,6 +125,7 @@ def test_many_runs_are_so_many_at_a_time_and_inputs_wait_outside(endpoint: Start
 
 
 def test_eight_threads_with_fifty_runs_each_share_one_loop_and_its_connections(endpoint: StartEndpoint):
+    others = set(portal_threads())
     one = endpoint(
         lambda request: (
             answers.call("twice", {"n": int(request.body["messages"][-1]["content"])})
@@ -140,7 +146,7 @@ def test_eight_threads_with_fifty_runs_each_share_one_loop_and_its_connections(e
     for thread in threads:
         thread.join()
     assert right == [True] * 400
-    assert len(portal_threads()) == 1
+    assert len(set(portal_threads()) - others) <= 1
     assert one.connections_opened <= 8
 
 

@@ -15,17 +15,20 @@ PACKAGE = Path(fractal.__file__).parent
 
 # From the bottom up; a module may import modules of its own level or below.
 LEVELS = [
-    ["errors", "_docstring", "_json"],
-    ["messages", "limits", "_scopes", "_threads", "_schema"],
-    ["results", "context", "models.base"],
-    ["models._faults", "models._pool", "toolkit", "events"],
-    ["models._wires", "_step", "_run"],
-    ["models.openai", "models", "_calls", "_ask", "delegation"],
+    ["errors", "_docstring", "_json", "_scanner"],
+    ["messages", "parts", "limits", "_scopes", "_threads", "_schema", "_feed", "_background", "approval", "_strict"],
+    ["results", "context", "models.base", "_shapes"],
+    ["_hooks", "toolkit", "events"],
+    ["models._faults", "models._sse", "models._connection", "models._connections", "models._pool"],
+    ["models._http", "models._sdk", "models._object", "models._wires"],
+    ["_step", "_window", "_output", "_partial", "_answer", "_run"],
+    ["models.openai", "models.combined", "models", "_calls", "_ask", "delegation"],
     ["_loop"],
+    ["streaming"],
     ["agent"],
-    ["many", "sync._portal", "sync.agent", "sync", ""],
+    ["_progress", "many", "sync._portal", "sync._block", "sync.streaming", "sync.many", "sync.agent", "sync", ""],
     ["testing.answers", "testing._history", "testing.endpoint", "testing.scripted", "testing"],
-    ["_tree", "_terminal", "_demo", "cli", "__main__"],
+    ["_tree", "_terminal", "_demo", "_batch", "_chat_screen", "_chat_turn", "_chat", "cli", "__main__"],
 ]
 ALLOWED_ASYNCIO: set[str] = set()  # `_scopes` looks it up in sys.modules, where nobody has to import it
 

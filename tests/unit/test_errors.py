@@ -27,18 +27,21 @@ SAMPLES: list[FractalError] = [
     errors.InvalidMessages(3, "no role"),
     errors.ClientBoundToLoop("AsyncOpenAI"),
     errors.SyncInAsyncError("text"),
+    errors.AnswerRejected("too short"),
     errors.RunError("text"),
     errors.ModelError("text", **FACTS),
     errors.MissingCredentials("text"),
     errors.ConnectionFailed("text", **FACTS),
     errors.RequestTimedOut("text", **FACTS),
     errors.BadReply("text", **FACTS),
+    errors.AllModelsFailed([errors.RateLimited("text", **FACTS), errors.DeadlineWouldPass("waiting", 9.0, 1.5)]),
     errors.StatusError("text", **FACTS),
     errors.AuthenticationFailed("text", **FACTS),
     errors.RateLimited("text", **FACTS),
     errors.ServerError("text", **FACTS),
     errors.Refused("I will not"),
     errors.NoContent(4),
+    errors.InvalidOutput(3, "'age' is missing", '{"name": "Ada"}'),
     errors.ToolFailed("search", "ValueError: no"),
     errors.DelegateFailed("Guide", "agent 'Guide' gave no answer"),
     errors.LimitReached("text"),
@@ -46,6 +49,7 @@ SAMPLES: list[FractalError] = [
     errors.DeadlineWouldPass("waiting", 9.0, 1.5),
     errors.IterationsExceeded(10),
     errors.BudgetExceeded("tool_calls", 2, 2),
+    errors.ContextWindowExceeded(5000, 4096),
     errors.DepthExceeded(8),
     errors.RunCancelled(),
     errors.UnexpectedError("text"),
@@ -102,8 +106,14 @@ def test_every_class_of_the_tree_is_tried_here_and_exported() -> None:
 def test_an_error_survives_pickling_and_copying_with_its_text_and_facts(error: FractalError) -> None:
     pickled = [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     for other in (*pickled, copy.copy(error), copy.deepcopy(error)):
-        assert type(other) is type(error)
-        assert (str(other), other.args, vars(other)) == (str(error), error.args, vars(error))
+        assert told_by(other) == told_by(error)
+
+
+def told_by(value: Any) -> Any:
+    """An error as values that can be compared, with the errors in it."""
+    if isinstance(value, FractalError):
+        return type(value), str(value), value.args, {name: told_by(fact) for name, fact in vars(value).items()}
+    return [told_by(each) for each in value] if isinstance(value, tuple) else value
 
 
 def test_facts_set_later_and_notes_survive_pickling_too() -> None:
@@ -164,6 +174,7 @@ def test_wrong_use_is_no_run_error(kind: type[UserError]) -> None:
     [
         (errors.Refused, "refusal", "refusal"),
         (errors.NoContent, "no_content", "no_content_after_retries"),
+        (errors.InvalidOutput, "invalid_output", "json_decode_error"),
         (errors.IterationsExceeded, "max_iterations", "max_iterations_reached"),
         (errors.RateLimited, "model_error", "rate_limit"),
         (errors.RequestTimedOut, "model_error", "timeout"),
@@ -174,8 +185,10 @@ def test_wrong_use_is_no_run_error(kind: type[UserError]) -> None:
         (errors.ConnectionFailed, "model_error", "api_error"),
         (errors.AuthenticationFailed, "model_error", "api_error"),
         (errors.BadReply, "model_error", "json_decode_error"),
+        (errors.AllModelsFailed, "model_error", "api_error"),
         (errors.UnexpectedError, "error", "unexpected_error"),
         (errors.BudgetExceeded, "budget", "budget_exceeded"),
+        (errors.ContextWindowExceeded, "context_window", "context_window_exceeded"),
         (errors.DepthExceeded, "depth", "depth_exceeded"),
         (errors.ToolFailed, "tool_error", "unexpected_error"),
         (errors.RunCancelled, "cancelled", "cancelled"),
@@ -195,13 +208,18 @@ def test_the_words_for_a_failure_are_those_of_the_contract(
         (errors.InvalidMessages(3, "no role"), ["messages[3]", "no role"]),
         (errors.ClientBoundToLoop("AsyncOpenAI"), ["AsyncOpenAI", "http_client"]),
         (errors.NoContent(4), ["4 empty"]),
+        (errors.AnswerRejected("too short"), ["too short"]),
+        (errors.InvalidOutput(3, "'age' is missing", "{}"), ["3 answers", "'age' is missing"]),
+        (errors.InvalidOutput(1, "'age' is missing", "{}"), ["1 answer,"]),
         (errors.ToolFailed("search", "KeyError"), ["'search'", "KeyError"]),
         (errors.DeadlineExceeded(2.5), ["2.5 s"]),
         (errors.DeadlineWouldPass("waiting", 9.0, -1.0), ["waiting", "9 s", "0 s are left"]),
         (errors.IterationsExceeded(10), ["10 iterations", "max_iterations"]),
         (errors.BudgetExceeded("tool_calls", 2, 1), ["2 tool calls", "1 used"]),
         (errors.BudgetExceeded("tokens", 1_234_567, 1_000_000), ["1234567 tokens"]),
+        (errors.ContextWindowExceeded(5000, 4096), ["5000 tokens", "4096", "context_window"]),
         (errors.DepthExceeded(8), ["8 levels", "max_depth"]),
+        (errors.AllModelsFailed([errors.BadReply("a page"), errors.ServerError("HTTP 503")]), ["2", "page", "503"]),
     ],
     ids=str,
 )
@@ -229,6 +247,25 @@ def test_a_model_error_knows_whether_asking_again_may_help(error: ModelError, re
     assert error.retryable is retryable
 
 
+@pytest.mark.parametrize(
+    ("failures", "retryable", "retry_after"),
+    [
+        ([errors.StatusError("x"), errors.StatusError("x")], False, None),
+        ([errors.StatusError("x"), errors.ServerError("x", retry_after=9)], True, 9),
+        ([errors.RateLimited("x", retry_after=9), errors.ServerError("x", retry_after=4)], True, 4),
+        ([errors.RateLimited("x", retry_after=9), errors.ServerError("x")], True, None),
+        ([errors.ServerError("x", retry_after=9), errors.StatusError("x", retry_after=1)], True, 9),
+        ([errors.ServerError("x"), errors.DeadlineWouldPass("x", 2, 1)], True, None),
+        ([errors.StatusError("x"), errors.DeadlineWouldPass("x", 2, 1)], False, None),
+    ],
+)
+def test_failed_models_are_asked_again_if_it_may_help_with_one_and_as_soon_as_it_may(
+    failures: list[RunError], retryable: bool, retry_after: float | None
+) -> None:
+    error = errors.AllModelsFailed(failures)
+    assert (error.retryable, error.retry_after, error.errors) == (retryable, retry_after, tuple(failures))
+
+
 # ---- the public names
 
 
@@ -236,7 +273,7 @@ def public_names() -> set[str]:
     return {
         name
         for name, value in vars(fractal).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+        if not name.startswith("_") and (name == "parts" or not isinstance(value, types.ModuleType))
     }
 
 
@@ -264,7 +301,7 @@ def test_all_is_sorted_and_complete() -> None:
 @pytest.mark.parametrize("name", fractal.__all__)
 def test_every_public_name_has_a_docstring(name: str) -> None:
     value = getattr(fractal, name)
-    if inspect.isclass(value) or inspect.isfunction(value):
+    if inspect.isclass(value) or inspect.isfunction(value) or inspect.ismodule(value):
         text = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
         assert text
         assert not text.startswith(f"{value.__name__}("), "this is the text that dataclasses make up"

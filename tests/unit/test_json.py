@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel
 
 from fractal._json import clean_text, decode, encode, jsonable, text_of
+from tests.support import shown
 
 # Hypothesis leaves surrogates out of its texts unless told otherwise.
 any_text = st.text(st.characters(codec=None, categories=None) | st.sampled_from("\ud83d\ude00\ud800\udfff\ufeff\x00"))
@@ -180,7 +181,7 @@ CASES: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "form"), CASES, ids=repr)
+@pytest.mark.parametrize(("value", "form"), CASES, ids=shown)
 def test_a_value_has_the_same_json_form_for_results_and_for_the_model(value: Any, form: Any) -> None:
     assert jsonable(value) == form
     assert strict(text_of(value) if not isinstance(form, str) or value != form else json.dumps(value)) == form

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel
 
-from fractal import InvalidArguments, InvalidMessages
+from fractal import InvalidArguments, InvalidMessages, ModelRequest, parts
 from fractal.messages import Transcript, user_message
 
 USER = {"role": "user", "content": "hi"}
@@ -166,6 +166,63 @@ def test_a_history_can_come_from_a_generator_and_from_any_mapping() -> None:
     assert all(type(message) is dict for message in transcript.messages)
 
 
+def test_the_messages_from_a_position_on_are_a_list_of_their_own() -> None:
+    transcript = Transcript([USER, asks("a"), answers("a")])
+
+    assert transcript.since(1) == [asks("a"), answers("a")]
+    assert transcript.since(3) == []
+    transcript.since(0).clear()
+    assert len(transcript) == 3
+
+
+# Text that UTF-8 can carry: lone surrogates are replaced on the way out, on purpose.
+texts = st.text(st.characters(codec="utf-8"))
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+part = st.one_of(
+    st.builds(lambda text: {"type": "text", "text": text}, texts),
+    st.builds(lambda data: parts.image(b"GIF89a" + data, detail="low"), st.binary()),
+    st.builds(lambda data: parts.audio(b"ID3" + data), st.binary()),
+    st.builds(lambda data, name: parts.file(b"%PDF-" + data, name), st.binary(), texts.filter(bool)),
+    st.builds(lambda kind, value: {"type": kind, kind: value}, texts, any_json),
+)
+content = texts | st.lists(part, min_size=1, max_size=3)
+unknown = st.dictionaries(
+    texts.filter(lambda name: name not in ("role", "content", "tool_calls")), any_json, max_size=2
+)
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> list[dict[str, Any]]:
+    def say(role: str, **fields: Any) -> dict[str, Any]:
+        return {**draw(unknown), "role": role, "content": draw(content), **fields}
+
+    messages = [say(draw(st.sampled_from(["system", "developer", "user", "assistant"])), name=draw(texts))]
+    ids = draw(st.lists(texts.filter(bool), max_size=3, unique=True))
+    if ids:
+        function = {"name": draw(texts), "arguments": draw(texts)}
+        calls = [{**draw(unknown), "id": call_id, "type": "function", "function": function} for call_id in ids]
+        messages.append({"role": "assistant", "content": draw(st.none() | content), "tool_calls": calls})
+        messages += [say("tool", tool_call_id=call_id) for call_id in ids]
+    return messages
+
+
+@settings(deadline=None)
+@given(st.lists(turns(), max_size=3))
+def test_a_conversation_comes_back_from_json_as_it_was(conversation: list[list[dict[str, Any]]]) -> None:
+    history = [message for turn in conversation for message in turn]
+    transcript = Transcript(history)
+
+    assert transcript.messages == history
+    assert [json.loads(fragment) for fragment in transcript.encoded()] == history
+    stored = json.dumps(transcript.messages)
+    assert Transcript(json.loads(stored)).encoded() == transcript.encoded()
+    assert json.loads(ModelRequest(model="m", system=None, transcript=transcript).body())["messages"] == history
+
+
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["user", "ask", "ask2", "a", "b", "c"]), max_size=12))
 def test_whatever_is_appended_the_transcript_stays_acceptable(moves: list[str]) -> None:
@@ -202,7 +259,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ([1, "two"], '[1,"two"]'),
         ([], "[]"),
         ([{"a": 1}], '[{"a":1}]'),
-        ([PART, "no part"], '[{"type":"text","text":"look"},"no part"]'),
+        (["only", "texts"], '["only","texts"]'),
+        ([PART, {"a": 1}], '[{"type":"text","text":"look"},{"a":1}]'),
+        ([PART, "look", 5], '[{"type":"text","text":"look"},"look",5]'),
+        ((PART, "no list"), '[{"type":"text","text":"look"},"no list"]'),
         ([{"type": "unknown"}], '[{"type":"unknown"}]'),
         ([{"type": ["string", "null"]}], '[{"type":["string","null"]}]'),
         ([{"type": {}}], '[{"type":{}}]'),
@@ -236,6 +296,19 @@ def test_content_parts_are_sent_as_parts(parts: list[dict[str, Any]]) -> None:
 
     assert message == {"role": "user", "content": parts}
     assert json.loads(Transcript([message]).encoded()[0]) == message
+
+
+def test_texts_among_content_parts_are_parts_too() -> None:
+    given_input = ["Look:", IMAGE, "", PART, "lone \ud800"]
+
+    assert user_message(given_input)["content"] == [
+        {"type": "text", "text": "Look:"},
+        IMAGE,
+        {"type": "text", "text": ""},
+        PART,
+        {"type": "text", "text": "lone \ufffd"},
+    ]
+    assert given_input[0] == "Look:"
 
 
 def test_lone_surrogates_in_content_parts_do_not_stop_the_request() -> None:

@@ -36,9 +36,13 @@ from fractal import (
 from fractal._step import AskAgain, next_step
 from fractal.messages import Transcript
 from fractal.models._faults import completion_from, status_error, translated
-from fractal.models._wires import HttpWire, ObjectWire, SdkWire, wire_for
+from fractal.models._http import HttpWire
+from fractal.models._object import ObjectWire
+from fractal.models._sdk import SdkWire
+from fractal.models._wires import wire_for
 from fractal.models.base import ModelSettings, ToolSchemas
 from fractal.testing import Endpoint, answers
+from tests.support import shown
 
 USER = {"role": "user", "content": "hi"}
 KEY = "sk-secret-0123456789"
@@ -326,7 +330,7 @@ def test_a_used_up_quota_is_not_worth_asking_again() -> None:
         (b'{"error": null, "message": "m", "code": "c"}', "m", "c", None),
         (b'{"message": "m"}', "m", None, None),
         (b'{"detail": "m"}', "m", None, None),
-        (b'{"detail": [{"loc": ["a"], "msg": "m"}]}', '"msg": "m"', None, None),
+        (b'{"detail": [{"loc": ["body", "a"], "msg": "m"}, {"msg": "n"}]}', "a: m; body: n", None, "a"),
         (b'{"error": {"message": {"text": "m"}}}', '"text": "m"', None, None),
         (b'{"error": {"message": ""}}', '"message"', None, None),
         (b'[{"error": "m"}]', '"error": "m"', None, None),
@@ -591,7 +595,7 @@ def test_the_line_end_of_a_key_read_from_a_file_is_no_part_of_it() -> None:
 # ---- the way a client is used
 
 
-@pytest.mark.parametrize("client", [object(), "text", 5, SimpleNamespace(chat=None), {"chat": 1}], ids=str)
+@pytest.mark.parametrize("client", [object(), "text", 5, SimpleNamespace(chat=None), {"chat": 1}], ids=shown)
 def test_what_is_no_client_is_refused_at_once(client: object) -> None:
     with pytest.raises(InvalidArguments, match="client="):
         OpenAIModel(client)

@@ -23,6 +23,7 @@ from fractal import (
     ToolReturnPart,
     Usage,
 )
+from tests.support import shown
 
 HISTORY: list[dict[str, Any]] = [
     {"role": "user", "content": "hi"},
@@ -75,7 +76,7 @@ CONTENTS: list[tuple[Any, Any]] = [  # what a tool returns, its form in JSON
 ]
 
 
-@pytest.mark.parametrize(("content", "form"), CONTENTS, ids=[ascii(content)[:40] for content, _ in CONTENTS])
+@pytest.mark.parametrize(("content", "form"), CONTENTS, ids=[shown(content)[:40] for content, _ in CONTENTS])
 @pytest.mark.parametrize("kind", [AgentResult, ToolResult])
 def test_content_is_kept_as_it_is_and_goes_through_json_in_its_json_form(kind: Any, content: Any, form: Any) -> None:
     facts = {"agent_name": "A"} if kind is AgentResult else {"tool_name": "f"}

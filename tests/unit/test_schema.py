@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 
 from fractal import InvalidTool, RunContext, Tool
 from fractal._schema import ArgumentsFault, Parameters
+from tests.support import shown
 
 
 class Colour(enum.Enum):
@@ -165,7 +166,9 @@ KINDS: list[tuple[Any, Any, Any, dict[str, Any] | None]] = [  # annotation, JSON
 ]
 
 
-@pytest.mark.parametrize(("kind", "sent", "arrives", "schema"), KINDS, ids=[f"{k[0]}-{str(k[1])[:20]}" for k in KINDS])
+@pytest.mark.parametrize(
+    ("kind", "sent", "arrives", "schema"), KINDS, ids=[f"{shown(k[0])}-{str(k[1])[:20]}" for k in KINDS]
+)
 def test_an_annotation_is_in_the_schema_and_arrives_as_that_type(
     kind: Any, sent: Any, arrives: Any, schema: dict[str, Any] | None
 ) -> None:

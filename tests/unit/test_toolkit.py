@@ -67,6 +67,7 @@ OPTIONS: dict[str, Any] = {
     "max_concurrency": 3,
     "sequential": True,
     "on_error": "raise",
+    "requires_approval": True,
 }
 
 

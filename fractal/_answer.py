@@ -1,0 +1,191 @@
+"""What a run takes for an answer: in which way it is asked for, how it is read, who has a say in it, and how often."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from fractal._json import decode, encode, is_mapping
+from fractal._output import WRAPPER, OutputFault, OutputMemory, OutputMode, OutputPlan, OutputType, free_tool_name
+from fractal._schema import ArgumentsFault, Parameters
+from fractal.errors import InvalidOutput, StatusError
+from fractal.models.base import ToolSchemas
+from fractal.toolkit import Tool, ToolOptions
+
+if TYPE_CHECKING:
+    from fractal._hooks import Hook
+    from fractal._run import Run
+
+__all__ = ["Answer", "AnswerSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerSettings:
+    """What an agent, or one run of it, wants for an answer.
+
+    Attributes:
+        type: What answers are; None for text.
+        mode: The way to ask for them.
+        validators: Who has a say in each, in this order.
+        memory: What the endpoint is known to refuse.
+    """
+
+    type: OutputType | None
+    mode: OutputMode
+    validators: tuple[Hook, ...]
+    memory: OutputMemory
+
+
+class Answer:
+    """The answer that one run is to give.
+
+    Args:
+        settings: What it shall be.
+        run: The run.
+
+    Attributes:
+        type: What it shall be a value of; None for text.
+        tool_name: The tool that takes it, when it is asked for in that way.
+    """
+
+    def __init__(self, settings: AnswerSettings, run: Run) -> None:
+        self._settings, self._run = settings, run
+        self.type = settings.type
+        self._plan = OutputPlan(settings.mode, run.settings.model_name, settings.memory) if settings.type else None
+        self.tool_name = free_tool_name(run.tools)
+        self._own_tools, self._own_schemas = run.tools, run.tool_schemas
+        self._rejected = 0
+        self._is_forced = False  # the next reply has to call the tool
+        self._can_be_forced = True
+        self._offer()
+
+    def fields(self) -> dict[str, Any]:
+        """Further fields of each request."""
+        if self.type is None or self._plan is None:
+            return {}
+        if self._is_forced:
+            return {"tool_choice": {"type": "function", "function": {"name": self.tool_name}}}
+        return self.type.request_fields(self._plan.way)
+
+    def system(self, prompt: str | None) -> str | None:
+        """The system prompt, with what has to be said about the form of the answer."""
+        words = self.type.instruction(self._plan.way, self.tool_name) if self.type and self._plan else None
+        return "\n\n".join(filter(None, (prompt, words))) or None
+
+    def closing_tools(self) -> ToolSchemas | None:
+        """What is on offer when only an answer is wanted."""
+        return self._schema_of_tool() if self._is_tool_way() else None
+
+    def refused(self, error: StatusError) -> bool:
+        """Whether the endpoint refuses the way it was asked in, and there is another, which is now the one."""
+        if self._plan is None:
+            return False
+        if self._is_forced and error.status in (400, 404, 422) and error.param in (None, "tool_choice"):
+            self._is_forced = self._can_be_forced = False
+            return True
+        if not self._plan.refused(error):
+            return False
+        self._offer()
+        return True
+
+    def failure(self, error: StatusError) -> StatusError:
+        """What to raise when there is no other way."""
+        return self._plan.failure(error) if self._plan is not None else error
+
+    def accepted(self) -> None:
+        """The endpoint has taken the way."""
+        if self._plan is not None:
+            self._plan.accepted()
+        self._is_forced = False
+
+    async def read(self, text: str) -> Any:
+        """The answer in a reply's text.
+
+        Raises:
+            OutputFault: It is none.
+            AnswerRejected: A validator does not want it.
+        """
+        return await self.approved(self.type.parse_text(text) if self.type is not None else text)
+
+    async def approved(self, answer: Any) -> Any:
+        """The answer, after everybody has had a say in it.
+
+        Raises:
+            AnswerRejected: A validator does not want it.
+        """
+        for validator in self._settings.validators:
+            other = await validator(answer, self._run.hook_context(), self._run.warn)
+            answer = other if other is not None else answer
+        return answer
+
+    def reject(self, fault: str, text: str) -> str:
+        """Note that an answer was not accepted.
+
+        Returns:
+            What the model is told.
+
+        Raises:
+            InvalidOutput: It has been told often enough.
+        """
+        self._rejected += 1
+        if self._rejected > self._run.settings.max_retries:
+            raise InvalidOutput(self._rejected, fault, text)
+        if self.type is None or self._plan is None:
+            return f"The answer was not accepted: {fault}. Give the whole answer again."
+        # Some models do not find the tool by themselves, after they have called others.
+        self._is_forced = self._is_tool_way() and self._can_be_forced
+        return self.type.correction(fault, self._plan.way, self.tool_name)
+
+    def _is_tool_way(self) -> bool:
+        return self._plan is not None and self._plan.way == "tool"
+
+    def _offer(self) -> None:
+        """Offer the run's tools, and the one that takes the answer if that is the way."""
+        run = self._run
+        run.tools, run.tool_schemas = self._own_tools, self._own_schemas
+        if self.type is not None and self._is_tool_way():
+            run.tools = {**self._own_tools, self.tool_name: self._tool(self.type)}
+            run.tool_schemas = self._own_schemas.plus(self._schema_of_tool())
+
+    def _schema_of_tool(self) -> ToolSchemas:
+        assert self.type is not None
+        return ToolSchemas([self.type.tool_schema(self.tool_name)])
+
+    def _tool(self, kind: OutputType) -> Tool:
+        options = ToolOptions(name=self.tool_name, terminate=True)
+        parameters = _AnswerParameters(kind)
+        return Tool(self.tool_name, "", self.approved, parameters, True, options, is_answer=True)
+
+
+class _Written(dict[str, Any]):
+    """The arguments as the model wrote them, for whoever is shown the call, and the answer that they make."""
+
+    answer: Any = None
+
+
+class _AnswerParameters(Parameters):
+    """The parameters of the tool that takes the answer: the answer's own fields, read as one value."""
+
+    __slots__ = ("_kind",)
+
+    def __init__(self, kind: OutputType) -> None:
+        self._kind = kind
+        self.json_schema = kind.json_schema
+        self.context_names = set[str]()
+
+    def check(self, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments, with the answer that they make."""
+        text = arguments if isinstance(arguments, str) else encode(dict(arguments)).decode()
+        try:
+            answer = self._kind.parse_arguments(text)
+        except OutputFault as fault:
+            raise ArgumentsFault(str(fault)) from None
+        value = decode(text.strip() or "{}")
+        written = _Written(value if is_mapping(value) else {WRAPPER: value})
+        written.answer = answer
+        return written
+
+    def bind(self, arguments: Mapping[str, Any], context: object) -> tuple[list[Any], dict[str, Any]]:
+        """The answer, as it is passed."""
+        return [cast("_Written", arguments).answer], {}

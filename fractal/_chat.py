@@ -1,0 +1,463 @@
+"""`fractal chat`: a conversation in the terminal.
+
+The main thread has the terminal to itself: nobody else reads or writes there. It reads what happens from the queue of
+an answer (`_chat_turn`) and shows it (`_chat_screen`).
+
+Ctrl-C is an exception only where the main thread waits: at the prompt, and for an answer; anywhere else it is noted
+until the next such place, and cannot tear what is being kept. While an answer comes it cancels the answer's task, and
+the end, cleanup included, is waited for; one more Ctrl-C there leaves the program.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+
+from fractal import sync
+from fractal._chat_screen import Screen, call_text, counted, json_text, usage_text
+from fractal._chat_turn import Question, Turn
+from fractal._json import decode, encode, is_list, is_mapping
+from fractal._tree import printable
+from fractal.agent import AgentDefinition, BaseAgent
+from fractal.approval import Allow, Approval, Deny
+from fractal.errors import FractalError, InvalidMessages, RunCancelled
+from fractal.messages import Message, Transcript
+from fractal.results import Usage
+from fractal.sync._portal import PortalCall
+
+if TYPE_CHECKING:
+    from types import FrameType, ModuleType, TracebackType
+
+    from fractal.results import AgentResult
+
+__all__ = ["chat", "load_messages", "save_messages"]
+
+_HELP = """\
+/save FILE   write the conversation as JSON     /load FILE   go on with one that was saved
+/new         begin another one                  /tools       what the agent can call
+/usage       what was used so far               /exit        leave, as Ctrl-D does
+A line that begins with // is sent with one slash. Ctrl-C stops an answer."""
+
+_PATIENCE = 0.5
+"""Seconds an answer may take to stop until we say that it is waited for."""
+
+
+def chat(
+    agent: AgentDefinition,
+    *,
+    backend: Literal["asyncio", "trio"],
+    messages: list[Message],
+    save: str | None,
+    options: Mapping[str, Any],
+) -> bool:
+    """Talk until the input ends.
+
+    Args:
+        agent: Who answers.
+        backend: Event loop to run on.
+        messages: Conversation to go on with.
+        save: File that the conversation is written to after each answer, or None.
+        options: Of each run.
+
+    Returns:
+        Whether all went well: the conversation is saved where it had to be and, without a terminal, the last line was
+        answered.
+    """
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    with ExitStack() as stack:
+        portal = stack.enter_context(sync.portal(backend=backend))
+        stack.enter_context(_entered(agent, portal))
+        interrupts = _Interrupts()
+        if is_terminal:
+            stack.enter_context(_errors_alone_are_logged())
+            stack.enter_context(interrupts)
+        talk = _Talk(agent, portal, interrupts, messages, save, options, is_terminal)
+        talk.go_on()
+    return talk.is_saved and (is_terminal or talk.has_answered)
+
+
+def load_messages(path: str) -> list[Message]:
+    """Read a conversation: a list of messages, or a whole result of `fractal run --json`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds no conversation; says why.
+    """
+    found = decode(Path(path).expanduser().read_bytes())
+    messages = found.get("messages") if is_mapping(found) else found
+    if not is_list(messages):
+        raise ValueError("it holds no list of messages")
+    try:
+        return Transcript(messages).messages
+    except InvalidMessages as error:
+        raise ValueError(str(error)) from error
+
+
+def save_messages(path: str, messages: list[Message]) -> None:
+    """Write a conversation as JSON; a file that is there is replaced in one step.
+
+    Raises:
+        OSError: It cannot be written; a file that is there is as it was.
+    """
+    target = Path(path).expanduser().resolve()  # what a link points to, not the link
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    plain = decode(encode(messages))  # without what UTF-8 or JSON cannot carry
+    try:
+        draft.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _entered(agent: AgentDefinition, portal: sync.Portal) -> Generator[None]:
+    """Have an agent open for the whole conversation, one that awaits in a task of the loop that runs it."""
+    if not isinstance(agent, BaseAgent):
+        with agent if isinstance(agent, sync.BaseAgent) else ExitStack():
+            yield
+        return
+    has_begun, is_open = threading.Event(), False
+
+    async def hold() -> None:
+        nonlocal is_open
+        try:
+            async with agent:
+                is_open = True
+                has_begun.set()
+                await anyio.sleep_forever()
+        finally:
+            has_begun.set()
+
+    call = PortalCall(hold, portal).start()
+    try:
+        has_begun.wait()
+        if is_open:
+            yield
+    finally:
+        call.cancel_from_thread()
+        with suppress(RunCancelled):
+            call.result()
+
+
+@contextmanager
+def _errors_alone_are_logged() -> Generator[None]:
+    """Keep Python from writing warnings over the conversation, which shows them itself; a user's own logging stays."""
+    logger, handler = logging.getLogger("fractal"), logging.StreamHandler()
+    if logger.hasHandlers():
+        yield
+        return
+    handler.setLevel(logging.ERROR)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Interrupts:
+    """Ctrl-C as an exception where it is welcome; what comes elsewhere waits for the next such place.
+
+    Until it is entered, Ctrl-C does what it does anyway.
+    """
+
+    def __init__(self) -> None:
+        self._is_welcome = self._is_noted = False
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    @contextmanager
+    def welcome(self) -> Generator[None]:
+        """Wait for something, and be interrupted.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, here or since the last such place.
+        """
+        self._is_welcome = True
+        try:
+            if self._is_noted:
+                self._on_signal(signal.SIGINT, None)
+            yield
+        finally:
+            self._is_welcome = False
+
+    def forget(self) -> None:
+        """Take Ctrl-C that nobody has been told of as not meant; a key pressed in haste comes several times."""
+        self._is_noted = False
+
+    def _on_signal(self, signal_number: int, frame: FrameType | None) -> None:
+        self._is_noted = not self._is_welcome
+        if self._is_welcome:
+            self._is_welcome = False  # one at a time
+            raise KeyboardInterrupt
+
+
+class _Talk:
+    """One conversation."""
+
+    def __init__(
+        self,
+        agent: AgentDefinition,
+        portal: sync.Portal,
+        interrupts: _Interrupts,
+        messages: list[Message],
+        save: str | None,
+        options: Mapping[str, Any],
+        is_terminal: bool,
+    ) -> None:
+        self._agent, self._portal, self._interrupts = agent, portal, interrupts
+        self._messages, self._save_to, self._options = messages, save, options
+        self._is_terminal = is_terminal
+        self._screen = Screen(is_terminal)
+        self._editor = _line_editor() if is_terminal else None
+        self._last_usage = self._usage = Usage()
+        self.has_answered = self.is_saved = True
+        self._commands: dict[str, Callable[[str], None]] = {
+            "help": lambda _: print(_HELP),
+            "save": self._save,
+            "load": self._load,
+            "new": self._begin_anew,
+            "tools": lambda _: print(printable(str(self._agent))),
+            "usage": self._show_usage,
+        }
+
+    def go_on(self) -> None:
+        """Take lines until there are none, or one says so."""
+        if self._is_terminal:
+            print(f"{printable(self._agent.name)} listens. /help tells what else there is.")
+        was_interrupted = False
+        while True:
+            try:
+                line = self._line().strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if not self._is_terminal:
+                    raise
+                print()
+                if was_interrupted:
+                    return
+                was_interrupted = True
+                self._screen.note("Ctrl-C once more, Ctrl-D or /exit leaves")
+                continue
+            was_interrupted = False
+            if line == "/exit":
+                return
+            self._take(line)
+
+    def _line(self) -> str:
+        if not self._is_terminal:
+            return input()
+        print()
+        with self._interrupts.welcome():
+            line = input("> ")
+        if self._editor is not None and line.strip():
+            self._editor.add_history(line)
+        return line
+
+    def _take(self, line: str) -> None:
+        if line.startswith("/") and not line.startswith("//"):
+            name, _, rest = line[1:].partition(" ")
+            command = self._commands.get(name)
+            if command is None:
+                self._screen.note(f"there is no /{name}; /help tells what there is")
+            else:
+                command(rest.strip())
+        elif line:
+            self._answer(line[1:] if line.startswith("//") else line)
+
+    # ---- an answer
+
+    def _answer(self, question: str) -> None:
+        begin = partial(self._agent.begin, question, messages=self._messages, **self._options)
+        turn = Turn(begin, self._portal, can_ask=self._is_terminal)
+        was_stopped = self._was_stopped(turn)
+        try:
+            result = turn.result()
+        except FractalError as error:
+            self.has_answered = False
+            self._screen.note(f"no answer: {error}")
+            return
+        if was_stopped:
+            self._screen.note("stopped")
+        if result is not None:
+            self._keep(result, was_stopped)
+
+    def _was_stopped(self, turn: Turn) -> bool:
+        """See a turn through to its end; returns whether the user has stopped it."""
+        turn.start()
+        try:
+            with self._interrupts.welcome():
+                for news in turn:
+                    if not isinstance(news, Question):
+                        self._screen.show(news)
+                    elif news.is_open:
+                        news.answer(self._decision(news))
+                turn.wait()
+        except BaseException as error:
+            turn.cancel()
+            if isinstance(error, KeyboardInterrupt):
+                self._screen.note_key()
+            has_ended = turn.has_ended_within(_PATIENCE)
+            self._interrupts.forget()
+            if not has_ended:
+                self._screen.note("waiting for what does not stop at once; Ctrl-C again leaves the program")
+                with self._interrupts.welcome():
+                    turn.wait()
+            if not self._is_terminal or not isinstance(error, (KeyboardInterrupt, EOFError)):
+                raise
+            return True
+        return False
+
+    def _keep(self, result: AgentResult, was_stopped: bool) -> None:
+        has_done = len(result.messages) > len(self._messages) + 1
+        self._screen.end(result)
+        if result.success or was_stopped or has_done:
+            self._messages = result.messages
+        elif self._is_terminal:
+            # An endpoint that does not take it would not take the next one after it either.
+            self._screen.note("the question is not kept")
+        self._last_usage, self._usage = result.usage, _sum(self._usage, result.usage)
+        self.has_answered = result.success
+        if self._save_to is not None:
+            self._write(self._save_to)
+
+    # ---- calls that need approval
+
+    def _decision(self, question: Question) -> Approval:
+        self._screen.begin_line()
+        agent = f"{question.agent_name}: " if question.depth else ""
+        print(printable(f"Call {agent}{call_text(question.call.tool_name, question.call.arguments)}?"))
+        while True:
+            word = self._ask("[y]es / [n]o / [e]dit, or a reason why not: ").strip()
+            match word.lower():
+                case "":
+                    continue
+                case "y" | "yes":
+                    return Allow()
+                case "n" | "no":
+                    return Deny()
+                case "e" | "edit":
+                    edited = self._edited(question.call.arguments)
+                    if edited is not None:
+                        return Allow(edited)
+                case _:
+                    return Deny(word)
+
+    def _edited(self, arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Other arguments for a call; None if what was written are none."""
+        now = json_text(arguments)
+        now = now if now.isprintable() else json.dumps(decode(now))
+        if self._editor is None:
+            print(now)
+        edited = self._ask("arguments as JSON: ", now)
+        try:
+            found = decode(edited)
+        except ValueError as error:
+            self._screen.note(f"that is not JSON: {error}")
+            return None
+        if is_mapping(found):
+            return found
+        self._screen.note('give an object: {"name": value, …}')
+        return None
+
+    def _ask(self, prompt: str, prefilled: str = "") -> str:
+        """Ask for a line, and take none that was typed before the question was there."""
+        editor = self._editor
+        _forget_what_was_typed()
+        if editor is not None:
+            editor.set_startup_hook(lambda: editor.insert_text(prefilled))
+        try:
+            return input(prompt)
+        except EOFError:
+            print()
+            raise
+        finally:
+            if editor is not None:
+                editor.set_startup_hook(None)
+
+    # ---- commands
+
+    def _save(self, path: str) -> None:
+        path = path or self._save_to or ""
+        if not path:
+            self._screen.note("/save FILE: name the file")
+        elif self._write(path):
+            self._screen.note(f"saved in {path}: {counted(len(self._messages), 'message')}")
+
+    def _write(self, path: str) -> bool:
+        try:
+            save_messages(path, self._messages)
+        except OSError as error:
+            self._screen.note(f"not saved: {error}")
+            is_saved = False
+        else:
+            is_saved = True
+        if path == self._save_to:
+            self.is_saved = is_saved
+        return is_saved
+
+    def _load(self, path: str) -> None:
+        if not path:
+            self._screen.note("/load FILE: name the file")
+            return
+        try:
+            self._messages = load_messages(path)
+        except (OSError, ValueError) as error:
+            self._screen.note(f"not loaded: {error}")
+        else:
+            self._screen.note(f"loaded from {path}: {counted(len(self._messages), 'message')}")
+
+    def _begin_anew(self, _: str) -> None:
+        self._messages = []
+        self._screen.note("a new conversation")
+
+    def _show_usage(self, _: str) -> None:
+        print(f"last answer: {usage_text(self._last_usage)}\nin all:      {usage_text(self._usage)}")
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    return Usage(
+        requests=one.requests + other.requests,
+        tool_calls=one.tool_calls + other.tool_calls,
+        input_tokens=one.input_tokens + other.input_tokens,
+        output_tokens=one.output_tokens + other.output_tokens,
+    )
+
+
+def _line_editor() -> ModuleType | None:
+    """What lets the user edit a line and go back to earlier ones, if it is here; `input` uses it once it is loaded."""
+    try:
+        import readline
+    except ImportError:
+        return None
+    readline.set_auto_history(False)  # answers to questions are none
+    return readline
+
+
+def _forget_what_was_typed() -> None:
+    try:
+        import termios
+    except ImportError:  # not on Windows
+        return
+    with suppress(termios.error):
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)

@@ -1,0 +1,133 @@
+"""One answer of a chat: a task on a portal's event loop that puts what happens into a queue.
+
+A call that needs approval is a question in the same queue, put there by the approver, an async function of the run,
+which then waits. So a question is read in its place between the events, only calls that the chat has to decide on are
+asked about, and a run that ends takes its open questions along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.lowlevel import current_token
+
+from fractal import sync
+from fractal._hooks import Hook
+from fractal.approval import Approval, Deny, PendingCall
+from fractal.errors import RunCancelled
+from fractal.events import Event
+from fractal.streaming import RunStream
+from fractal.sync._portal import PortalCall
+
+if TYPE_CHECKING:
+    from fractal._run import Run
+    from fractal.context import RunContext
+    from fractal.results import AgentResult
+
+__all__ = ["Question", "Turn"]
+
+_LOOK_UP = 0.2
+"""Seconds to wait at a stretch: Ctrl-C that comes just before a thread begins to wait does not wake it."""
+
+
+class Question:
+    """A call that the user has to decide on; made in the event loop of its run."""
+
+    def __init__(self, call: PendingCall, context: RunContext[Any]) -> None:
+        self.call, self.agent_name, self.depth = call, str(context.agent.name), context.depth
+        self.is_open = True
+        self._answer: Approval = False
+        self._answered, self._token = anyio.Event(), current_token()
+
+    async def wait(self) -> Approval:
+        """Wait for the answer."""
+        try:
+            await self._answered.wait()
+        finally:
+            self.is_open = False
+        return self._answer
+
+    def answer(self, answer: Approval) -> None:
+        """Give it, from another thread; one that comes too late is dropped."""
+        self._answer = answer
+        with suppress(RuntimeError):  # the loop has ended, and the run with it
+            self._token.backend_class.run_sync_soon(self._answered.set, (), self._token.native_token)
+
+
+class Turn:
+    """One answer: a task in the event loop, and what it tells, for the main thread to iterate.
+
+    Args:
+        begin: Makes the run.
+        portal: Where it runs.
+        can_ask: Whether there is somebody to decide on calls that nobody else decides on.
+    """
+
+    def __init__(self, begin: Callable[[], Run], portal: sync.Portal, *, can_ask: bool) -> None:
+        self._begin, self._can_ask = begin, can_ask
+        # Without a buffer: what was told before a question is read before it.
+        self._stream = RunStream(self._run, buffer=0)
+        self._news: SimpleQueue[Event | Question | None] = SimpleQueue()
+        self._call = PortalCall(self._tell_all, portal)
+
+    def start(self) -> None:
+        """Have it run; returns at once."""
+        self._call.start()
+
+    def __iter__(self) -> Iterator[Event | Question]:
+        while True:
+            try:
+                news = self._news.get(timeout=_LOOK_UP)
+            except Empty:
+                continue
+            if news is None:
+                return
+            yield news
+
+    def cancel(self) -> None:
+        """Have it end; returns at once."""
+        self._call.cancel_from_thread()
+
+    def wait(self) -> None:
+        """Wait for its end, cleanup included."""
+        while not self.has_ended_within(_LOOK_UP):
+            pass
+
+    def has_ended_within(self, seconds: float) -> bool:
+        """Wait for its end, cleanup included, but no longer than that."""
+        return self._call.wait(seconds)
+
+    def result(self) -> AgentResult | None:
+        """How the run ended, also one that was cancelled; None if it had not begun.
+
+        Raises:
+            UserError: It could not be carried out.
+        """
+        with suppress(RunCancelled):
+            self._call.result()
+        return self._stream.ended
+
+    async def _tell_all(self) -> None:
+        try:
+            async with self._stream as stream:
+                while events := await stream.take():
+                    for event in events:
+                        self._news.put(event)
+        finally:
+            self._news.put(None)
+
+    def _run(self) -> Run:
+        run = self._begin()
+        run.approve = run.approve or Hook(self._approve, "approve")
+        return run
+
+    async def _approve(self, call: PendingCall, context: RunContext[Any]) -> Approval:
+        if not self._can_ask:
+            return Deny("there is nobody at a terminal to approve it")
+        question = Question(call, context)
+        self._news.put(question)
+        return await question.wait()

@@ -1,0 +1,160 @@
+"""Things on their way to one reader: a bounded queue whose writers wait, and whose cleanup never has to.
+
+A memory stream would do, but that what a cancelled run has to say at its end must get through without waiting.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from typing import Generic, Protocol, TypeVar
+
+import anyio
+from anyio.lowlevel import EventLoopToken, checkpoint, current_token
+
+from fractal._scopes import stop_if_cancelled
+
+__all__ = ["Feed", "Inlet"]
+
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class Inlet(Protocol[T_contra]):
+    """The writers' end of a feed."""
+
+    def put(self, item: T_contra) -> None:
+        """Hand an item over, whether there is room or not."""
+        ...
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for one more."""
+        ...
+
+    async def room(self) -> None:
+        """Wait until there is room for one more."""
+        ...
+
+    def from_afar(self) -> Inlet[T_contra]:
+        """The same end for writers in another event loop, whatever thread that is in."""
+        ...
+
+
+class Feed(Generic[T]):
+    """A queue inside one event loop.
+
+    Writers call `room`, then `put`, then `room` again; so there are never more than `buffer` items and the one in
+    hand. With a buffer of 0 each item is read before its writer goes on.
+
+    Args:
+        buffer: Items that may wait for the reader while the writers go on.
+    """
+
+    def __init__(self, buffer: int) -> None:
+        self._buffer = buffer
+        self._items: deque[T] = deque()
+        self._news: anyio.Event | None = None  # for the reader
+        self._freed: anyio.Event | None = None  # for the writers
+        self._is_closed = self._is_deserted = False
+        self._token = current_token()
+
+    def put(self, item: T) -> None:
+        """Hand an item over, whether there is room or not; nobody keeps one that comes too late."""
+        if not self._is_deserted and not self._is_closed:
+            self._items.append(item)
+            self._tell_reader()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for one more."""
+        return len(self._items) > self._buffer
+
+    async def room(self) -> None:
+        """Wait until there is room for one more, or nobody reads any more."""
+        while self.is_full:
+            self._freed = self._freed or anyio.Event()
+            await self._freed.wait()
+            # A reader that takes an item and leaves has cancelled whom it let go on.
+            await checkpoint()
+
+    def from_afar(self) -> Inlet[T]:
+        """The writers' end for another event loop: nothing put there is lost, and nobody waits there."""
+        return _DistantInlet(self, self._token)
+
+    def close(self) -> None:
+        """Say that nothing more will come."""
+        self._is_closed = True
+        self._tell_reader()
+
+    async def take(self) -> list[T]:
+        """Wait for news and take all there is; an empty list at the end."""
+        await stop_if_cancelled()
+        while not self._items and not self._is_closed and not self._is_deserted:
+            self._news = self._news or anyio.Event()
+            await self._news.wait()
+        taken = list(self._items)
+        self._items.clear()
+        self._tell_writers()
+        return taken
+
+    async def next(self) -> T:
+        """Wait for the next item and take it.
+
+        Raises:
+            StopAsyncIteration: There is none any more.
+        """
+        await stop_if_cancelled()
+        while not self._items:
+            if self._is_closed or self._is_deserted:
+                raise StopAsyncIteration
+            self._news = self._news or anyio.Event()
+            await self._news.wait()
+        return self.pop()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the next item has yet to come."""
+        return not self._items
+
+    def pop(self) -> T:
+        """Take the next item, which is there."""
+        item = self._items.popleft()
+        self._tell_writers()
+        return item
+
+    def desert(self) -> None:
+        """Read no more: what is there and what comes is dropped, and no writer waits."""
+        self._is_deserted = True
+        self._items.clear()
+        self._tell_writers()
+        self._tell_reader()
+
+    def _tell_reader(self) -> None:
+        news, self._news = self._news, None
+        if news is not None:
+            news.set()
+
+    def _tell_writers(self) -> None:
+        if self._freed is not None and len(self._items) <= self._buffer:
+            freed, self._freed = self._freed, None
+            freed.set()
+
+
+class _DistantInlet(Generic[T]):
+    def __init__(self, feed: Feed[T], token: EventLoopToken) -> None:
+        self._feed, self._token = feed, token
+
+    def put(self, item: T) -> None:
+        with suppress(RuntimeError):  # the reader's loop has ended: nobody reads
+            self._token.backend_class.run_sync_soon(self._feed.put, (item,), self._token.native_token)
+
+    @property
+    def is_full(self) -> bool:
+        return False
+
+    async def room(self) -> None:
+        pass
+
+    def from_afar(self) -> Inlet[T]:
+        return self

@@ -1,0 +1,101 @@
+"""Users' own functions that a run calls on its way: to check an answer, approve a call, sum up what is dropped."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+
+from fractal._schema import SignatureFault, is_async, read_signature
+from fractal._scopes import single_error
+from fractal._threads import ThreadCall
+from fractal.context import RunContext, is_context
+from fractal.errors import InvalidArguments
+
+__all__ = ["Hook", "Warn", "call_user"]
+
+logger = logging.getLogger("fractal")
+
+Warn = Callable[[str], object]
+"""Told what a user should know."""
+
+
+class Hook:
+    """A function, plain or async, of one value, and of the run's context if it has a parameter for it.
+
+    The parameter for the context is the one annotated `RunContext`, or else a second one without a default.
+
+    Args:
+        function: The function.
+        what: What it is for, for errors.
+
+    Raises:
+        InvalidArguments: It cannot be called so.
+    """
+
+    def __init__(self, function: Callable[..., Any], what: str) -> None:
+        if not callable(function):
+            raise InvalidArguments(f"{what}={function!r}: give a function")
+        self.function = function
+        self._parameters, self._context_name = _parameters(function, what)
+
+    async def __call__(self, value: object, context: RunContext[Any], warn: Warn = logger.warning) -> Any:
+        """Call it where it stops nobody; what it raises comes out as it is."""
+        positional, by_name = self.arguments(value, context)
+        return await call_user(warn, self.function, *positional, **by_name)
+
+    def arguments(self, value: object, context: RunContext[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """What it is called with: by position, and by name."""
+        positional: list[Any] = []
+        by_name: dict[str, Any] = {}
+        for parameter in self._parameters:
+            argument = context if parameter.name == self._context_name else value
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+                positional.append(argument)
+            else:
+                by_name[parameter.name] = argument
+        return positional, by_name
+
+
+async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: object, **by_name: object) -> Any:
+    """Call a user's function where it stops nobody: awaited if it is async, else in a worker thread."""
+    answers: list[Any] = []  # a thread must not hand over a bare coroutine on trio
+
+    def work() -> None:
+        answers.append(function(*arguments, **by_name))
+
+    with single_error():  # of a task group in the function, or of the one here
+        if is_async(function):
+            return await function(*arguments, **by_name)
+        async with anyio.create_task_group() as group:  # where `fractal.sync` in the function joins the run
+            thread = ThreadCall(work, abandon=True, group=group)
+            try:
+                await thread.run()
+            finally:
+                if thread.abandoned:
+                    name = getattr(function, "__name__", repr(function))
+                    warn(f"{name} could not be stopped: it goes on in its thread, and nobody waits for it")
+        return await answers[0] if inspect.isawaitable(answers[0]) else answers[0]
+
+
+def _parameters(function: Callable[..., Any], what: str) -> tuple[list[inspect.Parameter], str | None]:
+    """The parameters that are given something, in their order, and the name of the one for the context."""
+    try:
+        signature, hints = read_signature(function, {"RunContext": RunContext})
+    except SignatureFault as error:
+        raise InvalidArguments(f"{what}={function!r}: {error}") from None
+    contexts = [parameter for parameter in signature if is_context(hints.get(parameter.name))]
+    others = [p for p in signature if p not in contexts and p.kind is not p.VAR_KEYWORD]
+    needed = [p for p in others if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    if len(needed) == 2 and not contexts and needed[1].kind is not needed[1].KEYWORD_ONLY:
+        contexts = [needed.pop()]
+    if len(contexts) > 1 or len(needed) > 1 or not others:
+        raise InvalidArguments(
+            f"{what}={function!r}: give a function of one value, and of the run's context if it wants that, in a"
+            " second parameter or in one annotated RunContext"
+        )
+    given = [(needed or others)[0], *contexts]
+    return [parameter for parameter in signature if parameter in given], contexts[0].name if contexts else None

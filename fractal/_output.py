@@ -1,0 +1,495 @@
+"""Answers as Python objects: what the model is asked for, how its answer is read, and in which way both are done.
+
+Pure: no I/O. The loop sends what is made here, and hands back what came.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+import threading
+from collections.abc import Container, Mapping
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+
+from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
+from typing_extensions import TypedDict
+
+from fractal._json import clean_text, decode, encode, is_list, is_mapping
+from fractal._schema import PlainJsonSchema, explain, first_line
+from fractal._strict import strict_schema
+from fractal.errors import InvalidArguments, StatusError
+
+__all__ = [
+    "WRAPPER",
+    "OutputFault",
+    "OutputMemory",
+    "OutputMode",
+    "OutputPlan",
+    "OutputType",
+    "Way",
+    "free_tool_name",
+    "output_for",
+]
+
+OutputMode = Literal["auto", "native", "tool", "prompt"]
+"""How a model is made to answer with an object: `"native"` sends its JSON Schema as the request's `response_format`,
+`"tool"` offers a tool that takes the answer, `"prompt"` describes it in words. `"auto"` tries them in this order, goes
+on when the endpoint refuses one, and remembers that."""
+
+Way = Literal["native", "tool", "prompt"]
+
+_WAYS: tuple[Way, ...] = ("native", "tool", "prompt")
+_MODES = ("auto", *_WAYS)
+_TOOL_NAME = "final_answer"
+WRAPPER = "result"
+_NOT_JSON = "the answer is not valid JSON"
+
+
+class OutputFault(ValueError):
+    """An answer does not fit; the text is short and meant for the model."""
+
+
+# ---- the type
+
+
+class OutputType:
+    """A type that answers shall have: its JSON Schema, and how an answer becomes a value of it.
+
+    Endpoints want an object at the root. A type whose JSON is something else (a list, a number, a union) is asked for
+    as `{"result": …}`, and taken out of that again.
+
+    Args:
+        kind: The type, or any annotation that has a JSON Schema.
+
+    Attributes:
+        name: The type's name, as endpoints take names.
+        adapter: pydantic's view of the type.
+        is_wrapped: Whether it is asked for as `{"result": …}`.
+        wrapper: pydantic's view of that, or None.
+        json_schema: Schema of the object that is asked for.
+        strict_schema: The same in the subset of `strict: true`, or None if it cannot be said there.
+
+    Raises:
+        InvalidArguments: No model can be asked for it.
+    """
+
+    __slots__ = (
+        "_names",
+        "_starts",
+        "_takes_text",
+        "adapter",
+        "is_wrapped",
+        "json_schema",
+        "name",
+        "strict_schema",
+        "wrapper",
+    )
+
+    def __init__(self, kind: Any) -> None:
+        self.adapter, schema = _read(kind)
+        self.name = _name_of(kind)
+        self.is_wrapped = schema.get("type") != "object"
+        self.wrapper: TypeAdapter[Any] | None = None
+        self._takes_text = self.is_wrapped and _takes(schema, "string", schema)
+        self._starts = _OBJECT_OR_LIST if self.is_wrapped and _takes(schema, "array", schema) else _OBJECT
+        if self.is_wrapped:
+            self.wrapper, schema = _read(_wrapped(kind))
+        schema.pop("title", None)
+        self._names = list(schema.get("properties", ()))
+        self.json_schema = schema
+        self.strict_schema = strict_schema(schema)
+
+    def request_fields(self, way: Way) -> dict[str, Any]:
+        """The fields that a way adds to a request."""
+        if way != "native":
+            return {}
+        strict = self.strict_schema is not None
+        schema = {"name": self.name, "schema": self.strict_schema or self.json_schema, "strict": strict}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+    def tool_schema(self, tool_name: str = _TOOL_NAME) -> dict[str, Any]:
+        """The tool that takes the answer, as a chat-completions schema."""
+        description = "Give the final answer. Call it once, when there is nothing left to find out."
+        parameters: dict[str, Any] = {"properties": {}, **self.json_schema}
+        return {
+            "type": "function",
+            "function": {"name": tool_name, "description": description, "parameters": parameters},
+        }
+
+    def instruction(self, way: Way, tool_name: str = _TOOL_NAME) -> str | None:
+        """What the model is told beforehand about the form of its answer; None if the request says it."""
+        match way:
+            case "native":
+                return None
+            case "tool":
+                return f"Give the final answer by calling the tool {tool_name!r}, not as text."
+            case "prompt":
+                return (
+                    "Give the final answer as JSON only: no other text, no code fence. It must fit this JSON Schema:\n"
+                    + self._shown_schema()
+                )
+
+    def correction(self, fault: str, way: Way, tool_name: str = _TOOL_NAME) -> str:
+        """What the model is told of an answer that does not fit.
+
+        Args:
+            fault: What is wrong with it.
+            way: The way in which it was asked for.
+            tool_name: The tool that takes the answer.
+        """
+        match way:
+            case "native":
+                # There are endpoints that take a `response_format` and never look at it.
+                again = f"Answer again, with JSON only, which must fit this JSON Schema:\n{self._shown_schema()}"
+            case "tool":
+                again = f"Give the whole answer again by calling the tool {tool_name!r}."
+            case "prompt":
+                again = "Give the whole answer again, as JSON only."
+        return f"The answer was not accepted: {fault}. {again}"
+
+    def parse_text(self, text: str) -> Any:
+        """The answer that a reply's text holds.
+
+        The text may be in a code fence, and may have other text around one JSON value.
+
+        Returns:
+            A value of the type.
+
+        Raises:
+            OutputFault: It holds no answer, more than one, or one that does not fit.
+        """
+        text = _unfenced(clean_text(text).strip(_BLANK))
+        is_scalar = not text.startswith(("{", "[", '"'))
+        try:
+            return self.check(self._single_value(text))
+        except OutputFault:
+            if not (self._takes_text and is_scalar and _find_json(text, self._starts) is None):
+                raise
+        # "yes" where Literal["yes", "no"] was asked for: the quotes are missing, and nothing else.
+        return self.check(json.dumps(text))
+
+    def parse_arguments(self, text: str) -> Any:
+        """The answer that a call of the output tool holds.
+
+        Returns:
+            A value of the type.
+
+        Raises:
+            OutputFault: It does not fit.
+        """
+        return self.check(clean_text(text).strip() or "{}")
+
+    def check(self, text: str) -> Any:
+        """The value of one JSON text, which may come without the `{"result": …}` if it is no object.
+
+        Raises:
+            OutputFault: It does not fit.
+        """
+        text = text.strip()
+        if self.wrapper is not None and text.startswith("{"):
+            return self._checked(self.wrapper, text)[WRAPPER]
+        return self._checked(self.adapter, text)
+
+    def start_of_json(self, text: str) -> int | None:
+        """Where the JSON begins in the text of an answer that is not complete; None if it has not begun."""
+        return _find_json(text, self._starts)
+
+    def _checked(self, adapter: TypeAdapter[Any], text: str) -> Any:
+        try:
+            return _validated(adapter, text)
+        except ValidationError as error:
+            raise OutputFault(explain(error, self._names, whole="the answer", part="field")) from None
+        except Exception as error:  # a validator of the user's own
+            raise OutputFault(f"{type(error).__name__}: {error}") from error
+
+    def _single_value(self, text: str) -> str:
+        """The one JSON value in a text."""
+        try:
+            _DECODER.decode(text)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return text
+        start = _find_json(text, self._starts)
+        if start is None:
+            raise OutputFault(f"{_NOT_JSON}: there is no {'JSON value' if self.is_wrapped else 'JSON object'} in it")
+        end = _end_of_json(text, start)
+        if _find_json(text, self._starts, end) is not None:
+            raise OutputFault("there is more than one JSON value in the answer: give one")
+        return text[start:end]
+
+    def _shown_schema(self) -> str:
+        return encode(self.json_schema).decode()
+
+
+@functools.lru_cache(maxsize=256)
+def _known(kind: Any, shown: str) -> OutputType:
+    return OutputType(kind)
+
+
+def output_for(kind: Any) -> OutputType | None:
+    """How to ask for answers of a type, built once for each.
+
+    Args:
+        kind: A pydantic model, dataclass, TypedDict, NamedTuple, enum, `list[…]`, union, primitive: anything that has a
+            JSON Schema. `str` or None: answers are text, as the model writes it.
+
+    Returns:
+        The type, or None for plain text.
+
+    Raises:
+        InvalidArguments: There is no JSON Schema for it.
+    """
+    if kind is None or kind is str:
+        return None
+    try:
+        hash(kind)
+    except TypeError:  # annotations with unhashable notes in them
+        return OutputType(kind)
+    # `A | B` equals `B | A`; their schemas differ, and so do their texts.
+    return _known(kind, repr(kind))
+
+
+def _read(kind: Any) -> tuple[TypeAdapter[Any], dict[str, Any]]:
+    if isinstance(kind, str) or inspect.isroutine(kind) or inspect.ismodule(kind):
+        _refuse(kind, "it is no type")
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        schema = adapter.json_schema(schema_generator=PlainJsonSchema)
+    except SchemaError as error:  # a pattern that is none, say
+        _refuse(kind, " ".join(str(error).split())[:200])
+    except (PydanticSchemaGenerationError, PydanticUserError, TypeError, NameError) as error:
+        _refuse(kind, first_line(error).split(". ")[0].rstrip("."))
+    return adapter, _without_root_reference(schema)
+
+
+def _refuse(kind: Any, why: str) -> NoReturn:
+    raise InvalidArguments(
+        f"output_type={kind!r}: a model cannot be asked for it: {why}; give a pydantic model, a dataclass, a TypedDict,"
+        " list[…], a union, an enum, or a primitive type"
+    ) from None
+
+
+def _without_root_reference(schema: dict[str, Any]) -> dict[str, Any]:
+    """A type that contains itself is a reference at the root; endpoints want to see an object there."""
+    reference = schema.get("$ref")
+    if reference is None:
+        return schema
+    name = reference.removeprefix("#/$defs/")
+    return {"$defs": schema["$defs"], **schema["$defs"][name]}
+
+
+def _wrapped(kind: Any) -> Any:
+    make: Any = TypedDict
+    return make("Answer", {WRAPPER: kind})
+
+
+def _takes(schema: object, word: str, root: Mapping[str, Any]) -> bool:
+    """Whether a schema lets JSON of a type through, as far as can be told without a value."""
+    if not is_mapping(schema):
+        return schema is True
+    reference = schema.get("$ref")
+    if reference is not None:
+        return _takes(root["$defs"].get(reference.removeprefix("#/$defs/")), word, root)
+    choices: Any = schema.get("anyOf", schema.get("oneOf"))
+    if is_list(choices):
+        return any(_takes(choice, word, root) for choice in choices)
+    if "type" in schema:
+        return word in (schema["type"] if is_list(schema["type"]) else [schema["type"]])
+    constants: Any = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    return constants is None or (word == "string" and any(isinstance(constant, str) for constant in constants))
+
+
+def _name_of(kind: Any) -> str:
+    """A name as endpoints take them: what the type is called in its module, in 1 to 64 letters, digits, _ and -."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    shown = kind.__name__ if isinstance(kind, type) else re.sub(r"[\w.<>]+\.(?=\w)", "", repr(kind))
+    return re.sub(r"[^a-zA-Z0-9]+", "_", shown).strip("_")[:64] or "answer"
+
+
+# ---- JSON in text
+
+_BLANK = " \t\r\n\ufeff"
+_FENCE = re.compile(r"```[\w-]*[ \t]*\r?\n(.*?)\s*```", re.DOTALL)
+# What looks like the beginning of JSON, and not like a bracket in a sentence.
+_OBJECT = re.compile(r"\{(?=\s*[\"}])")
+_OBJECT_OR_LIST = re.compile(r"\{(?=\s*[\"}])|\[(?=\s*(?:[\[\]{\"\d-]|(?:true|false|null)\b))")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _unfenced(text: str) -> str:
+    fenced = _FENCE.fullmatch(text)
+    return fenced[1].strip(_BLANK) if fenced else text
+
+
+def _find_json(text: str, starts: re.Pattern[str], position: int = 0) -> int | None:
+    """Where a JSON value seems to begin, from a position on."""
+    found = starts.search(text, position)
+    return found.start() if found else None
+
+
+def _end_of_json(text: str, start: int) -> int:
+    try:
+        return _DECODER.raw_decode(text, start)[1]
+    except ValueError as error:
+        raise OutputFault(f"{_NOT_JSON}: {error}") from None
+    except RecursionError:
+        raise OutputFault(f"{_NOT_JSON}: nested too deeply") from None
+
+
+def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
+    """Validate, and take a null that is refused as a field that is left out: in strict schemas it means that."""
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        nulls = [fault["loc"] for fault in error.errors(include_url=False) if fault["input"] is None and fault["loc"]]
+        if not nulls:
+            raise
+        value = decode(text)
+        for location in nulls:
+            _leave_out(value, location)
+        try:
+            return adapter.validate_json(encode(value))
+        except ValidationError:
+            raise error from None
+
+
+def _leave_out(value: Any, location: tuple[int | str, ...]) -> None:
+    """Take the member that a location leads to out of its object, if it is null there."""
+    holder, key = value, None
+    for step in location:
+        # Steps that are no keys name the members of unions.
+        if (is_mapping(value) and step in value) or (is_list(value) and isinstance(step, int) and step < len(value)):
+            within: Any = value
+            holder, key, value = within, step, within[step]
+    if value is None and isinstance(holder, dict):
+        del holder[key]
+
+
+# ---- the way
+
+
+class OutputMemory:
+    """What an endpoint has been seen to take and to refuse, for each model; shared by the runs of an agent."""
+
+    __slots__ = ("_lock", "_refused", "_taken")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._refused: set[tuple[str, Way]] = set()
+        self._taken: set[tuple[str, Way]] = set()
+
+    def refused(self, model: str) -> frozenset[Way]:
+        """The ways that the endpoint refuses for a model."""
+        with self._lock:
+            return frozenset(way for name, way in self._refused if name == model)
+
+    def takes(self, model: str, way: Way) -> bool:
+        """Whether the endpoint has taken a way for a model before."""
+        with self._lock:
+            return (model, way) in self._taken
+
+    def note(self, model: str, taken: Way, refused: Container[Way]) -> None:
+        """Remember that a way was taken after others were refused.
+
+        A way that was ever taken is none that is refused: then it was one schema that the endpoint did not like.
+        """
+        with self._lock:
+            self._taken.add((model, taken))
+            self._refused |= {(model, way) for way in _WAYS if way in refused}
+            self._refused -= self._taken
+
+
+class OutputPlan:
+    """In which way a run asks for its answer, and what comes next when the endpoint refuses that.
+
+    The loop sends a request in the way of `way`. If it succeeds, `accepted()` is called; if it fails with a status,
+    `refused(error)` says whether to send it again in the way that `way` then names. If not, `failure` is the error to
+    raise.
+
+    Args:
+        mode: A way, or `"auto"` for the first that the endpoint takes.
+        model: Name of the model at the endpoint.
+        memory: What is known of the endpoint already.
+
+    Attributes:
+        way: The way to ask in now.
+
+    Raises:
+        InvalidArguments: There is no such mode.
+    """
+
+    __slots__ = ("_accepted", "_errors", "_left", "_memory", "_model", "way")
+
+    def __init__(self, mode: OutputMode, model: str, memory: OutputMemory) -> None:
+        if mode not in _MODES:
+            raise InvalidArguments(f"output_mode={mode!r}: it is {', '.join(map(repr, _MODES[:-1]))} or {_MODES[-1]!r}")
+        self._model, self._memory = model, memory
+        self._errors: dict[Way, StatusError] = {}  # by the way that was refused
+        self._accepted = False
+        known = memory.refused(model)
+        self._left: list[Way] = [way for way in _WAYS if way not in known] if mode == "auto" else [mode]
+        self.way: Way = self._left.pop(0)
+
+    def refused(self, error: StatusError) -> bool:
+        """Whether the endpoint refuses the way, as far as the error tells, and there is another to try.
+
+        Only what is in fields counts, never words: a status that says the request is not what the endpoint takes, and
+        no field named as the culprit but one that the way has added.
+        """
+        if self._accepted or not self._may_refuse(error):
+            return False
+        self._errors[self.way] = error
+        if not self._left:
+            return False
+        self.way = self._left.pop(0)
+        return True
+
+    def accepted(self) -> None:
+        """The endpoint has answered: the way is right, and what was refused before was refused for what it is."""
+        if not self._accepted:
+            self._accepted = True
+            self._memory.note(self._model, self.way, self._errors)
+
+    def failure(self, error: StatusError) -> StatusError:
+        """What to raise for an error after which nothing else was tried.
+
+        If the endpoint refused every way, the fault is somewhere else, and its first answer is the one that was given
+        to the request as it was meant.
+        """
+        if self._errors.get(self.way) is not error:
+            return error
+        first, *later = self._errors.items()
+        for way, other in later:
+            first[1].add_note(f"asked again with output_mode={way!r}: {other}")
+        return first[1]
+
+    def _may_refuse(self, error: StatusError) -> bool:
+        if error.status not in _REFUSALS:
+            return False
+        if error.param is None:
+            return not self._memory.takes(self._model, self.way)
+        return re.split(r"\W", error.param, maxsplit=1)[0] in _ADDED[self.way]
+
+
+_REFUSALS = {400, 404, 415, 422, 501}
+_ADDED: dict[Way, set[str]] = {"native": {"response_format"}, "tool": {"tools", "tool_choice"}, "prompt": set()}
+
+
+def free_tool_name(taken: Container[str]) -> str:
+    """A name for the tool that takes the answer, which no other tool has."""
+    name, number = _TOOL_NAME, 1
+    while name in taken:
+        number += 1
+        name = f"{_TOOL_NAME}_{number}"
+    return name

@@ -1,0 +1,178 @@
+"""A batch of runs as a bar on standard error, or as a line of text now and then."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import anyio
+
+from fractal._background import Background
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from fractal.many import Progress
+
+__all__ = ["described", "shown"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("fractal")
+
+_BAR_COLUMNS = 40  # at most
+
+
+async def shown(read: Callable[[], Progress], work: Callable[[], Awaitable[T]]) -> T:
+    """Await some work and show on standard error how far it is; the last picture stays.
+
+    A bar needs rich, a terminal, and that no other bar is drawn there; else there is a line every few seconds. What
+    cannot be shown is no reason for the work to fail.
+
+    Args:
+        read: Says how far the work is.
+        work: What to await.
+
+    Returns:
+        What the work returns.
+
+    Raises:
+        BaseException: What the work raises.
+    """
+    display = _Bar.made(read) or _Lines(read)
+    drawing = Background(partial(_draw, display), "fractal progress")
+    try:
+        return await work()
+    finally:
+        try:
+            await drawing.cancel_and_join()
+        finally:
+            _try(display.close)
+
+
+class _Display(Protocol):
+    seconds: float
+
+    def open(self) -> None: ...
+
+    def draw(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+async def _draw(display: _Display) -> None:
+    is_shown = _try(display.open)
+    while is_shown:
+        await anyio.sleep(display.seconds)
+        is_shown = _try(display.draw)
+
+
+def _try(show: Callable[[], None]) -> bool:
+    try:
+        show()
+    except Exception:  # the terminal has gone, say
+        logger.debug("progress cannot be shown", exc_info=True)
+        return False
+    return True
+
+
+class _Lines:
+    seconds = 5.0
+
+    def __init__(self, read: Callable[[], Progress]) -> None:
+        self._read = read
+
+    def open(self) -> None:
+        pass  # nothing has happened yet
+
+    def draw(self) -> None:
+        sys.stderr.write(f"fractal: {described(self._read())}\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        self.draw()
+
+
+_one_bar = threading.Lock()  # two would draw over each other
+
+
+class _Bar:
+    seconds = 0.1
+
+    def __init__(self, console: Console, read: Callable[[], Progress]) -> None:
+        from rich.live import Live
+
+        self._live = Live(
+            console=console,
+            get_renderable=lambda: _picture(read(), console),
+            auto_refresh=False,  # a task draws, not rich's thread
+            # What tools print goes above the bar, but never from a pipe into the terminal.
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=sys.stderr.isatty(),
+        )
+
+    @classmethod
+    def made(cls, read: Callable[[], Progress]) -> _Bar | None:
+        """A bar, if there can be one."""
+        if importlib.util.find_spec("rich") is None:
+            return None
+        from rich.console import Console
+
+        from fractal._terminal import is_live
+
+        console = Console(stderr=True, highlight=False)
+        return cls(console, read) if is_live(console) and _one_bar.acquire(blocking=False) else None
+
+    def open(self) -> None:
+        self._live.start(refresh=True)
+
+    def draw(self) -> None:
+        self._live.refresh()
+
+    def close(self) -> None:
+        try:
+            self._live.stop()  # draws once more
+        finally:
+            _one_bar.release()
+
+
+def _picture(progress: Progress, console: Console) -> RenderableType:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    text = described(progress)
+    line = Table.grid(padding=(0, 1))
+    columns = min(_BAR_COLUMNS, console.width - len(text) - 2)
+    if columns >= _BAR_COLUMNS / 4:
+        # Without a total the bar only moves.
+        line.add_row(ProgressBar(progress.total, progress.done, columns), Text(text, no_wrap=True))
+    else:
+        line.add_row(Text(text, no_wrap=True))
+    return line
+
+
+def described(progress: Progress) -> str:
+    """How far a batch is, as one line of text."""
+    total = "" if progress.total is None else f" of {progress.total}"
+    facts = [f"{progress.done}{total} done"]
+    if progress.failed:
+        facts.append(f"{progress.failed} failed")
+    if progress.rate >= 1:
+        facts.append(f"{progress.rate:.1f}/s")
+    elif progress.rate:
+        facts.append(f"{progress.rate * 60:.1f}/min")
+    left = progress.remaining
+    facts.append(f"{_clock(left)} left" if left else f"in {_clock(progress.elapsed)}")
+    return ", ".join(facts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,57 @@
+"""Tool calls that somebody has to approve first."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Allow", "Approval", "Approver", "Deny", "PendingCall"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingCall:
+    """A tool call that waits for approval.
+
+    Attributes:
+        tool_name: The tool.
+        call_id: Id of the call, as in the transcript and the events.
+        arguments: What it will be called with: checked, as the function's own types, by name.
+        description: What the model is told the tool does.
+    """
+
+    tool_name: str
+    call_id: str
+    arguments: Mapping[str, Any]
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Make the call.
+
+    Args:
+        arguments: What to call it with in place of what the model sent: all arguments, checked as the model's are.
+            None: as they are.
+    """
+
+    arguments: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Do not make the call.
+
+    Args:
+        reason: What the model is told; it may then try something else.
+    """
+
+    reason: str = "not approved"
+
+
+Approval = Allow | Deny | bool
+"""An answer; True is `Allow()`, False is `Deny()`."""
+
+Approver = Callable[..., Approval | Awaitable[Approval]]
+"""Answers for pending calls: plain or async, called with a `PendingCall`, and with the run's `RunContext` if it has a
+second parameter. A plain one runs in a worker thread, so it may ask a human and wait."""

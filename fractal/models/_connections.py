@@ -1,0 +1,157 @@
+"""The connections of one event loop, each lent to one request at a time.
+
+The pools of HTTP libraries look through all their connections at each request, which with hundreds of them costs more
+than the request itself. Here a request takes the one that was used last, however many there are.
+
+This module loads httpx2, so nothing imports it before the first request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx2
+
+from fractal.models._connection import Answer, Connection, Template
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator, AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    from fractal.models._connection import Origin
+
+__all__ = ["Connections", "Transport", "as_httpx2"]
+
+KEEP_ALIVE = 5.0
+"""Seconds that a connection may wait for its next request: what httpx2 allows by default."""
+
+
+class Connections:
+    """Lends connections, opens them as they are needed, and closes those that nobody needs.
+
+    Args:
+        tls: For https.
+        limit: How many may be open. Whoever sends sees to it that no more requests are on their way.
+    """
+
+    def __init__(self, tls: ssl.SSLContext, limit: int) -> None:
+        self._tls, self._limit = tls, limit
+        self._open: set[Connection] = set()
+        self._idle: dict[Origin, deque[Connection]] = {}  # the one used last is the last
+
+    def __len__(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
+    @asynccontextmanager
+    async def send(self, request: Template, body: bytes) -> AsyncGenerator[Answer]:
+        """Send a request; its connection belongs to the block.
+
+        It is used again if the answer has been read to its end, and closed in every other case.
+
+        Raises:
+            httpx2.RequestError: There is no answer.
+        """
+        connection = await self._take(request.origin)
+        try:
+            yield await connection.send(request, body, self._tls)
+        finally:
+            if connection.is_idle:
+                connection.idle_since = time.monotonic()
+                self._idle.setdefault(connection.origin, deque()).append(connection)
+            else:
+                await self._close(connection)
+
+    async def aclose(self) -> None:
+        """Close all, those in use too."""
+        self._idle.clear()
+        for connection in list(self._open):
+            await self._close(connection)
+
+    async def _take(self, origin: Origin) -> Connection:
+        await self._close_one_that_expired()
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.idle_since >= time.monotonic() - KEEP_ALIVE and not connection.is_stale:
+                return connection
+            await self._close(connection)
+        if len(self) >= self._limit:
+            await self._close_longest_idle()
+        connection = Connection(origin)
+        self._open.add(connection)
+        return connection
+
+    async def _close_one_that_expired(self) -> None:
+        # One at a request, so that the first one after a long pause need not wait for all of them to be closed.
+        oldest = self._longest_idle()
+        if oldest is not None and oldest.idle_since < time.monotonic() - KEEP_ALIVE:
+            await self._close_longest_idle()
+
+    async def _close_longest_idle(self) -> None:
+        oldest = self._longest_idle()
+        if oldest is not None:
+            self._idle[oldest.origin].popleft()
+            await self._close(oldest)
+
+    def _longest_idle(self) -> Connection | None:
+        return min((idle[0] for idle in self._idle.values() if idle), key=lambda each: each.idle_since, default=None)
+
+    async def _close(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        # Closing a socket says nothing to the other side that it would have to wait for, so this ends at once.
+        with anyio.CancelScope(shield=True):
+            await connection.aclose()
+
+
+class Transport(httpx2.AsyncBaseTransport):
+    """The same connections for an `httpx2.AsyncClient`.
+
+    Args:
+        connections: The connections.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request of the client's."""
+        exchange = self._connections.send(Template(request), await request.aread())
+        return as_httpx2(await exchange.__aenter__(), exchange)
+
+    async def aclose(self) -> None:
+        """Close the connections, all of them."""
+        await self._connections.aclose()
+
+
+def as_httpx2(answer: Answer, exchange: AbstractAsyncContextManager[Any] | None = None) -> httpx2.Response:
+    """An answer as httpx2 has it, which can decode it.
+
+    Args:
+        answer: The answer.
+        exchange: A block that was entered for it, and is left when it is closed; or None.
+    """
+    head = answer.head
+    facts = {"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason}
+    body = _Body(answer, exchange)
+    return httpx2.Response(head.status_code, headers=head.headers.raw_items(), stream=body, extensions=facts)
+
+
+class _Body(httpx2.AsyncByteStream):
+    """The body of an answer; when it is closed, so is the exchange that it belongs to."""
+
+    def __init__(self, answer: Answer, exchange: AbstractAsyncContextManager[Any] | None) -> None:
+        self._answer, self._exchange = answer, exchange
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._answer
+
+    async def aclose(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            await exchange.__aexit__(None, None, None)

@@ -1,0 +1,142 @@
+"""Our own way to an endpoint, which needs no SDK; and how the answers of all HTTP ways are read."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import anyio
+
+from fractal.errors import ConnectionFailed, MissingCredentials
+from fractal.models._faults import reply_from, translated
+from fractal.models._pool import Address, pool_of_this_loop
+from fractal.models._sse import ReplyReader
+from fractal.models.base import show_whole
+
+if TYPE_CHECKING:
+    from fractal.models._pool import HttpAnswer
+    from fractal.models.base import ModelRequest, Reply, Sink
+
+__all__ = ["JSON", "HttpWire", "is_stream", "read_answer", "read_whole"]
+
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+JSON = {"Content-Type": "application/json"}
+"""What every request says of itself."""
+
+_LONGEST_END = 1.0  # seconds between the last word of a stream and the end of its body
+
+
+class HttpWire:
+    """Our own: one POST on a connection of the loop's pool."""
+
+    def __init__(self, base_url: str | None, api_key: str | None, max_connections: int | None = None) -> None:
+        self._base_url, self._api_key, self._max_connections = base_url, api_key, max_connections
+        self._known: tuple[_Facts, Address] | None = None
+
+    async def respond(self, request: ModelRequest) -> Reply:
+        """Send it as it is encoded, read what comes back."""
+        address = self._address()
+        with translated(address.secret):
+            pool = await pool_of_this_loop(self, self._max_connections)
+            async with pool.place(request), pool.post(address, request.body()) as answer:
+                body = await answer.aread()
+            return reply_from(answer.status_code, answer.headers, body, address.secret)
+
+    async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
+        """Send it, read the reply as it comes."""
+        address = self._address()
+        with translated(address.secret):
+            pool = await pool_of_this_loop(self, self._max_connections)
+            async with pool.place(request), pool.post(address, request.body()) as answer:
+                return await read_answer(answer, sink, address.secret)
+
+    def _address(self) -> Address:
+        """Where to send; the environment is read here and nowhere else, at each request."""
+        facts: _Facts = (
+            self._base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL,
+            (self._api_key or os.environ.get("OPENAI_API_KEY") or "").strip(),
+            os.environ.get("OPENAI_ORG_ID"),
+            os.environ.get("OPENAI_PROJECT_ID"),
+        )
+        if self._known is None or self._known[0] != facts:
+            self._known = facts, _checked(*facts)
+        return self._known[1]
+
+
+_Facts = tuple[str, str, str | None, str | None]
+
+
+def _checked(base_url: str, key: str, organization: str | None, project: str | None) -> Address:
+    if not key and base_url == DEFAULT_BASE_URL:
+        raise MissingCredentials(
+            "there is no API key: set OPENAI_API_KEY (and OPENAI_BASE_URL for another endpoint), or pass client="
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise MissingCredentials("the API key has characters that no HTTP header can carry: look for quotes or breaks")
+    _require_url(base_url)
+    named = {
+        "Authorization": f"Bearer {key}" if key else None,
+        "OpenAI-Organization": organization,
+        "OpenAI-Project": project,
+    }
+    headers = JSON | {name: value for name, value in named.items() if value}
+    return Address(base_url.rstrip("/") + "/chat/completions", headers, key if len(key) > 3 else None)
+
+
+def _require_url(base_url: str) -> None:
+    """Name a base URL that no request can go to, which the layers below report in many ways."""
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        fault = ConnectionFailed(f"the base URL cannot be used: {base_url!r}")
+        fault.retryable = False
+        raise fault
+
+
+async def read_answer(response: HttpAnswer, sink: Sink, key: str | None) -> Reply:
+    """Read an answer that may come piece by piece.
+
+    Args:
+        response: The answer; its connection is the caller's.
+        sink: Where the pieces go.
+        key: The API key, so that no error repeats it.
+
+    Raises:
+        ModelError: It is no whole answer.
+    """
+    if not is_stream(response):
+        return await read_whole(response, await response.aread(), sink, key)
+    reader = ReplyReader(sink, key)
+    try:
+        with anyio.CancelScope() as rest:
+            async for data in response.aiter_bytes():
+                await reader.read(data)
+                if reader.is_done and rest.deadline == math.inf:
+                    # The connection can be used again only when the body has ended; not every endpoint ends it.
+                    rest.deadline = anyio.current_time() + _LONGEST_END
+    except Exception as error:
+        if not reader.can_do_without_the_rest(error):
+            raise
+    return reader.reply()
+
+
+async def read_whole(response: HttpAnswer, body: bytes, sink: Sink, key: str | None) -> Reply:
+    """The reply in an answer that came whole: an error, or that of an endpoint that does not stream.
+
+    Raises:
+        ModelError: It is no reply.
+    """
+    reply = reply_from(response.status_code, response.headers, body, key)
+    await show_whole(reply, sink)
+    return reply
+
+
+def is_stream(response: Any) -> bool:
+    """Whether an answer comes piece by piece."""
+    kind = response.headers.get("content-type", "")
+    return response.status_code < 400 and "json" not in kind and "html" not in kind

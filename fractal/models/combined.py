@@ -1,0 +1,414 @@
+"""Several models as one: the next when one fails, the fastest of some, one that waits for its turn.
+
+Each is a `Model` like any other and can be a part of another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from contextlib import AsyncExitStack, ExitStack
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+from anyio.lowlevel import RunVar, checkpoint
+
+from fractal._scopes import move_on_after, remaining, single_error, stop_if_cancelled
+from fractal._threads import Gate
+from fractal.errors import (
+    AllModelsFailed,
+    BudgetExceeded,
+    DeadlineWouldPass,
+    InvalidArguments,
+    ModelError,
+    RequestTimedOut,
+    RunError,
+)
+from fractal.models.base import Delta, Model, ModelRequest, Reply, Sink, stream_or_respond
+from fractal.models.openai import model_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+__all__ = ["CombinedModel", "FallbackModel", "LimitedModel", "RaceModel"]
+
+logger = logging.getLogger("fractal")
+
+_FAILURES = (ModelError, DeadlineWouldPass, BudgetExceeded)
+"""What keeps one model from answering, but maybe not another one."""
+
+
+class CombinedModel(ABC):
+    """A model made of others; what `FallbackModel`, `RaceModel` and `LimitedModel` have in common.
+
+    Attributes:
+        models: Those it is made of.
+    """
+
+    def __init__(self, models: Iterable[Any]) -> None:
+        self.models: tuple[Model, ...] = tuple(map(_member, models))
+
+    async def respond(self, request: ModelRequest) -> Reply:
+        """Answer one request.
+
+        Raises:
+            ModelError: There is no usable answer.
+            BudgetExceeded: The run's budget has no request left for the next model.
+            DeadlineWouldPass: The turn of a `LimitedModel` would come too late.
+        """
+        return await self._answer(request, None)
+
+    async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
+        """Answer one request, handing out each piece as it comes; a model that cannot stream gives one piece.
+
+        Raises:
+            ModelError: There is no usable answer, or it broke off.
+            BudgetExceeded: The run's budget has no request left for the next model.
+            DeadlineWouldPass: The turn of a `LimitedModel` would come too late.
+        """
+        return await self._answer(request, sink)
+
+    async def aclose(self) -> None:
+        """Close what its models opened for the running event loop: all of them that have an `aclose` too."""
+        async with AsyncExitStack() as stack:  # it goes on to the others when one fails
+            for model in self.models:
+                if callable(getattr(model.__class__, "aclose", None)):
+                    stack.push_async_callback(cast("Any", model).aclose)
+
+    @abstractmethod
+    async def _answer(self, request: ModelRequest, sink: Sink | None) -> Reply:
+        """Answer, in pieces if there is a sink."""
+
+
+class FallbackModel(CombinedModel):
+    """Asks the first model and, when it fails, the next.
+
+    A model fails with any `ModelError`, whether asking it again could help or not, or when its turn would come too late
+    (`DeadlineWouldPass`). Once a piece of a reply has been streamed, a failure is final. Each further request counts
+    in the run's budget. The run's own retries ask them all once more, from the first.
+
+    Args:
+        *models: Two or more, in this order: models, or what an agent takes as `client=`. Each is asked for the agent's
+            `model`; for another name, give `OpenAIModel(…, model="…")`.
+        after: Seconds until a model that has not answered, or has not shown a first piece, is cancelled and the next
+            is asked; the last one has as long as the request may take. None: so has each.
+
+    Raises:
+        InvalidArguments: There are fewer than two, one cannot be asked, or `after` is no time.
+
+    Example:
+        >>> from fractal import OpenAIModel
+        >>> model = FallbackModel(
+        ...     OpenAIModel(base_url="http://127.0.0.1:8000/v1"),
+        ...     OpenAIModel(base_url="http://127.0.0.1:8001/v1", model="small"),
+        ...     after=10,
+        ... )
+    """
+
+    def __init__(self, *models: Any, after: float | None = None) -> None:
+        super().__init__(_several(models, "FallbackModel"))
+        if after is not None and not _is_time(after):
+            raise InvalidArguments(f"after={after!r}: give seconds above 0, or None")
+        self._after = math.inf if after is None else after
+
+    async def _answer(self, request: ModelRequest, sink: Sink | None) -> Reply:
+        failures: list[RunError] = []
+        for number, model in enumerate(self.models, 1):
+            if failures:
+                logger.info("a model failed, the next is asked: %s", failures[-1])
+                # What failed may have failed because of a cancellation, which comes first.
+                await stop_if_cancelled()
+                _charge(request, failures[-1])
+            is_last = number == len(self.models)
+            attempt = _Try(model, request, sink, seconds=math.inf if is_last else self._after)
+            await attempt.run()
+            if attempt.reply is not None:
+                return attempt.reply
+            failures.append(attempt.failed())
+            if attempt.has_begun:
+                raise failures[-1]
+        raise _one_of(failures)
+
+
+class RaceModel(CombinedModel):
+    """Asks all models at once and takes the first good answer.
+
+    The others are cancelled, and their connections closed, before the answer comes back. A reply with neither text nor
+    tool calls nor a refusal wins only if there is no better one. When streaming, the first to show a piece has won, and
+    a failure after that is final. All requests count in the run's budget; if that has not enough left, only the first
+    models are asked. `Limits.request_timeout` stands still while one of them waits in a `LimitedModel`.
+
+    Args:
+        *models: Two or more: models, or what an agent takes as `client=`. Each is asked for the agent's `model`; for
+            another name, give `OpenAIModel(…, model="…")`.
+
+    Raises:
+        InvalidArguments: There are fewer than two, or one cannot be asked.
+
+    Example:
+        >>> from fractal import OpenAIModel
+        >>> model = RaceModel(
+        ...     OpenAIModel(base_url="http://127.0.0.1:8000/v1"),
+        ...     OpenAIModel(base_url="http://127.0.0.1:8001/v1"),
+        ... )
+    """
+
+    def __init__(self, *models: Any) -> None:
+        super().__init__(_several(models, "RaceModel"))
+
+    async def _answer(self, request: ModelRequest, sink: Sink | None) -> Reply:
+        winner: _Try | None = None
+
+        def win(one: _Try) -> None:
+            nonlocal winner
+            winner = one
+            for other in tries:
+                if other is not one:
+                    other.scope.cancel()
+
+        async def run(one: _Try) -> None:
+            await one.run()
+            if winner is None and one.reply is not None and not _is_empty(one.reply):
+                win(one)
+
+        tries = [_Try(model, request, sink, on_begin=win) for model in self._affordable(request)]
+        with single_error():
+            async with anyio.create_task_group() as group:
+                for one in tries:
+                    group.start_soon(run, one)
+        return _outcome(tries, winner)
+
+    def _affordable(self, request: ModelRequest) -> Sequence[Model]:
+        """The models that the budget allows to ask, charged; the first is by whoever asks us."""
+        for count in range(1, len(self.models)):
+            try:
+                request.charge()
+            except BudgetExceeded:
+                return self.models[:count]
+        return self.models
+
+
+class LimitedModel(CombinedModel):
+    """Lets only so many requests through to a model, first come, first served.
+
+    The limit holds over all runs that use this object, on any event loop and thread of the process. Waiting is no part
+    of `Limits.request_timeout`. A wait for the rate that cannot end before the run's deadline is not begun.
+
+    Args:
+        model: A model, or what an agent takes as `client=`.
+        max_concurrency: Requests that may be on their way at a time; a streamed one is until its reply is whole. None:
+            any number.
+        rate: How many requests may begin within how many seconds: `(60, 60.0)` lets at most 60 begin within any 60
+            seconds, all at once if they come so, and `(1, 1.0)` keeps them a second apart. None: any number.
+
+    Raises:
+        InvalidArguments: The model cannot be asked, there is no limit, or a limit is not a positive number.
+
+    Example:
+        >>> from fractal import OpenAIModel
+        >>> model = LimitedModel(OpenAIModel(), max_concurrency=8, rate=(500, 60.0))
+    """
+
+    def __init__(
+        self, model: Any, *, max_concurrency: int | None = None, rate: tuple[int, float] | None = None
+    ) -> None:
+        super().__init__([model])
+        if max_concurrency is None and rate is None:
+            raise InvalidArguments("a LimitedModel needs a limit: give max_concurrency=, rate=, or both")
+        if max_concurrency is not None and not _is_count(max_concurrency):
+            raise InvalidArguments(f"max_concurrency={max_concurrency!r}: give a whole number from 1 up, or None")
+        self._places = _Line(math.inf if max_concurrency is None else max_concurrency)
+        self._rate = _Rate(*_checked_rate(rate)) if rate is not None else None
+
+    async def _answer(self, request: ModelRequest, sink: Sink | None) -> Reply:
+        with ExitStack() as held:
+            with request.paused():
+                if self._rate is not None:
+                    self._rate.require_time(self._places.waiting + self._rate.line.length)
+                await self._places.acquire()
+                held.callback(self._places.release)
+                if self._rate is not None:
+                    await self._rate.take_turn()
+            return await _ask(self.models[0], request, sink)
+
+
+class _Try:
+    """One model at one question.
+
+    Attributes:
+        scope: Cancelled when its time is up, or when another one was faster.
+        has_begun: Whether a piece of its reply was handed out.
+        reply: What it answered, if it did.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        request: ModelRequest,
+        sink: Sink | None,
+        *,
+        seconds: float = math.inf,
+        on_begin: Callable[[_Try], None] | None = None,
+    ) -> None:
+        self._model, self._request, self._sink = model, request, sink
+        self._seconds, self._on_begin = seconds, on_begin
+        self.scope = move_on_after(seconds)
+        self.has_begun = False
+        self.reply: Reply | None = None
+        self._failure: RunError | None = None
+
+    async def run(self) -> None:
+        """Ask; the reply and what fails are kept."""
+        if self.scope.cancel_called:  # the race was over before this one could start
+            return
+        with self.scope:
+            try:
+                self.reply = await _ask(self._model, self._request, self._hand_out if self._sink is not None else None)
+            except _FAILURES as error:
+                self._failure = error
+
+    def failed(self) -> RunError:
+        """Why there is no reply."""
+        return self._failure or RequestTimedOut(f"the model did not begin to answer within {self._seconds:g} s")
+
+    async def _hand_out(self, delta: Delta) -> None:
+        assert self._sink is not None
+        if self.scope.cancel_called:
+            await checkpoint()
+            return  # a model that shields itself gets here: nobody waits for its pieces any more
+        if not self.has_begun:
+            self.has_begun = True
+            self.scope.deadline = math.inf
+            if self._on_begin is not None:
+                self._on_begin(self)
+        await self._sink(delta)
+
+
+class _Line(Gate):
+    """A gate that says how many are there, on either side of it."""
+
+    @property
+    def length(self) -> int:
+        return self.held + self.waiting
+
+
+class _Rate:
+    """At most so many starts within any window of time.
+
+    Attributes:
+        line: Where all wait for their turn; the first of them for its time.
+    """
+
+    def __init__(self, count: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._starts = deque([-math.inf] * count, maxlen=count)
+        self.line = _Line(1)
+
+    async def take_turn(self) -> None:
+        """Wait until one more may start.
+
+        Raises:
+            DeadlineWouldPass: That is later than the deadline.
+        """
+        async with self.line:
+            while wait := self.require_time(0):  # noqa: ASYNC110  # a timer may fire a little early
+                await anyio.sleep(wait)
+            self._starts.append(_now())
+
+    def require_time(self, ahead: int) -> float:
+        """Seconds until one may start that has so many ahead of it.
+
+        Raises:
+            DeadlineWouldPass: That is later than the deadline.
+        """
+        rounds, place = divmod(ahead, len(self._starts))
+        wait = max(self._starts[place] + self._seconds - _now(), 0.0) + rounds * self._seconds
+        left = remaining()
+        if wait and wait >= left:
+            raise DeadlineWouldPass("waiting for a turn at the model's rate", wait, left)
+        return wait
+
+
+_behind: RunVar[float] = RunVar("fractal_clock_behind")
+
+
+def _now() -> float:
+    """Seconds, on a clock that all event loops share, but running as the one of this loop does."""
+    here = anyio.current_time()
+    try:
+        return here + _behind.get()
+    except LookupError:
+        _behind.set(time.monotonic() - here)
+        return here + _behind.get()
+
+
+async def _ask(model: Model, request: ModelRequest, sink: Sink | None) -> Reply:
+    reply: object = await (model.respond(request) if sink is None else stream_or_respond(model, request, sink))
+    if not isinstance(reply, Reply):
+        raise InvalidArguments(f"the model {model!r} answered with {reply!r}, which is no Reply")
+    return reply
+
+
+def _charge(request: ModelRequest, failure: RunError) -> None:
+    try:
+        request.charge()
+    except BudgetExceeded as error:
+        raise error from failure
+
+
+def _outcome(tries: Sequence[_Try], winner: _Try | None) -> Reply:
+    """What a race came to: the winner's reply, else an empty one, else why there is none."""
+    if winner is not None and winner.reply is None:
+        raise winner.failed()
+    for one in tries if winner is None else [winner]:
+        if one.reply is not None:
+            return one.reply
+    raise _one_of([one.failed() for one in tries])
+
+
+def _is_empty(reply: Reply) -> bool:
+    return not (reply.text or reply.tool_calls or reply.refusal)
+
+
+def _one_of(failures: Sequence[RunError]) -> RunError:
+    """One error for all."""
+    limits = [error for error in failures if not isinstance(error, ModelError)]
+    spent = [error for error in limits if isinstance(error, BudgetExceeded)]
+    if len(limits) == len(failures) or spent:
+        return (spent or limits)[-1]  # a limit of the run's own: what the endpoints said does not matter any more
+    if len(failures) == 1:
+        return failures[0]
+    failure = AllModelsFailed(failures)
+    failure.__cause__ = ExceptionGroup("what each model failed with", failures)
+    return failure
+
+
+def _several(models: Sequence[Any], kind: str) -> Sequence[Any]:
+    if len(models) < 2:
+        raise InvalidArguments(f"{kind} got {len(models)} models: give two or more, each as an argument of its own")
+    return models
+
+
+def _member(client: Any) -> Model:
+    if client is None:
+        raise InvalidArguments("one of the models is None: for the endpoint of the environment give OpenAIModel()")
+    return model_for(client)
+
+
+def _checked_rate(rate: Any) -> tuple[int, float]:
+    if isinstance(rate, (tuple, list)) and len(cast("list[Any]", rate)) == 2:
+        count, seconds = cast("list[Any]", rate)
+        if _is_count(count) and _is_time(seconds):
+            return count, seconds
+    raise InvalidArguments(f"rate={rate!r}: give how many requests in how many seconds, such as (60, 60.0)")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf

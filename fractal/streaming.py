@@ -1,0 +1,234 @@
+"""`RunStream`: a run, watched while it happens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from fractal._background import Background, FeedBlock
+from fractal._feed import Feed
+from fractal._json import is_same
+from fractal._loop import drive
+from fractal._partial import NOTHING, PartialReader
+from fractal.errors import InvalidArguments, RunCancelled
+from fractal.events import Event, ModelRequested, RunFinished, TextDelta, ToolCallDelta
+
+if TYPE_CHECKING:
+    from fractal._output import OutputType
+    from fractal._run import Run
+    from fractal.results import AgentResult
+
+__all__ = ["DEFAULT_BUFFER", "PartialStream", "Partials", "RunStream", "TextStream"]
+
+DEFAULT_BUFFER = 64
+"""Events that may wait for their reader."""
+
+
+class RunStream(FeedBlock[Event]):
+    """A run as its events, while it happens; an async context manager that an agent's `stream` makes.
+
+    Iterate it for events, or `text()` for the answer alone. The run goes no faster than it is read: when `buffer`
+    events wait, it waits too. Leaving the block ends it, in whatever way the block is left: its tools are cancelled,
+    its tasks joined and its connection closed, before the next line runs.
+
+    The run has a task of its own, and the block holds no scope open in yours. So a stream may sit in an async generator
+    that somebody else steps, drops and leaves to the garbage collector, as web frameworks do.
+
+    Example:
+        ```python
+        async with agent.stream("Tell me a story.") as stream:
+            async for event in stream:
+                match event:
+                    case TextDelta(text=text):
+                        print(text, end="", flush=True)
+                    case ToolStarted(tool_name=name):
+                        print(f"[{name}]")
+        result = await stream.result()
+        ```
+    """
+
+    _noun, _entered_by = "run", "async with agent.stream(…) as stream:"
+
+    def __init__(self, begin: Callable[[], Run], buffer: int = DEFAULT_BUFFER) -> None:
+        super().__init__(buffer)
+        self._begin = begin
+        self._run: Run | None = None
+
+    def _start(self, feed: Feed[Event]) -> Background:
+        run = self._run = self._begin()
+        run.feeds += (feed,)
+
+        async def go() -> None:
+            try:
+                await drive(run)
+            finally:
+                feed.close()
+
+        task = Background(go, f"fractal run {run.run_id[:8]} of {run.settings.agent_name}")
+        run.note_stream(task)
+        return task
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run, as in its events and its result; events of delegates have others."""
+        return self._begun.run_id
+
+    async def __anext__(self) -> Event:
+        """The next event, of the run or of a run below it.
+
+        Raises:
+            StopAsyncIteration: The run is over.
+            UserError: The run could not be carried out; raised where `run` would raise it.
+        """
+        return await self._next()
+
+    async def take(self) -> list[Event]:
+        """Wait for events and take all there are; an empty list when the run is over. For batches.
+
+        Raises:
+            UserError: As when iterating.
+        """
+        feed, task = self._for_reading()
+        events = await feed.take()
+        if not events:
+            await task.wait()
+        return events
+
+    def text(self) -> TextStream:
+        """The pieces of text that the run's own model writes; other events, and delegates' texts, are passed over.
+
+        Text that a model writes beside tool calls is among them, as it is in the transcript. A model that cannot
+        stream gives its text in one piece.
+        """
+        return TextStream(self)
+
+    def partial(self) -> PartialStream:
+        """The answer as it grows, for a run with an `output_type`: values of that type, as far as they are written.
+
+        Of a model or dataclass that is not complete, fields that have not come yet, or do not fit, have their defaults,
+        or None. If the model has to answer again, the values begin anew. The last one is the answer itself, if there is
+        one. Only plain validation has been done on those before: output validators see the answer alone.
+
+        Raises:
+            InvalidArguments: The run has no `output_type`.
+        """
+        return PartialStream(self, self.partials())
+
+    def partials(self) -> Partials:
+        """What makes the values of `partial` from events; for other ways to iterate.
+
+        Raises:
+            InvalidArguments: The run has no `output_type`.
+        """
+        answer = self._begun.answer
+        if answer is None or answer.type is None:
+            raise InvalidArguments("the run has no output_type, so its answer is text: iterate stream.text()")
+        return Partials(self.run_id, answer.type, answer.tool_name)
+
+    async def result(self) -> AgentResult:
+        """How the run ended.
+
+        Inside the block this lets the run go on to its end, dropping the events that nobody has read. After the block
+        it says how far the run came: a run that was left early has the stop reason `"cancelled"`.
+
+        Raises:
+            InvalidArguments: The run asks for its own result, in a tool say, and would wait for itself.
+            UserError: The run could not be carried out; raised where `run` would raise it.
+        """
+        feed, task = self._for_reading()
+        if task.is_around_caller:
+            raise InvalidArguments("a run cannot wait for its own end: ask for the result outside its tools")
+        feed.desert()
+        await task.wait()
+        # A loop that ends may cancel a task before its first step.
+        return self._begun.result or self._begun.fail(RunCancelled())
+
+    @property
+    def ended(self) -> AgentResult | None:
+        """How the run ended, once it has, cleanup included; None while it goes on, or if `result` would raise."""
+        return self._begun.result if self.is_settled else None
+
+    @property
+    def _begun(self) -> Run:
+        self._here()
+        assert self._run is not None
+        return self._run
+
+
+class TextStream(AsyncIterator[str]):
+    """The text of a run, piece by piece; made by `RunStream.text`."""
+
+    def __init__(self, stream: RunStream) -> None:
+        self._stream = stream
+
+    async def __anext__(self) -> str:
+        """The next piece.
+
+        Raises:
+            StopAsyncIteration: The run is over.
+        """
+        while True:
+            event = await self._stream.__anext__()
+            if isinstance(event, TextDelta) and event.run_id == self._stream.run_id:
+                return event.text
+
+
+class PartialStream(AsyncIterator[Any]):
+    """The answer of a run as it grows; made by `RunStream.partial`."""
+
+    def __init__(self, stream: RunStream, partials: Partials) -> None:
+        self._stream, self._partials = stream, partials
+
+    async def __anext__(self) -> Any:
+        """The next value.
+
+        Raises:
+            StopAsyncIteration: The run is over.
+        """
+        while True:
+            value = self._partials.see(await self._stream.__anext__())
+            if value is not NOTHING:
+                return value
+
+
+class Partials:
+    """Reads values that are still being written from a run's events.
+
+    Args:
+        run_id: The run; events of others are passed over.
+        kind: What its answers are.
+        tool_name: The tool that takes the answer, if one does.
+    """
+
+    def __init__(self, run_id: str, kind: OutputType, tool_name: str) -> None:
+        self._run_id, self._kind, self._tool_name = run_id, kind, tool_name
+        self._call: int | None = None
+        self._reader = PartialReader(kind)
+        self._last: Any = NOTHING
+
+    def see(self, event: Event) -> Any:
+        """Take the next event.
+
+        Returns:
+            The value that it completes, or `NOTHING`.
+        """
+        value: Any = NOTHING
+        if event.run_id == self._run_id:
+            match event:
+                case ModelRequested():
+                    self._begin(None)
+                case TextDelta(text=text) if self._call is None:
+                    value = self._reader.feed(text)
+                case ToolCallDelta(tool_name=self._tool_name, index=index, arguments=arguments):
+                    if index != self._call:
+                        self._begin(index)
+                    value = self._reader.feed(arguments)
+                case RunFinished(result=result) if result.success and not is_same(result.content, self._last):
+                    value = result.content
+                case _:
+                    pass
+        self._last = value if value is not NOTHING else self._last
+        return value
+
+    def _begin(self, call: int | None) -> None:
+        self._call, self._reader = call, PartialReader(self._kind)

@@ -1,0 +1,57 @@
+"""A background task as a block of blocking code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from fractal.errors import InvalidArguments
+from fractal.sync._portal import Caller
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fractal._background import FeedBlock
+
+__all__ = ["Block"]
+
+
+class Block:
+    """What blocking streams and batches share: an awaited block, entered and left from a thread.
+
+    Args:
+        awaited: The block.
+    """
+
+    _noun: ClassVar[str]
+    _entered_by: ClassVar[str]
+
+    def __init__(self, awaited: FeedBlock[Any]) -> None:
+        self._awaited = awaited
+        self._call: Caller | None = None
+
+    def __enter__(self) -> Self:
+        if self._call is not None:
+            raise InvalidArguments(f"a {self._noun} is entered once: make another one")
+        self._call = Caller.here()
+        try:
+            self._call(self._awaited.__aenter__)
+        except BaseException:  # Ctrl-C may come when it has begun already
+            self._call(self._awaited.aclose)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # What has ended needs no event loop to be left; a generator that the end of the program closes has none.
+        if not self._awaited.is_settled:
+            self._caller(lambda: self._awaited.__aexit__(kind, error, traceback))
+
+    def __iter__(self) -> Self:
+        return self
+
+    @property
+    def _caller(self) -> Caller:
+        if self._call is None:
+            raise InvalidArguments(f"the {self._noun} has not begun: write `{self._entered_by}`")
+        return self._call
