@@ -7,6 +7,7 @@ the one that entered it. So the block holds none: it owns a task of the event lo
 from __future__ import annotations
 
 import contextvars
+import math
 import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -90,26 +91,35 @@ class Background:
         await self._ended.wait()
         self._tell()
 
-    async def join(self) -> None:
-        """Wait for its end, however often the waiting task is cancelled meanwhile; tells nothing."""
+    async def join(self, until: float = math.inf) -> None:
+        """Wait for its end, however often the waiting task is cancelled meanwhile; tells nothing.
+
+        Args:
+            until: When it is waited for no longer, on the clock of the event loop; infinity: as long as it takes.
+        """
         interrupted: BaseException | None = None
         while not self._ended.is_set():
             try:
-                with anyio.CancelScope(shield=True):
+                with anyio.CancelScope(shield=True, deadline=until) as patience:
                     await self._ended.wait()
+                if patience.cancelled_caught:
+                    break
             except anyio.get_cancelled_exc_class() as error:  # asyncio's own, which no shield keeps out
                 interrupted = error
         if interrupted is not None:
             raise interrupted
 
-    async def cancel_and_join(self) -> None:
+    async def cancel_and_join(self, until: float = math.inf) -> None:
         """Cancel it and wait for its end, however often the waiting task is cancelled meanwhile.
+
+        Args:
+            until: As in `join`.
 
         Raises:
             BaseException: What it raised, if nobody has been told yet.
         """
         self.cancel()
-        await self.join()
+        await self.join(until)
         # Without one more checkpoint, whose cancellation would replace the exception that made the caller leave.
         self._tell()
 

@@ -22,6 +22,7 @@ from fractal.errors import (
     RunCancelled,
     RunError,
     StopReason,
+    ToolIgnoredCancellation,
     UnexpectedError,
     UserError,
 )
@@ -49,6 +50,7 @@ async def drive(run: Run) -> AgentResult:
 
     Raises:
         UserError: The package was used in a way that cannot work.
+        ToolIgnoredCancellation: A tool that does not stop was left to itself.
         BaseException: Cancellation from outside, after the cleanup; the run's last event has the partial result.
     """
     timeout = run.timeout()
@@ -62,6 +64,9 @@ async def drive(run: Run) -> AgentResult:
                     await run.end_streams()
                 await run.pace_in_time()
                 return run.succeed(content, stop_reason)
+        except ToolIgnoredCancellation as error:
+            run.fail(error)
+            raise
         except RunError as error:
             return run.fail(error)
         except UserError as error:

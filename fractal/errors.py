@@ -25,6 +25,7 @@ FractalError
     ├── NoContent                the model kept answering nothing
     ├── InvalidOutput            the model kept giving answers that do not fit the output type
     ├── ToolFailed               a tool with `on_error="raise"` raised
+    ├── ToolIgnoredCancellation  a tool went on after its grace; raised out of the run, with `on_stubborn="raise"`
     ├── DelegateFailed           an agent asked as a tool gave no answer
     ├── LimitReached             a limit of ours
     │   ├── DeadlineExceeded     the run's time is over
@@ -80,6 +81,7 @@ __all__ = [
     "StopReason",
     "SyncInAsyncError",
     "ToolFailed",
+    "ToolIgnoredCancellation",
     "ToolNameTaken",
     "UnexpectedError",
     "UserError",
@@ -367,6 +369,29 @@ class ToolFailed(RunError):
     def __init__(self, tool_name: str, message: str) -> None:
         self.tool_name = tool_name
         super().__init__(f"tool {tool_name!r} failed: {message}")
+
+
+class ToolIgnoredCancellation(RunError):
+    """An async tool was cancelled and did not stop; with `Limits(on_stubborn="raise")` the run went on without it.
+
+    It is raised out of the run, and of the runs above, in place of a result or of a cancellation: something is still
+    at work that nobody waits for.
+
+    Attributes:
+        tool_name: The tool's name.
+        where: Where it is stuck, as `file.py:12 in function`; None if no line of a user's own is known.
+        grace: Seconds it had.
+    """
+
+    stop_reason = "tool_error"
+
+    def __init__(self, tool_name: str, where: str | None, grace: float) -> None:
+        self.tool_name, self.where, self.grace = tool_name, where, grace
+        stuck = f", stuck at {where}" if where else ""
+        super().__init__(
+            f"tool {tool_name!r} has not stopped {grace:g} s after it was cancelled{stuck}; the run ended without it."
+            " Let it pass the cancellation on, or give it more time: Limits(grace=…)"
+        )
 
 
 class DelegateFailed(RunError):

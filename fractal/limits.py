@@ -37,6 +37,8 @@ class Limits:
         tool_timeout: Seconds for tools that have no timeout of their own.
         grace: Seconds an async tool has to clean up after it was cancelled before it is named in a warning.
             Default 5.
+        on_stubborn: What becomes of a run whose async tool goes on for longer than its grace. `"wait"`, the default:
+            the run waits for it. `"raise"`: the run leaves it to itself and raises `ToolIgnoredCancellation`.
         reserve: Seconds kept back at the end of the run's time: when only these are left, tools are cut, no tool
             is offered any more, and the model is asked for a final answer. Default 0: no such turn.
 
@@ -57,11 +59,14 @@ class Limits:
     tool_timeout: float | None = None
     grace: float | None = None
     reserve: float | None = None
+    on_stubborn: Literal["wait", "raise"] | None = None
 
     def __post_init__(self) -> None:
+        if self.on_stubborn not in (None, "wait", "raise"):
+            raise InvalidArguments(f'Limits.on_stubborn is {self.on_stubborn!r}: it is "wait" or "raise"')
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None:
+            if value is None or field.name == "on_stubborn":
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value < 0:
                 raise InvalidArguments(f"Limits.{field.name} is {value!r}: give a number from 0 up, or None")
@@ -77,7 +82,7 @@ def _merged(first: Limits, second: Limits) -> Limits:
     return Limits(**{name: value if value is not None else getattr(second, name) for name, value in named})
 
 
-DEFAULT_LIMITS = Limits(max_iterations=10, max_depth=8, grace=5.0, reserve=0.0)
+DEFAULT_LIMITS = Limits(max_iterations=10, max_depth=8, grace=5.0, reserve=0.0, on_stubborn="wait")
 
 
 class Budget:

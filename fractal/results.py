@@ -16,8 +16,9 @@ Outcome = Literal["ok", "error", "timeout", "cancelled", "abandoned", "skipped",
 """How a tool call ended; every call has exactly one.
 
 `ok`: it returned. `error`: it raised, or its arguments did not fit. `timeout`: its time, or that of a run above it,
-was over. `cancelled`: someone cancelled the run. `abandoned`: as the two before, but a worker thread could not be
-stopped and goes on. `skipped`: it was never started. `denied`: it required approval and got none.
+was over. `cancelled`: someone cancelled the run. `abandoned`: as the two before, but it could not be stopped and goes
+on, in a worker thread or, with `Limits(on_stubborn="raise")`, in a task. `skipped`: it was never started. `denied`: it
+required approval and got none.
 """
 
 # Any Python object is kept as it is; in JSON it takes the form it has there.

@@ -43,6 +43,7 @@ SAMPLES: list[FractalError] = [
     errors.NoContent(4),
     errors.InvalidOutput(3, "'age' is missing", '{"name": "Ada"}'),
     errors.ToolFailed("search", "ValueError: no"),
+    errors.ToolIgnoredCancellation("search", "app.py:12 in search", 1.5),
     errors.DelegateFailed("Guide", "agent 'Guide' gave no answer"),
     errors.LimitReached("text"),
     errors.DeadlineExceeded(2.5),
@@ -191,6 +192,7 @@ def test_wrong_use_is_no_run_error(kind: type[UserError]) -> None:
         (errors.ContextWindowExceeded, "context_window", "context_window_exceeded"),
         (errors.DepthExceeded, "depth", "depth_exceeded"),
         (errors.ToolFailed, "tool_error", "unexpected_error"),
+        (errors.ToolIgnoredCancellation, "tool_error", "unexpected_error"),
         (errors.RunCancelled, "cancelled", "cancelled"),
     ],
 )
@@ -212,6 +214,11 @@ def test_the_words_for_a_failure_are_those_of_the_contract(
         (errors.InvalidOutput(3, "'age' is missing", "{}"), ["3 answers", "'age' is missing"]),
         (errors.InvalidOutput(1, "'age' is missing", "{}"), ["1 answer,"]),
         (errors.ToolFailed("search", "KeyError"), ["'search'", "KeyError"]),
+        (
+            errors.ToolIgnoredCancellation("search", "app.py:12 in search", 1.5),
+            ["'search'", "app.py:12", "1.5 s", "grace"],
+        ),
+        (errors.ToolIgnoredCancellation("search", None, 1), ["'search'", "cancelled; the run ended"]),
         (errors.DeadlineExceeded(2.5), ["2.5 s"]),
         (errors.DeadlineWouldPass("waiting", 9.0, -1.0), ["waiting", "9 s", "0 s are left"]),
         (errors.IterationsExceeded(10), ["10 iterations", "max_iterations"]),

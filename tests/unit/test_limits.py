@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from fractal import BudgetExceeded, InvalidArguments, Limits
 from fractal.limits import DEFAULT_LIMITS, Budget, Reservation, Resource
 
-NAMES = [field.name for field in dataclasses.fields(Limits)]
+NAMES = [field.name for field in dataclasses.fields(Limits) if field.name != "on_stubborn"]
 
 
 # ---- Limits
@@ -33,6 +33,15 @@ def test_anything_else_is_refused_with_its_name_and_value(name: str) -> None:
         with pytest.raises(InvalidArguments) as caught:
             Limits(**{name: value})
         assert f"Limits.{name} is {value!r}" in str(caught.value)
+
+
+def test_a_stubborn_tool_is_waited_for_or_left() -> None:
+    assert [Limits(on_stubborn=each).on_stubborn for each in ("wait", "raise", None)] == ["wait", "raise", None]
+    merged = Limits(on_stubborn="raise").over(Limits(on_stubborn="wait", grace=2))
+    assert (merged.on_stubborn, merged.grace) == ("raise", 2)
+    assert Limits().over(merged).on_stubborn == "raise"
+    with pytest.raises(InvalidArguments, match=r'Limits.on_stubborn is True: it is "wait" or "raise"'):
+        Limits(on_stubborn=True)  # type: ignore[arg-type]
 
 
 def test_limits_are_given_by_name_and_never_change() -> None:
@@ -75,7 +84,7 @@ def test_zero_is_said_and_infinity_lifts() -> None:
 
 def test_the_defaults_are_those_of_the_docstring() -> None:
     said = inspect.getdoc(Limits) or ""
-    assert Limits(max_iterations=10, max_depth=8, grace=5, reserve=0) == DEFAULT_LIMITS
+    assert Limits(max_iterations=10, max_depth=8, grace=5, reserve=0, on_stubborn="wait") == DEFAULT_LIMITS
     for name, words in {"max_iterations": "Default 10", "max_depth": "Default 8", "reserve": "Default 0"}.items():
         assert words in said.partition(f"{name}:")[2].partition("_timeout:")[0]
 

@@ -1,0 +1,128 @@
+"""One tool call while it runs: what is known of it, how it ended, and what is told of it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from fractal._stuck import place_in_thread, place_of
+from fractal.events import ToolFinished, ToolStarted
+from fractal.results import Outcome, ToolResult
+
+if TYPE_CHECKING:
+    import anyio
+
+    from fractal._run import Run
+    from fractal._step import BoundCall
+
+__all__ = ["Call"]
+
+
+class Call:
+    """One call while it runs."""
+
+    __slots__ = (
+        "_told",
+        "abandoned",
+        "bound",
+        "cut_at",
+        "exception",
+        "named",
+        "needs_approval",
+        "result",
+        "run",
+        "scope",
+        "started",
+        "text",
+        "work",
+    )
+
+    def __init__(self, run: Run, bound: BoundCall) -> None:
+        self.run, self.bound = run, bound
+        self.started = run.now()
+        self.cut_at = math.inf  # when its scope ends it
+        self.scope: anyio.CancelScope | None = None  # there is one where it has a time of its own
+        self.result: ToolResult | None = None
+        self.text = ""  # what the model sees
+        self.exception: BaseException | None = None
+        self.abandoned = False
+        self.named = False  # already reported as not stopping
+        self.work: object = None  # what it waits for: the tool's coroutine, or a `ThreadCall`
+        self.needs_approval = bound.tool is not None and bound.tool.options.requires_approval
+        self._told = 0  # of its two events
+
+    def end(self, outcome: Outcome, content: Any = None, error: str | None = None) -> None:
+        """Give the call its outcome; only the first counts."""
+        if self.result is not None:
+            return
+        bound = self.bound
+        self.result = result = ToolResult(
+            content=content,
+            tool_name=bound.name,
+            metadata={
+                "arguments": bound.arguments,
+                "terminate": bound.tool is not None and bound.tool.options.terminate,
+            },
+            error=error,
+            outcome=outcome,
+            elapsed=self.run.now() - self.started,
+            call_id=bound.call_id,
+        )
+        result._exception = self.exception  # pyright: ignore[reportPrivateUsage]
+        if error is not None:
+            self.text = f"Error: {error}"
+        if outcome == "abandoned":
+            self.run.note_abandoned(result)
+
+    def returned(self, content: Any, text: str) -> None:
+        """Note what the tool returned, and how the model sees that; too late once the call has an outcome."""
+        if self.result is None:
+            self.text = text
+            self.end("ok", content)
+
+    def name_as_stuck(self, grace: float, then: str) -> str | None:
+        """Warn that it goes on after its grace; returns where it is, if that is known."""
+        self.named = True
+        thread = getattr(self.work, "thread", None)
+        where = place_in_thread(thread) if thread is not None else place_of(self.work)
+        stuck = f", stuck at {where}" if where else ""
+        self.run.warn(f"tool {self.bound.name!r} has not stopped {grace:g} s after it was cancelled{stuck}; {then}")
+        return where
+
+    @property
+    def may_be_left(self) -> bool:
+        """Whether the run goes on without it if it does not stop."""
+        tool = self.bound.tool
+        return tool is not None and tool.is_async and self.run.limits.on_stubborn == "raise"
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether its result is the run's."""
+        tool, result = self.bound.tool, self.result
+        return tool is not None and tool.options.terminate and result is not None and result.outcome == "ok"
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether its own time is over, or that of its run."""
+        return (self.scope is not None and self.scope.cancel_called) or self.run.is_out_of_time()
+
+    async def tell(self) -> None:
+        """Tell what there is to tell by now, at the pace of whoever reads it."""
+        if not self.run.feeds:
+            self.tell_now()
+            return
+        await self.run.pace()
+        self.tell_now()
+        await self.run.pace()
+
+    def tell_now(self) -> None:
+        """Tell it without waiting: the start, once, and the end, once there is one."""
+        bound, run = self.bound, self.run
+        if not run.is_heard:
+            return
+        if self._told == 0:
+            self._told = 1
+            run.emit(ToolStarted, tool_name=bound.name, call_id=bound.call_id, arguments=bound.arguments)
+        if self._told == 1 and self.result is not None:
+            self._told = 2
+            run.emit(ToolFinished, tool_name=bound.name, call_id=bound.call_id, result=self.result)

@@ -1,0 +1,59 @@
+"""Where something that does not come to its end is: a coroutine, or a function in a thread."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import threading
+    from types import FrameType
+
+__all__ = ["place_in_thread", "place_of"]
+
+# Whoever reads of a stuck tool looks for a line of their own, not for the one at which an event loop waits.
+_LIBRARIES = sys.stdlib_module_names | {"anyio", "trio", "outcome", "sniffio", "uvloop", "fractal"}
+
+# What each kind of suspended function calls its frame and what it waits for.
+_KINDS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
+
+
+def place_of(awaited: object) -> str | None:
+    """Where a suspended coroutine waits, as `file.py:12 in function`; None if no line of a user's own is known.
+
+    Args:
+        awaited: The coroutine, or whatever else is awaited.
+    """
+    found: FrameType | None = None
+    while awaited is not None:
+        frame, awaited = _suspended(awaited)
+        if frame is not None and _is_own(frame):
+            found = frame
+    return _name(found)
+
+
+def place_in_thread(thread: threading.Thread) -> str | None:
+    """Where a thread is now, in the same words."""
+    # Private only by its name: the standard library documents it.
+    frame = sys._current_frames().get(thread.ident or 0)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and not _is_own(frame):
+        frame = frame.f_back
+    return _name(frame)
+
+
+def _suspended(awaited: Any) -> tuple[FrameType | None, object]:
+    for frame, next_awaited in _KINDS:
+        if hasattr(awaited, frame):
+            return getattr(awaited, frame), getattr(awaited, next_awaited)
+    return None, None
+
+
+def _is_own(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _LIBRARIES
+
+
+def _name(frame: FrameType | None) -> str | None:
+    if frame is None:
+        return None
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
