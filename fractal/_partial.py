@@ -3,19 +3,26 @@
 The text is scanned once, piece by piece. A complete value is validated once for each open value around it, so the work
 grows with the length of the text times the depth of its values; only the open values are built anew for each look, and
 they copy what they hold, not what is inside that.
+
+This module is loaded by the first run that is watched so.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, cast
 
 from fractal._json import is_same
 from fractal._output import WRAPPER, OutputFault, OutputType
 from fractal._scanner import Scanner
 from fractal._shapes import NOTHING, Shape, shape_of
+from fractal.events import Event, ModelRequested, RunFinished, TextDelta, ToolCallDelta
 
-__all__ = ["NOTHING", "PartialReader"]
+if TYPE_CHECKING:
+    from fractal.streaming import RunStream
+
+__all__ = ["NOTHING", "PartialReader", "PartialStream", "Partials"]
 
 
 class PartialReader:
@@ -84,3 +91,64 @@ def _shapes_of(output: OutputType) -> tuple[Shape, Shape | None]:
     """The shape of the type, and that of the object it is wrapped in."""
     bare = shape_of(output.adapter.core_schema)
     return bare, shape_of(output.wrapper.core_schema) if output.wrapper is not None else None
+
+
+class PartialStream(AsyncIterator[Any]):
+    """The answer of a run as it grows; made by `RunStream.partial`."""
+
+    def __init__(self, stream: RunStream, partials: Partials) -> None:
+        self._stream, self._partials = stream, partials
+
+    async def __anext__(self) -> Any:
+        """The next value.
+
+        Raises:
+            StopAsyncIteration: The run is over.
+        """
+        while True:
+            value = self._partials.see(await self._stream.__anext__())
+            if value is not NOTHING:
+                return value
+
+
+class Partials:
+    """Reads values that are still being written from a run's events.
+
+    Args:
+        run_id: The run; events of others are passed over.
+        kind: What its answers are.
+        tool_name: The tool that takes the answer, if one does.
+    """
+
+    def __init__(self, run_id: str, kind: OutputType, tool_name: str) -> None:
+        self._run_id, self._kind, self._tool_name = run_id, kind, tool_name
+        self._call: int | None = None
+        self._reader = PartialReader(kind)
+        self._last: Any = NOTHING
+
+    def see(self, event: Event) -> Any:
+        """Take the next event.
+
+        Returns:
+            The value that it completes, or `NOTHING`.
+        """
+        value: Any = NOTHING
+        if event.run_id == self._run_id:
+            match event:
+                case ModelRequested():
+                    self._begin(None)
+                case TextDelta(text=text) if self._call is None:
+                    value = self._reader.feed(text)
+                case ToolCallDelta(tool_name=self._tool_name, index=index, arguments=arguments):
+                    if index != self._call:
+                        self._begin(index)
+                    value = self._reader.feed(arguments)
+                case RunFinished(result=result) if result.success and not is_same(result.content, self._last):
+                    value = result.content
+                case _:
+                    pass
+        self._last = value if value is not NOTHING else self._last
+        return value
+
+    def _begin(self, call: int | None) -> None:
+        self._call, self._reader = call, PartialReader(self._kind)

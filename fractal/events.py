@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
     from fractal.results import AgentResult, ToolResult
@@ -36,8 +36,16 @@ __all__ = [
     "WarningRaised",
 ]
 
+_Kind = TypeVar("_Kind")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+def _event(kind: type[_Kind]) -> type[_Kind]:
+    """A frozen dataclass. What all have alike is in their base class: to compile it for each takes most of the time."""
+    return dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)(kind)
+
+
+@_event
 class RunEvent:
     """What every event says.
 
@@ -55,8 +63,22 @@ class RunEvent:
     depth: int
     at: float = field(default_factory=time.time)
 
+    def __eq__(self, other: object) -> bool:
+        return _values(self) == _values(other) if isinstance(other, type(self)) else NotImplemented
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+    def __hash__(self) -> int:
+        return hash((type(self), *_values(self)))
+
+    def __repr__(self) -> str:
+        facts = zip(fields(self), _values(self), strict=True)
+        return f"{type(self).__qualname__}({', '.join(f'{field.name}={value!r}' for field, value in facts)})"
+
+
+def _values(event: RunEvent) -> tuple[Any, ...]:
+    return tuple(getattr(event, field.name) for field in fields(event))
+
+
+@_event
 class RunStarted(RunEvent):
     """A run began.
 
@@ -70,7 +92,7 @@ class RunStarted(RunEvent):
     call_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class RunFinished(RunEvent):
     """A run ended, in whatever way; always the last event of a run, also of one that was cancelled.
 
@@ -82,7 +104,7 @@ class RunFinished(RunEvent):
     result: AgentResult
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class ModelRequested(RunEvent):
     """A request went to the model.
 
@@ -98,7 +120,7 @@ class ModelRequested(RunEvent):
     message_count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class ModelResponded(RunEvent):
     """The model answered.
 
@@ -118,7 +140,7 @@ class ModelResponded(RunEvent):
     elapsed: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class TextDelta(RunEvent):
     """A piece of the model's text, while it is written; only in streamed runs.
 
@@ -130,7 +152,7 @@ class TextDelta(RunEvent):
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class ReasoningDelta(RunEvent):
     """A piece of what a model thinks before it answers, where the endpoint shows it; only in streamed runs.
 
@@ -142,7 +164,7 @@ class ReasoningDelta(RunEvent):
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class ToolCallDelta(RunEvent):
     """A piece of the arguments of a tool call, while they are written; only in streamed runs.
 
@@ -160,7 +182,7 @@ class ToolCallDelta(RunEvent):
     arguments: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class RetryScheduled(RunEvent):
     """A request failed and will be sent again.
 
@@ -176,7 +198,7 @@ class RetryScheduled(RunEvent):
     error: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class ToolStarted(RunEvent):
     """A tool call began.
 
@@ -192,7 +214,7 @@ class ToolStarted(RunEvent):
     arguments: Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class ApprovalRequested(RunEvent):
     """A tool call waits for somebody's word.
 
@@ -208,7 +230,7 @@ class ApprovalRequested(RunEvent):
     arguments: Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class ApprovalAnswered(RunEvent):
     """The word was given; a call that is denied, or that nobody answered for, is not made.
 
@@ -228,7 +250,7 @@ class ApprovalAnswered(RunEvent):
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class ToolFinished(RunEvent):
     """A tool call ended, well or badly; every started call has one.
 
@@ -244,7 +266,7 @@ class ToolFinished(RunEvent):
     result: ToolResult
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class DelegationStarted(RunEvent):
     """The run hands a question to another agent.
 
@@ -260,7 +282,7 @@ class DelegationStarted(RunEvent):
     query: Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class DelegationFinished(RunEvent):
     """The other agent is done.
 
@@ -276,7 +298,7 @@ class DelegationFinished(RunEvent):
     result: AgentResult | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class LimitHit(RunEvent):
     """A limit ended the run, kept a tool call from being made, or let only a final answer through.
 
@@ -291,7 +313,7 @@ class LimitHit(RunEvent):
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_event
 class WarningRaised(RunEvent):
     """Something was odd, but stopped nothing.
 

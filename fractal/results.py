@@ -33,7 +33,7 @@ class Usage(BaseModel):
         7
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     requests: int = Field(default=0, description="Requests sent to the endpoint, retries included.")
     tool_calls: int = Field(default=0, description="Tool calls started.")
@@ -53,6 +53,8 @@ class ToolResult(BaseModel):
         >>> ToolResult(content=[1, 2], tool_name="numbers").outcome
         'ok'
     """
+
+    model_config = ConfigDict(defer_build=True)
 
     content: _AnyObject = Field(default=None, description="What the tool returned, as the Python object it is.")
     tool_name: str = Field(description="Name of the tool as the model called it.")
@@ -82,6 +84,8 @@ class AgentResult(BaseModel):
         >>> AgentResult(content="hi", agent_name="Greeter").success
         True
     """
+
+    model_config = ConfigDict(defer_build=True)
 
     content: _AnyObject = Field(
         default=None,

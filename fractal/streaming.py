@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fractal._background import Background, FeedBlock
 from fractal._feed import Feed
-from fractal._json import is_same
 from fractal._loop import drive
-from fractal._partial import NOTHING, PartialReader
 from fractal.errors import InvalidArguments, RunCancelled
-from fractal.events import Event, ModelRequested, RunFinished, TextDelta, ToolCallDelta
+from fractal.events import Event, TextDelta
 
 if TYPE_CHECKING:
-    from fractal._output import OutputType
+    from fractal._partial import Partials, PartialStream
     from fractal._run import Run
     from fractal.results import AgentResult
 
-__all__ = ["DEFAULT_BUFFER", "PartialStream", "Partials", "RunStream", "TextStream"]
+__all__ = ["DEFAULT_BUFFER", "RunStream", "TextStream"]
 
 DEFAULT_BUFFER = 64
 """Events that may wait for their reader."""
@@ -112,6 +110,8 @@ class RunStream(FeedBlock[Event]):
         Raises:
             InvalidArguments: The run has no `output_type`.
         """
+        from fractal._partial import PartialStream
+
         return PartialStream(self, self.partials())
 
     def partials(self) -> Partials:
@@ -123,6 +123,8 @@ class RunStream(FeedBlock[Event]):
         answer = self._begun.answer
         if answer is None or answer.type is None:
             raise InvalidArguments("the run has no output_type, so its answer is text: iterate stream.text()")
+        from fractal._partial import Partials
+
         return Partials(self.run_id, answer.type, answer.tool_name)
 
     async def result(self) -> AgentResult:
@@ -171,64 +173,3 @@ class TextStream(AsyncIterator[str]):
             event = await self._stream.__anext__()
             if isinstance(event, TextDelta) and event.run_id == self._stream.run_id:
                 return event.text
-
-
-class PartialStream(AsyncIterator[Any]):
-    """The answer of a run as it grows; made by `RunStream.partial`."""
-
-    def __init__(self, stream: RunStream, partials: Partials) -> None:
-        self._stream, self._partials = stream, partials
-
-    async def __anext__(self) -> Any:
-        """The next value.
-
-        Raises:
-            StopAsyncIteration: The run is over.
-        """
-        while True:
-            value = self._partials.see(await self._stream.__anext__())
-            if value is not NOTHING:
-                return value
-
-
-class Partials:
-    """Reads values that are still being written from a run's events.
-
-    Args:
-        run_id: The run; events of others are passed over.
-        kind: What its answers are.
-        tool_name: The tool that takes the answer, if one does.
-    """
-
-    def __init__(self, run_id: str, kind: OutputType, tool_name: str) -> None:
-        self._run_id, self._kind, self._tool_name = run_id, kind, tool_name
-        self._call: int | None = None
-        self._reader = PartialReader(kind)
-        self._last: Any = NOTHING
-
-    def see(self, event: Event) -> Any:
-        """Take the next event.
-
-        Returns:
-            The value that it completes, or `NOTHING`.
-        """
-        value: Any = NOTHING
-        if event.run_id == self._run_id:
-            match event:
-                case ModelRequested():
-                    self._begin(None)
-                case TextDelta(text=text) if self._call is None:
-                    value = self._reader.feed(text)
-                case ToolCallDelta(tool_name=self._tool_name, index=index, arguments=arguments):
-                    if index != self._call:
-                        self._begin(index)
-                    value = self._reader.feed(arguments)
-                case RunFinished(result=result) if result.success and not is_same(result.content, self._last):
-                    value = result.content
-                case _:
-                    pass
-        self._last = value if value is not NOTHING else self._last
-        return value
-
-    def _begin(self, call: int | None) -> None:
-        self._call, self._reader = call, PartialReader(self._kind)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from fractal._json import decode, is_list, is_mapping
@@ -225,6 +224,8 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     seconds = _number(value)
     if seconds is not None or value is None:
         return seconds
+    from email.utils import parsedate_to_datetime  # loads much, and dates are rare
+
     try:
         moment = parsedate_to_datetime(value)
     except (ValueError, OverflowError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.request import getproxies
 from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
@@ -185,6 +184,8 @@ def _tls() -> ssl.SSLContext:
 
 def _new_client(limit: int) -> tuple[httpx2.AsyncClient, Connections | None]:
     """An HTTP client, and the connections that it uses; None where it uses its own."""
+    from urllib.request import getproxies
+
     import httpx2
 
     from fractal.models._connections import Connections, Transport

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fractal.errors import InvalidArguments
 from fractal.models._http import HttpWire
-from fractal.models._object import ObjectWire
-from fractal.models._sdk import BoundSdkWire, SdkWire, ThreadWire, async_twin_maker, copier
 
 if TYPE_CHECKING:
     from fractal.models.base import ModelRequest, Reply, Sink
@@ -53,6 +51,10 @@ def wire_for(
     """
     if client is None:
         return HttpWire(base_url, api_key, max_connections)
+    # Nobody else needs them.
+    from fractal.models._object import ObjectWire
+    from fractal.models._sdk import BoundSdkWire, SdkWire, ThreadWire, async_twin_maker, copier
+
     openai: Any = sys.modules.get("openai")
     is_sdk = openai is not None and isinstance(client, (openai.AsyncOpenAI, openai.OpenAI))
     # Somebody who replaced `create` on a real client means that to be called.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
-from fractal._partial import NOTHING
 from fractal.events import TextDelta
 from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._block import Block
@@ -106,6 +105,8 @@ class RunStream(Block):
             InvalidArguments: The run has no `output_type`.
         """
         partials = self._stream.partials()
+        from fractal._partial import NOTHING
+
         return (value for event in self if (value := partials.see(event)) is not NOTHING)
 
     def result(self) -> AgentResult:

@@ -101,9 +101,27 @@ def test_no_module_of_the_library_imports_asyncio(name: str):
 def test_importing_the_package_loads_no_sdk_no_backend_and_no_extra():
     code = "import sys, fractal; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"openai", "trio", "httpx2", "httpcore2", "httpx", "h11", "griffe", "rich", "uvloop", "fastapi"} & {
-        *loaded
-    }
+    unwanted = {"openai", "trio", "httpx2", "httpcore2", "httpx", "h11", "griffe", "rich", "uvloop", "aiohttp"}
+    assert not (unwanted | {"fastapi"}) & {*loaded}
+
+
+def test_importing_the_package_loads_nothing_that_only_some_runs_need():
+    code = "import sys, fractal; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    unwanted = {"asyncio", "ssl", "socket", "email", "http.client", "urllib.request", "tempfile", "multiprocessing"}
+    ours = {"_partial", "_shapes", "_scanner", "models._sdk", "models._object", "models._connection", "sync", "cli"}
+    assert not (unwanted | {f"fractal.{name}" for name in ours}) & {*loaded}
+
+
+def test_a_run_without_a_client_loads_no_sdk():
+    code = (
+        "import sys, anyio; from fractal import BaseAgent, OpenAIModel\n"
+        "agent = BaseAgent('A', 'a', client=OpenAIModel(base_url='http://127.0.0.1:1/v1', api_key='sk-test'))\n"
+        "result = anyio.run(lambda: agent.run('go', max_retries=0))\n"
+        "print(type(result.exception).__name__, 'openai' in sys.modules, 'httpx2' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["ConnectionFailed", "False", "True"]
 
 
 def test_building_an_agent_with_tools_needs_no_key_and_loads_no_sdk():
