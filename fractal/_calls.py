@@ -9,7 +9,7 @@ import anyio
 
 from fractal._call import Call
 from fractal._invoke import explain, left_behind, run_call
-from fractal._scopes import stop_if_cancelled
+from fractal._scopes import cancellation_was_meant, stop_if_cancelled
 from fractal.errors import AnswerRejected, BudgetExceeded, ToolFailed
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ class _Batch:
                 group.start_soon(self._run_one, call, group)
             try:
                 await self._wait_and_name()
-            except anyio.get_cancelled_exc_class():
+            except anyio.get_cancelled_exc_class() as cancellation:
+                cancellation_was_meant(cancellation)
                 group.cancel_scope.cancel()
                 for call in self._calls:
                     call.cut_at = min(call.cut_at, self._run.now())

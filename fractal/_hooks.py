@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from fractal._schema import SignatureFault, is_async, read_signature
-from fractal._scopes import single_error
+from fractal._scopes import cancellation_noted, single_error
 from fractal._threads import ThreadCall
 from fractal.context import RunContext, is_context
 from fractal.errors import InvalidArguments
@@ -73,7 +73,8 @@ async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: obj
         async with anyio.create_task_group() as group:  # where `fractal.sync` in the function joins the run
             thread = ThreadCall(work, abandon=True, group=group)
             try:
-                await thread.run()
+                with cancellation_noted():
+                    await thread.run()
             finally:
                 if thread.abandoned:
                     name = getattr(function, "__name__", repr(function))

@@ -91,7 +91,7 @@ async def _invoke_or_note_cut(call: Call, group: TaskGroup, start_clock: Callabl
         await stop_if_cancelled()  # a tool would run as far as its first await, and a thread would begin
         await _invoke(call, group)
     except anyio.get_cancelled_exc_class() as error:
-        if cancellation_was_meant():
+        if cancellation_was_meant(error):
             call.end(*_cut(call, timed_out=call.is_out_of_time))
             raise
         call.exception = error

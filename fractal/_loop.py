@@ -76,7 +76,7 @@ async def drive(run: Run) -> AgentResult:
             logger.debug("run %s failed", run.run_id, exc_info=True)
             return run.fail(_unexpected(error))
         except BaseException as error:
-            if _is_cancellation(error) and not cancellation_was_meant():
+            if _is_cancellation(error) and not cancellation_was_meant(error):
                 return run.fail(_unexpected(error))  # something the model awaited was cancelled, and not this run
             run.fail(_why_cancelled(run) if _is_cancellation(error) else _unexpected(error))
             raise

@@ -11,9 +11,17 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
-__all__ = ["cancellation_was_meant", "leaves", "move_on_after", "remaining", "single_error", "stop_if_cancelled"]
+__all__ = [
+    "cancellation_noted",
+    "cancellation_was_meant",
+    "leaves",
+    "move_on_after",
+    "remaining",
+    "single_error",
+    "stop_if_cancelled",
+]
 
 
 def move_on_after(seconds: float | None) -> anyio.CancelScope:
@@ -28,12 +36,45 @@ def remaining() -> float:
     return max(anyio.current_effective_deadline() - anyio.current_time(), 0.0)
 
 
-def cancellation_was_meant() -> bool:
+def cancellation_was_meant(error: BaseException) -> bool:
     """Whether a cancellation that was just caught is meant for the current task.
 
     On asyncio a task also meets `CancelledError` when something it awaited was cancelled on its own, such as a task
     that a tool started itself. That is a failure of the tool, not an order to stop.
+
+    A yes is kept with the exception. Ask for it inside a task group, not only around it: when children of the group
+    were cancelled for a reason of their own meanwhile, AnyIO takes back more of the task's cancellations than it has
+    made, and asyncio does not count a native one any more.
     """
+    if any(getattr(each, _MEANT, False) for leaf in leaves(error) for each in _contexts(leaf)):
+        return True
+    meant = _is_cancelled()
+    if meant:
+        for leaf in leaves(error):
+            setattr(leaf, _MEANT, True)
+    return meant
+
+
+_MEANT = "__fractal_meant__"
+
+
+def _contexts(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:  # a second cancellation takes the place of the first
+        yield error
+        error = error.__context__
+
+
+@contextmanager
+def cancellation_noted() -> Generator[None]:
+    """Keep in mind of a cancellation that passes by here whether it was meant."""
+    try:
+        yield
+    except anyio.get_cancelled_exc_class() as error:
+        cancellation_was_meant(error)
+        raise
+
+
+def _is_cancelled() -> bool:
     if anyio.current_effective_deadline() == -math.inf:
         return True
     # A native `Task.cancel()` leaves no mark on AnyIO's scopes. asyncio is looked up, not imported: if nobody has

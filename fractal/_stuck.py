@@ -8,27 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Set
     from types import FrameType
 
-__all__ = ["place_in_thread", "place_of"]
+__all__ = ["LIBRARIES", "place_in_thread", "place_of"]
 
 # Whoever reads of a stuck tool looks for a line of their own, not for the one at which an event loop waits.
-_LIBRARIES = sys.stdlib_module_names | {"anyio", "trio", "outcome", "sniffio", "uvloop", "fractal"}
+LIBRARIES = sys.stdlib_module_names | {"anyio", "trio", "outcome", "sniffio", "uvloop", "fractal"}
 
 # What each kind of suspended function calls its frame and what it waits for.
 _KINDS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 
 
-def place_of(awaited: object) -> str | None:
+def place_of(awaited: object, outside: Set[str] = LIBRARIES) -> str | None:
     """Where a suspended coroutine waits, as `file.py:12 in function`; None if no line of a user's own is known.
 
     Args:
         awaited: The coroutine, or whatever else is awaited.
+        outside: Packages whose own lines do not count.
     """
     found: FrameType | None = None
     while awaited is not None:
         frame, awaited = _suspended(awaited)
-        if frame is not None and _is_own(frame):
+        if frame is not None and _package(frame) not in outside:
             found = frame
     return _name(found)
 
@@ -37,7 +39,7 @@ def place_in_thread(thread: threading.Thread) -> str | None:
     """Where a thread is now, in the same words."""
     # Private only by its name: the standard library documents it.
     frame = sys._current_frames().get(thread.ident or 0)  # pyright: ignore[reportPrivateUsage]
-    while frame is not None and not _is_own(frame):
+    while frame is not None and _package(frame) in LIBRARIES:
         frame = frame.f_back
     return _name(frame)
 
@@ -49,8 +51,8 @@ def _suspended(awaited: Any) -> tuple[FrameType | None, object]:
     return None, None
 
 
-def _is_own(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _LIBRARIES
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _name(frame: FrameType | None) -> str | None:

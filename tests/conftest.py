@@ -12,12 +12,11 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
-import anyio
 import hypothesis
 import pytest
 
 from fractal.testing import Endpoint
-from tests.support import running_tasks
+from fractal.testing._leftovers import running_tasks
 
 BACKENDS = [
     pytest.param(("asyncio", {}), id="asyncio"),
@@ -115,9 +114,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _leaving_no_task(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(test)
     async def watched(*arguments: object, **named: object) -> None:
-        before = running_tasks()
+        before = {task.id for task in running_tasks()}
         await test(*arguments, **named)
-        left = running_tasks() - before
-        assert not left, f"tasks left: {[task for task in anyio.get_running_tasks() if task.id in left]}"
+        left = [task for task in running_tasks() if task.id not in before]
+        assert not left, f"tasks left: {left}"
 
     return watched

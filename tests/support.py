@@ -43,20 +43,3 @@ def shown(value: object) -> str:
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Wait in a thread for something that blocks, so that the event loop goes on."""
     return await anyio.to_thread.run_sync(function, *arguments)
-
-
-def running_tasks() -> set[int]:
-    """Ids of the tasks that somebody may have left running.
-
-    Not among them are those of the event loop itself: for a generator that another library left to the garbage
-    collector, and on trio for the last word of a thread that nobody waits for.
-    """
-    return {task.id for task in anyio.get_running_tasks() if not _is_the_loops_own(task)}
-
-
-def _is_the_loops_own(task: anyio.TaskInfo) -> bool:
-    name = str(task.name)
-    generators = tuple(f"close asyncgen {library}" for library in ("openai", "httpx2", "httpcore2"))
-    return (
-        type(task.coro).__name__ == "async_generator_athrow" or name.startswith(generators) or "run_sync_soon" in name
-    )

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import anyio
 from anyio.lowlevel import current_token
 
-from fractal._scopes import single_error
+from fractal._scopes import cancellation_noted, single_error
 from fractal._threads import ThreadCall
 from fractal.errors import ClientBoundToLoop
 from fractal.models._faults import reply_from, translated
@@ -137,7 +137,8 @@ class ThreadWire:
                 with single_error():
                     async with anyio.create_task_group() as group:
                         call = ThreadCall(work, abandon=True, group=group)
-                        whole = await call.run()
+                        with cancellation_noted():
+                            whole = await call.run()
             except Exception as error:
                 if not reader.can_do_without_the_rest(error):
                     raise

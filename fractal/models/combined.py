@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 from anyio.lowlevel import RunVar, checkpoint
 
-from fractal._scopes import move_on_after, remaining, single_error, stop_if_cancelled
+from fractal._scopes import cancellation_noted, move_on_after, remaining, single_error, stop_if_cancelled
 from fractal._threads import Gate
 from fractal.errors import (
     AllModelsFailed,
@@ -161,6 +161,7 @@ class RaceModel(CombinedModel):
 
     async def _answer(self, request: ModelRequest, sink: Sink | None) -> Reply:
         winner: _Try | None = None
+        running, over = 0, anyio.Event()
 
         def win(one: _Try) -> None:
             nonlocal winner
@@ -170,15 +171,24 @@ class RaceModel(CombinedModel):
                     other.scope.cancel()
 
         async def run(one: _Try) -> None:
-            await one.run()
-            if winner is None and one.reply is not None and not _is_empty(one.reply):
-                win(one)
+            nonlocal running
+            try:
+                await one.run()
+                if winner is None and one.reply is not None and not _is_empty(one.reply):
+                    win(one)
+            finally:
+                running -= 1
+                if not running:
+                    over.set()
 
         tries = [_Try(model, request, sink, on_begin=win) for model in self._affordable(request)]
+        running = len(tries)
         with single_error():
             async with anyio.create_task_group() as group:
                 for one in tries:
                     group.start_soon(run, one)
+                with cancellation_noted():
+                    await over.wait()
         return _outcome(tries, winner)
 
     def _affordable(self, request: ModelRequest) -> Sequence[Model]:

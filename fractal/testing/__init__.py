@@ -1,8 +1,24 @@
-"""Tools for tests: a scripted model, and an endpoint on this machine that answers as told."""
+"""Tools for tests: models and endpoints that answer as told, and what proves that an agent stops."""
 
 from fractal.testing import answers as answers
 from fractal.testing._history import check_messages as check_messages
+from fractal.testing.cancelling import (
+    CancellationFault as CancellationFault,
+    CancellationFaults as CancellationFaults,
+    CancelReport as CancelReport,
+    cancel_everywhere as cancel_everywhere,
+)
 from fractal.testing.endpoint import Endpoint as Endpoint, EndpointError as EndpointError
 from fractal.testing.scripted import ScriptedModel as ScriptedModel
 
-__all__ = ["Endpoint", "EndpointError", "ScriptedModel", "answers", "check_messages"]
+__all__ = [
+    "CancelReport",
+    "CancellationFault",
+    "CancellationFaults",
+    "Endpoint",
+    "EndpointError",
+    "ScriptedModel",
+    "answers",
+    "cancel_everywhere",
+    "check_messages",
+]

@@ -34,7 +34,8 @@ from fractal.messages import Transcript
 from fractal.models import FallbackModel, LimitedModel, ModelRequest, RaceModel, Reply
 from fractal.models.base import Delta, Model, Sink, StreamingModel, ToolCall
 from fractal.testing import Endpoint, answers
-from tests.support import calls_then, in_thread, running_tasks
+from fractal.testing._leftovers import running_tasks
+from tests.support import calls_then, in_thread
 
 StartEndpoint = Callable[..., Endpoint]
 Combine = Callable[..., Model]
@@ -806,9 +807,9 @@ async def test_a_cut_leaves_no_task_and_no_connection(
     # A stream is cut in the middle of its text, a whole answer before it begins.
     slow = endpoint(answers.text("a " * 100, chunk_delay=0.05) if ask.streams else answers.hang())
     model = combine(at(failing), at(slow))
-    tasks = running_tasks()
+    tasks = {task.id for task in running_tasks()}
     await cut(partial(ask, model), ask.began.wait if ask.streams else partial(in_thread, slow.wait_for_requests, 1))
-    assert running_tasks() <= tasks
+    assert {task.id for task in running_tasks()} <= tasks
     await in_thread(slow.wait_for_disconnects, len(slow.requests))
     await in_thread(slow.wait_until_closed)
 

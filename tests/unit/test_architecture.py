@@ -39,10 +39,20 @@ LEVELS = [
     ["streaming"],
     ["agent"],
     ["_progress", "many", "sync._portal", "sync._block", "sync.streaming", "sync.many", "sync.agent", "sync", ""],
-    ["testing.answers", "testing._history", "testing.endpoint", "testing.scripted", "testing"],
+    [
+        "testing.answers",
+        "testing._history",
+        "testing._leftovers",
+        "testing._steps",
+        "testing.endpoint",
+        "testing.scripted",
+        "testing.cancelling",
+        "testing",
+    ],
     ["_tree", "_terminal", "_demo", "_batch", "_chat_screen", "_chat_turn", "_chat", "cli", "__main__"],
 ]
-ALLOWED_ASYNCIO: set[str] = set()  # `_scopes` looks it up in sys.modules, where nobody has to import it
+# `_scopes` looks it up in sys.modules, where nobody has to import it; a tool for tests makes loops of asyncio's own.
+ALLOWED_ASYNCIO = {"testing._steps"}
 
 
 def module_name(path: Path) -> str:

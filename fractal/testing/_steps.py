@@ -1,0 +1,328 @@
+"""A scenario in an event loop of its own, cut after one of its steps; what `cancel_everywhere` is made of.
+
+A step is what a task does between two suspensions, so the end of each is a checkpoint. asyncio's are counted by a task
+factory, trio's by an instrument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from fractal._scopes import leaves
+from fractal._stuck import place_of
+from fractal.testing._leftovers import running_tasks
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["WAYS", "Visit"]
+
+_NEVER = 1e8
+"""Seconds; a timer for so late a time is one that `Visit` fires by hand."""
+
+_STEPS_TO_THE_SECOND = 2
+
+
+class Visit:
+    """One run of a scenario.
+
+    Args:
+        scenario: An async function without arguments.
+        way: How it is cancelled; one of `WAYS` of the backend.
+        point: After which of its steps, from 1; 0: not at all.
+
+    Attributes:
+        count: Steps that were made until the scenario ended.
+        place: Where the task was that made the step after which the scenario was cancelled; None if it was not.
+        error: What came out of the scenario, other than cancellation.
+        fault: What was wrong with how it ended.
+        is_cutting: Whether it is just being cancelled.
+    """
+
+    def __init__(self, scenario: Callable[[], Awaitable[object]], way: str, point: int) -> None:
+        self._scenario, self._way, self._point = scenario, way, point
+        self._is_on = self._was_told = self._has_returned = False
+        self.is_cutting = False
+        self._cuts: list[Callable[[], object]] = []
+        self._is_ours: Callable[[str], bool] = lambda said: True
+        self.main: Any = None  # the scenario's task
+        self.count = 0
+        self.place: str | None = None
+        self.error: BaseException | None = None
+        self.fault: str | None = None
+
+    def run(self, backend: str) -> None:
+        """Run it to its end, in this thread."""
+        if backend == "trio":
+            anyio.run(self._main, WAYS["trio"][self._way], backend="trio", backend_options=_trio_options(self))
+        else:
+            options = {"loop_factory": lambda: _Loop(self)}
+            anyio.run(self._main, WAYS["asyncio"][self._way], backend="asyncio", backend_options=options)
+
+    async def _main(self, way: Callable[[Visit], Awaitable[None]]) -> None:
+        before = {task.id for task in running_tasks()}
+        await way(self)
+        left = [task for task in running_tasks() if task.id not in before]
+        if self.place is None:
+            return
+        if left:
+            self.fault = "tasks left: " + "; ".join(f"{task.name} at {place_of(task.coro)}" for task in left)
+        elif self._has_returned and self._was_told:
+            self.fault = "the cancellation was swallowed: the scenario returned"
+        elif self.error is not None:
+            self.fault = f"{type(self.error).__name__} took the place of the cancellation: {self.error}"
+
+    def arm(self, *cuts: Callable[[], object], is_ours: Callable[[str], bool] = lambda said: True) -> None:
+        """Say what cancels the scenario: the first at its point, the second, if any, soon after.
+
+        Args:
+            *cuts: What cancels it.
+            is_ours: Tells from what a cancellation of asyncio's says whether it is this one.
+        """
+        self._cuts, self._is_ours = list(cuts), is_ours
+
+    async def scenario(self) -> None:
+        """The scenario, watched."""
+        self.main = _current_task()
+        self._is_on = True
+        try:
+            await self._scenario()
+            self._has_returned = True
+        except BaseException as error:
+            cancelled = anyio.get_cancelled_exc_class()
+            if all(isinstance(leaf, cancelled) for leaf in leaves(error)):
+                raise
+            self.error = error
+        finally:
+            self._is_on = False
+
+    def after_step(self, coroutine: object) -> None:
+        """Count a step, and cut the scenario if it is the one."""
+        if not self._is_on:
+            return
+        self.count += 1
+        if self.count == self._point:
+            self.place = place_of(coroutine, outside=_EVENT_LOOPS) or "its end"
+            self.is_cutting = True
+            self._cuts[0]()
+            self.is_cutting = False
+        elif self.place is not None and self.count == self._point + _STEPS_TO_THE_SECOND and len(self._cuts) > 1:
+            self._cuts[1]()
+
+    def cancelled(self, task: object, said: str | None = None) -> None:
+        """Note that a task has been cancelled; the scenario's own must not return after that.
+
+        Args:
+            task: The task.
+            said: What asyncio's cancellation says; None: it is known to be ours.
+        """
+        if self._is_on and self.is_cut and task is self.main and (said is None or self._is_ours(said)):
+            self._was_told = True
+
+    def whereabouts(self) -> str:
+        """Where the scenario is now, as far as that can be said from another thread."""
+        coroutine = getattr(self.main, "coro", None) or (self.main.get_coro() if self.main is not None else None)
+        return place_of(coroutine, outside=_EVENT_LOOPS) or "a place unknown"
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the scenario has been cancelled."""
+        return self.place is not None
+
+
+_EVENT_LOOPS = sys.stdlib_module_names | {"anyio", "trio", "outcome", "sniffio"}
+
+
+def _current_task() -> Any:
+    trio: Any = sys.modules.get("trio")
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return trio.lowlevel.current_task()
+
+
+# ---- the ways of cancelling
+
+
+async def _by_scope(visit: Visit) -> None:
+    with anyio.CancelScope() as scope:
+        visit.arm(scope.cancel, is_ours=_said_by(scope))
+        await visit.scenario()
+
+
+def _said_by(scope: anyio.CancelScope) -> Callable[[str], bool]:
+    return lambda said: f"{id(scope):x}" in said
+
+
+def _is_native(said: str) -> bool:
+    return not said.startswith("Cancelled via cancel scope")
+
+
+async def _by_task(visit: Visit, times: int = 1) -> None:
+    def cancel() -> None:
+        for _ in range(times):
+            task.cancel()
+
+    task = asyncio.ensure_future(visit.scenario())
+    visit.arm(cancel, is_ours=_is_native)
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+async def _by_task_twice(visit: Visit) -> None:
+    await _by_task(visit, times=2)
+
+
+async def _by_wait_for(visit: Visit) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, _Loop)
+    visit.arm(loop.fire, is_ours=_is_native)
+    try:
+        await asyncio.wait_for(visit.scenario(), _NEVER)
+    except TimeoutError:
+        if not visit.is_cut:
+            raise
+
+
+async def _by_scope_and_task(visit: Visit) -> None:
+    async def scoped() -> None:
+        with anyio.CancelScope() as scope:
+            visit.arm(scope.cancel, task.cancel, is_ours=_said_by(scope))
+            await visit.scenario()
+
+    task = asyncio.ensure_future(scoped())
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+async def _by_trio_scope(visit: Visit) -> None:
+    import trio
+
+    with trio.CancelScope() as scope:
+        visit.arm(scope.cancel)
+        await visit.scenario()
+
+
+async def _by_two_scopes(visit: Visit) -> None:
+    with anyio.CancelScope() as outer, anyio.CancelScope() as inner:
+        visit.arm(inner.cancel, outer.cancel)
+        await visit.scenario()
+
+
+WAYS: dict[str, dict[str, Callable[[Visit], Awaitable[None]]]] = {
+    "asyncio": {
+        "scope": _by_scope,
+        "native": _by_task,
+        "native twice": _by_task_twice,
+        "wait_for": _by_wait_for,
+        "again": _by_scope_and_task,
+    },
+    "trio": {"scope": _by_scope, "native": _by_trio_scope, "again": _by_two_scopes},
+}
+"""How a scenario is cancelled, by backend: `again` is a second time, a few steps after the first."""
+
+
+# ---- asyncio
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that counts the steps of its tasks."""
+
+    def __init__(self, visit: Visit) -> None:
+        super().__init__()
+        self._visit = visit
+        self._late: list[Callable[[], object]] = []
+        self.set_task_factory(self._stepped)
+
+    def _stepped(self, loop: Any, coroutine: Any, **options: Any) -> Any:
+        return _Task(_Stepped(coroutine, self._visit), self._visit, loop=loop, **options)
+
+    def call_at(  # type: ignore[override]  # the types of the arguments, which are only passed on
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        handle = super().call_at(when, callback, *args, context=context)
+        if when - self.time() > _NEVER / 2:
+            self._late.append(handle._run)
+        return handle
+
+    def fire(self) -> None:
+        """Let the timers go off that are set for the end of time."""
+        for run in self._late:
+            run()
+
+
+class _Task(asyncio.Task[Any]):
+    """A task that tells when it is cancelled."""
+
+    def __init__(self, coroutine: Any, visit: Visit, **options: Any) -> None:
+        self._visit = visit
+        super().__init__(coroutine, **options)
+
+    def cancel(self, msg: Any = None) -> bool:
+        was_possible = super().cancel(msg)
+        if was_possible:
+            self._visit.cancelled(self, str(msg or ""))
+        return was_possible
+
+
+class _Stepped(Coroutine[Any, Any, Any]):
+    """A coroutine that tells of each of its steps."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], visit: Visit) -> None:
+        self._coroutine, self._visit = coroutine, visit
+
+    def send(self, value: Any) -> Any:
+        try:
+            return self._coroutine.send(value)
+        finally:
+            self._visit.after_step(self._coroutine)
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self._coroutine.throw(*error)
+        finally:
+            self._visit.after_step(self._coroutine)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._coroutine.__await__()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coroutine, name)  # `cr_frame` and the like, by which libraries look at a task
+
+
+# ---- trio
+
+
+def _trio_options(visit: Visit) -> dict[str, Any]:
+    import trio
+
+    class Steps(trio.abc.Instrument):
+        has_cut = False
+
+        def after_task_step(self, task: Any) -> None:
+            was_cut = visit.is_cut
+            visit.after_step(task.coro)
+            self.has_cut = visit.is_cut and not was_cut
+
+        def before_task_step(self, task: Any) -> None:
+            self.has_cut = False
+
+        def before_io_wait(self, timeout: float) -> None:
+            self.has_cut = False
+
+        def task_scheduled(self, task: Any) -> None:
+            # What is woken by the cut itself, and not by what another task does, is going to see the cancellation.
+            if self.has_cut or visit.is_cutting:
+                visit.cancelled(task)
+
+    return {"instruments": [Steps()]}
