@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they measure has the right shape; the numbers are for a quiet machine."""
+"""The benchmarks run, and all who take part do the same work; the numbers are for a quiet machine."""
 
 import json
 import os
@@ -9,66 +9,87 @@ from typing import Any
 
 import pytest
 
+from benchmarks import report
+from benchmarks.adapters import ADAPTERS, BASE
+from benchmarks.run import is_installed
+from benchmarks.scenarios import SCENARIOS
+
 ROOT = Path(__file__).parents[2]
-BACKENDS = ("asyncio", "trio")
+INSTALLED = [name for name in ADAPTERS if is_installed(name)]
 
 
-def _column(rows: list[dict[str, Any]], *names: str) -> set[tuple[Any, ...]]:
-    return {tuple(row[name] for name in names) for row in rows}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(150)
-def test_a_stream_costs_less_than_the_sdks_own(tmp_path: Path) -> None:
-    found = tmp_path / "found.json"
-    command = [sys.executable, "benchmarks/streaming.py", "--quick", "--json", str(found)]
-
-    ended = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
-    )
-
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == ""
-    ratios = {row["way"]: row["at once: × openai"] for row in json.loads(found.read_text())["streaming"]}
-    # Measured at 0.15 to 0.33; the bound is for what must never be, not for how good it is.
-    assert all(ratio < 1 for way, ratio in ratios.items() if way.startswith("fractal")), ratios
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
-def test_the_quick_benchmark_measures_everything_on_both_backends(tmp_path: Path) -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", INSTALLED)
+def test_an_adapter_does_the_work_of_each_scenario(name: str, tmp_path: Path):
     found = tmp_path / "found.json"
-    command = [sys.executable, "benchmarks/concurrency.py", "--quick", "--json", str(found)]
+    wanted = [each.name for each in SCENARIOS.values() if name in each.who]
+    chosen = [word for scenario in wanted for word in ("--scenario", scenario)]
 
-    ended = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    ended = bench("run", "--tiny", "--rounds", "1", "--adapter", name, "--out", str(found), *chosen)
+
+    assert ended.returncode == 0, ended.stderr
+    measured: dict[str, dict[str, Any]] = json.loads(found.read_text())["measured"]
+    assert list(measured) == wanted
+    results = {scenario: by_name[name] for scenario, by_name in measured.items()}
+    assert not {scenario: each["failed"] for scenario, each in results.items() if "failed" in each}
+    if name.startswith("fractal"):
+        assert not [scenario for scenario, each in results.items() if "cannot" in each]
+        left = {scenario: (each["tasks"], each["requests"]) for scenario, each in results.items() if "tasks" in each}
+        assert not {scenario: each for scenario, each in left.items() if each != ([0], [0])}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_round_takes_turns_and_gives_ratios(tmp_path: Path):
+    found = tmp_path / "found.json"
+    ended = bench(
+        *("run", "--tiny", "--rounds", "2", "--scenario", "fifty", "--out", str(found)),
+        *("--adapter", "fractal", "--adapter", BASE),
     )
 
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == ""
-    rows = json.loads(found.read_text())
-    for backend in BACKENDS:
-        assert ended.stdout.count(f"\n{backend}") == sum(row["backend"] == backend for row in _all(rows))
-
-    kinds = [f"{count} × {kind}" for count in (3, 10) for kind in ("async def", "def")]
-    tools = {(backend, kind) for backend in BACKENDS for kind in kinds}
-    assert _column(rows["tools"], "backend", "tools") == tools
-    assert all(row["side by side, ms"] < row["one after another, ms"] for row in rows["tools"])
-
-    runs = {(backend, "in memory", count) for backend in BACKENDS for count in (1, 10, 100, 1000)}
-    runs |= {(backend, "over HTTP", count) for backend in BACKENDS for count in (1, 10, 100)}
-    assert _column(rows["runs"], "backend", "model", "runs") == runs
-    assert all(row["failed"] == 0 for row in rows["runs"])
-
-    assert _column(rows["facade"], "backend", "threads") == {(b, threads) for b in BACKENDS for threads in (1, 16)}
-
-    ways = {("asyncio", by) for by in ("scope.cancel()", "Task.cancel()", "asyncio.wait_for")} | {
-        ("trio", "scope.cancel()")
-    }
-    assert _column(rows["cancellation"], "backend", "by") == ways
-    assert len(rows["cancellation"]) == 3 * len(ways)
-    assert all(row["tasks left"] == row["requests left"] == 0 for row in rows["cancellation"])
+    numbers = report.Numbers(json.loads(found.read_text()))
+    assert numbers.value("fifty", BASE, "ratio") == 1
+    assert len(numbers.found["measured"]["fifty"]["fractal"]["cpu"]) == 2
+    assert "50: CPU ms" in ended.stdout
+    assert "round 2 of 2: fifty" in ended.stderr
 
 
-def _all(rows: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for section in ("tools", "runs", "facade", "cancellation") for row in rows[section]]
+def test_an_adapter_that_does_other_work_has_no_number():
+    from benchmarks.run import checked
+
+    scenario = SCENARIOS["one"]
+    runs = scenario.job["at_once"] * (scenario.job["each"] + scenario.job["warm"])
+
+    def result(requests: int, looks: float) -> dict[str, Any]:
+        return checked(scenario, {"cpu": 1.0, "looks": looks}, {"served": requests * runs, "waiting": 0})
+
+    assert result(2, 3.0) == {"cpu": 1.0}
+    assert result(3, 3.0) == {"failed": "3 requests and 3 tool calls in a run, not 2 and 3"}
+    assert result(2, 2.5) == {"failed": "2 requests and 2.5 tool calls in a run, not 2 and 3"}
+
+
+def test_each_table_and_goal_is_about_a_scenario_and_its_adapters():
+    for table in report.TABLES.values():
+        for column in table.columns:
+            assert column.scenario in SCENARIOS
+            assert column.measure in report.FORMATS
+    for name, scenario in SCENARIOS.items():
+        assert set(scenario.once) <= set(scenario.who), name
+    assert all(goal.found(report.Numbers({"measured": {}})) is None for goal in report.GOALS)
+
+
+@pytest.mark.skipif(not report.RESULTS.exists(), reason="nothing has been measured yet")
+def test_the_page_has_the_numbers_that_were_measured():
+    numbers = report.Numbers(json.loads(report.RESULTS.read_text()))
+    page = report.PAGE.read_text()
+    assert report.filled(page, numbers) == page, "run: python -m benchmarks report"
+    for name, drawing in report.drawn(numbers).items():
+        assert (report.DOCS / name).read_text() == drawing

@@ -414,6 +414,6 @@ def test_a_notebook_cell_may_await_and_may_block():
     ]
 
 
-@pytest.mark.parametrize("name", ["demo", "test", "check", "setup"])
+@pytest.mark.parametrize("name", ["bench", "demo", "test", "check", "setup"])
 def test_the_scripts_of_the_readme_can_be_started(name: str):
     assert os.access(ROOT / "scripts" / name, os.X_OK)
