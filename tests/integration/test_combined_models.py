@@ -555,8 +555,8 @@ def test_a_rate_holds_over_event_loops_in_several_threads(endpoint: StartEndpoin
 
     in_threads(ask_five_times, "asyncio", "trio")
     assert len(one.requests) == 10
-    # Three at once and then three more each 0.3 s, less what a busy machine takes between a turn and its note; a rate for
-    # each loop would need 0.3 s in all.
+    # Three at once and then three more each 0.3 s, less what a busy machine takes between a turn and its note; a rate
+    # for each loop would need 0.3 s in all.
     assert max(inner.times) - min(inner.times) >= 0.6
 
 
