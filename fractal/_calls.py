@@ -9,8 +9,8 @@ import anyio
 
 from fractal._call import Call
 from fractal._invoke import explain, left_behind, run_call
-from fractal._scopes import cancellation_was_meant, stop_if_cancelled
-from fractal.errors import AnswerRejected, BudgetExceeded, ToolFailed
+from fractal._scopes import cancellation_was_meant, stop_if_cancelled, unexpected
+from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +35,7 @@ async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]
     Raises:
         ToolFailed: A tool with `on_error="raise"` raised.
         BudgetExceeded: The tool calls of the run are spent; the calls that fitted were made.
+        ToolErrors: Several of these.
         ToolIgnoredCancellation: A tool was left to itself.
     """
     running = [Call(run, call) for call in calls]
@@ -61,18 +62,32 @@ async def call_tools(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]:
 
 
 def _raise_for_errors(calls: Sequence[Call]) -> None:
-    has_end = any(call.ends_run for call in calls)
+    failures = list(_failures(calls))
+    misuse = [failure for failure in failures if isinstance(failure, UserError)]
+    if len(failures) > 1 and not misuse:
+        raise ToolErrors([each if isinstance(each, RunError) else unexpected(each) for each in failures])
+    for failure in misuse or failures:
+        raise failure
+
+
+def _failures(calls: Sequence[Call]) -> Iterator[BaseException]:
+    """What ends the run, in call order."""
+    spent = any(call.ends_run for call in calls)  # an answer is there: no matter what else the budget did not allow
     for call in calls:
         tool, error = call.bound.tool, call.exception
         outcome = call.result.outcome if call.result is not None else None
-        if isinstance(error, BudgetExceeded) and outcome == "skipped" and not has_end:
-            raise error
-        if tool is None or error is None or outcome == "denied":
+        if isinstance(error, BudgetExceeded) and outcome == "skipped":
+            if not spent:
+                spent = True  # told once
+                yield error
+        elif tool is None or error is None or outcome == "denied":
             continue
-        if tool.is_answer and not isinstance(error, AnswerRejected):
-            raise error  # a validator failed: nothing that the model could mend
-        if tool.options.on_error == "raise":
-            raise ToolFailed(tool.name, explain(error)) from error
+        elif tool.is_answer and not isinstance(error, AnswerRejected):
+            yield error  # a validator failed: nothing that the model could mend
+        elif tool.options.on_error == "raise":
+            failure = ToolFailed(tool.name, explain(error))
+            failure.__cause__ = error
+            yield failure
 
 
 async def _call_all(run: Run, calls: Sequence[Call]) -> None:

@@ -66,7 +66,7 @@ async def run_call(call: Call, group: TaskGroup, start_clock: Callable[[Call], N
         if not all(isinstance(leaf, (Exception, SystemExit)) for leaf in raised):
             raise  # Ctrl-C and the like are not the tool's
         if raised:
-            call.exception = error
+            call.exception = raised[0] if len(raised) == 1 else error
             was_cut = call.scope is not None and call.scope.cancel_called
             outcome: Outcome = "abandoned" if call.abandoned else "timeout" if was_cut else "error"
             call.end(outcome, error="; ".join(map(explain, raised)))

@@ -11,7 +11,7 @@ import anyio
 from fractal._ask import ask
 from fractal._calls import answer_calls
 from fractal._output import OutputFault
-from fractal._scopes import cancellation_was_meant, leaves, move_on_after, single_error
+from fractal._scopes import cancellation_was_meant, leaves, move_on_after, single_error, unexpected
 from fractal._step import AskAgain, CallTools, Decline, Finish, next_step
 from fractal.errors import (
     AnswerRejected,
@@ -23,7 +23,6 @@ from fractal.errors import (
     RunError,
     StopReason,
     ToolIgnoredCancellation,
-    UnexpectedError,
     UserError,
 )
 
@@ -70,15 +69,15 @@ async def drive(run: Run) -> AgentResult:
         except RunError as error:
             return run.fail(error)
         except UserError as error:
-            run.fail(_unexpected(error))
+            run.fail(unexpected(error))
             raise
         except Exception as error:
             logger.debug("run %s failed", run.run_id, exc_info=True)
-            return run.fail(_unexpected(error))
+            return run.fail(unexpected(error))
         except BaseException as error:
             if _is_cancellation(error) and not cancellation_was_meant(error):
-                return run.fail(_unexpected(error))  # something the model awaited was cancelled, and not this run
-            run.fail(_why_cancelled(run) if _is_cancellation(error) else _unexpected(error))
+                return run.fail(unexpected(error))  # something the model awaited was cancelled, and not this run
+            run.fail(_why_cancelled(run) if _is_cancellation(error) else unexpected(error))
             raise
     # Nothing was returned or raised, so the scope above has caught its own deadline.
     assert timeout is not None
@@ -151,14 +150,6 @@ def _next_iteration(run: Run) -> None:
 def _why_cancelled(run: Run) -> RunError:
     # The deadline of a run above is the reason here too, though that run's scope has caused the cancellation.
     return DeadlineExceeded(run.now() - run.started) if run.is_out_of_time() else RunCancelled()
-
-
-def _unexpected(error: BaseException) -> UnexpectedError:
-    errors = leaves(error)
-    error = errors[0] if len(errors) == 1 else error
-    wrapped = UnexpectedError(f"{type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped
 
 
 def _is_cancellation(error: BaseException) -> bool:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 from anyio.lowlevel import checkpoint
 
+from fractal.errors import RunError, UnexpectedError
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
@@ -101,11 +103,24 @@ async def stop_if_cancelled() -> float:
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """The exceptions of a group, however deep; the exception itself if it is no group."""
-    if not isinstance(error, BaseExceptionGroup):
+    """The exceptions of a group, however deep; the exception itself if it is no group, or one error of ours."""
+    if not isinstance(error, BaseExceptionGroup) or isinstance(error, RunError):
         return [error]
     members = cast("tuple[BaseException, ...]", error.exceptions)  # pyright: ignore[reportUnknownMemberType]
     return [leaf for member in members for leaf in leaves(member)]
+
+
+def only_one(error: BaseException) -> BaseException:
+    """The exception in a group of one; the exception itself if it is anything else."""
+    members = leaves(error)
+    return members[0] if len(members) == 1 else error
+
+
+def unexpected(error: BaseException) -> UnexpectedError:
+    """What a run ends with that met an error of nobody's making."""
+    wrapped = UnexpectedError("; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in leaves(error)))
+    wrapped.__cause__ = only_one(error)
+    return wrapped
 
 
 @contextmanager

@@ -25,6 +25,7 @@ FractalError
     ├── NoContent                the model kept answering nothing
     ├── InvalidOutput            the model kept giving answers that do not fit the output type
     ├── ToolFailed               a tool with `on_error="raise"` raised
+    ├── ToolErrors               (ExceptionGroup) several failures at once: two such tools in one reply
     ├── ToolIgnoredCancellation  a tool went on after its grace; raised out of the run, with `on_stubborn="raise"`
     ├── DelegateFailed           an agent asked as a tool gave no answer
     ├── LimitReached             a limit of ours
@@ -43,7 +44,7 @@ Facts are attributes, the text says what to do next, and every error survives pi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,6 +81,7 @@ __all__ = [
     "StatusError",
     "StopReason",
     "SyncInAsyncError",
+    "ToolErrors",
     "ToolFailed",
     "ToolIgnoredCancellation",
     "ToolNameTaken",
@@ -369,6 +371,43 @@ class ToolFailed(RunError):
     def __init__(self, tool_name: str, message: str) -> None:
         self.tool_name = tool_name
         super().__init__(f"tool {tool_name!r} failed: {message}")
+
+
+class ToolErrors(RunError, ExceptionGroup[RunError]):
+    """The tool calls of one reply failed in more than one way, and none of the failures is worth less than the others.
+
+    A group, so that `except* ToolFailed` finds every failed tool whether there is one or more. Its text has a line for
+    each member.
+
+    Args:
+        errors: Two or more, in call order: `ToolFailed` for a tool with `on_error="raise"`, `BudgetExceeded` for
+            calls that were not made any more, `UnexpectedError` for an output validator that failed.
+
+    Example:
+        >>> try:
+        ...     raise ToolErrors([ToolFailed("search", "offline"), ToolFailed("charge", "card declined")])
+        ... except* ToolFailed as group:
+        ...     [error.tool_name for error in group.exceptions]
+        ['search', 'charge']
+    """
+
+    stop_reason = "tool_error"
+
+    def __new__(cls, errors: Sequence[RunError]) -> Self:
+        """Make the group; a group takes its members here."""
+        return super().__new__(cls, f"{len(errors)} failures at once", errors)
+
+    def __init__(self, errors: Sequence[RunError]) -> None:
+        self.args = (tuple(errors),)  # what pickling makes it from
+
+    def derive(self, errors: Sequence[RunError], /) -> ToolErrors:  # type: ignore[override]
+        """The same of some of the members, for `split`, `subgroup` and `except*`."""
+        part = ToolErrors(errors)
+        part.result = self.result
+        return part
+
+    def __str__(self) -> str:
+        return "\n- ".join((f"{self.message}:", *map(str, self.exceptions)))
 
 
 class ToolIgnoredCancellation(RunError):

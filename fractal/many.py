@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from fractal._run import Run
     from fractal.agent import RunOptions
+    from fractal.errors import RunError
     from fractal.results import AgentResult
 
 __all__ = ["BatchItem", "BatchStream", "OnError", "Progress", "run_many", "stream_many"]
@@ -142,7 +143,8 @@ async def run_many(
 
     Raises:
         InvalidArguments: An argument cannot be what was meant; runs under way are cancelled.
-        RunError: The first run that failed, with `on_error="fail_fast"`; the error's `result` is its result.
+        RunError: The first run that failed, with `on_error="fail_fast"`; the error's `result` is its result. Runs that
+            failed in the same moment are in its notes.
         Exception: What the inputs raise; runs under way are cancelled.
 
     Example:
@@ -346,8 +348,7 @@ class _Batch:
             self._done += 1
             self._failed += not result.success
             if self._fails_fast and result.exception is not None:
-                result.exception.add_note(f"this was input {index} of a batch, counted from 0")
-                self._end_with(result.exception)
+                self._fail_with(result.exception, index)
             elif self._error is None:
                 deliver(BatchItem(index=index, input=user_input, result=result))
             self._tell_progress()
@@ -360,6 +361,13 @@ class _Batch:
             yield
         except Exception as error:
             self._end_with(error)
+
+    def _fail_with(self, error: RunError, index: int) -> None:
+        if self._error is None:
+            error.add_note(f"this was input {index} of a batch, counted from 0")
+        else:  # it failed before the first failure could cancel it
+            self._error.add_note(f"input {index} failed as well: {type(error).__name__}: {error}")
+        self._end_with(error)
 
     def _end_with(self, error: Exception) -> None:
         self._error = self._error or error

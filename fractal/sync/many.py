@@ -47,7 +47,8 @@ def run_many(
 
     Raises:
         InvalidArguments: An argument cannot be what was meant; runs under way are cancelled.
-        RunError: The first run that failed, with `on_error="fail_fast"`; the error's `result` is its result.
+        RunError: The first run that failed, with `on_error="fail_fast"`; the error's `result` is its result. Runs that
+            failed in the same moment are in its notes.
         Exception: What the inputs raise; runs under way are cancelled.
 
     Example:

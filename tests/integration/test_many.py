@@ -31,6 +31,7 @@ from fractal import (
     BaseAgent,
     InvalidArguments,
     Limits,
+    Refused,
     RunCancelled,
     RunError,
     RunFinished,
@@ -40,6 +41,7 @@ from fractal import (
 )
 from fractal._progress import described
 from fractal.many import BatchItem, BatchStream, Progress, run_many, stream_many
+from fractal.models.base import Reply
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.support import in_thread, outcomes, shown
 
@@ -260,6 +262,26 @@ async def test_the_first_failure_cancels_the_others_and_is_raised(endpoint: Star
 async def test_of_several_failures_at_once_the_first_is_raised_alone():
     with pytest.raises(RunError, match="odd"):
         await run_many(agent(), ["bad"] * 5, max_concurrency=5, on_error="fail_fast")
+
+
+async def test_a_failure_in_the_same_moment_is_a_note_of_the_first():
+    waiting: list[object] = []
+    go = anyio.Event()
+
+    class Refuses:
+        async def respond(self, request: object) -> Reply:
+            waiting.append(request)
+            if len(waiting) == 3:
+                go.set()
+            await go.wait()
+            return Reply(refusal="no")
+
+    with pytest.raises(Refused) as raised:
+        await run_many(BaseAgent("A", "a", client=Refuses()), list("abc"), on_error="fail_fast")
+    [own, *others] = raised.value.__notes__
+    assert own.startswith("this was input ")
+    assert others  # all three on trio; asyncio cancels the last one in time
+    assert all(re.fullmatch(r"input \d failed as well: Refused: no", note) for note in others)
 
 
 async def test_without_a_failure_fail_fast_changes_nothing():

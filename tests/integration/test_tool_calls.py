@@ -15,7 +15,19 @@ import pytest
 import trio
 from pydantic import BaseModel
 
-from fractal import AgentResult, AgentToolkit, BaseAgent, Limits, RunContext, ToolFailed, tool
+from fractal import (
+    AgentResult,
+    AgentToolkit,
+    BaseAgent,
+    InvalidArguments,
+    Limits,
+    RunContext,
+    RunError,
+    ToolErrors,
+    ToolFailed,
+    UnexpectedError,
+    tool,
+)
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.support import assert_continuable, calls_then, outcomes
 
@@ -184,6 +196,96 @@ async def test_a_tool_can_end_the_run_with_its_error_after_its_siblings():
         result.raise_for_error()
     assert isinstance(caught.value.__cause__, ValueError)
     assert caught.value.result is result
+
+
+async def test_all_that_failed_at_once_is_in_one_group_in_call_order_with_each_cause():
+    second_has_failed = anyio.Event()
+
+    @tool(on_error="raise")
+    async def search() -> None:
+        await second_has_failed.wait()
+        raise ValueError("offline")
+
+    @tool(on_error="raise")
+    async def charge() -> None:
+        second_has_failed.set()
+        async with anyio.create_task_group():
+            raise KeyError("card")
+
+    async def told_to_the_model() -> None:
+        raise OSError("disk")
+
+    asked = ["search", "told_to_the_model", "charge", "search", "search"]
+    model = ScriptedModel([[answers.call(name) for name in asked]])
+    agent = BaseAgent("A", "a", client=model, toolkit=AgentToolkit(search, charge, told_to_the_model))
+    result = await agent.run("go", limits=Limits(max_tool_calls=3))
+    assert outcomes(result) == ["error", "error", "error", "skipped", "skipped"]
+    assert_continuable(result)
+    with pytest.raises(RunError) as caught:
+        result.raise_for_error()
+    assert type(caught.value) is ToolErrors
+    assert caught.value.result is result
+    assert [repr(error.__cause__) for error in caught.value.exceptions] == [
+        "ValueError('offline')",
+        "KeyError('card')",
+        "None",
+    ]
+    assert result.stop_reason == "tool_error"
+    assert result.error == (
+        "3 failures at once:\n"
+        "- tool 'search' failed: ValueError: offline\n"
+        "- tool 'charge' failed: KeyError: 'card'\n"
+        "- the budget of 3 tool calls is spent (3 used or reserved, over the whole tree)"
+    )
+
+
+async def test_of_an_answer_that_cannot_be_checked_beside_a_failing_tool_both_are_told():
+    @tool(on_error="raise")
+    async def search() -> None:
+        raise ValueError("offline")
+
+    def agent(fault: Exception) -> BaseAgent:
+        model = ScriptedModel([[answers.call("final_answer", {"result": 7}), answers.call("search")]])
+        agent = BaseAgent("A", "a", client=model, output_type=int, output_mode="tool").add_tool(search)
+
+        @agent.output_validator
+        async def check(number: int) -> None:
+            raise fault
+
+        return agent
+
+    error = (await agent(LookupError("no table")).run("go")).exception
+    assert isinstance(error, ToolErrors)
+    assert [type(each) for each in error.exceptions] == [UnexpectedError, ToolFailed]
+    assert [type(each.__cause__) for each in error.exceptions] == [LookupError, ValueError]
+    # Wrong use is raised at once, whatever else went wrong.
+    with pytest.raises(InvalidArguments, match="no agent"):
+        await agent(InvalidArguments("no agent")).run("go")
+
+
+async def test_several_failures_stay_one_error_on_their_way_through_tasks_and_tools():
+    @tool(on_error="raise")
+    async def fails() -> None:
+        raise ValueError("broken")
+
+    below = ScriptedModel([[answers.call("fails"), answers.call("fails")]] * 2)
+    inner = BaseAgent("inner", "i", client=below).add_tool(fails)
+
+    @tool(on_error="raise")
+    async def ask_inner() -> None:
+        async with anyio.create_task_group():
+            (await inner.run("go")).raise_for_error()
+
+    async def prompt() -> str:
+        await ask_inner()
+        return "never"
+
+    outer = BaseAgent("outer", "o", client=ScriptedModel([answers.call("ask_inner")])).add_tool(ask_inner)
+    for agent in (outer, BaseAgent("prompted", prompt, client=ScriptedModel([]))):
+        error = (await agent.run("go")).exception
+        assert error is not None
+        assert type(error.__cause__) is ToolErrors
+        assert "2 failures at once:\n- tool 'fails' failed: ValueError: broken" in str(error)
 
 
 async def test_a_tool_whose_own_task_was_cancelled_has_failed_and_nothing_else_is_cancelled(

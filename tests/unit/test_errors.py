@@ -43,6 +43,7 @@ SAMPLES: list[FractalError] = [
     errors.NoContent(4),
     errors.InvalidOutput(3, "'age' is missing", '{"name": "Ada"}'),
     errors.ToolFailed("search", "ValueError: no"),
+    errors.ToolErrors([errors.ToolFailed("search", "no"), errors.BudgetExceeded("tool_calls", 2, 2)]),
     errors.ToolIgnoredCancellation("search", "app.py:12 in search", 1.5),
     errors.DelegateFailed("Guide", "agent 'Guide' gave no answer"),
     errors.LimitReached("text"),
@@ -113,7 +114,7 @@ def test_an_error_survives_pickling_and_copying_with_its_text_and_facts(error: F
 def told_by(value: Any) -> Any:
     """An error as values that can be compared, with the errors in it."""
     if isinstance(value, FractalError):
-        return type(value), str(value), value.args, {name: told_by(fact) for name, fact in vars(value).items()}
+        return type(value), str(value), told_by(value.args), {name: told_by(fact) for name, fact in vars(value).items()}
     return [told_by(each) for each in value] if isinstance(value, tuple) else value
 
 
@@ -192,6 +193,7 @@ def test_wrong_use_is_no_run_error(kind: type[UserError]) -> None:
         (errors.ContextWindowExceeded, "context_window", "context_window_exceeded"),
         (errors.DepthExceeded, "depth", "depth_exceeded"),
         (errors.ToolFailed, "tool_error", "unexpected_error"),
+        (errors.ToolErrors, "tool_error", "unexpected_error"),
         (errors.ToolIgnoredCancellation, "tool_error", "unexpected_error"),
         (errors.RunCancelled, "cancelled", "cancelled"),
     ],
@@ -227,6 +229,10 @@ def test_the_words_for_a_failure_are_those_of_the_contract(
         (errors.ContextWindowExceeded(5000, 4096), ["5000 tokens", "4096", "context_window"]),
         (errors.DepthExceeded(8), ["8 levels", "max_depth"]),
         (errors.AllModelsFailed([errors.BadReply("a page"), errors.ServerError("HTTP 503")]), ["2", "page", "503"]),
+        (
+            errors.ToolErrors([errors.ToolFailed("search", "offline"), errors.ToolFailed("charge", "declined")]),
+            ["2 failures at once:", "\n- tool 'search' failed: offline", "\n- tool 'charge' failed: declined"],
+        ),
     ],
     ids=str,
 )
@@ -271,6 +277,37 @@ def test_failed_models_are_asked_again_if_it_may_help_with_one_and_as_soon_as_it
 ) -> None:
     error = errors.AllModelsFailed(failures)
     assert (error.retryable, error.retry_after, error.errors) == (retryable, retry_after, tuple(failures))
+
+
+def several() -> errors.ToolErrors:
+    group = errors.ToolErrors([errors.ToolFailed("search", "offline"), errors.BudgetExceeded("tool_calls", 2, 2)])
+    group.result = "the result"
+    return group
+
+
+def test_several_failures_are_one_run_error_and_each_can_be_caught_by_its_type() -> None:
+    caught: list[BaseException] = []
+    with pytest.raises(RunError, match="2 failures at once"):
+        raise several()
+    try:
+        raise several()
+    except* errors.ToolFailed as failed_tools:
+        caught += failed_tools.exceptions
+    except* errors.LimitReached as limits:
+        caught += limits.exceptions
+    assert list(map(type, caught)) == [errors.ToolFailed, errors.BudgetExceeded]
+
+
+def test_a_part_of_several_failures_is_of_their_type_and_knows_their_result_and_cause() -> None:
+    group = several()
+    group.__cause__ = ValueError("cause")
+    matching, rest = group.split(errors.ToolFailed)
+    for part in (matching, rest, group.subgroup(errors.LimitReached), group.derive(group.exceptions)):
+        assert type(part) is errors.ToolErrors
+        assert part.result == "the result"
+    assert matching is not None
+    assert isinstance(matching.__cause__, ValueError)
+    assert pickle.loads(pickle.dumps(matching)).exceptions[0].tool_name == "search"
 
 
 # ---- the public names
