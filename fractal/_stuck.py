@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Set
     from types import FrameType
 
-__all__ = ["LIBRARIES", "place_in_thread", "place_of"]
+__all__ = ["LIBRARIES", "place_above", "place_in_thread", "place_of"]
 
 # Whoever reads of a stuck tool looks for a line of their own, not for the one at which an event loop waits.
 LIBRARIES = sys.stdlib_module_names | {"anyio", "trio", "outcome", "sniffio", "uvloop", "fractal"}
@@ -38,7 +38,11 @@ def place_of(awaited: object, outside: Set[str] = LIBRARIES) -> str | None:
 def place_in_thread(thread: threading.Thread) -> str | None:
     """Where a thread is now, in the same words."""
     # Private only by its name: the standard library documents it.
-    frame = sys._current_frames().get(thread.ident or 0)  # pyright: ignore[reportPrivateUsage]
+    return place_above(sys._current_frames().get(thread.ident or 0))  # pyright: ignore[reportPrivateUsage]
+
+
+def place_above(frame: FrameType | None) -> str | None:
+    """The nearest line of a user's own from which a frame was called, or that frame itself."""
     while frame is not None and _package(frame) in LIBRARIES:
         frame = frame.f_back
     return _name(frame)

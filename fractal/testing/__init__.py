@@ -2,6 +2,11 @@
 
 from fractal.testing import answers as answers
 from fractal.testing._history import check_messages as check_messages
+from fractal.testing._virtual_time import (
+    NotInVirtualTime as NotInVirtualTime,
+    VirtualTime as VirtualTime,
+    virtual_time as virtual_time,
+)
 from fractal.testing.cancelling import (
     CancellationFault as CancellationFault,
     CancellationFaults as CancellationFaults,
@@ -17,8 +22,11 @@ __all__ = [
     "CancellationFaults",
     "Endpoint",
     "EndpointError",
+    "NotInVirtualTime",
     "ScriptedModel",
+    "VirtualTime",
     "answers",
     "cancel_everywhere",
     "check_messages",
+    "virtual_time",
 ]

@@ -44,6 +44,7 @@ LEVELS = [
         "testing._history",
         "testing._leftovers",
         "testing._steps",
+        "testing._virtual_time",
         "testing.endpoint",
         "testing.scripted",
         "testing.cancelling",
