@@ -8,6 +8,10 @@ from fractal import parts as parts
 from fractal._output import (
     OutputMode as OutputMode,
 )
+from fractal._threads import (
+    AbandonedThread as AbandonedThread,
+    abandoned_threads as abandoned_threads,
+)
 from fractal._window import (
     Compact as Compact,
     TokenCounter as TokenCounter,
@@ -121,6 +125,7 @@ from fractal.streaming import RunStream as RunStream
 from fractal.toolkit import AgentToolkit as AgentToolkit, Tool as Tool, tool as tool
 
 __all__ = [
+    "AbandonedThread",
     "AgentDefinition",
     "AgentResult",
     "AgentReturnPart",
@@ -215,6 +220,7 @@ __all__ = [
     "Usage",
     "UserError",
     "WarningRaised",
+    "abandoned_threads",
     "count_tokens",
     "parts",
     "run_many",

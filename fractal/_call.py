@@ -34,6 +34,7 @@ class Call:
         "scope",
         "started",
         "text",
+        "waits_for",
         "work",
     )
 
@@ -48,6 +49,7 @@ class Call:
         self.abandoned = False
         self.named = False  # already reported as not stopping
         self.work: object = None  # what it waits for: the tool's coroutine, or a `ThreadCall`
+        self.waits_for: str | None = None  # what it has to wait for before it can begin
         self.needs_approval = bound.tool is not None and bound.tool.options.requires_approval
         self._told = 0  # of its two events
 

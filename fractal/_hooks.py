@@ -64,6 +64,8 @@ async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: obj
     """Call a user's function where it stops nobody: awaited if it is async, else in a worker thread."""
     answers: list[Any] = []  # a thread must not hand over a bare coroutine on trio
 
+    name = getattr(function, "__name__", repr(function))
+
     def work() -> None:
         answers.append(function(*arguments, **by_name))
 
@@ -71,13 +73,12 @@ async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: obj
         if is_async(function):
             return await function(*arguments, **by_name)
         async with anyio.create_task_group() as group:  # where `fractal.sync` in the function joins the run
-            thread = ThreadCall(work, abandon=True, group=group)
+            thread = ThreadCall(work, name, abandon=True, group=group)
             try:
                 with cancellation_noted():
                     await thread.run()
             finally:
                 if thread.abandoned:
-                    name = getattr(function, "__name__", repr(function))
                     warn(f"{name} could not be stopped: it goes on in its thread, and nobody waits for it")
         return await answers[0] if inspect.isawaitable(answers[0]) else answers[0]
 

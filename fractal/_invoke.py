@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from fractal.toolkit import Tool
 
 __all__ = ["explain", "left_behind", "run_call"]
-
-logger = logging.getLogger("fractal")
 
 _NO_SCOPE = _NO_GATE = nullcontext()
 
@@ -114,6 +112,8 @@ def _cut(call: Call, timed_out: bool) -> tuple[Outcome, None, str]:
     seconds = call.run.now() - call.started
     waited_for = "approval" if call.needs_approval else "answer"
     why = f"no {waited_for} within {seconds:.2g} s" if timed_out else "the run was cancelled"
+    if call.waits_for is not None:
+        why += f"; it had not begun, and waited for {call.waits_for}"
     if call.abandoned:
         return "abandoned", None, f"{why}; the call could not be stopped and may still take effect"
     return ("timeout", None, why) if timed_out else ("cancelled", None, why)
@@ -170,6 +170,8 @@ async def _invoke(call: Call, group: TaskGroup) -> None:
     if tool.parameters.context_names:
         context = call.run.context(tool_name=tool.name, call_id=call.bound.call_id)
     positional, by_name = tool.parameters.bind(call.bound.arguments, context)
+    if call.run.twins and not tool.options.idempotent:
+        await _wait_for_twins(call, tool)
     function = partial(tool.function, *positional, **by_name)
     if tool.is_async:
         if call.may_be_left:
@@ -182,6 +184,13 @@ async def _invoke(call: Call, group: TaskGroup) -> None:
         call.returned(*await _in_thread(call, tool, function, group))
 
 
+async def _wait_for_twins(call: Call, tool: Tool) -> None:
+    """Let calls of the same function come to their end that nobody could stop: two at once may do harm."""
+    call.waits_for = "an earlier call of this tool, which could not be stopped, to end"
+    async with call.run.twins.gate(tool.function):
+        call.waits_for = None
+
+
 async def _in_loop(call: Call, function: Callable[[], Awaitable[Any]], context: RunContext[Any] | None) -> None:
     assert call.bound.tool is not None
     async with call.bound.tool.gate or _NO_GATE:
@@ -192,16 +201,20 @@ async def _in_loop(call: Call, function: Callable[[], Awaitable[Any]], context: 
     call.returned(content, text_of(content))
 
 
-async def _in_task_of_its_own(call: Call, function: Callable[[], Awaitable[None]]) -> None:
+async def _in_task_of_its_own(call: Call, make_call: Callable[[], Awaitable[None]]) -> None:
     """Call a tool where no task group waits for it, so that it can be left to itself if it does not stop."""
+    assert call.bound.tool is not None
+    twins, function = call.run.twins, call.bound.tool.function
 
     async def work() -> None:
         try:
-            await function()
+            await make_call()
         finally:
             if call.abandoned:
-                logger.info("tool %r, left to itself earlier, has ended", call.bound.name)
+                twins.gate(function).release()
+                call.run.warn_late(_late(call.bound.name, call.run.now() - abandoned_at))
 
+    abandoned_at = math.inf
     task = Background(work, f"fractal tool {call.bound.name}")
     try:
         await task.wait()
@@ -211,7 +224,8 @@ async def _in_task_of_its_own(call: Call, function: Callable[[], Awaitable[None]
             await task.cancel_and_join(call.run.now() + grace)
         finally:
             if not task.has_ended:
-                call.abandoned = True
+                call.abandoned, abandoned_at = True, call.run.now()
+                twins.gate(function).take()
                 where = call.name_as_stuck(grace, "the run ends without it")
                 # Where else would it be told? Who cancels a run believes that nothing of it is left.
                 raise ToolIgnoredCancellation(call.bound.name, where, grace) from cancellation
@@ -225,12 +239,20 @@ async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any], group:
         content = function()
         return content, "" if inspect.isawaitable(content) else text_of(content)
 
-    def ended_late() -> None:
-        logger.info("tool %r, abandoned earlier, has ended", tool.name)
+    def ended_late(seconds: float) -> None:
+        call.run.warn_late(_late(tool.name, seconds))
 
     gates = (tool.gate,) if tool.gate is not None else ()
     abandon = tool.options.on_cancel == "abandon"
-    call.work = thread = ThreadCall(work, gates=gates, abandon=abandon, group=group, on_late_end=ended_late)
+    call.work = thread = ThreadCall(
+        work,
+        f"tool {tool.name!r}",
+        gates=gates,
+        abandon=abandon,
+        group=group,
+        twins=partial(call.run.twins.gate, tool.function),
+        on_late_end=ended_late,
+    )
     try:
         content, text = await thread.run()
     finally:
@@ -239,6 +261,10 @@ async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any], group:
         content = await content
         text = text_of(content)
     return content, text
+
+
+def _late(name: str, seconds: float) -> str:
+    return f"tool {name!r}, abandoned earlier, has ended {seconds:.2g} s after that"
 
 
 def explain(error: BaseException) -> str:

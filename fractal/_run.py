@@ -24,6 +24,7 @@ from anyio.lowlevel import current_token
 from fractal._answer import Answer, AnswerSettings
 from fractal._background import Background, end_all
 from fractal._feed import Inlet
+from fractal._twins import Twins
 from fractal._window import Window, WindowView
 from fractal.context import RunContext
 from fractal.errors import BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
@@ -106,6 +107,7 @@ class Run:
         if parent is not None and parent.result is not None:
             parent = None  # the context was copied out of a run that has ended
         self.settings, self.transcript, self.parent = settings, transcript, parent
+        self.twins: Twins = parent.twins if parent else Twins()
         self.run_id = uuid4().hex
         self.agent = settings.agent
         self.depth: int = parent.depth + 1 if parent else 0
@@ -136,13 +138,12 @@ class Run:
             "depth": self.depth,
         }
         self._depth_limit: float = self.depth + (self.limits.max_depth or 0)
-        token = current_token()
-        self._loop = token.native_token
+        self._token = token = current_token()
         # Asked many times in each run; `anyio.current_time` looks for the backend each time.
         self.now: Callable[[], float] = token.backend_class.current_time
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
-            is_near = parent._loop is self._loop
+            is_near = parent.is_near(self)
             self.feeds = parent.feeds if is_near else tuple(feed.from_afar() for feed in parent.feeds)
         self.started = self.now()
         self._clock = time.monotonic()
@@ -174,7 +175,7 @@ class Run:
         A parent in the same loop encloses this run with its scope, and needs no telling.
         """
         timeout, parent = self.settings.timeout, self.parent
-        if parent is None or parent._loop is self._loop or math.isinf(parent.deadline):
+        if parent is None or parent.is_near(self) or math.isinf(parent.deadline):
             return timeout
         left = parent.deadline - parent.started - (time.monotonic() - parent._clock)
         return max(min(left, timeout if timeout is not None else math.inf), 0.0)
@@ -185,7 +186,7 @@ class Run:
         self.deadline = anyio.current_effective_deadline()
         timeout = self.timeout()
         self._own_deadline = self.started + timeout if timeout is not None else math.inf
-        if self.parent is not None and self.parent._loop is self._loop:
+        if self.parent is not None and self.parent.is_near(self):
             self._own_deadline = min(self._own_deadline, self.parent._own_deadline)
         self.soft_deadline = self.deadline - self.limits.reserve if self.limits.reserve else math.inf
         # What this run's own functions start is begun by none of the calls above it.
@@ -300,10 +301,36 @@ class Run:
             run.warnings.append(message)
             run = run.parent
 
+    def is_near(self, other: Run) -> bool:
+        """Whether another run is in the same event loop."""
+        return self._token.native_token is other._token.native_token
+
+    def warn_late(self, message: str) -> None:
+        """Note, in any thread, what comes too late for a run that may have ended: the nearest above that has not tells.
+
+        With none left, or no event loop, the log alone has it.
+        """
+        run: Run | None = self
+        while run is not None and run.result is not None:
+            run = run.parent
+        try:
+            if run is None:
+                logger.warning("%s", message)
+            else:
+                run._token.backend_class.run_sync_soon(run._warn_or_pass_on, (message,), run._token.native_token)
+        except RuntimeError:  # the loop has ended
+            logger.warning("%s", message)
+
+    def _warn_or_pass_on(self, message: str) -> None:
+        if self.result is None:
+            self.warn(message)
+        else:
+            self.warn_late(message)
+
     def note_stream(self, task: Background) -> None:
         """Note the task of this run, which was begun as a stream, so that it cannot outlive the run above."""
         parent = self.parent
-        if parent is not None and parent._loop is self._loop:
+        if parent is not None and parent.is_near(self):
             if parent._streams is None:
                 parent._streams = WeakKeyDictionary()
             parent._streams[task] = current_call.get()

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
 from collections import deque
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakSet
 
@@ -21,6 +23,7 @@ import anyio.from_thread
 import anyio.to_thread
 from anyio.lowlevel import RunVar, current_token
 
+from fractal._stuck import place_in_thread
 from fractal.errors import RunCancelled
 
 if TYPE_CHECKING:
@@ -28,7 +31,15 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-__all__ = ["WORKER_THREADS", "Call", "Gate", "ThreadCall", "current_thread_call"]
+__all__ = [
+    "WORKER_THREADS",
+    "AbandonedThread",
+    "Call",
+    "Gate",
+    "ThreadCall",
+    "abandoned_threads",
+    "current_thread_call",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -132,12 +143,60 @@ current_thread_call: ContextVar[ThreadCall[Any] | None] = ContextVar("fractal_th
 
 def _start_anew_after_fork() -> None:
     # The threads that held places do not exist in the child.
+    _abandoned.clear()
     for gate in list(_gates):
         gate.forget_holders()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew_after_fork)
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonedThread:
+    """A function in a worker thread that nobody waits for any more and that has not ended yet.
+
+    Attributes:
+        name: The function: a tool by its name, as in `"tool 'search'"`.
+        thread: The thread.
+        since: When it was abandoned, on `time.monotonic()`'s clock.
+
+    Example:
+        >>> from fractal import abandoned_threads
+        >>> for each in abandoned_threads():
+        ...     print(f"{each.name} has gone on for {each.seconds:.0f} s, now at {each.where}")
+    """
+
+    name: str
+    thread: threading.Thread
+    since: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been abandoned."""
+        return time.monotonic() - self.since
+
+    @property
+    def where(self) -> str | None:
+        """Where it is now, as `file.py:12 in function`; None if no line of a user's own is known."""
+        return place_in_thread(self.thread)
+
+
+def abandoned_threads() -> tuple[AbandonedThread, ...]:
+    """The functions in worker threads, over the whole process, that go on though nobody waits for them any more.
+
+    A thread cannot be killed, so a plain `def` tool that is cancelled goes on until it returns, unless it was to be
+    waited for (`on_cancel="wait"`). It is listed until then, the one that was abandoned first at the head, and keeps
+    its places in limits.
+
+    Example:
+        >>> abandoned_threads()
+        ()
+    """
+    return tuple(_abandoned.values())
+
+
+_abandoned: dict[ThreadCall[Any], AbandonedThread] = {}
 
 
 class Call(Generic[T]):
@@ -213,23 +272,28 @@ class ThreadCall(Generic[T]):
 
     Args:
         function: What to call, with no arguments; it runs in a copy of the caller's context.
+        name: What to call it where it is listed as abandoned.
         gates: Limits it waits at, and holds until the function has really ended, besides that of all worker threads.
         abandon: Whether a cancelled `run()` returns at once and leaves the thread to itself. If not, it returns when
             the function has.
         group: Where `join` starts its tasks; without one the function cannot join.
-        on_late_end: Called in the thread when the function ends after it was abandoned.
+        twins: Where others like it wait for it, if it is abandoned, to end; or None.
+        on_late_end: Called in the thread when the function ends after it was abandoned, with the seconds since then.
     """
 
     def __init__(
         self,
         function: Callable[[], T],
+        name: str,
         *,
         gates: Sequence[Gate] = (),
         abandon: bool,
         group: TaskGroup | None = None,
-        on_late_end: Callable[[], None] | None = None,
+        twins: Callable[[], Gate] | None = None,
+        on_late_end: Callable[[float], None] | None = None,
     ) -> None:
-        self._function, self._abandon, self._on_late_end = function, abandon, on_late_end
+        self._function, self._name, self._abandon, self._on_late_end = function, name, abandon, on_late_end
+        self._twins = twins
         self._gates = (*gates, worker_gate)
         self._places: list[Gate] = []
         self._lock = threading.Lock()
@@ -313,7 +377,7 @@ class ThreadCall(Generic[T]):
                 # Cancelled before this thread began; nobody will look at what comes back.
                 raise RuntimeError("dropped before it began")
             self._state = "running"
-        self.thread = threading.current_thread()
+            self.thread = threading.current_thread()
         current_thread_call.set(self)
         try:
             return self._function()
@@ -321,8 +385,9 @@ class ThreadCall(Generic[T]):
             with self._lock:
                 self._state = "ended"
             self._release()
-            if self.abandoned and self._on_late_end is not None:
-                self._on_late_end()
+            record = _abandoned.pop(self, None)
+            if record is not None and self._on_late_end is not None:
+                self._on_late_end(record.seconds)
 
     def _leave(self) -> None:
         with self._lock:
@@ -330,8 +395,18 @@ class ThreadCall(Generic[T]):
             if never_began:
                 self._state = "dropped"
             self.abandoned = self._state == "running"
+            if self.abandoned:
+                self._note_abandoned()
         if never_began:
             self._release()
+
+    def _note_abandoned(self) -> None:
+        assert self.thread is not None
+        _abandoned[self] = AbandonedThread(self._name, self.thread, time.monotonic())
+        if self._twins is not None:
+            gate = self._twins()
+            gate.take()
+            self._places.append(gate)
 
     def _release(self) -> None:
         for gate in reversed(self._places):

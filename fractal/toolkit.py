@@ -40,6 +40,7 @@ class ToolOptions:
     sequential: bool = False
     on_error: Literal["model", "raise"] = "model"
     requires_approval: bool = False
+    idempotent: bool = False
 
     def __post_init__(self) -> None:
         if self.name is not None and (not isinstance(self.name, str) or not _NAME.fullmatch(self.name)):
@@ -72,6 +73,7 @@ def tool(
     sequential: bool = False,
     on_error: Literal["model", "raise"] = "model",
     requires_approval: bool = False,
+    idempotent: bool = False,
 ) -> Callable[[Function], Function]: ...
 
 
@@ -95,6 +97,8 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any: 
         sequential: Never run it beside another tool call of the same reply.
         on_error: `"model"` tells the model what went wrong, `"raise"` ends the run.
         requires_approval: Ask the run's `approve=` before each call; without one, no call is made.
+        idempotent: A second call does no harm beside one that could not be stopped. If not, a call waits for those in
+            the same run, and in those above and below it, that were abandoned and still go on.
 
     Returns:
         The function, marked; or a decorator, when called with options.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectWire", "plain"]
 
+_REQUEST = "a request by a blocking client"
+
 
 class ObjectWire:
     """Calls `create`, with the request as its keyword arguments.
@@ -57,7 +59,7 @@ class ObjectWire:
         if inspect.iscoroutinefunction(create):
             return await create(**parameters)
         # In a list: a thread must not hand over a bare coroutine on trio.
-        [answer] = await ThreadCall(lambda: [create(**parameters)], abandon=True).run()
+        [answer] = await ThreadCall(lambda: [create(**parameters)], _REQUEST, abandon=True).run()
         return await answer if inspect.isawaitable(answer) else answer
 
 
@@ -74,7 +76,7 @@ class _Chunks:
     async def __anext__(self) -> Any:
         if hasattr(self._source, "__anext__"):
             return await self._source.__anext__()
-        [chunk] = await ThreadCall(lambda: [next(self._source, self._end)], abandon=True).run()
+        [chunk] = await ThreadCall(lambda: [next(self._source, self._end)], _REQUEST, abandon=True).run()
         if chunk is self._end:
             raise StopAsyncIteration
         return chunk

@@ -159,7 +159,9 @@ class Pool:
             if self._client is None:
                 # Importing httpx2 and reading the machine's certificates takes a tenth of a second: no event loop
                 # should stand still for it.
-                made = await ThreadCall(functools.partial(_new_client, self._limit), abandon=True).run()
+                made = await ThreadCall(
+                    functools.partial(_new_client, self._limit), "the making of an HTTP client", abandon=True
+                ).run()
                 self._client, self._connections = made
                 # Runs up to the `yield` and does not wait, so it cannot be cancelled.
                 await self._keeper.__anext__()

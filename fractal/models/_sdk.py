@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BoundSdkWire", "SdkWire", "ThreadWire", "async_twin_maker", "copier"]
 
+_REQUEST = "a request by a blocking client"
+
 
 class BoundSdkWire:
     """A user's `AsyncOpenAI` with an HTTP client of his own; it stays with the first event loop it was used from.
@@ -115,7 +117,7 @@ class ThreadWire:
         """Send it from a worker thread."""
         client, body = self._client, request.body()
         with translated(_key_of(client)):
-            response = await ThreadCall(lambda: _post(client, request.model, body), abandon=True).run()
+            response = await ThreadCall(lambda: _post(client, request.model, body), _REQUEST, abandon=True).run()
             return reply_from(response.status_code, response.headers, response.content, _key_of(client))
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
@@ -136,7 +138,7 @@ class ThreadWire:
             try:
                 with single_error():
                     async with anyio.create_task_group() as group:
-                        call = ThreadCall(work, abandon=True, group=group)
+                        call = ThreadCall(work, _REQUEST, abandon=True, group=group)
                         with cancellation_noted():
                             whole = await call.run()
             except Exception as error:
@@ -217,6 +219,6 @@ def _awaited(provider: Callable[[], str] | None) -> Callable[[], Awaitable[str]]
         return None
 
     async def provide() -> str:
-        return await ThreadCall(provider, abandon=True).run()
+        return await ThreadCall(provider, "the provider of a key", abandon=True).run()
 
     return provide

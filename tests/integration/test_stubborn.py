@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 import re
 from collections.abc import Awaitable, Callable
@@ -232,7 +231,6 @@ async def test_several_that_do_not_stop_are_one_error_and_a_warning_each():
 
 
 async def test_a_tool_that_was_left_keeps_its_place_until_it_ends_and_that_is_logged(caplog: pytest.LogCaptureFixture):
-    caplog.set_level(logging.INFO, "fractal")
     ended = anyio.Event()
     began: list[int] = []
 
@@ -253,7 +251,7 @@ async def test_a_tool_that_was_left_keeps_its_place_until_it_ends_and_that_is_lo
         result = await agent.run("again")
     assert ended.is_set()
     assert (began, outcomes(result)) == ([1, 2], ["ok"])
-    assert "tool 'one_at_a_time', left to itself earlier, has ended" in caplog.text
+    assert "tool 'one_at_a_time', abandoned earlier, has ended" in caplog.text
 
 
 @pytest.mark.parametrize("policy", ["wait", "raise"])

@@ -28,6 +28,7 @@ LEVELS = [
         "_background",
         "approval",
         "_strict",
+        "_twins",
     ],
     ["results", "context", "models.base", "_shapes"],
     ["_hooks", "toolkit", "events"],

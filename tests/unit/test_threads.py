@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from fractal._threads import Gate, ThreadCall, worker_gate
+from fractal._threads import Gate, ThreadCall, abandoned_threads, worker_gate
 
 
 async def test_a_gate_lets_tasks_in_in_the_order_in_which_they_came():
@@ -122,15 +121,19 @@ def test_a_place_is_not_given_to_a_loop_that_has_ended(backend: str):
 
 
 async def test_plain_tools_leave_anyios_own_threads_alone():
-    started = time.monotonic()
+    begun, free = threading.Semaphore(0), threading.Event()
+
+    def hold() -> None:
+        begun.release()
+        free.wait(10)
+
     async with anyio.create_task_group() as group:
         for _ in range(60):
-            group.start_soon(ThreadCall(lambda: time.sleep(0.3), abandon=False).run)
-        await anyio.sleep(0.01)
-        begun = time.monotonic()
-        await anyio.to_thread.run_sync(lambda: None)
-        assert time.monotonic() - begun < 0.2
-    assert time.monotonic() - started < 2
+            group.start_soon(ThreadCall(hold, "hold", abandon=False).run)
+        with anyio.fail_after(10):
+            for _ in range(60):
+                await anyio.to_thread.run_sync(begun.acquire)
+        free.set()
     assert worker_gate.held == 0
 
 
@@ -139,7 +142,7 @@ async def test_a_call_cancelled_before_its_thread_began_is_not_made(abandon: boo
     called: list[int] = []
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await ThreadCall(lambda: called.append(1), abandon=abandon).run()
+        await ThreadCall(lambda: called.append(1), "call", abandon=abandon).run()
     assert worker_gate.held == 0
     assert called == []
 
@@ -147,26 +150,32 @@ async def test_a_call_cancelled_before_its_thread_began_is_not_made(abandon: boo
 async def test_an_abandoned_call_tells_when_it_ends_and_gives_its_places_back_then():
     release, ended, gate = threading.Event(), threading.Event(), Gate(1)
 
-    def report() -> None:
+    def report(seconds: float) -> None:
         assert gate.held == 0
+        assert seconds > 0
         ended.set()
 
-    call = ThreadCall(lambda: release.wait(5), gates=[gate], abandon=True, on_late_end=report)
+    call = ThreadCall(lambda: release.wait(5), "wait", gates=[gate], abandon=True, on_late_end=report)
     with anyio.move_on_after(0.05):
         await call.run()
     assert call.abandoned
     assert (gate.held, worker_gate.held) == (1, 1)
+    [listed] = abandoned_threads()
+    assert (listed.name, listed.thread) == ("wait", call.thread)
+    assert "test_threads.py" in str(listed.where)
+    assert 0 < listed.seconds < 5
     release.set()
     assert await anyio.to_thread.run_sync(ended.wait, 5)
+    assert abandoned_threads() == ()
 
 
 @pytest.mark.parametrize("make", [lambda: 7, lambda: "text"])
 async def test_a_call_gives_back_what_the_function_returns_and_raises(make: Callable[[], object]):
-    assert await ThreadCall(make, abandon=True).run() == make()
+    assert await ThreadCall(make, "make", abandon=True).run() == make()
 
     def fail() -> None:
         raise LookupError("no")
 
     with pytest.raises(LookupError, match="no"):
-        await ThreadCall(fail, abandon=True).run()
+        await ThreadCall(fail, "fail", abandon=True).run()
     assert worker_gate.held == 0

@@ -68,6 +68,7 @@ OPTIONS: dict[str, Any] = {
     "sequential": True,
     "on_error": "raise",
     "requires_approval": True,
+    "idempotent": True,
 }
 
 

@@ -1,0 +1,251 @@
+"""Threads that go on after their calls have ended: listed, reported, and waited for by calls of the same tool."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from fractal import AgentResult, BaseAgent, Limits, abandoned_threads, tool
+from fractal.events import RunFinished, WarningRaised
+from fractal.testing import ScriptedModel, answers
+from tests.support import in_thread, outcomes
+
+
+class Held:
+    """A blocking function that goes on until it is let go, and notes who is in it at a time."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.lock = threading.Lock()
+        self.inside = self.most = self.calls = 0
+
+    def __call__(self, *, stays: bool = True) -> str:
+        with self.lock:
+            self.calls += 1
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        if stays:
+            self.free.wait(10)
+        with self.lock:
+            self.inside -= 1
+        return f"call {self.calls}"
+
+    def let_go(self) -> None:
+        self.free.set()
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    one = Held()
+    yield one
+    one.let_go()
+    until(lambda: not abandoned_threads())
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait, in a thread, for what another thread does."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        threading.Event().wait(0.005)
+
+
+def agent(*steps: Any, **options: Any) -> BaseAgent:
+    return BaseAgent("A", "a", client=ScriptedModel(list(steps)), **options)
+
+
+PAY = answers.calls(answers.call("pay"))
+
+
+async def test_a_thread_that_goes_on_is_listed_with_its_place_until_it_ends(held: Held):
+    def pay() -> str:
+        return held()
+
+    result = await agent(PAY).add_tool(pay).run("go", timeout=0.1)
+    assert outcomes(result) == ["abandoned"]
+    [one] = abandoned_threads()
+    assert one.name == "tool 'pay'"
+    assert one.where is not None
+    assert one.where.startswith("test_abandoned.py:")
+    assert one.where.endswith(" in __call__")
+    assert one.thread.is_alive()
+    assert one.seconds < 10
+    held.let_go()
+    await in_thread(until, lambda: not abandoned_threads())
+
+
+async def test_its_late_end_is_a_warning_of_the_run_that_still_goes_on(held: Held):
+    @tool(timeout=0.1)
+    def pay() -> str:
+        return held()
+
+    @tool
+    async def wait() -> str:
+        await in_thread(until, abandoned_threads)
+        held.let_go()
+        await in_thread(until, lambda: not abandoned_threads())
+        await anyio.wait_all_tasks_blocked()
+        return "waited"
+
+    events: list[Any] = []
+    both = answers.calls(answers.call("pay"), answers.call("wait"))
+    one = agent(both, answers.calls(answers.call("wait")), "done", observers=[events.append])
+    result = await one.add_tool(pay).add_tool(wait).run("go")
+    assert outcomes(result)[0] == "abandoned"
+    [warning] = result.warnings
+    assert warning.startswith("tool 'pay', abandoned earlier, has ended ")
+    assert [event.message for event in events if isinstance(event, WarningRaised)] == [warning]
+    assert isinstance(events[-1], RunFinished)
+
+
+async def test_a_late_end_after_the_run_is_in_the_log(held: Held, caplog: pytest.LogCaptureFixture):
+    def pay() -> str:
+        return held()
+
+    result = await agent(PAY).add_tool(pay).run("go", timeout=0.1)
+    held.let_go()
+    await in_thread(until, lambda: "tool 'pay', abandoned earlier, has ended" in caplog.text)
+    assert result.warnings == []
+
+
+def test_a_late_end_after_the_event_loop_is_in_the_log(held: Held, caplog: pytest.LogCaptureFixture, backend: str):
+    def pay() -> str:
+        return held()
+
+    anyio.run(lambda: agent(PAY).add_tool(pay).run("go", timeout=0.1), backend=backend)
+    assert len(abandoned_threads()) == 1
+    held.let_go()
+    until(lambda: "tool 'pay', abandoned earlier, has ended" in caplog.text)
+
+
+# ---- twins
+
+
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_a_call_waits_for_an_abandoned_one_of_the_same_tool_unless_that_does_no_harm(
+    held: Held, idempotent: bool
+):
+    @tool(timeout=0.2, idempotent=idempotent)
+    def pay(stays: bool) -> str:
+        if not stays and idempotent:
+            held(stays=False)
+            return "paid beside it"
+        return held(stays=stays)
+
+    @tool
+    async def let_go_soon() -> None:
+        group.start_soon(let_go)
+
+    async def let_go() -> None:
+        await anyio.sleep(0.05)
+        held.let_go()
+
+    first, second = (answers.call("pay", {"stays": stays}) for stays in (True, False))
+    one = agent(answers.calls(first), answers.calls(second, answers.call("let_go_soon")), "done")
+    async with anyio.create_task_group() as group:
+        result = await one.add_tool(pay).add_tool(let_go_soon).run("go")
+    assert outcomes(result)[:2] == ["abandoned", "ok"]
+    assert held.most == (2 if idempotent else 1)
+
+
+async def test_a_call_that_waited_too_long_for_its_twin_was_never_made_and_says_so(held: Held):
+    @tool(timeout=0.1)
+    def pay() -> str:
+        return held()
+
+    result = await agent(PAY, PAY, "done").add_tool(pay).run("go")
+    assert outcomes(result) == ["abandoned", "timeout"]
+    assert held.calls == 1
+    assert str(result.tool_results[1].error).endswith(
+        " s; it had not begun, and waited for an earlier call of this tool, which could not be stopped, to end"
+    )
+
+
+async def test_a_delegates_call_waits_too_and_that_of_another_run_does_not(held: Held):
+    class Cashier(BaseAgent):
+        @tool(timeout=0.1)
+        def pay(self, stays: bool = True) -> str:
+            return held(stays=stays)
+
+    shared = Cashier("A", "a")
+    again = answers.calls(answers.call("pay", {"stays": False}))
+    child = agent(again, "child").add_tool(shared.pay)
+    parent = agent(PAY, answers.calls(answers.call("ask", {"query": "?"})), "done").add_tool(shared.pay)
+    results: list[AgentResult] = []
+    child.observers = (lambda event: results.append(event.result) if isinstance(event, RunFinished) else None,)
+    await parent.register_delegate(child, "ask").run("go")
+    assert outcomes(results[0]) == ["timeout"]
+    assert held.calls == 1
+    assert outcomes(await agent(again, "other").add_tool(shared.pay).run("go")) == ["ok"]
+
+
+async def test_an_async_tool_that_was_left_is_waited_for_too():
+    free, over, inside, most = anyio.Event(), anyio.Event(), 0, 0
+
+    @tool(timeout=0.1)
+    async def pay(stays: bool) -> str:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        while stays and not free.is_set():
+            try:
+                await free.wait()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.01)
+        inside -= 1
+        over.set()
+        return "paid"
+
+    stubborn = agent(
+        answers.calls(answers.call("pay", {"stays": True})), limits=Limits(grace=0.05, on_stubborn="raise")
+    )
+    results: list[AgentResult] = []
+    again = agent(answers.calls(answers.call("pay", {"stays": False})), "done").add_tool(pay)
+    stubborn.add_tool(pay)
+
+    @tool
+    async def both() -> None:
+        try:
+            await stubborn.run("go")
+        except Exception:
+            results.append(await again.run("go"))
+
+    result = await agent(answers.calls(answers.call("both")), "done").add_tool(both).run("go")
+    free.set()
+    with anyio.fail_after(5):
+        await over.wait()
+    assert outcomes(result) == ["ok"]
+    assert outcomes(results[0]) == ["timeout"]
+    assert most == 1
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_tool_that_is_to_be_waited_for_is_so_for_native_cancellation(
+    held: Held, times: int, anyio_backend_name: str
+):
+    if anyio_backend_name != "asyncio":
+        pytest.skip("asyncio's own")
+    import asyncio
+
+    @tool(on_cancel="wait")
+    def pay() -> str:
+        return held()
+
+    events: list[Any] = []
+    task = asyncio.ensure_future(agent(PAY, observers=[events.append]).add_tool(pay).run("go"))
+    await in_thread(until, lambda: held.inside == 1)
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0.02)
+    assert not task.done()
+    held.let_go()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (held.inside, abandoned_threads()) == (0, ())
+    assert outcomes(events[-1].result) == ["ok"]
