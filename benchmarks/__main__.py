@@ -35,6 +35,11 @@ def run(options: argparse.Namespace) -> None:
     print(report.as_text(found))
 
 
+def profile(options: argparse.Namespace) -> None:
+    """Print where the time goes."""
+    print(Bench([SCENARIOS[options.scenario]], [options.adapter], rounds=1).profile())
+
+
 def write(options: argparse.Namespace) -> None:
     """Bring the documentation up to date."""
     for path in report.write(json.loads(options.file.read_text())):
@@ -76,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=what)
         verb.add_argument("file", type=Path, nargs="?", default=report.RESULTS, metavar="FILE")
         verb.set_defaults(do=do)
+    verb = verbs.add_parser("profile", help="print which functions take the time")
+    verb.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO")
+    verb.add_argument("adapter", choices=ADAPTERS, metavar="ADAPTER", nargs="?", default="fractal")
+    verb.set_defaults(do=profile)
     verbs.add_parser("list", help="print the names of scenarios and adapters").set_defaults(do=names)
     return parser
 

@@ -52,6 +52,7 @@ class Job:
         by: How to cancel: `task` or `scope`.
         latency: For `facade`: seconds that its model takes.
         limit: Seconds after which the measurement is given up.
+        profile: Look where the time goes, instead of how much it is.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class Job:
     by: str = "task"
     latency: float = 0.0
     limit: int = 100
+    profile: bool = False
 
     def task(self) -> Task:
         """The adapter's part of it."""
@@ -100,7 +102,7 @@ TOOLS: dict[str, Callable[..., Any]] = {"async": work.look, "plain": look_plain,
 def measure(adapter: Adapter, job: Job) -> Result:
     """Do the job."""
     if job.kind == "facade":
-        from benchmarks.adapters.fractal import facade
+        from benchmarks.facade import facade
 
         return facade(job.at_once, job.each, job.latency)
     if adapter.backend is None:
@@ -286,7 +288,7 @@ def in_a_fork(adapter: Adapter, job: Job, out: int) -> None:
 def safely(adapter: Adapter, job: Job) -> Result:
     """The result, or what went wrong."""
     try:
-        return measure(adapter, job)
+        return profiled(adapter, job) if job.profile else measure(adapter, job)
     except BaseException as error:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -295,6 +297,19 @@ def safely(adapter: Adapter, job: Job) -> Result:
 
             traceback.print_exception(error)
         return {"failed": f"{type(error).__name__}: {error}"[:300]}
+
+
+def profiled(adapter: Adapter, job: Job) -> Result:
+    """The functions that took most, as cProfile has them; of the main thread, warm-up and all."""
+    import cProfile
+    import io
+    import pstats
+
+    profile = cProfile.Profile()
+    profile.runcall(measure, adapter, job)
+    text = io.StringIO()
+    pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(40)
+    return {"profile": text.getvalue()}
 
 
 def write(out: int, value: object) -> None:
@@ -311,8 +326,6 @@ def main() -> None:
     if "--first" in sys.argv:
         write(out, safely(adapter, Job(**json.loads(sys.stdin.readline()))))
         return
-    import httpx2  # noqa: F401  # each of them loads it, some of them at the first request
-
     versions = {name: importlib.metadata.version(name) for name in adapter.packages}
     facts = {"versions": versions, "cannot": adapter.cannot, "play": adapter.play, "imports": adapter.imports}
     write(out, facts)

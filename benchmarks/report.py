@@ -80,8 +80,9 @@ class Column:
     scenario: str
     measure: str
 
-    def text(self, value: float) -> str:
-        return FORMATS[self.measure](value)
+
+def _cell(column: Column, value: float | None) -> str:
+    return "–" if value is None else FORMATS[column.measure](value)
 
 
 def _digits(value: float) -> str:
@@ -120,16 +121,11 @@ class Table:
         columns = [each for each in self.columns if numbers.has(each.scenario)]
         rows, notes = [], []
         for name in numbers.names(each.scenario for each in columns):
-            row = [ADAPTERS[name].title]
-            for column in columns:
-                value = numbers.value(column.scenario, name, column.measure)
-                reason = numbers.reason(column.scenario, name)
-                row.append("–" if value is None else column.text(value))
-                if value is None and reason:
-                    notes.append(f"{ADAPTERS[name].title}, {column.scenario}: {reason}")
-            if set(row[1:]) != {"–"} or notes:
-                rows.append(row)
-        return ["", *(each.title for each in columns)], rows, list(dict.fromkeys(notes))
+            values = [numbers.value(each.scenario, name, each.measure) for each in columns]
+            rows.append([ADAPTERS[name].title, *(_cell(*each) for each in zip(columns, values, strict=True))])
+            reasons = [numbers.reason(each.scenario, name) for each in columns]
+            notes += [f"{ADAPTERS[name].title}: {reason}" for reason in dict.fromkeys(reasons) if reason]
+        return ["", *(each.title for each in columns)], rows, notes
 
     def text(self, numbers: Numbers) -> str:
         """For a terminal."""
@@ -143,6 +139,21 @@ class Table:
         head, rows, notes = self.cells(numbers)
         lines = [_row(head), _row(["---", *("--:" for _ in head[1:])]), *map(_row, rows)]
         return "\n".join(lines) + ("\n\n– " + "; ".join(notes) + "." if notes else "")
+
+
+@dataclass(frozen=True)
+class FacadeTable(Table):
+    """One adapter's scenarios in rows."""
+
+    rows: tuple[tuple[str, str], ...] = ()
+
+    def cells(self, numbers: Numbers) -> tuple[list[str], list[list[str]], list[str]]:
+        found = []
+        for title, scenario in self.rows:
+            if numbers.has(scenario):
+                values = [numbers.value(scenario, "fractal-sync", each.measure) for each in self.columns]
+                found.append([title, *(_cell(*each) for each in zip(self.columns, values, strict=True))])
+        return ["", *(each.title for each in self.columns)], found, []
 
 
 def _row(cells: list[str]) -> str:
@@ -159,16 +170,10 @@ def _each(template: str, sizes: Iterable[int], measure: str = "cpu") -> tuple[Co
 
 
 def _cut(scenario: str, title: str) -> tuple[Column, ...]:
-    left = Column(f"{title}: tasks left", scenario, "tasks"), Column(f"{title}: requests left", scenario, "requests")
-    return Column(f"{title}: s", scenario, "total"), *left
-
-
-def _facade(scenario: str, title: str) -> tuple[Column, ...]:
     return (
-        Column(f"{title}: awaited, CPU ms", scenario, "awaited cpu"),
-        Column("more, blocking", scenario, "more cpu"),
-        Column("awaited runs/s", scenario, "awaited wall"),
-        Column("blocking runs/s", scenario, "blocking wall"),
+        Column(f"{title}: s", scenario, "total"),
+        Column("tasks left", scenario, "tasks"),
+        Column("requests left", scenario, "requests"),
     )
 
 
@@ -207,15 +212,26 @@ TABLES: dict[str, Table] = {
         ),
     ),
     "cancellation": Table(
-        "1 000 runs cancelled: seconds until all are back",
-        (*_cut("cancel", "in the model"), *_cut("cancel-tools", "in tools")[:1], *_cut("cancel-50", "50 in the model")),
+        "Runs cancelled: seconds until all are back, and what is left then",
+        (
+            *_cut("cancel-50", "50 in the model"),
+            *_cut("cancel", "1 000 in the model"),
+            Column("by one scope: s", "cancel-scope", "total"),
+            *_cut("cancel-tools", "1 000 in 3 tools each"),
+        ),
     ),
-    "facade": Table(
+    "facade": FacadeTable(
         "The blocking facade and the awaited run, with a model in memory",
         (
-            *_facade("facade-1", "1 thread"),
-            *_facade("facade-16", "16 threads"),
-            *_facade("facade-16-20ms", "16, 20 ms of latency"),
+            Column("awaited: CPU ms", "facade-1", "awaited cpu"),
+            Column("blocking: CPU ms more", "facade-1", "more cpu"),
+            Column("awaited: runs/s", "facade-1", "awaited wall"),
+            Column("blocking: runs/s", "facade-1", "blocking wall"),
+        ),
+        (
+            ("1 thread, 0 ms", "facade-1"),
+            ("16 threads, 0 ms", "facade-16"),
+            ("16 threads, 20 ms", "facade-16-20ms"),
         ),
     ),
     "start": Table(

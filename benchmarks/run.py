@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -130,6 +130,14 @@ class Bench:
             },
         }
 
+    def profile(self) -> str:
+        """Where the time goes in the one scenario, for the one adapter."""
+        [name], [scenario] = self.names, self.scenarios
+        with running() as endpoint, closing(Child(name)) as child:
+            number = endpoint.play(replace(scenario.play, **child.facts["play"]))
+            found = child.measure({**_job(endpoint, number, scenario), "profile": True})
+            return str(found.get("profile", found))
+
     def _facts(self, name: str) -> Result:
         facts = self.children[name].facts
         return {"title": ADAPTERS[name].title, "versions": facts["versions"]}
@@ -163,7 +171,7 @@ class Bench:
         if why_not is not None:
             return {"cannot": why_not}
         number = endpoint.play(replace(scenario.play, **child.facts["play"]))
-        job = {"url": endpoint.url(number), "seen": endpoint.url(number).removesuffix("/v1"), **scenario.job}
+        job = _job(endpoint, number, scenario)
         if kind == "first":
             return first_run(child.command, {**job, "kind": "tools", "size": 1, "warm": 0})
         before = endpoint.seen(number)
@@ -174,6 +182,11 @@ class Bench:
         if "total" in found:  # near 1 it would be the endpoint that is measured
             found["endpoint"] = (after["cpu"] - before["cpu"]) / found["total"]
         return checked(scenario, found, after)
+
+
+def _job(endpoint: Endpoint, number: int, scenario: Scenario) -> Result:
+    url = endpoint.url(number)
+    return {"url": url, "seen": url.removesuffix("/v1"), **scenario.job}
 
 
 def together(found: list[Result]) -> Result:

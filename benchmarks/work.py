@@ -25,6 +25,9 @@ FINAL = 900_000
 OBJECT = '{"city":"Paris","degrees":21,"sunny":true,"hours":[9,12,15]}'
 HISTORY_TEXT = "What was the weather like on that day, and what should one have worn in the hills? " * 2
 
+PATIENCE = 600.0
+"""Seconds a client waits. The 5 s that the SDK has for a connect are not enough where 500 runs start on a busy core."""
+
 DESCRIPTION = "Look at a place."
 SCHEMA: dict[str, Any] = {
     "type": "function",

@@ -116,4 +116,11 @@ ADAPTERS: dict[str, Spec] = {
     "fractal-trio": Spec("fractal on trio", "fractal", "OnTrio"),
     "fractal-uvloop": Spec("fractal on uvloop", "fractal", "OnUvloop", needs=("uvloop",)),
     "fractal-sync": Spec("fractal.sync, in threads", "fractal", "Sync"),
+    "agno": Spec("agno", "agno", is_peer=True),
+    "agent-framework": Spec("agent-framework", "agent_framework", is_peer=True),
+    "langchain": Spec("langchain", "langchain", is_peer=True),
+    "openai-agents": Spec("openai-agents", "openai_agents", is_peer=True),
+    "pydantic-ai": Spec("pydantic-ai", "pydantic_ai", is_peer=True),
+    "smolagents": Spec("smolagents, in threads", "smolagents", is_peer=True),
+    "strands": Spec("strands", "strands", is_peer=True),
 }

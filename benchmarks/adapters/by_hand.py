@@ -7,14 +7,15 @@ import inspect
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import cycle
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio
-import httpx2
-import pydantic
 
 from benchmarks import work
 from benchmarks.adapters import Adapter, One, Task
+
+if TYPE_CHECKING:
+    from benchmarks.adapters.weather import Weather
 
 Messages = list[dict[str, Any]]
 Functions = dict[str, Callable[..., Awaitable[str]]]
@@ -22,20 +23,6 @@ POOL = 100
 """Connections of one client where thousands are wanted: a pool looks through all it has at each request."""
 
 
-class Weather(pydantic.BaseModel):
-    """The answer as an object."""
-
-    model_config = pydantic.ConfigDict(extra="forbid")
-    city: str
-    degrees: int
-    sunny: bool
-    hours: list[int]
-
-
-FORMAT = {
-    "type": "json_schema",
-    "json_schema": {"name": "Weather", "schema": Weather.model_json_schema(), "strict": True},
-}
 ASK_SCHEMA = {
     "type": "function",
     "function": {
@@ -152,7 +139,7 @@ class OnOpenAI(ByHand):
     def open(self, task: Task) -> None:
         from openai import AsyncOpenAI
 
-        facts: dict[str, Any] = {"base_url": task.url, "api_key": "none", "max_retries": 0}
+        facts: dict[str, Any] = {"base_url": task.url, "api_key": "none", "max_retries": 0, "timeout": work.PATIENCE}
         self.clients = [AsyncOpenAI(**facts) for _ in range(max((task.connections or 0) // POOL, 1))]
         self.client = self.clients[0]
         self.next_client = cycle(self.clients).__next__
@@ -172,6 +159,8 @@ class OnOpenAI(ByHand):
                     yield chunk.choices[0].delta.content or ""
 
     async def ask_for_object(self) -> Weather:
+        from benchmarks.adapters.weather import Weather
+
         messages: Any = asking(work.QUESTION)
         parse = self.client.chat.completions.parse
         response = await parse(model=work.MODEL, messages=messages, response_format=Weather)
@@ -210,7 +199,11 @@ class OverHttp(ByHand):
                 yield choices[0]["delta"].get("content") or ""
 
     async def ask_for_object(self) -> Weather:
-        body = {"model": work.MODEL, "messages": asking(work.QUESTION), "response_format": FORMAT}
+        from benchmarks.adapters.weather import Weather
+
+        shape = {"name": "Weather", "schema": Weather.model_json_schema(), "strict": True}
+        wanted = {"type": "json_schema", "json_schema": shape}
+        body = {"model": work.MODEL, "messages": asking(work.QUESTION), "response_format": wanted}
         return Weather.model_validate_json((await self.post(body))["choices"][0]["message"]["content"])
 
 
@@ -221,10 +214,12 @@ class OnHttpx2(OverHttp):
     imports = "import httpx2"
 
     def open(self, task: Task) -> None:
+        import httpx2
+
         count = max((task.connections or 0) // POOL, 1)
         # What the SDK sets too. httpx2's own limit of 100 connections would make 500 runs wait for each other.
         limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
-        self.clients = [httpx2.AsyncClient(limits=limits, timeout=600) for _ in range(count)]
+        self.clients = [httpx2.AsyncClient(limits=limits, timeout=work.PATIENCE) for _ in range(count)]
         self.next_client = cycle(self.clients).__next__
         self.url = f"{task.url}/chat/completions"
 
@@ -284,7 +279,7 @@ class OnAiohttp(OverHttp):
         import aiohttp
 
         connector = aiohttp.TCPConnector(limit=max(task.connections or 0, 1000))
-        timeout = aiohttp.ClientTimeout(600)
+        timeout = aiohttp.ClientTimeout(work.PATIENCE)
         self.session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         self.url = f"{task.url}/chat/completions"
 

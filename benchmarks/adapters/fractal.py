@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextvars
-import threading
-import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import anyio
+import httpx2  # noqa: F401  # the first request loads it; each fork would do so again
 
 from benchmarks import work
 from benchmarks.adapters import Adapter, One, Task
-from fractal import BaseAgent, TextDelta, sync
+from fractal import BaseAgent, TextDelta
 from fractal.messages import Transcript
 from fractal.models.base import ModelRequest
 from fractal.models.openai import OpenAIModel
-from fractal.testing import ScriptedModel, answers
 
 
 class Own(Adapter):
@@ -108,7 +104,7 @@ def content(result: Any) -> object:
 
 
 def _weather() -> Any:
-    from benchmarks.adapters.by_hand import Weather
+    from benchmarks.adapters.weather import Weather
 
     return Weather
 
@@ -122,7 +118,7 @@ class WithOpenAI(Own):
     def model(self, task: Task) -> Any:
         from openai import AsyncOpenAI
 
-        client = AsyncOpenAI(base_url=task.url, api_key="none")
+        client = AsyncOpenAI(base_url=task.url, api_key="none", timeout=work.PATIENCE)
         return client if task.connections is None else OpenAIModel(client, max_connections=task.connections)
 
 
@@ -148,86 +144,32 @@ class Sync(Own):
     imports = "from fractal import BaseAgent, sync"
     backend: ClassVar[tuple[str, dict[str, Any]] | None] = None
 
+    def __init__(self) -> None:
+        from fractal import sync
+
+        self.sync = sync
+
     def tools(self, task: Task) -> Callable[[], Any]:
         agent = self.agent(task).add_tool(task.tool, name="look")
-        return lambda: content(sync.run(agent, work.QUESTION, max_iterations=task.size + 1))
+        return lambda: content(self.sync.run(agent, work.QUESTION, max_iterations=task.size + 1))
 
     def stream(self, task: Task) -> Callable[[], Any]:
         agent = self.agent(task)
 
         def one() -> int:
-            with sync.stream(agent, work.QUESTION) as stream:
+            with self.sync.stream(agent, work.QUESTION) as stream:
                 return sum(isinstance(event, TextDelta) for event in stream)
 
         return one
 
     def object(self, task: Task) -> Callable[[], Any]:
         agent, weather = self.agent(task), _weather()
-        return lambda: content(sync.run(agent, work.QUESTION, output_type=weather))
+        return lambda: content(self.sync.run(agent, work.QUESTION, output_type=weather))
 
     def delegate(self, task: Task) -> Callable[[], Any]:
         agent = self.delegating(task)
-        return lambda: content(sync.run(agent, work.QUESTION))
+        return lambda: content(self.sync.run(agent, work.QUESTION))
 
     def history(self, task: Task) -> Callable[[], Any]:
         agent, messages = self.agent(task), work.history(task.size)
-        return lambda: content(sync.run(agent, work.QUESTION, messages=messages))
-
-
-# ---- the facade against the awaited run, with a model in memory
-
-
-def facade(threads: int, calls: int, latency: float) -> dict[str, float]:
-    """CPU and wall seconds of one call: awaited in so many tasks, and blocking in so many threads."""
-    awaited = anyio.run(_awaited, threads, calls, latency)
-    blocking = _blocking(threads, calls, latency)
-    return {
-        "awaited cpu": awaited[0],
-        "awaited wall": awaited[1],
-        "blocking wall": blocking[1],
-        "more cpu": blocking[0] - awaited[0],
-    }
-
-
-def _greeter(latency: float) -> BaseAgent:
-    answer = answers.text(work.ANSWER, delay=latency)
-    return BaseAgent("Greeter", "You greet.", client=ScriptedModel(lambda _: answer))
-
-
-async def _awaited(tasks: int, calls: int, latency: float) -> tuple[float, float]:
-    agent = _greeter(latency)
-
-    async def caller() -> None:
-        for _ in range(calls):
-            content(await agent.run("hi"))
-
-    async def all_callers() -> None:
-        async with anyio.create_task_group() as group:
-            for _ in range(tasks):
-                group.start_soon(caller)
-
-    await all_callers()
-    agent = _greeter(latency)  # the old one's model has kept every request
-    cpu, wall = time.process_time(), time.perf_counter()
-    await all_callers()
-    return (time.process_time() - cpu) / (tasks * calls), (time.perf_counter() - wall) / (tasks * calls)
-
-
-def _blocking(count: int, calls: int, latency: float) -> tuple[float, float]:
-    with sync.portal():
-        _in_threads(count, calls, _greeter(latency))
-        cpu, wall = time.process_time(), time.perf_counter()
-        _in_threads(count, calls, _greeter(latency))
-        return (time.process_time() - cpu) / (count * calls), (time.perf_counter() - wall) / (count * calls)
-
-
-def _in_threads(count: int, calls: int, agent: BaseAgent) -> None:
-    def caller() -> None:
-        for _ in range(calls):
-            content(sync.run(agent, "hi"))
-
-    threads = [threading.Thread(target=contextvars.copy_context().run, args=(caller,)) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+        return lambda: content(self.sync.run(agent, work.QUESTION, messages=messages))
