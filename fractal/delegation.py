@@ -97,7 +97,7 @@ async def ask_delegate(delegate: Delegate, query: object) -> Any:
     if not result.success:
         error = DelegateFailed(delegate.name, _known(delegate, result))
         error.result = result
-        raise error
+        raise error from result.exception
     return result.content
 
 

@@ -178,7 +178,8 @@ def _translate_http(error: Any, http: Any) -> ModelError:
         fault = ConnectionFailed(f"the base URL cannot be used: {text}")
         fault.retryable = False
         return fault
-    return ConnectionFailed(f"no whole answer from {where}: {text}")
+    what = "no connection to" if isinstance(error, http.ConnectError) else "no whole answer from"
+    return ConnectionFailed(f"{what} {where}: {text}")
 
 
 def _error_object(body: object) -> Mapping[str, Any]:
