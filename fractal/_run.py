@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fractal.models.base import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import AgentToolkit, Tool
 
-__all__ = ["Run", "RunSettings", "current_call", "current_run"]
+__all__ = ["Run", "RunSettings", "current_call", "current_run", "run_watchers"]
 
 logger = logging.getLogger("fractal")
 
@@ -88,6 +88,9 @@ class RunSettings:
 current_run: ContextVar[Run | None] = ContextVar("fractal_run", default=None)
 current_call: ContextVar[str | None] = ContextVar("fractal_call", default=None)
 """The run, and its tool call, that the current task works for."""
+
+run_watchers: list[Callable[[Run], object]] = []
+"""Who is shown each run of the process when it is made; for tests."""
 
 
 class Run:
@@ -152,6 +155,8 @@ class Run:
         self._own_deadline = math.inf  # the nearest of the runs' own
         self._was_closing = False
         self._begun_by: str | None = None  # the call of the run above
+        for watch in run_watchers:
+            watch(self)
 
     @property
     def usage(self) -> Usage:

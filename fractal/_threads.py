@@ -38,6 +38,7 @@ __all__ = [
     "Gate",
     "ThreadCall",
     "abandoned_threads",
+    "all_gates",
     "current_thread_call",
 ]
 
@@ -72,7 +73,7 @@ class Gate:
         self._lock = threading.Lock()
         self._held = 0
         self._waiters: deque[_Waiter] = deque()
-        _gates.add(self)
+        all_gates.add(self)
 
     @property
     def held(self) -> int:
@@ -134,7 +135,7 @@ class Gate:
         self._waiters.clear()
 
 
-_gates: WeakSet[Gate] = WeakSet()
+all_gates: WeakSet[Gate] = WeakSet()
 worker_gate = Gate(WORKER_THREADS)
 
 _no_limit: RunVar[anyio.CapacityLimiter] = RunVar("fractal_no_limit")
@@ -144,7 +145,7 @@ current_thread_call: ContextVar[ThreadCall[Any] | None] = ContextVar("fractal_th
 def _start_anew_after_fork() -> None:
     # The threads that held places do not exist in the child.
     _abandoned.clear()
-    for gate in list(_gates):
+    for gate in list(all_gates):
         gate.forget_holders()
 
 

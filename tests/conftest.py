@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 import hypothesis
@@ -109,6 +110,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = _leaving_no_task(item.obj)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how often the tests that cancel everywhere have cancelled, and what."""
+    visited = [
+        point
+        for report in terminalreporter.getreports("passed")
+        for name, points in report.user_properties
+        if name == "points"
+        for point in points
+    ]
+    if visited:
+        scenarios, by_way = {scenario for scenario, *_ in visited}, Counter[str]()
+        for _, backend, way, count in visited:
+            by_way[f"{backend} {way}"] += count
+        shown = ", ".join(f"{way} {count}" for way, count in sorted(by_way.items()))
+        terminalreporter.write_line(f"{len(scenarios)} scenarios, cancelled at {by_way.total()} points: {shown}")
 
 
 def _leaving_no_task(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

@@ -1,17 +1,22 @@
-"""What somebody may have left behind: tasks, threads, open files and sockets."""
+"""What somebody may have left behind: tasks, threads, open files and sockets, and what nobody closed or awaited."""
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import anyio
 
 from fractal._stuck import place_in_thread
 
-__all__ = ["Belongings", "running_tasks"]
+__all__ = ["Belongings", "Complaints", "running_tasks", "wait_until_empty"]
 
 # Other libraries' asynchronous generators that the garbage collector has found, and closes in a task.
 _FOUND_BY_GC = tuple(f"close asyncgen {library}" for library in ("openai", "httpx2", "httpcore2"))
@@ -50,10 +55,6 @@ class Belongings:
         lines = [f"thread {thread.name!r} at {place_in_thread(thread) or 'a place unknown'}" for thread in threads]
         return lines + [f"{what} (file descriptor {number})" for number, what in set(_open_files()) - self._files]
 
-    def left_after(self, seconds: float) -> list[str]:
-        """The same, once nothing of it is ending any more, or after so many seconds."""
-        return wait_until_empty(self.left, seconds)
-
 
 def wait_until_empty(look: Callable[[], list[str]], seconds: float) -> list[str]:
     """Look until there is nothing, or for so many seconds; what there is in the end."""
@@ -76,3 +77,49 @@ def _open_files() -> Iterator[tuple[int, str]]:
             continue
         if not what.startswith("/proc/"):
             yield int(name), what
+
+
+class Complaints:
+    """What Python says of things that nobody closed or awaited, while `watched` is on."""
+
+    def __init__(self) -> None:
+        self._warnings: list[warnings.WarningMessage] = []
+        self._unraisable: list[str] = []
+
+    @contextmanager
+    def watched(self) -> Generator[None]:
+        """Take them here, and not where they would go otherwise."""
+        hook, sys.unraisablehook = sys.unraisablehook, self._note_unraisable
+        gc.collect()
+        gc.freeze()  # what is collected after each run is then what that run has made, which is quick
+        try:
+            with warnings.catch_warnings(record=True) as self._warnings:
+                # Python hides them by default; what the user hides by name stays hidden.
+                filters: Any = warnings.filters
+                filters[:] = [entry for entry in filters if not _hides_leaks(entry)]
+                warnings.simplefilter("always", ResourceWarning, append=True)
+                yield
+        finally:
+            gc.unfreeze()
+            sys.unraisablehook = hook
+
+    def taken(self) -> list[str]:
+        """Have the garbage collected, and take what was said since the last time."""
+        gc.collect()
+        said = [str(each.message) for each in self._warnings if _is_of_a_leak(each)] + self._unraisable
+        self._warnings.clear()
+        self._unraisable = []
+        return said
+
+    def _note_unraisable(self, unraisable: Any) -> None:
+        error = unraisable.exc_value  # a warning, where warnings are errors
+        self._unraisable.append(str(error) if isinstance(error, Warning) else f"{error!r} in {unraisable.object!r}")
+
+
+def _hides_leaks(entry: Any) -> bool:
+    action, message, category, module, _ = entry
+    return action == "ignore" and category is ResourceWarning and message is None and module is None
+
+
+def _is_of_a_leak(warning: warnings.WarningMessage) -> bool:
+    return issubclass(warning.category, ResourceWarning) or "was never awaited" in str(warning.message)

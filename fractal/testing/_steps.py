@@ -7,9 +7,12 @@ factory, trio's by an instrument.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 import anyio
 
@@ -17,15 +20,13 @@ from fractal._scopes import leaves
 from fractal._stuck import place_of
 from fractal.testing._leftovers import running_tasks
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["WAYS", "Visit"]
 
 _NEVER = 1e8
 """Seconds; a timer for so late a time is one that `Visit` fires by hand."""
 
-_STEPS_TO_THE_SECOND = 2
+_SECONDS = 4
+"""Where there is a second cancellation, it comes 1, 2, 3 or 4 steps after the first, from point to point in turn."""
 
 
 class Visit:
@@ -33,19 +34,30 @@ class Visit:
 
     Args:
         scenario: An async function without arguments.
+        backend: `"asyncio"` or `"trio"`.
         way: How it is cancelled; one of `WAYS` of the backend.
         point: After which of its steps, from 1; 0: not at all.
+        checks: Called after it, in its event loop; may be async.
 
     Attributes:
         count: Steps that were made until the scenario ended.
         place: Where the task was that made the step after which the scenario was cancelled; None if it was not.
-        error: What came out of the scenario, other than cancellation.
-        fault: What was wrong with how it ended.
+        error: What came out of the scenario though it had not been cancelled.
+        faults: What was wrong with how it ended.
         is_cutting: Whether it is just being cancelled.
     """
 
-    def __init__(self, scenario: Callable[[], Awaitable[object]], way: str, point: int) -> None:
-        self._scenario, self._way, self._point = scenario, way, point
+    def __init__(
+        self,
+        scenario: Callable[[], Awaitable[object]],
+        backend: str,
+        way: str,
+        point: int,
+        checks: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        self._scenario, self._checks = scenario, checks
+        self.backend, self.way, self.point = backend, way, point
+        self._second = point + 1 + point % _SECONDS
         self._is_on = self._was_told = self._has_returned = False
         self.is_cutting = False
         self._cuts: list[Callable[[], object]] = []
@@ -54,28 +66,40 @@ class Visit:
         self.count = 0
         self.place: str | None = None
         self.error: BaseException | None = None
-        self.fault: str | None = None
+        self.faults: list[str] = []
 
-    def run(self, backend: str) -> None:
+    def run(self) -> None:
         """Run it to its end, in this thread."""
-        if backend == "trio":
-            anyio.run(self._main, WAYS["trio"][self._way], backend="trio", backend_options=_trio_options(self))
+        way = WAYS[self.backend][self.way]
+        if self.backend == "trio":
+            with _same_order():
+                anyio.run(self._main, way, backend="trio", backend_options=_trio_options(self))
         else:
             options = {"loop_factory": lambda: _Loop(self)}
-            anyio.run(self._main, WAYS["asyncio"][self._way], backend="asyncio", backend_options=options)
+            anyio.run(self._main, way, backend="asyncio", backend_options=options)
 
     async def _main(self, way: Callable[[Visit], Awaitable[None]]) -> None:
         before = {task.id for task in running_tasks()}
         await way(self)
         left = [task for task in running_tasks() if task.id not in before]
-        if self.place is None:
-            return
         if left:
-            self.fault = "tasks left: " + "; ".join(f"{task.name} at {place_of(task.coro)}" for task in left)
-        elif self._has_returned and self._was_told:
-            self.fault = "the cancellation was swallowed: the scenario returned"
-        elif self.error is not None:
-            self.fault = f"{type(self.error).__name__} took the place of the cancellation: {self.error}"
+            places = (f"{task.name} at {_place_of(task.coro) or 'a place unknown'}" for task in left)
+            self.faults.append(f"tasks left: {'; '.join(places)}")
+        if self._has_returned and self._was_told:
+            self.faults.append("the cancellation was swallowed: the scenario returned")
+        for check in self._checks:
+            await self._ask(check)
+        # These would keep the scenario's exception, with what is in its frames, from being collected.
+        self.main, self._cuts = None, []
+
+    async def _ask(self, check: Callable[[], object]) -> None:
+        try:
+            answer = check()
+            if inspect.isawaitable(answer):
+                await answer
+        except Exception as error:
+            kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+            self.faults.append(f"check() failed: {kind}{error}")
 
     def arm(self, *cuts: Callable[[], object], is_ours: Callable[[str], bool] = lambda said: True) -> None:
         """Say what cancels the scenario: the first at its point, the second, if any, soon after.
@@ -97,7 +121,11 @@ class Visit:
             cancelled = anyio.get_cancelled_exc_class()
             if all(isinstance(leaf, cancelled) for leaf in leaves(error)):
                 raise
-            self.error = error
+            if self.is_cut:
+                kinds = ", ".join(type(leaf).__name__ for leaf in leaves(error))
+                self.faults.append(f"{kinds} took the place of the cancellation: {error}")
+            else:
+                self.error = error
         finally:
             self._is_on = False
 
@@ -106,12 +134,12 @@ class Visit:
         if not self._is_on:
             return
         self.count += 1
-        if self.count == self._point:
-            self.place = place_of(coroutine, outside=_EVENT_LOOPS) or "its end"
+        if self.count == self.point:
+            self.place = _place_of(coroutine) or "its end"
             self.is_cutting = True
             self._cuts[0]()
             self.is_cutting = False
-        elif self.place is not None and self.count == self._point + _STEPS_TO_THE_SECOND and len(self._cuts) > 1:
+        elif self.place is not None and self.count == self._second and len(self._cuts) > 1:
             self._cuts[1]()
 
     def cancelled(self, task: object, said: str | None = None) -> None:
@@ -127,7 +155,7 @@ class Visit:
     def whereabouts(self) -> str:
         """Where the scenario is now, as far as that can be said from another thread."""
         coroutine = getattr(self.main, "coro", None) or (self.main.get_coro() if self.main is not None else None)
-        return place_of(coroutine, outside=_EVENT_LOOPS) or "a place unknown"
+        return _place_of(coroutine) or "a place unknown"
 
     @property
     def is_cut(self) -> bool:
@@ -136,6 +164,10 @@ class Visit:
 
 
 _EVENT_LOOPS = sys.stdlib_module_names | {"anyio", "trio", "outcome", "sniffio"}
+
+
+def _place_of(coroutine: object) -> str | None:
+    return place_of(coroutine, outside=_EVENT_LOOPS)
 
 
 def _current_task() -> Any:
@@ -238,8 +270,9 @@ class _Loop(asyncio.SelectorEventLoop):
     def __init__(self, visit: Visit) -> None:
         super().__init__()
         self._visit = visit
-        self._late: list[Callable[[], object]] = []
+        self._latest: asyncio.TimerHandle | None = None
         self.set_task_factory(self._stepped)
+        self.set_exception_handler(self._note_fault)
 
     def _stepped(self, loop: Any, coroutine: Any, **options: Any) -> Any:
         return _Task(_Stepped(coroutine, self._visit), self._visit, loop=loop, **options)
@@ -248,14 +281,17 @@ class _Loop(asyncio.SelectorEventLoop):
         self, when: float, callback: Any, *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
         handle = super().call_at(when, callback, *args, context=context)
-        if when - self.time() > _NEVER / 2:
-            self._late.append(handle._run)
+        if self._latest is None and when - self.time() > _NEVER / 2:  # the scenario may wait for ever, but later
+            self._latest = handle
         return handle
 
+    def _note_fault(self, _: object, context: dict[str, Any]) -> None:
+        self._visit.faults.append(": ".join(str(context[key]) for key in ("message", "exception") if key in context))
+
     def fire(self) -> None:
-        """Let the timers go off that are set for the end of time."""
-        for run in self._late:
-            run()
+        """Let the first timer go off that was set for the end of time."""
+        if self._latest is not None and not self._latest.cancelled():
+            self._latest._run()
 
 
 class _Task(asyncio.Task[Any]):
@@ -301,6 +337,20 @@ class _Stepped(Coroutine[Any, Any, Any]):
 
 
 # ---- trio
+
+
+@contextmanager
+def _same_order() -> Generator[None]:
+    """Have trio run tasks in the same order each time, which it otherwise shuffles; what it has for hypothesis."""
+    inside: Any = import_module("trio._core._run")
+    was_on, state = inside._ALLOW_DETERMINISTIC_SCHEDULING, inside._r.getstate()
+    inside._ALLOW_DETERMINISTIC_SCHEDULING = True
+    inside._r.seed(0)
+    try:
+        yield
+    finally:
+        inside._ALLOW_DETERMINISTIC_SCHEDULING = was_on
+        inside._r.setstate(state)
 
 
 def _trio_options(visit: Visit) -> dict[str, Any]:

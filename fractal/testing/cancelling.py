@@ -6,10 +6,15 @@ import contextvars
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fractal._stuck import place_in_thread
 from fractal.errors import InvalidArguments
-from fractal.testing._leftovers import Belongings
+from fractal.testing._leftovers import Belongings, Complaints, wait_until_empty
+from fractal.testing._seen_runs import Places, SeenRuns
+
+if TYPE_CHECKING:
+    from fractal.testing._steps import Visit
 
 __all__ = ["CancelReport", "CancellationFault", "CancellationFaults", "cancel_everywhere"]
 
@@ -53,7 +58,8 @@ class CancellationFault:
     Attributes:
         backend: `"asyncio"` or `"trio"`.
         way: How it was cancelled.
-        point: After which of its steps, from 1.
+        point: After which of its steps, from 1; 0: it was not.
+        points: How many steps there are when nobody cancels it.
         place: Where the task was that made that step, as `file.py:12 in function`.
         problem: What was wrong.
     """
@@ -61,11 +67,13 @@ class CancellationFault:
     backend: str
     way: str
     point: int
+    points: int
     place: str
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.backend}, {self.way}, point {self.point} ({self.place}): {self.problem}"
+        when = f"point {self.point} of {self.points} ({self.place})" if self.point else "not cancelled"
+        return f"{self.backend}, {self.way}, {when}: {self.problem}"
 
 
 class CancellationFaults(AssertionError):
@@ -92,8 +100,10 @@ def cancel_everywhere(
 
     A step ends where a task of the event loop waits; so each await that gives up control is a place to be cancelled at,
     in the scenario's own task and in those it starts. After each run there must be nothing left: no task, no thread
-    that still works, no socket or open file; the cancellation must have come out, not an error or a result; and `check`
-    must pass. This starts event loops of its own, so call it from a plain test, not from an async one.
+    that still works, no socket or open file, nothing that nobody closed or awaited. The cancellation must have come
+    out, not an error or a result. Each Fractal run has ended with a transcript that can be continued, and has given
+    back what it had reserved and its places in limits. And `check` must pass. This starts event loops of its own, so
+    call it from a plain test, not from an async one.
 
     The scenario is run without being cut first, so that what is made once in a process is there. It should take
     milliseconds, since it will be run hundreds of times: let a `ScriptedModel` or an `Endpoint` answer.
@@ -103,16 +113,17 @@ def cancel_everywhere(
         backends: The event loops to run it on.
         ways: How to cancel it: `"scope"`, AnyIO's cancel scope; `"native"`, `asyncio.Task.cancel` or a cancel scope of
             trio's; `"native twice"`, two such calls in a row; `"wait_for"`, the end of an `asyncio.wait_for`;
-            `"again"`, a scope, and a second cancellation two steps later, while the first one is being cleaned up
-            after. None: all that the backend has.
+            `"again"`, a scope, and a second cancellation one to four steps later, while the first one is being
+            cleaned up after. None: all that the backend has.
         within: Seconds a run may take, and after it a thread or socket to end, before that is a fault.
-        check: Called after each run, in no event loop; raises `AssertionError` if something is not as it should be.
+        check: Called after each run, in its event loop; may be async. Raises if something is not as it should be.
 
     Returns:
         How many points were visited.
 
     Raises:
-        CancellationFaults: The scenario did not stop as it should; a line for each point, ten at most.
+        CancellationFaults: The scenario did not stop as it should; a line for each thing that is wrong. The search
+            ends after ten.
         InvalidArguments: There is no such backend or way.
         Exception: What the scenario raises when it is not cancelled.
 
@@ -126,8 +137,9 @@ def cancel_everywhere(
     """
     search = _Search(scenario, within, check)
     points: dict[tuple[str, str], int] = {}
-    for backend, way in _combinations(backends, ways):
-        points[backend, way] = search.through(backend, way)
+    with search.complaints.watched(), search.runs.watched():
+        for backend, way in _combinations(backends, ways):
+            points[backend, way] = search.through(backend, way)
     if search.faults:
         raise CancellationFaults(search.faults)
     return CancelReport(points)
@@ -150,31 +162,59 @@ class _Search:
     def __init__(
         self, scenario: Callable[[], Awaitable[object]], within: float, check: Callable[[], object] | None
     ) -> None:
-        self._scenario, self._within, self._check = scenario, within, check
+        self._scenario, self._within = scenario, within
+        self._checks = [check] if check is not None else []
+        self._points = 0
+        self._prepared: set[str] = set()
         self.faults: list[CancellationFault] = []
+        self.complaints, self.runs = Complaints(), SeenRuns()
 
     def through(self, backend: str, way: str) -> int:
         """Visit every point; returns how many there were."""
-        self._visit(backend, way, 0)
+        if backend not in self._prepared:  # what there is once in a process, or a backend, is made now
+            self._prepared.add(backend)
+            self._run(self._make(backend, way, 0))
+            self._told()
+        found = len(self.faults)
+        self._points = self._visit(backend, way, 0).count
+        if len(self.faults) > found:  # it is wrong already without a cancellation
+            return 0
         point = ends = 0
         while ends < _ENDS_IN_A_ROW and len(self.faults) < _MOST_FAULTS:
-            if self._visit(backend, way, point + 1):
+            if self._visit(backend, way, point + 1).is_cut:
                 point, ends = point + 1, 0
             else:
                 ends += 1
         return point
 
-    def _visit(self, backend: str, way: str, point: int) -> bool:
-        """Run the scenario once; whether it came as far as the point."""
+    def _visit(self, backend: str, way: str, point: int) -> Visit:
+        """Run the scenario once, and see what it has left."""
+        places = Places()
+        visit = self._make(backend, way, point, places.note_new, *self._checks)
+        before = Belongings()
+        self._run(visit)
+        # Once something is wrong it need not be waited for as long again.
+        patience = self._within / 20 if self.faults else self._within
+        faults = [*visit.faults, *self._told()]
+        left = wait_until_empty(lambda: [*before.left(), *places.left()], patience)
+        self._note(visit, *faults, *(f"left: {what}" for what in left))
+        return visit
+
+    def _told(self) -> list[str]:
+        """What was said since the last time of what nobody closed, and of runs."""
+        return [*self.complaints.taken(), *self.runs.taken()]
+
+    def _make(self, backend: str, way: str, point: int, *checks: Callable[[], object]) -> Visit:
         from fractal.testing._steps import Visit
 
-        visit = Visit(self._scenario, way, point)
-        before = Belongings()
+        return Visit(self._scenario, backend, way, point, checks)
+
+    def _run(self, visit: Visit) -> None:
         errors: list[BaseException] = []
 
         def work() -> None:
             try:
-                visit.run(backend)
+                visit.run()
             except BaseException as error:
                 errors.append(error)
 
@@ -186,26 +226,14 @@ class _Search:
         thread.join(self._within)
         if thread.is_alive():
             place = place_in_thread(thread) or visit.whereabouts()
-            self._note(backend, way, point, visit.place, f"it has not come back after {self._within:g} s: {place}")
+            self._note(visit, f"it has not come back after {self._within:g} s: {place}")
             raise CancellationFaults(self.faults)
-        for error in [*errors, *([visit.error] if visit.error is not None and not visit.is_cut else [])]:
+        for error in [*errors, *([visit.error] if visit.error is not None else [])]:
             raise error
-        problem = visit.fault or self._leftovers(before) or self._checked()
-        if problem is not None:
-            self._note(backend, way, point, visit.place, problem)
-        return visit.is_cut
 
-    def _leftovers(self, before: Belongings) -> str | None:
-        left = before.left_after(self._within)
-        return "left: " + "; ".join(left) if left else None
-
-    def _checked(self) -> str | None:
-        try:
-            if self._check is not None:
-                self._check()
-        except AssertionError as error:
-            return f"check() failed: {error}"
-        return None
-
-    def _note(self, backend: str, way: str, point: int, place: str | None, problem: str) -> None:
-        self.faults.append(CancellationFault(backend, way, point, place or "not cancelled", problem))
+    def _note(self, visit: Visit, *problems: str) -> None:
+        for problem in problems:
+            fault = CancellationFault(
+                visit.backend, visit.way, visit.point, self._points, visit.place or "not cancelled", problem
+            )
+            self.faults.append(fault)

@@ -44,6 +44,7 @@ LEVELS = [
         "testing.answers",
         "testing._history",
         "testing._leftovers",
+        "testing._seen_runs",
         "testing._steps",
         "testing._virtual_time",
         "testing.endpoint",

@@ -13,8 +13,10 @@ import anyio
 import pytest
 import trio
 
-from fractal import InvalidArguments
-from fractal.testing import CancellationFaults, CancelReport, cancel_everywhere
+from fractal import BaseAgent, InvalidArguments
+from fractal._run import current_run
+from fractal._threads import Gate
+from fractal.testing import CancellationFaults, CancelReport, ScriptedModel, answers, cancel_everywhere
 
 WAYS = {"asyncio": ["scope", "native", "native twice", "wait_for", "again"], "trio": ["scope", "native", "again"]}
 
@@ -186,8 +188,111 @@ def test_a_check_that_fails_is_a_fault_and_no_more_than_ten_are_looked_for():
             await anyio.sleep(0)
 
     def check() -> None:
-        raise AssertionError("not as it should be")
+        calls.append(1)
+        assert len(calls) == 1, "not as it should be"
+
+    calls: list[int] = []
 
     found = faults(steps, check=check, backends=["trio"], ways=["scope"])
     assert len(found) == 10
-    assert set(found) == {"check() failed: not as it should be"}
+    assert all(problem.startswith("check() failed: not as it should be") for problem in found)
+
+
+def test_a_scenario_may_wait_for_what_never_comes():
+    async def waits() -> None:
+        with anyio.move_on_after(0.001):
+            await anyio.sleep(float("inf"))
+
+    assert cancel_everywhere(waits, backends=["asyncio"], ways=["wait_for"]).total > 0
+
+
+def test_a_check_may_be_async_and_is_called_in_the_event_loop(backend: str):
+    async def check() -> None:
+        await anyio.sleep(0)
+        raise LookupError("asked")
+
+    assert faults(two_steps, backends=[backend], ways=["scope"], check=check) == ["check() failed: LookupError: asked"]
+
+
+def test_what_goes_wrong_without_a_cancellation_ends_the_search(backend: str):
+    found = faults(two_steps, backends=[backend], check=lambda: 1 / 0)
+    assert len(found) == len(WAYS[backend])
+    assert set(found) == {"check() failed: ZeroDivisionError: division by zero"}
+
+
+def test_a_fault_says_which_of_how_many_points_and_where(backend: str):
+    async def swallows() -> None:
+        with suppress(BaseException):
+            await anyio.sleep(0)
+            await anyio.sleep(0.001)
+
+    with pytest.raises(CancellationFaults) as caught:
+        cancel_everywhere(swallows, backends=[backend], ways=["scope"])
+    last = caught.value.faults[-1]
+    assert last.point == last.points
+    assert str(last).startswith(f"{backend}, scope, point {last.point} of {last.points} (test_cancelling.py:")
+    assert "in swallows): the cancellation was swallowed" in str(last)
+
+
+def test_a_socket_that_only_the_garbage_collector_closes_is_a_fault(backend: str):
+    async def drops_a_socket() -> None:
+        one = socket.socket()
+        await anyio.sleep(0)
+        one.close()
+
+    found = faults(drops_a_socket, backends=[backend], ways=["scope"])
+    assert found
+    assert all("unclosed <socket.socket" in problem for problem in found)
+
+
+def test_a_coroutine_that_nobody_awaits_is_a_fault(backend: str):
+    async def forgets() -> None:
+        coroutine = rest()
+        await anyio.sleep(0)
+        await coroutine
+
+    async def rest() -> None:
+        pass
+
+    found = faults(forgets, backends=[backend], ways=["scope"])
+    assert set(found) == {"coroutine 'test_a_coroutine_that_nobody_awaits_is_a_fault.<locals>.rest' was never awaited"}
+
+
+def test_what_the_loop_complains_of_is_a_fault():
+    async def fails_elsewhere() -> None:
+        try:
+            await anyio.sleep(0)
+        except BaseException:
+            asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+            raise
+
+    found = faults(fails_elsewhere, backends=["asyncio"], ways=["native"])
+    assert "division by zero" in found[0]
+
+
+def test_a_place_in_a_limit_that_is_kept_is_a_fault(backend: str):
+    gate = Gate(3)
+
+    async def keeps_a_place() -> None:
+        gate.take()
+        await anyio.sleep(0)
+        gate.release()
+
+    found = faults(keeps_a_place, backends=[backend], ways=["scope"], within=0.1)
+    assert found[0] == "left: a limit has 1 more places taken and 0 more tasks waiting"
+
+
+def test_a_run_that_keeps_a_reservation_is_a_fault(backend: str):
+    agent = BaseAgent("Keeper", "You keep.", client=ScriptedModel(lambda _: answers.calls(answers.call("keep"))))
+
+    @agent.add_tool
+    async def keep() -> None:
+        run = current_run.get()
+        assert run is not None
+        kept = run.budget.reserve("tokens", 5)
+        await anyio.sleep(0)
+        with kept:
+            pass
+
+    found = faults(lambda: agent.run("go", max_iterations=1), backends=[backend], ways=["scope"])
+    assert found[0] == "the ledger of Keeper holds 20 tokens where 15 were used: a reservation was not given back"

@@ -1,0 +1,69 @@
+"""The runs of Fractal that something makes, and whether each has kept its promises at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from fractal._run import Run, run_watchers
+from fractal._threads import all_gates
+from fractal.testing._history import check_messages
+
+__all__ = ["Places", "SeenRuns"]
+
+
+class SeenRuns:
+    """All runs of the process that are made while `watched` is on."""
+
+    def __init__(self) -> None:
+        self._runs: list[Run] = []
+
+    @contextmanager
+    def watched(self) -> Generator[None]:
+        """See the runs that are made meanwhile."""
+        run_watchers.append(self._runs.append)
+        try:
+            yield
+        finally:
+            run_watchers.remove(self._runs.append)
+
+    def taken(self) -> list[str]:
+        """What was wrong with the runs that were seen since the last time, in words; all of them should have ended."""
+        faults = [fault for run in self._runs for fault in _faults_of(run)]
+        self._runs.clear()
+        return faults
+
+
+def _faults_of(run: Run) -> Generator[str]:
+    name, budget = run.settings.agent_name, run.budget
+    if run.result is None and run.iterations:
+        yield f"the run of {name} has begun and not ended"
+    used, reported = budget.used["tokens"], budget.input_tokens + budget.output_tokens
+    if used != reported:
+        yield f"the ledger of {name} holds {used} tokens where {reported} were used: a reservation was not given back"
+    messages = run.messages
+    if messages:
+        try:
+            check_messages([*messages, {"role": "user", "content": "go on"}])
+        except ValueError as fault:
+            yield f"the transcript of {name} cannot be continued: {fault}"
+
+
+class Places:
+    """The limits of the process, and how many had a place at each of them, or waited for one, at first."""
+
+    def __init__(self) -> None:
+        self._before = {gate: (gate.held, gate.waiting) for gate in list(all_gates)}
+
+    def note_new(self) -> None:
+        """Note the limits that were made since; those of an event loop are gone after its end."""
+        for gate in list(all_gates):
+            self._before.setdefault(gate, (0, 0))
+
+    def left(self) -> list[str]:
+        """Say at which of them there are more now."""
+        return [
+            f"a limit has {gate.held - held} more places taken and {gate.waiting - waiting} more tasks waiting"
+            for gate, (held, waiting) in self._before.items()
+            if gate.held > held or gate.waiting > waiting
+        ]
