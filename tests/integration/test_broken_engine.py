@@ -1,0 +1,114 @@
+"""The harness finds what it is for: with one piece of the engine broken, some scenario no longer stops as it should."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fractal import _background, _calls, _loop, _threads, limits
+from fractal.models import _connections, _pool
+from fractal.testing import CancellationFaults, Endpoint, cancel_everywhere
+from tests.scenarios import OVER_HTTP, SCENARIOS, answer_over_http, check_told
+from tests.streams import Watch
+
+# What is broken: the function, the words in it, and what they are replaced by; where that shows, and how.
+BREAKAGES: dict[str, tuple[Callable[..., Any], str, str, str, str]] = {
+    "a cancellation is made a result": (
+        _loop.drive,
+        "if _is_cancellation(error) and not cancellation_was_meant(error)",
+        "if _is_cancellation(error)",
+        "async_tools_side_by_side",
+        "the cancellation was swallowed",
+    ),
+    "tool calls are answered only if nothing happens": (
+        _calls.answer_calls,
+        "finally:",
+        "except ZeroDivisionError:\n        pass\n    else:",
+        "async_tools_side_by_side",
+        "cannot be continued",
+    ),
+    "the end of a tool call is not told": (
+        _calls._call_all,
+        "call.tell_now()",
+        "pass",
+        "sequential_tools_with_every_limit",
+        "A ends last of all that is in it",
+    ),
+    "a stream does not wait for its task": (
+        _background.FeedBlock.aclose,
+        "await task.cancel_and_join()",
+        "task.cancel()",
+        "a_stream_that_is_left",
+        "tasks left: fractal run",
+    ),
+    "a place that comes too late is kept": (
+        _threads.Gate.acquire,
+        "if granted:",
+        "if False:",
+        "places_for_one_call_at_a_time",
+        "a limit has 1 more places taken",
+    ),
+    "a thread that never began keeps its place": (
+        _threads.ThreadCall._leave,
+        "if never_began:\n        self._release()",
+        "pass",
+        "tools_in_threads",
+        "a limit has",
+    ),
+    "a thread is not waited for": (
+        _threads.ThreadCall.run,
+        "abandon_on_cancel=self._abandon",
+        "abandon_on_cancel=True",
+        "tools_in_threads",
+        "a tool that must be waited for goes on",
+    ),
+    "what was reserved is not given back": (
+        limits.Reservation.__exit__,
+        "self._budget.correct(self._resource, -self._amount)",
+        "pass",
+        "async_tools_side_by_side",
+        "a reservation was not given back",
+    ),
+    "the connection of a request that was cut is kept": (
+        _connections.Connections.send.__wrapped__,
+        "await self._close(connection)",
+        "pass",
+        "requests_over_http",
+        "a connection is in use",
+    ),
+    "a place for a request is not given back": (
+        _pool.Pool.place.__wrapped__,
+        "finally:",
+        "except ZeroDivisionError:\n        pass\n    else:",
+        "more_requests_than_connections",
+        "a limit has 1 more places taken",
+    ),
+}
+
+
+def broken(function: Callable[..., Any], words: str, replacement: str) -> Any:
+    """The code of a function in which something is different."""
+    source = textwrap.dedent(inspect.getsource(function))
+    assert words in source, f"the engine has changed: {words!r} is not in {function.__qualname__}"
+    source = source[source.index("async def ") if "async def " in source else source.index("def ") :]
+    namespace: dict[str, Any] = dict(function.__globals__)
+    exec("from __future__ import annotations\n" + source.replace(words, replacement), namespace)
+    return namespace[function.__name__].__code__
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_broken_engine_does_not_pass(
+    breakage: str, endpoint: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch
+):
+    function, words, replacement, name, fault = BREAKAGES[breakage]
+    if name in OVER_HTTP:
+        endpoint(answer_over_http)
+    watch = Watch()
+    scenario = SCENARIOS[name](watch)
+    monkeypatch.setattr(function, "__code__", broken(function, words, replacement))
+    with pytest.raises(CancellationFaults, match=fault):
+        cancel_everywhere(scenario, check=lambda: check_told(watch), within=1)
