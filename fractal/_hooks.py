@@ -11,6 +11,7 @@ import anyio
 
 from fractal._schema import SignatureFault, is_async, read_signature
 from fractal._scopes import cancellation_noted, single_error
+from fractal._stall import timed
 from fractal._threads import ThreadCall
 from fractal.context import RunContext, is_context
 from fractal.errors import InvalidArguments
@@ -71,7 +72,7 @@ async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: obj
 
     with single_error():  # of a task group in the function, or of the one here
         if is_async(function):
-            return await function(*arguments, **by_name)
+            return await timed(function(*arguments, **by_name), name, warn)
         async with anyio.create_task_group() as group:  # where `fractal.sync` in the function joins the run
             thread = ThreadCall(work, name, abandon=True, group=group)
             try:

@@ -16,6 +16,7 @@ from fractal._json import text_of
 from fractal._run import current_call
 from fractal._schema import ArgumentsFault
 from fractal._scopes import cancellation_was_meant, leaves, stop_if_cancelled
+from fractal._stall import timed
 from fractal._threads import ThreadCall
 from fractal.approval import Allow, Deny, PendingCall
 from fractal.errors import AnswerRejected, RunError, ToolIgnoredCancellation
@@ -197,7 +198,7 @@ async def _in_loop(call: Call, function: Callable[[], Awaitable[Any]], context: 
         if context is not None:
             context.started()
         call.work = work = function()
-        content = await work
+        content = await timed(work, f"tool {call.bound.name!r}", call.run.warn)
     call.returned(content, text_of(content))
 
 

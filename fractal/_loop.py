@@ -88,7 +88,7 @@ _End = tuple[Any, StopReason]
 
 
 async def _converse(run: Run) -> _End:
-    run.system = await run.settings.system_prompt(run.context())
+    run.system = await run.settings.system_prompt(run.context(), run.warn)
     end: _End | None = None
     while end is None:
         _next_iteration(run)

@@ -24,6 +24,7 @@ from anyio.lowlevel import current_token
 from fractal._answer import Answer, AnswerSettings
 from fractal._background import Background, end_all
 from fractal._feed import Inlet
+from fractal._stall import is_guarded, watched
 from fractal._twins import Twins
 from fractal._window import Window, WindowView
 from fractal.context import RunContext
@@ -33,7 +34,7 @@ from fractal.limits import DEFAULT_LIMITS, Budget, Limits
 from fractal.results import AgentResult, ToolResult, Usage
 
 if TYPE_CHECKING:
-    from fractal._hooks import Hook
+    from fractal._hooks import Hook, Warn
     from fractal.messages import Message, Transcript
     from fractal.models.base import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import AgentToolkit, Tool
@@ -57,7 +58,7 @@ class RunSettings:
         model_name: Name of the model at the endpoint.
         model_settings: Fields of each request.
         toolkit: Tools on offer.
-        system_prompt: Makes the system prompt; an empty one is not sent.
+        system_prompt: Makes the system prompt, and warns of what is odd; an empty one is not sent.
         limits: What the run may use: the call's, over the agent's.
         timeout: Seconds the run may take, or None.
         max_retries: Times a failed request, and an empty reply, is tried again.
@@ -74,7 +75,7 @@ class RunSettings:
     model_name: str
     model_settings: ModelSettings
     toolkit: AgentToolkit
-    system_prompt: Callable[[RunContext[Any]], Awaitable[str]]
+    system_prompt: Callable[[RunContext[Any], Warn], Awaitable[str]]
     limits: Limits
     timeout: float | None
     max_retries: int
@@ -286,11 +287,22 @@ class Run:
             logger.debug("%s", _Brief(event))
         for observe in self._observers:
             try:
-                observe(event)
+                if is_guarded():
+                    self._watch(observe, event)
+                else:
+                    observe(event)
             except Exception:
                 logger.exception("observer %r failed on %s", observe, event.kind)
         for feed in self.feeds:
             feed.put(event)
+
+    def _watch(self, observe: Observer, event: Event) -> None:
+        told: list[str] = []
+        with watched(f"observer {getattr(observe, '__name__', observe)!r}", told.append):
+            observe(event)
+        for message in told:
+            logger.warning("%s", message)
+            self.warnings.append(message)  # and no event, which would be one more for it to be slow on
 
     def note_limit(self, error: LimitReached) -> None:
         """Tell that a limit was hit."""

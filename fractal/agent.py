@@ -14,11 +14,12 @@ from typing_extensions import Unpack
 
 from fractal._answer import AnswerSettings
 from fractal._calls import call_tools
-from fractal._hooks import Hook
+from fractal._hooks import Hook, Warn
 from fractal._loop import drive
 from fractal._output import OutputMemory, OutputMode, output_for
 from fractal._run import Run, RunSettings, current_run
 from fractal._scopes import single_error
+from fractal._stall import timed, watched
 from fractal._step import bind
 from fractal._window import Compact, TokenCounter, Window, count_tokens as estimate_tokens
 from fractal.context import RunContext
@@ -363,13 +364,15 @@ class AgentDefinition:
             settings = replace(settings, mode=_checked_mode(mode))
         return settings if settings.type is not None or settings.validators else None
 
-    async def __make_prompt(self, context: RunContext[Any]) -> str:
+    async def __make_prompt(self, context: RunContext[Any], warn: Warn) -> str:
         source = self.__system_prompt
         if isinstance(source, str):
             values = self.__system_context
             return _PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), source)
-        prompt = source(context) if _takes_context(source) else source()
-        prompt = await prompt if inspect.isawaitable(prompt) else prompt
+        name = getattr(source, "__name__", repr(source))
+        with watched(name, warn):
+            prompt = source(context) if _takes_context(source) else source()
+        prompt = await timed(prompt, name, warn) if inspect.isawaitable(prompt) else prompt
         if not isinstance(prompt, str):
             raise InvalidArguments(f"the system_prompt function of {self.name!r} returned {prompt!r}, not text")
         return prompt

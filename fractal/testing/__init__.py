@@ -15,6 +15,7 @@ from fractal.testing.cancelling import (
 )
 from fractal.testing.endpoint import Endpoint as Endpoint, EndpointError as EndpointError
 from fractal.testing.scripted import ScriptedModel as ScriptedModel
+from fractal.testing.stalling import stall_guard as stall_guard
 
 __all__ = [
     "CancelReport",
@@ -28,5 +29,6 @@ __all__ = [
     "answers",
     "cancel_everywhere",
     "check_messages",
+    "stall_guard",
     "virtual_time",
 ]
