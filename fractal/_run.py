@@ -304,6 +304,10 @@ class Run:
             logger.warning("%s", message)
             self.warnings.append(message)  # and no event, which would be one more for it to be slow on
 
+    def add_observer(self, observer: Observer) -> None:
+        """Tell one more, of this run and of those below it."""
+        self._observers = _without_repeats((*self._observers, observer))
+
     def note_limit(self, error: LimitReached) -> None:
         """Tell that a limit was hit."""
         limit = error.resource if isinstance(error, BudgetExceeded) else error.stop_reason

@@ -2,6 +2,7 @@
 
 from fractal.testing import answers as answers
 from fractal.testing._history import check_messages as check_messages
+from fractal.testing._recording import EventRecorder as EventRecorder, record_events as record_events
 from fractal.testing._virtual_time import (
     NotInVirtualTime as NotInVirtualTime,
     VirtualTime as VirtualTime,
@@ -23,12 +24,14 @@ __all__ = [
     "CancellationFaults",
     "Endpoint",
     "EndpointError",
+    "EventRecorder",
     "NotInVirtualTime",
     "ScriptedModel",
     "VirtualTime",
     "answers",
     "cancel_everywhere",
     "check_messages",
+    "record_events",
     "stall_guard",
     "virtual_time",
 ]

@@ -47,6 +47,7 @@ LEVELS = [
         "testing._leftovers",
         "testing._seen_runs",
         "testing._steps",
+        "testing._recording",
         "testing._virtual_time",
         "testing.endpoint",
         "testing.scripted",
