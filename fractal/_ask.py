@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from fractal._hooks import call_user
-from fractal._scopes import move_on_after, remaining, stop_if_cancelled
+from fractal._scopes import move_on_after, remaining
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
 from fractal.models.base import Delta, ModelRequest, Reply, stream_or_respond
@@ -44,14 +44,14 @@ async def ask(run: Run) -> Reply:
     """
     attempt = 1
     while True:
-        await stop_if_cancelled()
+        await run.stop_if_cancelled()
         question = _Question(run, attempt)
         try:
             return await question.send(await question.fitted() if run.window is not None else question.whole())
         except ModelError as error:
             failure = error
         # A run that has been cancelled meanwhile has no time left either; that is not for us to tell.
-        await stop_if_cancelled()
+        await run.stop_if_cancelled()
         if question.was_shown:  # asked again, the model would say it all a second time
             raise failure
         if _asks_in_another_way(run, failure):

@@ -51,14 +51,15 @@ class Call:
         self.work: object = None  # what it waits for: the tool's coroutine, or a `ThreadCall`
         self.waits_for: str | None = None  # what it has to wait for before it can begin
         self.needs_approval = bound.tool is not None and bound.tool.options.requires_approval
-        self._told = 0  # of its two events
+        self._told = 0 if run.is_heard else 2  # of its two events
 
     def end(self, outcome: Outcome, content: Any = None, error: str | None = None) -> None:
         """Give the call its outcome; only the first counts."""
         if self.result is not None:
             return
         bound = self.bound
-        self.result = result = ToolResult(
+        self.result = result = ToolResult.of_facts(
+            self.exception,
             content=content,
             tool_name=bound.name,
             metadata={
@@ -70,7 +71,6 @@ class Call:
             elapsed=self.run.now() - self.started,
             call_id=bound.call_id,
         )
-        result._exception = self.exception  # pyright: ignore[reportPrivateUsage]
         if error is not None:
             self.text = f"Error: {error}"
         if outcome == "abandoned":
@@ -110,6 +110,8 @@ class Call:
 
     async def tell(self) -> None:
         """Tell what there is to tell by now, at the pace of whoever reads it."""
+        if self._told == 2:
+            return
         if not self.run.feeds:
             self.tell_now()
             return
@@ -120,8 +122,6 @@ class Call:
     def tell_now(self) -> None:
         """Tell it without waiting: the start, once, and the end, once there is one."""
         bound, run = self.bound, self.run
-        if not run.is_heard:
-            return
         if self._told == 0:
             self._told = 1
             run.emit(ToolStarted, tool_name=bound.name, call_id=bound.call_id, arguments=bound.arguments)

@@ -9,7 +9,7 @@ import anyio
 
 from fractal._call import Call
 from fractal._invoke import explain, left_behind, run_call
-from fractal._scopes import cancellation_was_meant, stop_if_cancelled, unexpected
+from fractal._scopes import cancellation_was_meant, unexpected
 from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ async def _call_all(run: Run, calls: Sequence[Call]) -> None:
     """Bring each call to its outcome, however this ends."""
     try:
         # On asyncio a cancellation may reach its task a turn of the loop later than it was made.
-        await stop_if_cancelled()
+        await run.stop_if_cancelled()
         for call in calls:
             await call.tell()
             _admit(call)

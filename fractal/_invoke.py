@@ -15,7 +15,7 @@ from fractal._background import Background
 from fractal._json import text_of
 from fractal._run import current_call
 from fractal._schema import ArgumentsFault
-from fractal._scopes import cancellation_was_meant, leaves, stop_if_cancelled
+from fractal._scopes import cancellation_was_meant, leaves
 from fractal._stall import timed
 from fractal._threads import ThreadCall
 from fractal.approval import Allow, Deny, PendingCall
@@ -87,7 +87,7 @@ async def _invoke_or_note_cut(call: Call, group: TaskGroup, start_clock: Callabl
             if not await _is_approved(call):
                 return
             start_clock(call)
-        await stop_if_cancelled()  # a tool would run as far as its first await, and a thread would begin
+        await call.run.stop_if_cancelled()  # a tool would run as far as its first await, and a thread would begin
         await _invoke(call, group)
     except anyio.get_cancelled_exc_class() as error:
         if cancellation_was_meant(error):

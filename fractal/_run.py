@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -15,11 +16,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import anyio
-from anyio.lowlevel import current_token
+from anyio.lowlevel import checkpoint, current_token
 
 from fractal._answer import Answer, AnswerSettings
 from fractal._background import Background, end_all
@@ -47,9 +47,9 @@ _CLOCK_SLACK = 0.002
 _is_full = attrgetter("is_full")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class RunSettings:
-    """What a run takes from its agent and from the call that starts it.
+    """What a run takes from its agent and from the call that starts it; never changed.
 
     Attributes:
         agent: The agent.
@@ -112,7 +112,7 @@ class Run:
             parent = None  # the context was copied out of a run that has ended
         self.settings, self.transcript, self.parent = settings, transcript, parent
         self.twins: Twins = parent.twins if parent else Twins()
-        self.run_id = uuid4().hex
+        self.run_id = os.urandom(16).hex()
         self.agent = settings.agent
         self.depth: int = parent.depth + 1 if parent else 0
         self.limits: Limits = settings.limits.over(DEFAULT_LIMITS)
@@ -143,8 +143,10 @@ class Run:
         }
         self._depth_limit: float = self.depth + (self.limits.max_depth or 0)
         self._token = token = current_token()
-        # Asked many times in each run; `anyio.current_time` looks for the backend each time.
-        self.now: Callable[[], float] = token.backend_class.current_time
+        # Asked many times in each run. AnyIO looks for the backend each time, and its backend for the loop, which has a
+        # clock itself on asyncio.
+        self.now: Callable[[], float] = getattr(token.native_token, "time", token.backend_class.current_time)
+        self._effective_deadline: Callable[[], float] = token.backend_class.current_effective_deadline
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
             is_near = parent.is_near(self)
@@ -152,8 +154,7 @@ class Run:
         self.started = self.now()
         self._clock = time.monotonic()
         self.deadline = math.inf  # the nearest of all that enclose the run
-        self.soft_deadline = math.inf
-        self._own_deadline = math.inf  # the nearest of the runs' own
+        self.soft_deadline = self._own_deadline = math.inf  # the latter: the nearest of the runs' own
         self._was_closing = False
         self._begun_by: str | None = None  # the call of the run above
         for watch in run_watchers:
@@ -189,7 +190,7 @@ class Run:
     @contextmanager
     def entered(self) -> Generator[None]:
         """Be the current run; call it where the run's deadline already holds."""
-        self.deadline = anyio.current_effective_deadline()
+        self.deadline = self._effective_deadline()
         timeout = self.timeout()
         self._own_deadline = self.started + timeout if timeout is not None else math.inf
         if self.parent is not None and self.parent.is_near(self):
@@ -219,6 +220,12 @@ class Run:
         await self.pace()
         if self.parent is not None and self.depth > self.parent._depth_limit:
             raise DepthExceeded(int(self.parent._depth_limit))
+
+    async def stop_if_cancelled(self) -> None:
+        """Let a cancellation that is meant for the caller arrive; without one, go on at once."""
+        # As the function of that name, which looks for the backend each time.
+        if self._effective_deadline() == -math.inf:
+            await checkpoint()
 
     def is_out_of_time(self) -> bool:
         """Whether the time of this run, or of one above it, is over: its own timeout, not a scope of the caller's."""
@@ -374,33 +381,36 @@ class Run:
 
     def succeed(self, content: Any, stop_reason: StopReason) -> AgentResult:
         """End the run with an answer."""
-        return self._end(AgentResult(content=content, stop_reason=stop_reason, **self._facts()))
+        return self._end(self._result(content, stop_reason, None))
 
     def fail(self, error: RunError) -> AgentResult:
         """End the run without one."""
         if isinstance(error, LimitReached):
             self.note_limit(error)
-        facts = self._facts()
-        text = str(error)
-        facts["metadata"] |= {"reason": error.error_type, "error": text, "error_type": error.error_type}
-        result = AgentResult(content=text, success=False, error=text, stop_reason=error.stop_reason, **facts)
-        result._exception = error  # pyright: ignore[reportPrivateUsage]
-        error.result = result
+        error.result = result = self._result(str(error), error.stop_reason, error)
         return self._end(result)
 
-    def _facts(self) -> dict[str, Any]:
+    def _result(self, content: Any, stop_reason: StopReason, error: RunError | None) -> AgentResult:
         messages = self.transcript.messages
-        return {
-            "agent_name": self.settings.agent_name,
-            "messages": messages,
-            "metadata": {"iterations": self.iterations, "messages": messages},
-            "usage": self.usage,
-            "run_id": self.run_id,
-            "tool_results": self.tool_results,
-            "abandoned": self.abandoned,
-            "warnings": self.warnings,
-            "elapsed": self.now() - self.started,
-        }
+        metadata: dict[str, Any] = {"iterations": self.iterations, "messages": messages}
+        if error is not None:
+            metadata |= {"reason": error.error_type, "error": content, "error_type": error.error_type}
+        return AgentResult.of_facts(
+            error,
+            content=content,
+            agent_name=self.settings.agent_name,
+            success=error is None,
+            metadata=metadata,
+            stop_reason=stop_reason,
+            error=content if error is not None else None,
+            messages=messages,
+            usage=self.usage,
+            run_id=self.run_id,
+            tool_results=self.tool_results.copy(),
+            abandoned=self.abandoned.copy(),
+            warnings=self.warnings.copy(),
+            elapsed=self.now() - self.started,
+        )
 
     def _end(self, result: AgentResult) -> AgentResult:
         self.result = result

@@ -87,6 +87,9 @@ class RunOptions(RunBounds, total=False):
     messages: Sequence[Mapping[str, Any]] | None
 
 
+_RUN_OPTIONS = frozenset(RunOptions.__annotations__)
+
+
 class AgentDefinition:
     """What an agent is, apart from how it is called: `BaseAgent` awaits, `fractal.sync.BaseAgent` blocks.
 
@@ -299,13 +302,14 @@ class AgentDefinition:
 
     def begin(self, user_input: object, **options: Unpack[RunOptions]) -> Run:
         """Make the run that `drive` takes to its end; call it inside the event loop."""
-        unknown = options.keys() - RunOptions.__annotations__.keys()
-        if unknown:
-            raise InvalidArguments(f"a run has no options {sorted(unknown)}, only {sorted(RunOptions.__annotations__)}")
+        if not options.keys() <= _RUN_OPTIONS:
+            unknown = sorted(options.keys() - _RUN_OPTIONS)
+            raise InvalidArguments(f"a run has no options {unknown}, only {sorted(_RUN_OPTIONS)}")
         transcript = Transcript(options.get("messages") or ())
         transcript.append(user_message(user_input))
         max_iterations, max_retries = options.get("max_iterations"), options.get("max_retries", 3)
-        limits = _checked_limits(options.get("limits")).over(self.limits)
+        given = options.get("limits")
+        limits = self.limits if given is None else _checked_limits(given).over(self.limits)
         if max_iterations is not None:
             limits = Limits(max_iterations=max_iterations).over(limits)
         if not isinstance(max_retries, int) or max_retries < 0:

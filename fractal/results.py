@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PrivateAttr, model_validator
 
@@ -46,15 +46,32 @@ class Usage(BaseModel):
         return self.input_tokens + self.output_tokens
 
 
-class ToolResult(BaseModel):
+class _Made(BaseModel):
+    """What the engine makes often, and of values that it knows to fit."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    _exception: BaseException | None = PrivateAttr(default=None)
+
+    @classmethod
+    def of_facts(cls, exception: BaseException | None, /, **facts: Any) -> Self:
+        """Make one of all its fields, in their order, without a look at them: validation would copy a transcript."""
+        made = cls.__new__(cls)
+        set_attribute = object.__setattr__  # what `model_construct` does too, once it has asked each field for defaults
+        set_attribute(made, "__dict__", facts)
+        set_attribute(made, "__pydantic_fields_set__", set(facts))
+        set_attribute(made, "__pydantic_extra__", None)
+        set_attribute(made, "__pydantic_private__", {"_exception": exception})
+        return made
+
+
+class ToolResult(_Made):
     """How one tool call ended.
 
     Example:
         >>> ToolResult(content=[1, 2], tool_name="numbers").outcome
         'ok'
     """
-
-    model_config = ConfigDict(defer_build=True)
 
     content: _AnyObject = Field(default=None, description="What the tool returned, as the Python object it is.")
     tool_name: str = Field(description="Name of the tool as the model called it.")
@@ -69,23 +86,19 @@ class ToolResult(BaseModel):
     )
     call_id: str | None = Field(default=None, description="Id of the call, as in the transcript and the events.")
 
-    _exception: BaseException | None = PrivateAttr(default=None)
-
     @property
     def exception(self) -> BaseException | None:
         """The exception behind `error`, if a tool raised one; None too after a trip through JSON."""
         return self._exception
 
 
-class AgentResult(BaseModel):
+class AgentResult(_Made):
     """How a run ended, with all it did; the same for every way it can end.
 
     Example:
         >>> AgentResult(content="hi", agent_name="Greeter").success
         True
     """
-
-    model_config = ConfigDict(defer_build=True)
 
     content: _AnyObject = Field(
         default=None,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from fractal import (
     AgentResult,
     AgentReturnPart,
+    BaseAgent,
     BudgetExceeded,
     Outcome,
     Refused,
@@ -23,6 +24,7 @@ from fractal import (
     ToolReturnPart,
     Usage,
 )
+from fractal.testing import ScriptedModel, answers
 from tests.support import shown
 
 HISTORY: list[dict[str, Any]] = [
@@ -287,3 +289,19 @@ def test_usage_adds_up_and_never_changes() -> None:
 def test_every_field_is_described_and_the_classes_have_a_json_schema(kind: type[BaseModel]) -> None:
     assert all(field.description for field in kind.model_fields.values())
     assert set(kind.model_json_schema(mode="serialization")["properties"]) == set(kind.model_fields)
+
+
+@pytest.mark.anyio
+async def test_what_a_run_makes_is_what_validation_would_have_made() -> None:
+    model = ScriptedModel([answers.calls(answers.call("add", {"a": 1}), answers.call("add", {"a": "x"})), "done"])
+    failing = ScriptedModel([answers.failure(400, "no")])
+    for client in (model, failing):
+        made = await BaseAgent("A", "a", client=client).add_tool(lambda a: a + 1, name="add").run("go")
+        for one in (made, *made.tool_results):
+            assert list(vars(one)) == list(type(one).model_fields)
+            checked = type(one)(**vars(one))
+            assert vars(checked) == vars(one)
+            assert one.model_fields_set == set(type(one).model_fields)
+            assert type(one).model_validate_json(one.model_dump_json()).model_dump() == one.model_dump()
+            assert copy.deepcopy(one).model_dump() == one.model_dump()
+        assert made.metadata["messages"] is made.messages
