@@ -51,8 +51,6 @@ class _Made(BaseModel):
 
     model_config = ConfigDict(defer_build=True)
 
-    _exception: BaseException | None = PrivateAttr(default=None)
-
     @classmethod
     def of_facts(cls, exception: BaseException | None, /, **facts: Any) -> Self:
         """Make one of all its fields, in their order, without a look at them: validation would copy a transcript."""
@@ -85,6 +83,8 @@ class ToolResult(_Made):
         description="Seconds from the start of the call to its end, waiting for approval left out.",
     )
     call_id: str | None = Field(default=None, description="Id of the call, as in the transcript and the events.")
+
+    _exception: BaseException | None = PrivateAttr(default=None)
 
     @property
     def exception(self) -> BaseException | None:
