@@ -19,6 +19,12 @@ import pytest
 from fractal.testing import Endpoint
 from fractal.testing._leftovers import running_tasks
 
+# The same examples each time, so that a change is judged by what it changes, and not by chance. With
+# `--hypothesis-profile=fresh` each run has others, of a seed that a failure prints: to look for bugs.
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("fresh", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("fixed")
+
 BACKENDS = [
     pytest.param(("asyncio", {}), id="asyncio"),
     pytest.param(("trio", {}), id="trio"),
