@@ -67,6 +67,7 @@ from fractal.errors import (
     ToolFailed as ToolFailed,
     ToolIgnoredCancellation as ToolIgnoredCancellation,
     ToolNameTaken as ToolNameTaken,
+    TransportUnavailable as TransportUnavailable,
     UnexpectedError as UnexpectedError,
     UserError as UserError,
 )
@@ -216,6 +217,7 @@ __all__ = [
     "ToolResult",
     "ToolReturnPart",
     "ToolStarted",
+    "TransportUnavailable",
     "UnexpectedError",
     "Usage",
     "UserError",

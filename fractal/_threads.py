@@ -76,6 +76,11 @@ class Gate:
         all_gates.add(self)
 
     @property
+    def is_full(self) -> bool:
+        """Whether whoever comes now has to wait."""
+        return self._held >= self._limit or bool(self._waiters)
+
+    @property
     def held(self) -> int:
         """Places taken now."""
         return self._held

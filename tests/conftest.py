@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Iterator
 import hypothesis
 import pytest
 
+from fractal.models import _connections
+from fractal.models._pool import machine_tls
 from fractal.testing import Endpoint
 from fractal.testing._leftovers import running_tasks
 
@@ -109,6 +111,8 @@ def _no_frozen_garbage() -> Iterator[None]:
 def pytest_collection_finish() -> None:
     """Have everything loaded that looks for objects when it is loaded: a frozen heap hides them."""
     assert hypothesis.is_hypothesis_test is not None
+    # What the first request of a process loads is no time of the test that happens to send it.
+    assert _connections.Connections(machine_tls(), 1) is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import pytest
 
 from fractal import AgentResult
 from fractal.testing import answers, check_messages
@@ -38,6 +39,13 @@ def outcomes(result: AgentResult) -> list[str]:
 def shown(value: object) -> str:
     """An id for a test's parameter that is the same in every process, which an object's address is not."""
     return re.sub(r" at 0x[0-9a-f]+", "", ascii(value))
+
+
+def skip_where_aiohttp_cannot_run(request: pytest.FixtureRequest) -> None:
+    """Skip a test of that transport on trio, whichever fixture says so."""
+    for name in {"anyio_backend", "backend"} & set(request.fixturenames):
+        if "trio" in request.getfixturevalue(name):
+            pytest.skip("aiohttp runs on asyncio only")
 
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -8,8 +8,9 @@ end, which makes a generator that waits in `try: yield` the one end-of-loop hook
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
@@ -20,6 +21,7 @@ from fractal._threads import Gate, ThreadCall
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     import httpx2
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from fractal.models._connections import Connections
     from fractal.models.base import ModelRequest
 
-__all__ = ["Address", "HttpAnswer", "Pool", "leave_pool", "pool_of_this_loop"]
+__all__ = ["Address", "HttpAnswer", "HttpPool", "Pool", "leave_pool", "machine_tls", "pool_of_this_loop"]
 
 MOST_CONNECTIONS = 1000
 READ_TIMEOUT = 600.0
@@ -72,25 +74,100 @@ class HttpAnswer(Protocol):
         ...
 
 
-class Pool:
+class Pool(ABC):
     """One loop's connections.
 
     Args:
         limit: Connections that may be open at a time; further requests wait their turn.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._places = limit, Gate(limit)
+        self._is_open = False
+        self._opening = anyio.Lock()
+        self._users: WeakSet[object] = WeakSet()
+        self._keeper = self._keep()
+
+    async def enter(self, user: object) -> None:
+        """Note who uses the pool; the first time, open it and have the loop close it at its end."""
+        if not self._is_open:
+            await self._open_once()
+        self._users.add(user)
+
+    async def leave(self, user: object) -> None:
+        """Forget a user; without any, close."""
+        self._users.discard(user)
+        if not self._users and self._is_open:
+            await self._keeper.aclose()
+
+    def place(self, request: ModelRequest) -> _Place:
+        """Have one of the places that there are for requests, for a block; first come, first served.
+
+        Waiting for it is not the endpoint's fault: it does not count as time of the request.
+        """
+        return _Place(self._places, request)
+
+    @abstractmethod
+    def post(self, address: Address, body: bytes) -> AbstractAsyncContextManager[HttpAnswer]:
+        """Send a body; the answer can be read in the block, and its connection is free again after it.
+
+        Raises:
+            Exception: There is no answer; `translated` says what it means.
+        """
+
+    @abstractmethod
+    async def _open(self) -> None:
+        """Make what sends; no connection is open yet."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """Close all connections."""
+
+    async def _open_once(self) -> None:
+        async with self._opening:
+            if not self._is_open:
+                await self._open()
+                # Runs up to the `yield` and does not wait, so it cannot be cancelled.
+                await self._keeper.__anext__()
+                self._is_open = True
+
+    async def _keep(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            _forget(self)
+            await self._close()
+
+
+class _Place:
+    """A place of a pool; no generator, since every request has one."""
+
+    __slots__ = ("_places", "_request")
+
+    def __init__(self, places: Gate, request: ModelRequest) -> None:
+        self._places, self._request = places, request
+
+    async def __aenter__(self) -> None:
+        with self._request.paused() if self._places.is_full else nullcontext():
+            await self._places.acquire()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._places.release()
+
+
+class HttpPool(Pool):
+    """Our own connections, and an httpx2 client that sends through them.
 
     Attributes:
         clones: SDK clients of users, as copies that send through `client`.
     """
 
     def __init__(self, limit: int) -> None:
+        super().__init__(limit)
         self.clones: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
-        self._limit, self._places = limit, Gate(limit)
         self._templates: WeakKeyDictionary[Address, Template | None] = WeakKeyDictionary()
         self._client: httpx2.AsyncClient | None = None
         self._connections: Connections | None = None
-        self._making = anyio.Lock()
-        self._users: WeakSet[object] = WeakSet()
-        self._keeper = self._keep()
 
     @property
     def client(self) -> httpx2.AsyncClient:
@@ -98,35 +175,9 @@ class Pool:
         assert self._client is not None, "the pool was not entered"
         return self._client
 
-    async def enter(self, user: object) -> None:
-        """Note who uses the pool; the first time, make the client and have the loop close it at its end."""
-        if self._client is None:
-            await self._make_client()
-        self._users.add(user)
-
-    async def leave(self, user: object) -> None:
-        """Forget a user; without any, close."""
-        self._users.discard(user)
-        if not self._users and self._client is not None:
-            await self._keeper.aclose()
-
-    @asynccontextmanager
-    async def place(self, request: ModelRequest) -> AsyncGenerator[None]:
-        """Have one of the places that there are for requests; first come, first served.
-
-        Waiting for it is not the endpoint's fault: it does not count as time of the request.
-        """
-        is_full = self._places.held >= self._limit or self._places.waiting
-        with request.paused() if is_full else nullcontext():
-            await self._places.acquire()
-        try:
-            yield
-        finally:
-            self._places.release()
-
     @asynccontextmanager
     async def post(self, address: Address, body: bytes) -> AsyncGenerator[HttpAnswer]:
-        """Send a body; the answer can be read in the block, and its connection is free again after it.
+        """Send a body.
 
         Raises:
             httpx2.HTTPError: There is no answer.
@@ -154,28 +205,18 @@ class Pool:
 
         return as_httpx2(answer)
 
-    async def _make_client(self) -> None:
-        async with self._making:
-            if self._client is None:
-                # Importing httpx2 and reading the machine's certificates takes a tenth of a second: no event loop
-                # should stand still for it.
-                made = await ThreadCall(
-                    functools.partial(_new_client, self._limit), "the making of an HTTP client", abandon=True
-                ).run()
-                self._client, self._connections = made
-                # Runs up to the `yield` and does not wait, so it cannot be cancelled.
-                await self._keeper.__anext__()
+    async def _open(self) -> None:
+        # Importing httpx2 and reading the machine's certificates takes a tenth of a second: no event loop should stand
+        # still for it.
+        make = functools.partial(_new_client, self._limit)
+        self._client, self._connections = await ThreadCall(make, "the making of an HTTP client", abandon=True).run()
 
-    async def _keep(self) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            _forget(self)
-            await self.client.aclose()
+    async def _close(self) -> None:
+        await self.client.aclose()
 
 
 @functools.cache
-def _tls() -> ssl.SSLContext:
+def machine_tls() -> ssl.SSLContext:
     """The machine's certificates, read once: a context is not bound to a loop."""
     import httpx2
 
@@ -197,33 +238,36 @@ def _new_client(limit: int) -> tuple[httpx2.AsyncClient, Connections | None]:
     if any(getproxies().get(scheme) for scheme in ("http", "https", "all")):
         # Which of them is for which host, httpx2 alone knows; its own pool is slower with hundreds of connections.
         limits = httpx2.Limits(max_connections=limit, max_keepalive_connections=limit)
-        return httpx2.AsyncClient(verify=_tls(), follow_redirects=True, limits=limits, timeout=timeout), None
-    connections = Connections(_tls(), limit)
+        return httpx2.AsyncClient(verify=machine_tls(), follow_redirects=True, limits=limits, timeout=timeout), None
+    connections = Connections(machine_tls(), limit)
     return httpx2.AsyncClient(transport=Transport(connections), follow_redirects=True, timeout=timeout), connections
 
 
-_pools: RunVar[dict[object, Pool]] = RunVar("fractal_http_pools")
+_AnyPool = TypeVar("_AnyPool", bound=Pool)
+
+_pools: RunVar[dict[tuple[type[Pool], object], Pool]] = RunVar("fractal_http_pools")
 
 
-async def pool_of_this_loop(user: object, max_connections: int | None = None) -> Pool:
-    """The running loop's pool.
+async def pool_of_this_loop(kind: type[_AnyPool], user: object, max_connections: int | None = None) -> _AnyPool:
+    """The running loop's pool of a kind.
 
     Args:
+        kind: The kind.
         user: Who uses it; remembered, weakly, until `leave_pool`.
         max_connections: For a user who wants a pool of his own: its connections. None: the pool that all share.
     """
     pools = _pools_here()
-    key = None if max_connections is None else user
+    key = (kind, None if max_connections is None else user)
     pool = pools.get(key)
     if pool is None:
-        pool = pools[key] = Pool(max_connections or default_limit())
+        pool = pools[key] = kind(max_connections or default_limit())
     await pool.enter(user)
-    return pool
+    return cast("_AnyPool", pool)
 
 
 async def leave_pool(user: object) -> None:
     """Say that this user is done; the last one closes the running loop's connections."""
-    for pool in [pool for key, pool in _pools_here().items() if key in (None, user)]:
+    for pool in [pool for (_, owner), pool in _pools_here().items() if owner in (None, user)]:
         await pool.leave(user)
 
 
@@ -238,11 +282,11 @@ def default_limit() -> int:
     return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(min(MOST_CONNECTIONS, files // 2), 1)
 
 
-def _pools_here() -> dict[object, Pool]:
+def _pools_here() -> dict[tuple[type[Pool], object], Pool]:
     try:
         return _pools.get()
     except LookupError:
-        pools: dict[object, Pool] = {}
+        pools: dict[tuple[type[Pool], object], Pool] = {}
         _pools.set(pools)
         return pools
 
