@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from fractal._hooks import call_user
-from fractal._scopes import move_on_after, remaining
+from fractal._scopes import remaining, time_limit
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
 from fractal.models.base import Delta, ModelRequest, Reply, stream_or_respond
@@ -136,7 +136,7 @@ class _Question:
         seconds = self._run.limits.request_timeout
         if seconds is None:
             return await self._ask_model(request)
-        with move_on_after(seconds) as self._scope:
+        with time_limit(seconds) as self._scope:
             return await self._ask_model(request)
         raise RequestTimedOut(f"the model did not answer within the {seconds:g} s that a request may take")
 

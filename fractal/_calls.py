@@ -9,7 +9,7 @@ import anyio
 
 from fractal._call import Call
 from fractal._invoke import explain, left_behind, run_call
-from fractal._scopes import cancellation_was_meant, unexpected
+from fractal._scopes import cancellation_noted, unexpected
 from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 
 if TYPE_CHECKING:
@@ -172,17 +172,17 @@ class _Batch:
                 if call.cut_at < math.inf or call.needs_approval:
                     call.scope = anyio.CancelScope(deadline=call.cut_at)
                 group.start_soon(self._run_one, call, group)
-            try:
-                await self._wait_and_name()
-            except anyio.get_cancelled_exc_class() as cancellation:
-                cancellation_was_meant(cancellation)
-                group.cancel_scope.cancel()
-                for call in self._calls:
-                    call.cut_at = min(call.cut_at, self._run.now())
-                # The group would wait just as long; here those that do not stop are named.
-                with anyio.CancelScope(shield=True):
+            with cancellation_noted():
+                try:
                     await self._wait_and_name()
-                raise
+                except anyio.get_cancelled_exc_class():
+                    group.cancel_scope.cancel()
+                    for call in self._calls:
+                        call.cut_at = min(call.cut_at, self._run.now())
+                    # The group would wait just as long; here those that do not stop are named.
+                    with anyio.CancelScope(shield=True):
+                        await self._wait_and_name()
+                    raise
 
     def _start_clock(self, call: Call) -> None:
         """Let the time of a call begin that has waited for approval."""

@@ -11,7 +11,7 @@ import anyio
 from fractal._ask import ask
 from fractal._calls import answer_calls
 from fractal._output import OutputFault
-from fractal._scopes import cancellation_was_meant, leaves, move_on_after, single_error, unexpected
+from fractal._scopes import cancellation_was_meant, leaves, single_error, time_limit, unexpected
 from fractal._step import AskAgain, CallTools, Decline, Finish, next_step
 from fractal.errors import (
     AnswerRejected,
@@ -55,7 +55,7 @@ async def drive(run: Run) -> AgentResult:
     timeout = run.timeout()
     with single_error():
         try:
-            with move_on_after(timeout) if timeout is not None else _NO_SCOPE, run.entered():
+            with time_limit(timeout) if timeout is not None else _NO_SCOPE, run.entered():
                 await run.open()
                 try:
                     content, stop_reason = await _converse(run)

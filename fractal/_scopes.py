@@ -23,6 +23,7 @@ __all__ = [
     "remaining",
     "single_error",
     "stop_if_cancelled",
+    "time_limit",
 ]
 
 
@@ -31,6 +32,25 @@ def move_on_after(seconds: float | None) -> anyio.CancelScope:
     if seconds is None or math.isinf(seconds):
         return anyio.CancelScope()
     return anyio.move_on_after(seconds)
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Generator[anyio.CancelScope]:
+    """The same, but that it keeps no cancellation for itself that is not its own.
+
+    AnyIO tells a native one of asyncio's from its own by how many asyncio has counted, which can be too few: see
+    `cancellation_was_meant`. What is out of time and cleans up, and then is cancelled natively, would not notice.
+    """
+    native: BaseException | None = None
+    with move_on_after(seconds) as scope:
+        try:
+            yield scope
+        except anyio.get_cancelled_exc_class() as error:
+            if scope.cancel_called and _is_native(error):
+                native = error
+            raise
+    if native is not None:
+        raise native
 
 
 def remaining() -> float:
@@ -48,16 +68,36 @@ def cancellation_was_meant(error: BaseException) -> bool:
     were cancelled for a reason of their own meanwhile, AnyIO takes back more of the task's cancellations than it has
     made, and asyncio does not count a native one any more.
     """
-    if any(getattr(each, _MEANT, False) for leaf in leaves(error) for each in _contexts(leaf)):
+    if any(_is_marked(leaf, _MEANT) for leaf in leaves(error)):
         return True
     meant = _is_cancelled()
     if meant:
         for leaf in leaves(error):
             setattr(leaf, _MEANT, True)
+            setattr(leaf, _NATIVE, not _is_of_anyio(leaf))
     return meant
 
 
-_MEANT = "__fractal_meant__"
+def _is_native(error: BaseException) -> bool:
+    """Whether a cancellation is asyncio's own, and meant."""
+    if _is_marked(error, _NATIVE):
+        return True
+    return not any(map(_is_of_anyio, _contexts(error))) and cancellation_was_meant(error) and _is_marked(error, _NATIVE)
+
+
+_MEANT, _NATIVE = "__fractal_meant__", "__fractal_native__"
+
+
+def _is_marked(error: BaseException, mark: str) -> bool:
+    return any(getattr(each, mark, False) for each in _contexts(error))
+
+
+def _is_of_anyio(error: BaseException) -> bool:
+    """Whether a scope has made a cancellation; on trio nothing else can."""
+    asyncio: Any = sys.modules.get("asyncio")
+    if asyncio is None or not isinstance(error, asyncio.CancelledError):
+        return True
+    return str(error).startswith("Cancelled via cancel scope ")  # so does AnyIO itself
 
 
 def _contexts(error: BaseException | None) -> Iterator[BaseException]:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from fractal import AgentResult, BaseAgent, Limits, RunContext, RunFinished, tool
-from fractal.testing import Endpoint, answers
+from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.support import assert_continuable, calls_then, in_thread, outcomes
 
 StartEndpoint = Callable[..., Endpoint]
@@ -332,3 +332,30 @@ async def test_waiting_longer_than_there_is_time_is_not_begun(endpoint: StartEnd
     assert result.exception.wait == 25
     assert 8 < result.exception.remaining <= 10
     assert len(one.requests) == 1
+
+
+@pytest.mark.parametrize("tool_timeout", [None, 0.01])
+async def test_a_native_cancellation_is_obeyed_while_a_run_that_is_out_of_time_cleans_up(
+    tool_timeout: float | None, anyio_backend: tuple[str, object]
+):
+    if anyio_backend[0] != "asyncio":
+        pytest.skip("trio has none")
+    out_of_time, may_end = anyio.Event(), anyio.Event()
+
+    async def tidy() -> None:
+        try:
+            await anyio.sleep(5)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.3)  # longer than the run has
+                out_of_time.set()
+                await may_end.wait()
+
+    agent = BaseAgent("A", "a", client=ScriptedModel([answers.calls(answers.call("tidy"))])).add_tool(tidy)
+    task = asyncio.ensure_future(agent.run("go", timeout=0.2, limits=Limits(tool_timeout=tool_timeout)))
+    await out_of_time.wait()
+    task.cancel()
+    await anyio.lowlevel.checkpoint()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
