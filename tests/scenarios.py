@@ -6,7 +6,8 @@ Each scenario is made once, with its agents, and then called again and again; ea
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from typing import Any
 
 import anyio
@@ -21,17 +22,19 @@ from fractal import (
     OpenAIModel,
     RaceModel,
     RunContext,
+    RunError,
     run_many,
     stream_many,
     tool,
 )
-from fractal.events import Event, RunFinished, RunStarted, ToolStarted
+from fractal.events import RunStarted, ToolStarted
 from fractal.models import _pool
 from fractal.models.base import ModelRequest
 from fractal.testing import ScriptedModel, answers
+from fractal.testing._recording import assert_well_formed
 from fractal.testing.answers import AnswerLike
 from fractal.testing.endpoint import RecordedRequest
-from tests.streams import Watch, assert_well_formed
+from tests.streams import Watch
 from tests.support import assert_continuable
 
 Scenario = Callable[[], Awaitable[object]]
@@ -55,32 +58,17 @@ def over_http(make: Callable[[Watch], Scenario]) -> Callable[[Watch], Scenario]:
 
 
 def check_told(watch: Watch) -> None:
-    """What was told makes sense, and can go on from there; what is waited for has come to its end. Forgets it."""
-    told = list(watch)
+    """What was told makes sense, and can go on from there; nothing of it is still in use. Forgets it."""
+    started = {event.run_id for event in watch if isinstance(event, RunStarted)}  # all but tools called without a run
+    assert_well_formed(event for event in watch if event.run_id in started)
+    for result in watch.results():
+        assert_continuable(result)
+        assert "Cancelled" not in str(result.error), "a cancellation is no error of the run's"
     watch.clear()
-    runs = {event.run_id: event for event in reversed(told)}
-    trees: dict[str, list[Event]] = {}
-    for event in told:
-        trees.setdefault(_root(event.run_id, runs), []).append(event)
-    for tree in trees.values():
-        if isinstance(tree[0], RunStarted):
-            assert_well_formed(tree)
-        else:  # tools that were called without a run
-            assert [event.kind for event in tree] == ["tool_started", "tool_finished"]
-    for event in told:
-        if isinstance(event, RunFinished):
-            assert_continuable(event.result)
-            assert "Cancelled" not in str(event.result.error), "a cancellation is no error of the run's"
     assert BUYING.begun == BUYING.ended, "a tool that must be waited for goes on"
     for pool in _pool._pools_here().values():
         opened = pool._connections._open if pool._connections is not None else ()
         assert all(connection.is_idle for connection in opened), "a connection is in use"
-
-
-def _root(run_id: str, runs: dict[str, Any]) -> str:
-    while runs[run_id].parent_id is not None:
-        run_id = runs[run_id].parent_id
-    return run_id
 
 
 # ---- what they are made of
@@ -370,6 +358,145 @@ def models_in_a_race(watch: Watch) -> Scenario:
                 pass
 
     return go
+
+
+@scenario
+def models_in_front_of_models(watch: Watch) -> Scenario:
+    hanging, bad = by_turn(answers.hang()), by_turn(answers.failure(500, "busy", retry_after=MOMENT))
+    one = agent(watch, client=FallbackModel(hanging, bad, by_turn("done well"), after=MOMENT))
+    race = RaceModel(by_turn("one two three"), by_turn(answers.text("late", delay=MOMENT)))
+    other = agent(watch, client=LimitedModel(race, max_concurrency=1))
+
+    async def go() -> None:
+        async with one.stream("go", buffer=0) as stream:
+            async for _ in stream:
+                pass
+        async with other.stream("go", buffer=0) as first, other.stream("go", buffer=0) as second:
+            async for _ in first:
+                break
+            async for _ in second:
+                pass
+
+    return go
+
+
+@scenario
+def delegates_side_by_side(watch: Watch) -> Scenario:
+    child = agent(watch, calls("look", "buy", "read"), "child", limits=Limits(max_tokens=10_000))
+    ask = answers.call("down", {"query": "?"})
+    one = agent(watch, answers.calls(ask, ask, answers.call("look")), "done").register_delegate(child, "down")
+    return lambda: one.run("go")
+
+
+@scenario
+def tools_with_tasks_of_their_own(watch: Watch) -> Scenario:
+    async def grouped() -> str:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep, MOMENT)
+            with anyio.move_on_after(MOMENT):
+                await anyio.sleep(60)
+        return "grouped"
+
+    async def failing() -> str:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep, 60)
+            await anyio.sleep(0)
+            raise ValueError("failed")
+
+    one = agent(watch, calls("grouped", "failing", "grouped"), "done", tools=[grouped, failing])
+    return lambda: one.run("go")
+
+
+@scenario
+def a_tool_that_ends_the_run(watch: Watch) -> Scenario:
+    @tool(on_error="raise")
+    async def failing() -> str:
+        await anyio.sleep(0)
+        raise ValueError("failed")
+
+    one = agent(watch, calls("failing", "tidy", "buy"), "never", tools=[failing])
+    return lambda: one.run("go")
+
+
+@scenario
+def tools_that_take_a_few_cancellations(watch: Watch) -> Scenario:
+    async def stubborn() -> str:
+        for _ in range(3):
+            with suppress(BaseException):
+                await anyio.sleep(0)
+        return "finally"
+
+    waited_for = agent(watch, calls("stubborn", "look"), "done", tools=[stubborn])
+    left = agent(watch, calls("stubborn", "look"), "done", tools=[stubborn], limits=Limits(on_stubborn="raise"))
+
+    async def go() -> None:
+        await waited_for.run("go")
+        await left.run("go")
+
+    return go
+
+
+@scenario
+def a_stream_that_a_tool_leaves_open(watch: Watch) -> Scenario:
+    child = agent(watch, calls("tidy"), "some words")
+
+    async def open_one() -> str:
+        stream = child.stream("?")
+        await stream.__aenter__()
+        await stream.__anext__()
+        return "left open"
+
+    one = agent(watch, calls("open_one", "look"), "done", tools=[open_one])
+    return lambda: one.run("go")
+
+
+@scenario
+def a_generator_around_a_stream(watch: Watch) -> Scenario:
+    one = agent(watch, calls("look", "buy"), "some words of text")
+
+    async def words() -> AsyncGenerator[str]:
+        async with one.stream("go") as stream:
+            async for piece in stream.text():
+                yield piece
+
+    async def go() -> None:
+        async with aclosing(words()) as pieces:
+            async for _ in pieces:
+                pass
+
+    return go
+
+
+@scenario
+def a_batch_that_fails_fast(watch: Watch) -> Scenario:
+    def reply(request: ModelRequest) -> AnswerLike:
+        return answers.failure(400, "no") if request.transcript.messages[0]["content"] == "bad" else "fine"
+
+    one = agent(watch, client=ScriptedModel(reply))
+
+    async def go() -> None:
+        with suppress(RunError):
+            await run_many(one, ["good", "bad", "good"], max_concurrency=2, on_error="fail_fast")
+
+    return go
+
+
+@scenario
+def the_facade_in_hooks(watch: Watch) -> Scenario:
+    child = agent(watch, "yes")
+
+    @tool(requires_approval=True)
+    async def pay() -> str:
+        return "paid"
+
+    one = agent(watch, calls("pay"), "[1]", "[2]", tools=[pay], output_type=list[int], output_mode="prompt")
+
+    @one.output_validator
+    def other_than_one(value: list[int]) -> None:
+        if fractal.sync.run(child, "?").success and value == [1]:
+            raise AnswerRejected("another")
+
+    return lambda: one.run("go", approve=lambda call: fractal.sync.run(child, "may it?").success)
 
 
 @scenario

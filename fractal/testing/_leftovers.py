@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 
 from fractal._stuck import place_in_thread
+from fractal._threads import abandoned_threads
 
 __all__ = ["Belongings", "Complaints", "running_tasks", "wait_until_empty"]
 
@@ -51,7 +52,8 @@ class Belongings:
 
     def left(self) -> list[str]:
         """What is there now and was not then, a line each."""
-        threads = (thread for thread in threading.enumerate() if thread not in self._threads and not _is_kept(thread))
+        known = {*self._threads, *(abandoned.thread for abandoned in abandoned_threads())}
+        threads = (thread for thread in threading.enumerate() if thread not in known and not _is_kept(thread))
         lines = [f"thread {thread.name!r} at {place_in_thread(thread) or 'a place unknown'}" for thread in threads]
         return lines + [f"{what} (file descriptor {number})" for number, what in set(_open_files()) - self._files]
 

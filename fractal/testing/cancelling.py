@@ -100,10 +100,11 @@ def cancel_everywhere(
 
     A step ends where a task of the event loop waits; so each await that gives up control is a place to be cancelled at,
     in the scenario's own task and in those it starts. After each run there must be nothing left: no task, no thread
-    that still works, no socket or open file, nothing that nobody closed or awaited. The cancellation must have come
-    out, not an error or a result. Each Fractal run has ended with a transcript that can be continued, and has given
-    back what it had reserved and its places in limits. And `check` must pass. This starts event loops of its own, so
-    call it from a plain test, not from an async one.
+    that still works (but those that `fractal.abandoned_threads` lists), no socket or open file, nothing that nobody
+    closed or awaited. The cancellation must have come out, not an error or a result. Each Fractal run has ended with a
+    transcript that can be continued, has told a well-formed sequence of events, and has given back what it had
+    reserved and its places in limits. And `check` must pass. This starts event loops of its own, so call it from a
+    plain test, not from an async one.
 
     The scenario is run without being cut first, so that what is made once in a process is there. It should take
     milliseconds, since it will be run hundreds of times: let a `ScriptedModel` or an `Endpoint` answer.
