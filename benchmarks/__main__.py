@@ -29,6 +29,8 @@ def chosen(options: argparse.Namespace) -> Bench:
 def run(options: argparse.Namespace) -> None:
     """Measure, show, write."""
     found = chosen(options).run()
+    if options.add and options.out and options.out.exists():
+        found = report.added(found, json.loads(options.out.read_text()))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(report.to_json(found))
@@ -73,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--tiny", action="store_true", help="as little as there can be, to see that it works")
     verb.add_argument("--rounds", type=int, default=3, metavar="N", help="how often (default 3)")
     verb.add_argument("--out", type=Path, metavar="FILE", help="write the numbers there, as JSON")
+    verb.add_argument("--add", action="store_true", help="keep what FILE has of other scenarios")
     verb.set_defaults(do=run)
     for name, do, what in (
         ("show", show, "print the tables of a file"),
@@ -91,4 +94,9 @@ def parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     options = parser().parse_args()
-    options.do(options)
+    try:
+        options.do(options)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except FileNotFoundError as error:
+        sys.exit(f"there is no {error.filename}: measure first")

@@ -22,6 +22,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "benchmarks.md"
 
 
+def added(found: Found, before: Found) -> Found:
+    """What was measured, and of other scenarios what a file has had."""
+    measured = {**before["measured"], **found["measured"]}
+    in_order = {name: measured[name] for name in SCENARIOS if name in measured}
+    rounds = min(found.get("rounds", 0), before.get("rounds", 0))
+    return {**found, "rounds": rounds, "adapters": {**before["adapters"], **found["adapters"]}, "measured": in_order}
+
+
 # ---- numbers
 
 
@@ -137,6 +145,8 @@ class Table:
     def markdown(self, numbers: Numbers) -> str:
         """For the page."""
         head, rows, notes = self.cells(numbers)
+        if not rows:
+            return "Not measured."
         lines = [_row(head), _row(["---", *("--:" for _ in head[1:])]), *map(_row, rows)]
         return "\n".join(lines) + ("\n\n– " + "; ".join(notes) + "." if notes else "")
 
@@ -257,7 +267,7 @@ def about(found: Found) -> str:
     """Where the numbers come from, in a line."""
     facts = found["machine"]
     where = f"{facts['python']}, {facts['system']}, {facts['cores']} cores ({facts['processor']})"
-    return f"{where}, load {facts['load']} before; medians of {found['rounds']} rounds; {found['seconds']} s in all"
+    return f"{where}, load {facts['load']} before; medians of {found['rounds']} rounds"
 
 
 # ---- what was promised
@@ -339,7 +349,7 @@ def drawn(numbers: Numbers) -> dict[str, str]:
     lines = {
         ADAPTERS[name].title: points
         for name in numbers.names(f"turns-{size}" for size in sizes)
-        if name in SCENARIOS["turns-500"].who or ADAPTERS[name].is_peer
+        if name in SCENARIOS["turns-500"].who
         if (points := _points(numbers, name, sizes))
     }
     return {
@@ -354,6 +364,14 @@ def _points(numbers: Numbers, name: str, sizes: Iterable[int]) -> list[tuple[flo
 
 
 def to_json(found: Found) -> str:
-    """As a file: one line for each adapter in a scenario, so that it can be read and compared."""
-    text = json.dumps(found, indent=1, ensure_ascii=False)
-    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text) + "\n"
+    """As a file: a line for each adapter in a scenario, so that it can be read and compared."""
+    parts = [f' "{name}": {json.dumps(value)}' for name, value in found.items() if name not in ("adapters", "measured")]
+    parts.append(f' "adapters": {_lines(found["adapters"], 2)}')
+    scenarios = (f'  "{name}": {_lines(by_name, 3)}' for name, by_name in found["measured"].items())
+    parts.append(' "measured": {\n' + ",\n".join(scenarios) + "\n }")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _lines(facts: Found, depth: int) -> str:
+    lines = (f'{" " * depth}"{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in facts.items())
+    return "{\n" + ",\n".join(lines) + "\n" + " " * (depth - 1) + "}"

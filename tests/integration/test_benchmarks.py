@@ -90,8 +90,42 @@ def test_each_table_and_goal_is_about_a_scenario_and_its_adapters():
             assert column.scenario in SCENARIOS
             assert column.measure in report.FORMATS
     for name, scenario in SCENARIOS.items():
-        assert set(scenario.once) <= set(scenario.who), name
+        assert set(scenario.who) <= set(ADAPTERS), name
     assert all(goal.found(report.Numbers({"measured": {}})) is None for goal in report.GOALS)
+
+
+def test_what_is_measured_anew_takes_the_place_of_its_scenario_alone():
+    def found(scenario: str, cpu: float) -> dict[str, Any]:
+        return {"adapters": {BASE: {}}, "measured": {scenario: {BASE: {"cpu": [cpu]}}}}
+
+    both = report.added(found("fifty", 2.0), found("one", 1.0))
+    anew = report.added(found("one", 3.0), both)
+
+    assert list(anew["measured"]) == ["one", "fifty"]
+    assert report.Numbers(anew).value("one", BASE, "cpu") == 3.0
+    assert report.Numbers(anew).value("fifty", BASE, "cpu") == 2.0
+
+
+def test_a_file_of_results_has_a_line_for_each_adapter_and_loses_nothing():
+    by_name = {BASE: {"cpu": [0.5, 0.25]}, "agno": {"cannot": "it – cannot"}}
+    found = {
+        "machine": {"cores": 2},
+        "adapters": {BASE: {"title": "x"}},
+        "measured": {"one": by_name, "fifty": by_name},
+    }
+
+    text = report.to_json(found)
+
+    assert json.loads(text) == found
+    assert text.count('   "agno": {"cannot": "it – cannot"}\n') == 2
+
+
+def test_a_ratio_is_of_each_round_by_itself():
+    slow_then_quick = {BASE: {"cpu": [4.0, 1.0, 1.0]}, "fractal": {"cpu": [2.0, 0.5, 0.5]}, "agno": {"cpu": [8.0]}}
+    numbers = report.Numbers({"measured": {"fifty": slow_then_quick}})
+
+    assert numbers.value("fifty", "fractal", "ratio") == 0.5
+    assert numbers.value("fifty", "agno", "ratio") == 2.0  # it was there in the first round only
 
 
 @pytest.mark.skipif(not report.RESULTS.exists(), reason="nothing has been measured yet")
