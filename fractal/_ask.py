@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from fractal._hooks import call_user
-from fractal._scopes import remaining, time_limit
+from fractal._scopes import require_time, time_limit
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
 from fractal.models.base import Delta, ModelRequest, Reply, stream_or_respond
@@ -118,15 +118,16 @@ class _Question:
         self._run.emit(ModelRequested, **self._facts())
 
     @contextmanager
-    def paused(self) -> Generator[None]:
-        """Stop the clock of `Limits.request_timeout`."""
+    def paused(self, waiting_for: str) -> Generator[None]:
+        """Stop the clock of `Limits.request_timeout`, and note what is waited for if the run's time is over."""
         scope, now = self._scope, self._run.now
         if scope is not None and not self._pauses:
             self._left = scope.deadline - now()
             scope.deadline = math.inf
         self._pauses += 1  # a model that asks two others may pause twice at once
         try:
-            yield
+            with self._run.waiting(waiting_for):
+                yield
         finally:
             self._pauses -= 1
             if scope is not None and not self._pauses:
@@ -171,7 +172,7 @@ class _Question:
             await self._wait_for_reader()
 
     async def _wait_for_reader(self) -> None:
-        with self.paused():  # a slow reader is not the model's fault
+        with self.paused("its reader"):  # a slow reader is not the model's fault
             await self._run.pace()
 
     def whole(self) -> ModelRequest:
@@ -226,7 +227,8 @@ def _wait_before_next(run: Run, error: ModelError, attempt: int) -> float:
     wait = error.retry_after if error.retry_after is not None else back_off_seconds(attempt)
     if wait > LONGEST_RETRY_AFTER:
         raise error
-    left = remaining()
-    if wait >= left:
-        raise DeadlineWouldPass(f"after “{error}”, waiting to ask the model again", wait, left) from error
+    try:
+        require_time(wait, f"after “{error}”, waiting to ask the model again")
+    except DeadlineWouldPass as would_pass:
+        raise would_pass from error
     return wait

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from fractal._scopes import waiting
 from fractal._stuck import place_in_thread, place_of
 from fractal.events import ToolFinished, ToolStarted
 from fractal.results import Outcome, ToolResult
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import anyio
 
     from fractal._run import Run
@@ -49,7 +52,7 @@ class Call:
         self.abandoned = False
         self.named = False  # already reported as not stopping
         self.work: object = None  # what it waits for: the tool's coroutine, or a `ThreadCall`
-        self.waits_for: str | None = None  # what it has to wait for before it can begin
+        self.waits_for: str | None = None  # what it was waiting for when it was cut before it began
         self.needs_approval = bound.tool is not None and bound.tool.options.requires_approval
         self._told = 0 if run.is_heard else 2  # of its two events
 
@@ -81,6 +84,13 @@ class Call:
         if self.result is None:
             self.text = text
             self.end("ok", content)
+
+    def waiting(self, what: str) -> AbstractContextManager[None]:
+        """A block around a wait before it can begin."""
+        return waiting(what, self._note_wait)
+
+    def _note_wait(self, what: str) -> None:
+        self.waits_for = what
 
     def name_as_stuck(self, grace: float, then: str) -> str | None:
         """Warn that it goes on after its grace; returns where it is, if that is known."""

@@ -187,14 +187,14 @@ async def _invoke(call: Call, group: TaskGroup) -> None:
 
 async def _wait_for_twins(call: Call, tool: Tool) -> None:
     """Let calls of the same function come to their end that nobody could stop: two at once may do harm."""
-    call.waits_for = "an earlier call of this tool, which could not be stopped, to end"
-    async with call.run.twins.gate(tool.function):
-        call.waits_for = None
+    async with call.run.twins.gate(tool.function).place(call.waiting):
+        pass
 
 
 async def _in_loop(call: Call, function: Callable[[], Awaitable[Any]], context: RunContext[Any] | None) -> None:
     assert call.bound.tool is not None
-    async with call.bound.tool.gate or _NO_GATE:
+    gate = call.bound.tool.gate
+    async with gate.place(call.waiting) if gate is not None else _NO_GATE:
         if context is not None:
             context.started()
         call.work = work = function()
@@ -249,6 +249,7 @@ async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any], group:
         work,
         f"tool {tool.name!r}",
         gates=gates,
+        waiting=call.waiting,
         abandon=abandon,
         group=group,
         twins=partial(call.run.twins.gate, tool.function),

@@ -81,7 +81,7 @@ async def drive(run: Run) -> AgentResult:
             raise
     # Nothing was returned or raised, so the scope above has caught its own deadline.
     assert timeout is not None
-    return run.fail(DeadlineExceeded(timeout))
+    return run.fail(DeadlineExceeded(timeout, run.waited_for))
 
 
 _End = tuple[Any, StopReason]
@@ -149,7 +149,7 @@ def _next_iteration(run: Run) -> None:
 
 def _why_cancelled(run: Run) -> RunError:
     # The deadline of a run above is the reason here too, though that run's scope has caused the cancellation.
-    return DeadlineExceeded(run.now() - run.started) if run.is_out_of_time() else RunCancelled()
+    return DeadlineExceeded(run.now() - run.started, run.waited_for) if run.is_out_of_time() else RunCancelled()
 
 
 def _is_cancellation(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from operator import attrgetter
@@ -24,6 +24,7 @@ from anyio.lowlevel import checkpoint, current_token
 from fractal._answer import Answer, AnswerSettings
 from fractal._background import Background, end_all
 from fractal._feed import Inlet
+from fractal._scopes import waiting
 from fractal._stall import is_guarded, watched
 from fractal._twins import Twins
 from fractal._window import Window, WindowView
@@ -103,6 +104,7 @@ class Run:
     """
 
     result: AgentResult | None = None
+    waited_for: str | None = None  # what it was waiting for when its time was over
     # Runs below that were begun as streams, with the tool calls that began them; made when there is one.
     _streams: WeakKeyDictionary[Background, str | None] | None = None
 
@@ -231,6 +233,14 @@ class Run:
         """Whether the time of this run, or of one above it, is over: its own timeout, not a scope of the caller's."""
         # A deadline fires by the loop's own clock, which may read a hair less than the deadline when we look at it.
         return self.now() + _CLOCK_SLACK >= self._own_deadline
+
+    def waiting(self, what: str) -> AbstractContextManager[None]:
+        """A block around a wait, for the error to say so if the run's time is over meanwhile."""
+        return waiting(what, self._note_wait)
+
+    def _note_wait(self, what: str) -> None:
+        if self.is_out_of_time():  # not if only one of several models was cut
+            self.waited_for = what
 
     def is_closing(self) -> bool:
         """Whether only the time for a final answer is left."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 from anyio.lowlevel import checkpoint
 
-from fractal.errors import RunError, UnexpectedError
+from fractal.errors import DeadlineWouldPass, RunError, UnexpectedError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 __all__ = [
     "cancellation_noted",
@@ -21,9 +21,12 @@ __all__ = [
     "leaves",
     "move_on_after",
     "remaining",
+    "require_time",
     "single_error",
     "stop_if_cancelled",
     "time_limit",
+    "unexpected",
+    "waiting",
 ]
 
 
@@ -56,6 +59,31 @@ def time_limit(seconds: float | None) -> Generator[anyio.CancelScope]:
 def remaining() -> float:
     """Seconds until the nearest enclosing deadline; infinity without one, 0 when it has passed."""
     return max(anyio.current_effective_deadline() - anyio.current_time(), 0.0)
+
+
+def require_time(seconds: float, what: str) -> None:
+    """Give up a wait at its beginning that cannot end before the deadline does.
+
+    Args:
+        seconds: What it will take.
+        what: What takes so long.
+
+    Raises:
+        DeadlineWouldPass: There is not so much time.
+    """
+    left = remaining()
+    if seconds and seconds >= left:
+        raise DeadlineWouldPass(what, seconds, left)
+
+
+@contextmanager
+def waiting(what: str, note: Callable[[str], object]) -> Generator[None]:
+    """Have it noted what was waited for, where nobody can know how long it takes, if the wait is cut."""
+    try:
+        yield
+    except anyio.get_cancelled_exc_class():
+        note(what)
+        raise
 
 
 def cancellation_was_meant(error: BaseException) -> bool:
@@ -150,16 +178,11 @@ def leaves(error: BaseException) -> list[BaseException]:
     return [leaf for member in members for leaf in leaves(member)]
 
 
-def only_one(error: BaseException) -> BaseException:
-    """The exception in a group of one; the exception itself if it is anything else."""
-    members = leaves(error)
-    return members[0] if len(members) == 1 else error
-
-
 def unexpected(error: BaseException) -> UnexpectedError:
     """What a run ends with that met an error of nobody's making."""
-    wrapped = UnexpectedError("; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in leaves(error)))
-    wrapped.__cause__ = only_one(error)
+    members = leaves(error)
+    wrapped = UnexpectedError("; ".join(f"{type(each).__name__}: {each}" for each in members))
+    wrapped.__cause__ = members[0] if len(members) == 1 else error
     return wrapped
 
 

@@ -12,7 +12,8 @@ import os
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -27,7 +28,7 @@ from fractal._stuck import place_in_thread
 from fractal.errors import RunCancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from collections.abc import Awaitable, Generator, Sequence
 
     from anyio.abc import TaskGroup
 
@@ -37,6 +38,7 @@ __all__ = [
     "Call",
     "Gate",
     "ThreadCall",
+    "Waiting",
     "abandoned_threads",
     "all_gates",
     "current_thread_call",
@@ -44,6 +46,9 @@ __all__ = [
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+Waiting = Callable[[str], AbstractContextManager[object]]
+"""Makes a block around a wait, out of what is waited for."""
 
 WORKER_THREADS = 128
 """Tools in worker threads at a time, over the whole process."""
@@ -66,19 +71,15 @@ class Gate:
 
     Args:
         limit: Holders at a time.
+        what: What whoever waits waits for, in words.
     """
 
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
+    def __init__(self, limit: float, what: str) -> None:
+        self._limit, self._what = limit, what
         self._lock = threading.Lock()
         self._held = 0
         self._waiters: deque[_Waiter] = deque()
         all_gates.add(self)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether whoever comes now has to wait."""
-        return self._held >= self._limit or bool(self._waiters)
 
     @property
     def held(self) -> int:
@@ -90,14 +91,16 @@ class Gate:
         """Tasks that wait for a place."""
         return len(self._waiters)
 
-    async def __aenter__(self) -> None:
-        await self.acquire()
+    def place(self, waiting: Waiting = nullcontext) -> _Place:
+        """Have a place in the block; waits for it as `acquire` does."""
+        return _Place(self, waiting)
 
-    async def __aexit__(self, *exc: object) -> None:
-        self.release()
+    async def acquire(self, waiting: Waiting = nullcontext) -> None:
+        """Wait for a place and take it.
 
-    async def acquire(self) -> None:
-        """Wait for a place and take it."""
+        Args:
+            waiting: Around the wait, if there is one.
+        """
         with self._lock:
             if self._held < self._limit and not self._waiters:
                 self._held += 1
@@ -105,7 +108,8 @@ class Gate:
             waiter = _Waiter()
             self._waiters.append(waiter)
         try:
-            await waiter.event.wait()
+            with waiting(self._what):
+                await waiter.event.wait()
         except BaseException:
             with self._lock:
                 granted = waiter.granted
@@ -140,8 +144,23 @@ class Gate:
         self._waiters.clear()
 
 
+class _Place:
+    """A place for a block; no generator, since every request has one."""
+
+    __slots__ = ("_gate", "_waiting")
+
+    def __init__(self, gate: Gate, waiting: Waiting) -> None:
+        self._gate, self._waiting = gate, waiting
+
+    async def __aenter__(self) -> None:
+        await self._gate.acquire(self._waiting)
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._gate.release()
+
+
 all_gates: WeakSet[Gate] = WeakSet()
-worker_gate = Gate(WORKER_THREADS)
+worker_gate = Gate(WORKER_THREADS, f"a free worker thread (there are {WORKER_THREADS})")
 
 _no_limit: RunVar[anyio.CapacityLimiter] = RunVar("fractal_no_limit")
 current_thread_call: ContextVar[ThreadCall[Any] | None] = ContextVar("fractal_thread_call", default=None)
@@ -282,6 +301,7 @@ class ThreadCall(Generic[T]):
         gates: Limits it waits at, and holds until the function has really ended, besides that of all worker threads.
         abandon: Whether a cancelled `run()` returns at once and leaves the thread to itself. If not, it returns when
             the function has.
+        waiting: As in `Gate.acquire`, for all of them.
         group: Where `join` starts its tasks; without one the function cannot join.
         twins: Where others like it wait for it, if it is abandoned, to end; or None.
         on_late_end: Called in the thread when the function ends after it was abandoned, with the seconds since then.
@@ -293,13 +313,14 @@ class ThreadCall(Generic[T]):
         name: str,
         *,
         gates: Sequence[Gate] = (),
+        waiting: Waiting = nullcontext,
         abandon: bool,
         group: TaskGroup | None = None,
         twins: Callable[[], Gate] | None = None,
         on_late_end: Callable[[float], None] | None = None,
     ) -> None:
         self._function, self._name, self._abandon, self._on_late_end = function, name, abandon, on_late_end
-        self._twins = twins
+        self._twins, self._waiting = twins, waiting
         self._gates = (*gates, worker_gate)
         self._places: list[Gate] = []
         self._lock = threading.Lock()
@@ -320,7 +341,7 @@ class ThreadCall(Generic[T]):
         self._deadline = anyio.current_effective_deadline()
         try:
             for gate in self._gates:
-                await gate.acquire()
+                await gate.acquire(self._waiting)
                 self._places.append(gate)
             return await anyio.to_thread.run_sync(self._work, abandon_on_cancel=self._abandon, limiter=_unlimited())
         finally:

@@ -27,4 +27,4 @@ class Twins:
         """Where a function's calls wait: each that could not be stopped holds a place until it ends."""
         # A bound method is another object each time that it is looked up.
         key = id(getattr(function, "__self__", None)), id(getattr(function, "__func__", function))
-        return self._gates.setdefault(key, Gate(1))
+        return self._gates.setdefault(key, Gate(1, "an earlier call of this tool, which could not be stopped, to end"))

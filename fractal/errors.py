@@ -466,20 +466,23 @@ class DeadlineExceeded(LimitReached):
 
     Attributes:
         seconds: The time it had.
+        waited_for: What its request was waiting for then, before it could be sent; None if it was not.
     """
 
     stop_reason = "deadline"
     error_type = "timeout"
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        super().__init__(f"the run did not finish within {seconds:g} s")
+    def __init__(self, seconds: float, waited_for: str | None = None) -> None:
+        self.seconds, self.waited_for = seconds, waited_for
+        at_last = f"; at last it waited for {waited_for}" if waited_for else ""
+        super().__init__(f"the run did not finish within {seconds:g} s{at_last}")
 
 
 class DeadlineWouldPass(LimitReached):
     """Something had to be waited for longer than there was time left, so the run gave up at once.
 
     Attributes:
+        what: What takes so long.
         wait: Seconds the wait would have taken.
         remaining: Seconds there were.
     """
@@ -488,7 +491,7 @@ class DeadlineWouldPass(LimitReached):
     error_type = "timeout"
 
     def __init__(self, what: str, wait: float, remaining: float) -> None:
-        self.wait, self.remaining = wait, remaining
+        self.what, self.wait, self.remaining = what, wait, remaining
         super().__init__(f"{what} would take {wait:.3g} s, and {max(remaining, 0):.3g} s are left of the run's time")
 
 

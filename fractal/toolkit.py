@@ -399,6 +399,5 @@ def _gate_of(function: Callable[..., Any], options: ToolOptions) -> Gate | None:
     if options.max_concurrency is None:
         return None
     identity = _identity(function)
-    if identity is None:
-        return Gate(options.max_concurrency)
-    return _known_gates.setdefault(identity, Gate(options.max_concurrency))
+    gate = Gate(options.max_concurrency, f"its turn (max_concurrency={options.max_concurrency})")
+    return gate if identity is None else _known_gates.setdefault(identity, gate)

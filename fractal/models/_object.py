@@ -59,7 +59,8 @@ class ObjectWire:
         if inspect.iscoroutinefunction(create):
             return await create(**parameters)
         # In a list: a thread must not hand over a bare coroutine on trio.
-        [answer] = await ThreadCall(lambda: [create(**parameters)], _REQUEST, abandon=True).run()
+        call = ThreadCall(lambda: [create(**parameters)], _REQUEST, waiting=request.paused, abandon=True)
+        [answer] = await call.run()
         return await answer if inspect.isawaitable(answer) else answer
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -82,7 +82,7 @@ class Pool(ABC):
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._places = limit, Gate(limit)
+        self._limit, self._places = limit, Gate(limit, f"a free connection (there may be {limit})")
         self._is_open = False
         self._opening = anyio.Lock()
         self._users: WeakSet[object] = WeakSet()
@@ -100,12 +100,12 @@ class Pool(ABC):
         if not self._users and self._is_open:
             await self._keeper.aclose()
 
-    def place(self, request: ModelRequest) -> _Place:
+    def place(self, request: ModelRequest) -> AbstractAsyncContextManager[None]:
         """Have one of the places that there are for requests, for a block; first come, first served.
 
         Waiting for it is not the endpoint's fault: it does not count as time of the request.
         """
-        return _Place(self._places, request)
+        return self._places.place(request.paused)
 
     @abstractmethod
     def post(self, address: Address, body: bytes) -> AbstractAsyncContextManager[HttpAnswer]:
@@ -137,22 +137,6 @@ class Pool(ABC):
         finally:
             _forget(self)
             await self._close()
-
-
-class _Place:
-    """A place of a pool; no generator, since every request has one."""
-
-    __slots__ = ("_places", "_request")
-
-    def __init__(self, places: Gate, request: ModelRequest) -> None:
-        self._places, self._request = places, request
-
-    async def __aenter__(self) -> None:
-        with self._request.paused() if self._places.is_full else nullcontext():
-            await self._places.acquire()
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._places.release()
 
 
 class HttpPool(Pool):

@@ -116,7 +116,10 @@ class ThreadWire:
         """Send it from a worker thread."""
         client, body = self._client, request.body()
         with translated(_key_of(client)):
-            response = await ThreadCall(lambda: _post(client, request.model, body), _REQUEST, abandon=True).run()
+            call = ThreadCall(
+                lambda: _post(client, request.model, body), _REQUEST, waiting=request.paused, abandon=True
+            )
+            response = await call.run()
             return reply_from(response.status_code, response.headers, response.content, _key_of(client))
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
@@ -137,7 +140,7 @@ class ThreadWire:
             try:
                 with single_error():
                     async with anyio.create_task_group() as group:
-                        call = ThreadCall(work, _REQUEST, abandon=True, group=group)
+                        call = ThreadCall(work, _REQUEST, waiting=request.paused, abandon=True, group=group)
                         with cancellation_noted():
                             whole = await call.run()
             except Exception as error:

@@ -99,8 +99,8 @@ class RequestControl(Protocol):
         """Spend one more request."""
         ...
 
-    def paused(self) -> AbstractContextManager[None]:
-        """Stop the clock of the request's own time."""
+    def paused(self, waiting_for: str) -> AbstractContextManager[None]:
+        """Stop the clock of the request's own time, and know what is waited for if the run's is over meanwhile."""
         ...
 
 
@@ -141,12 +141,15 @@ class ModelRequest:
         if self.control is not None:
             self.control.charge()
 
-    def paused(self) -> AbstractContextManager[None]:
+    def paused(self, waiting_for: str) -> AbstractContextManager[None]:
         """A block that does not count as time of the request, such as waiting in a queue of our own.
 
         `Limits.request_timeout` stands still meanwhile; the run's deadline does not.
+
+        Args:
+            waiting_for: What is waited for, for the error of a run whose deadline passes meanwhile.
         """
-        return self.control.paused() if self.control is not None else nullcontext()
+        return self.control.paused(waiting_for) if self.control is not None else nullcontext()
 
     @property
     def message_count(self) -> int:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 from anyio.lowlevel import RunVar, checkpoint
 
-from fractal._scopes import cancellation_noted, move_on_after, remaining, single_error, stop_if_cancelled
-from fractal._threads import Gate
+from fractal._scopes import cancellation_noted, move_on_after, require_time, single_error, stop_if_cancelled
+from fractal._threads import Gate, Waiting
 from fractal.errors import (
     AllModelsFailed,
     BudgetExceeded,
@@ -230,18 +230,18 @@ class LimitedModel(CombinedModel):
             raise InvalidArguments("a LimitedModel needs a limit: give max_concurrency=, rate=, or both")
         if max_concurrency is not None and not _is_count(max_concurrency):
             raise InvalidArguments(f"max_concurrency={max_concurrency!r}: give a whole number from 1 up, or None")
-        self._places = _Line(math.inf if max_concurrency is None else max_concurrency)
+        self._places = _Line(max_concurrency or math.inf, f"its turn at the model (max_concurrency={max_concurrency})")
         self._rate = _Rate(*_checked_rate(rate)) if rate is not None else None
 
     async def _answer(self, request: ModelRequest, sink: Sink | None) -> Reply:
         with ExitStack() as held:
-            with request.paused():
-                if self._rate is not None:
+            if self._rate is not None:
+                with request.paused(self._rate.what):
                     self._rate.require_time(self._places.waiting + self._rate.line.length)
-                await self._places.acquire()
-                held.callback(self._places.release)
-                if self._rate is not None:
-                    await self._rate.take_turn()
+            await self._places.acquire(request.paused)
+            held.callback(self._places.release)
+            if self._rate is not None:
+                await self._rate.take_turn(request.paused)
             return await _ask(self.models[0], request, sink)
 
 
@@ -309,23 +309,29 @@ class _Rate:
     """At most so many starts within any window of time.
 
     Attributes:
+        what: What is waited for, in words.
         line: Where all wait for their turn; the first of them for its time.
     """
 
     def __init__(self, count: int, seconds: float) -> None:
         self._seconds = seconds
         self._starts = deque([-math.inf] * count, maxlen=count)
-        self.line = _Line(1)
+        self.what = f"its turn at the model's rate ({count} in {seconds:g} s)"
+        self.line = _Line(1, self.what)
 
-    async def take_turn(self) -> None:
+    async def take_turn(self, waiting: Waiting) -> None:
         """Wait until one more may start.
+
+        Args:
+            waiting: Around each wait, which is no time of the request's.
 
         Raises:
             DeadlineWouldPass: That is later than the deadline.
         """
-        async with self.line:
-            while wait := self.require_time(0):  # noqa: ASYNC110  # a timer may fire a little early
-                await anyio.sleep(wait)
+        async with self.line.place(waiting):
+            with waiting(self.what):
+                while wait := self.require_time(0):  # noqa: ASYNC110  # a timer may fire a little early
+                    await anyio.sleep(wait)
             self._starts.append(_now())
 
     def require_time(self, ahead: int) -> float:
@@ -336,9 +342,7 @@ class _Rate:
         """
         rounds, place = divmod(ahead, len(self._starts))
         wait = max(self._starts[place] + self._seconds - _now(), 0.0) + rounds * self._seconds
-        left = remaining()
-        if wait and wait >= left:
-            raise DeadlineWouldPass("waiting for a turn at the model's rate", wait, left)
+        require_time(wait, f"waiting for {self.what}")
         return wait
 
 

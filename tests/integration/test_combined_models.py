@@ -68,7 +68,7 @@ class Control:
         self.charged += 1
 
     @contextmanager
-    def paused(self) -> Generator[None]:
+    def paused(self, waiting_for: str) -> Generator[None]:
         yield
 
 

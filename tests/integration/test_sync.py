@@ -260,7 +260,7 @@ async def test_in_a_plain_tool_it_shares_the_budget(endpoint: StartEndpoint):
 async def test_more_nested_calls_than_there_are_threads_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch):
     from fractal import _threads
 
-    monkeypatch.setattr(_threads, "worker_gate", _threads.Gate(2))
+    monkeypatch.setattr(_threads, "worker_gate", _threads.Gate(2, "a thread"))
     leaf = BaseAgent(
         "leaf", "l", client=ScriptedModel(lambda r: "leaf" if len(r.transcript) > 1 else answers.call("work"))
     )

@@ -271,7 +271,7 @@ def test_what_the_loop_complains_of_is_a_fault():
 
 
 def test_a_place_in_a_limit_that_is_kept_is_a_fault(backend: str):
-    gate = Gate(3)
+    gate = Gate(3, "its turn")
 
     async def keeps_a_place() -> None:
         gate.take()

@@ -224,6 +224,7 @@ def test_the_words_for_a_failure_are_those_of_the_contract(
         ),
         (errors.ToolIgnoredCancellation("search", None, 1), ["'search'", "cancelled; the run ended"]),
         (errors.DeadlineExceeded(2.5), ["2.5 s"]),
+        (errors.DeadlineExceeded(2.5, "a free connection"), ["2.5 s; at last it waited for a free connection"]),
         (errors.DeadlineWouldPass("waiting", 9.0, -1.0), ["waiting", "9 s", "0 s are left"]),
         (errors.IterationsExceeded(10), ["10 iterations", "max_iterations"]),
         (errors.BudgetExceeded("tool_calls", 2, 1), ["2 tool calls", "1 used"]),

@@ -13,7 +13,7 @@ from fractal._threads import Gate, ThreadCall, abandoned_threads, worker_gate
 
 
 async def test_a_gate_lets_tasks_in_in_the_order_in_which_they_came():
-    gate, order = Gate(1), list[int]()
+    gate, order = Gate(1, "its turn"), list[int]()
 
     async def enter(n: int) -> None:
         await gate.acquire()
@@ -33,7 +33,7 @@ async def test_a_gate_lets_tasks_in_in_the_order_in_which_they_came():
 
 
 async def test_a_cancelled_wait_takes_no_place():
-    gate = Gate(1)
+    gate = Gate(1, "its turn")
     await gate.acquire()
     with anyio.move_on_after(0.01):
         await gate.acquire()
@@ -45,7 +45,7 @@ async def test_a_cancelled_wait_takes_no_place():
 
 
 async def test_a_place_given_to_a_task_in_the_moment_it_is_cancelled_goes_to_the_next():
-    gate = Gate(1)
+    gate = Gate(1, "its turn")
     await gate.acquire()
     got_it = anyio.Event()
 
@@ -73,7 +73,7 @@ async def test_a_place_given_to_a_task_in_the_moment_it_is_cancelled_goes_to_the
 
 
 def test_a_gate_is_shared_by_event_loops_of_both_kinds():
-    gate, lock = Gate(3), threading.Lock()
+    gate, lock = Gate(3, "its turn"), threading.Lock()
     state = {"now": 0, "most": 0, "entered": 0}
 
     def step(by: int) -> None:
@@ -104,7 +104,7 @@ def test_a_gate_is_shared_by_event_loops_of_both_kinds():
 
 
 def test_a_place_is_not_given_to_a_loop_that_has_ended(backend: str):
-    gate = Gate(1)
+    gate = Gate(1, "its turn")
 
     async def take() -> None:
         await gate.acquire()
@@ -148,16 +148,23 @@ async def test_a_call_cancelled_before_its_thread_began_is_not_made(abandon: boo
 
 
 async def test_an_abandoned_call_tells_when_it_ends_and_gives_its_places_back_then():
-    release, ended, gate = threading.Event(), threading.Event(), Gate(1)
+    began, release, ended = threading.Event(), threading.Event(), threading.Event()
+    gate = Gate(1, "its turn")
 
     def report(seconds: float) -> None:
         assert gate.held == 0
         assert seconds > 0
         ended.set()
 
-    call = ThreadCall(lambda: release.wait(5), "wait", gates=[gate], abandon=True, on_late_end=report)
-    with anyio.move_on_after(0.05):
-        await call.run()
+    def wait() -> None:
+        began.set()
+        release.wait(5)
+
+    call = ThreadCall(wait, "wait", gates=[gate], abandon=True, on_late_end=report)
+    async with anyio.create_task_group() as group:
+        group.start_soon(call.run)
+        assert await anyio.to_thread.run_sync(began.wait, 5)
+        group.cancel_scope.cancel()
     assert call.abandoned
     assert (gate.held, worker_gate.held) == (1, 1)
     [listed] = abandoned_threads()
