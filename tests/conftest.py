@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib.util
 import inspect
 import os
 import signal
@@ -20,20 +19,13 @@ from fractal.models import _connections
 from fractal.models._pool import machine_tls
 from fractal.testing import Endpoint
 from fractal.testing._leftovers import running_tasks
+from tests.support import BACKENDS
 
 # The same examples each time, so that a change is judged by what it changes, and not by chance. With
 # `--hypothesis-profile=fresh` each run has others, of a seed that a failure prints: to look for bugs.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("fresh", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fixed")
-
-BACKENDS = [
-    pytest.param(("asyncio", {}), id="asyncio"),
-    pytest.param(("trio", {}), id="trio"),
-]
-if importlib.util.find_spec("uvloop"):
-    # The same code as on asyncio, as far as it is ours: with the slow tests.
-    BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop", marks=pytest.mark.slow))
 
 
 @pytest.fixture(params=BACKENDS)

@@ -2,7 +2,7 @@
 
 An event loop promises no order among the tasks that can go on, and real ones keep one all the same: what works only
 in that order works by luck. trio can be told to shuffle them. For asyncio there is a loop here that does; it shuffles
-the steps of tasks and leaves all other callbacks where they are, since transports and futures rely on their order.
+the steps of tasks and leaves all other callbacks in their order, on which transports and futures rely.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
+import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
+import pytest
 import trio
 import trio.testing
+
+from tests.support import BACKENDS
 
 T = TypeVar("T")
 
@@ -45,6 +50,24 @@ def run_shuffled(
         options["clock"] = trio.testing.MockClock(autojump_threshold=0)
     with trio_shuffled(seed):
         return anyio.run(scenario, backend="trio", backend_options=options)
+
+
+SHUFFLED = [pytest.param((name, None), id=f"{name}+shuffled", marks=pytest.mark.slow) for name in ("asyncio", "trio")]
+
+
+@pytest.fixture(params=BACKENDS + SHUFFLED)
+def in_any_order(request: pytest.FixtureRequest) -> Generator[tuple[str, dict[str, Any]]]:
+    """As `anyio_backend`, imported by that name: async tests run with their tasks in a random order too.
+
+    It follows from the test's name, and so is the same whenever the test runs.
+    """
+    backend, options = request.param
+    if options is not None:
+        yield backend, options
+        return
+    seed = zlib.crc32(request.node.name.encode())
+    with trio_shuffled(seed):
+        yield backend, {"loop_factory": partial(ShuffledLoop, seed)} if backend == "asyncio" else {}
 
 
 # ---- trio
@@ -130,13 +153,14 @@ class _Shuffled(deque[asyncio.Handle]):
         return handle
 
     def _shuffle(self) -> None:
-        places = [place for place, handle in enumerate(self) if _task_of(handle) is not None]
-        handles = [self[place] for place in places]
+        steps = [handle for handle in self if _task_of(handle) is not None]
+        others = [handle for handle in self if _task_of(handle) is None]
         # First an order of their own: AnyIO cancels tasks in that of a set, which differs from run to run.
-        handles.sort(key=lambda handle: self._numbers.get(_task_of(handle), 0))  # type: ignore[arg-type]
-        self._order.shuffle(handles)
-        for place, handle in zip(places, handles, strict=True):
-            self[place] = handle
+        steps.sort(key=lambda handle: self._numbers.get(_task_of(handle), 0))  # type: ignore[arg-type]
+        self._order.shuffle(steps)
+        self.clear()
+        # A callback may have to make ready what a task was woken for: asyncio's sockets do so.
+        self.extend(others + steps)
 
 
 def _task_of(handle: asyncio.Handle) -> asyncio.Task[Any] | None:

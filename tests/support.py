@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,14 @@ from fractal import AgentResult
 from fractal.testing import answers, check_messages
 from fractal.testing.answers import AnswerLike, ToolCallAnswer
 from fractal.testing.endpoint import RecordedRequest
+
+BACKENDS = [
+    pytest.param(("asyncio", {}), id="asyncio"),
+    pytest.param(("trio", {}), id="trio"),
+]
+if importlib.util.find_spec("uvloop"):
+    # The same code as on asyncio, as far as it is ours: with the slow tests.
+    BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop", marks=pytest.mark.slow))
 
 
 def calls_then(answer: AnswerLike, *calls: ToolCallAnswer) -> Callable[[RecordedRequest], AnswerLike]:

@@ -26,6 +26,7 @@ from fractal import (
 from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.testing.answers import AnswerLike
 from fractal.testing.endpoint import RecordedRequest
+from tests.schedules import in_any_order as anyio_backend  # noqa: F401
 from tests.support import assert_continuable, outcomes
 
 StartEndpoint = Callable[..., Endpoint]
