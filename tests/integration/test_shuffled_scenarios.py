@@ -13,7 +13,7 @@ from tests.scenarios import OVER_HTTP, SCENARIOS, answer_over_http, check_told
 from tests.schedules import run_shuffled
 from tests.streams import Watch
 
-FEW, MANY = range(2), range(2, 30)
+FEW, MANY = range(2), range(2, 10)
 
 
 @pytest.mark.parametrize("seeds", [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)])
