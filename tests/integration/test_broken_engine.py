@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import textwrap
 import threading
 import time
@@ -11,81 +12,80 @@ from typing import Any
 
 import pytest
 
-from fractal import _background, _calls, _loop, _threads, abandoned_threads, limits
-from fractal.models import _connections, _pool
+from fractal import _threads, abandoned_threads
 from fractal.testing import CancellationFaults, Endpoint, cancel_everywhere
 from tests.scenarios import OVER_HTTP, SCENARIOS, answer_over_http, check_told
 from tests.streams import Watch
 
 # What is broken: the function, the words in it, and what they are replaced by; where that shows, and how.
-BREAKAGES: dict[str, tuple[Callable[..., Any], str, str, str, str]] = {
+BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
     "a cancellation is made a result": (
-        _loop.drive,
+        "fractal._loop:drive",
         "if _is_cancellation(error) and not cancellation_was_meant(error)",
         "if _is_cancellation(error)",
         "async_tools_side_by_side",
         "the cancellation was swallowed",
     ),
     "tool calls are answered only if nothing happens": (
-        _calls.answer_calls,
+        "fractal._calls:answer_calls",
         "finally:",
         "except ZeroDivisionError:\n        pass\n    else:",
         "async_tools_side_by_side",
         "cannot be continued",
     ),
     "the end of a tool call is not told": (
-        _calls._call_all,
+        "fractal._calls:_call_all",
         "call.tell_now()",
         "pass",
         "sequential_tools_with_every_limit",
         "the events are not well-formed: .* in it there still goes on: tool call",
     ),
     "a stream does not wait for its task": (
-        _background.FeedBlock.aclose,
+        "fractal._background:FeedBlock.aclose",
         "await task.cancel_and_join()",
         "task.cancel()",
         "a_stream_that_is_left",
         "tasks left: fractal run",
     ),
     "a place that comes too late is kept": (
-        _threads.Gate.acquire,
+        "fractal._threads:Gate.acquire",
         "if granted:",
         "if False:",
         "places_for_one_call_at_a_time",
         "a limit has 1 more places taken",
     ),
     "a thread that never began keeps its place": (
-        _threads.ThreadCall._leave,
+        "fractal._threads:ThreadCall._leave",
         "if never_began:\n        self._release()",
         "pass",
         "tools_in_threads",
         "a limit has",
     ),
     "a thread is not waited for": (
-        _threads.ThreadCall.run,
+        "fractal._threads:ThreadCall.run",
         "abandon_on_cancel=self._abandon",
         "abandon_on_cancel=True",
         "tools_in_threads",
         "a tool that must be waited for goes on",
     ),
     "what was reserved is not given back": (
-        limits.Reservation.__exit__,
+        "fractal.limits:Reservation.__exit__",
         "self._budget.correct(self._resource, -self._amount)",
         "pass",
         "async_tools_side_by_side",
         "a reservation was not given back",
     ),
     "the connection of a request that was cut is kept": (
-        _connections.Connections.send.__wrapped__,
+        "fractal.models._connections:Connections.send",
         "await self._close(connection)",
         "pass",
         "requests_over_http",
         "a connection is in use",
     ),
-    "a place for a request is not given back": (
-        _pool.Pool.place.__wrapped__,
-        "finally:",
-        "except ZeroDivisionError:\n        pass\n    else:",
+    "a place for a request or a tool is not given back": (
+        "fractal._threads:_Place.__aexit__",
+        "self._gate.release()",
+        "self._gate.release() if exc[0] is None else None",
         "more_requests_than_connections",
         "a limit has 1 more places taken",
     ),
@@ -118,7 +118,8 @@ def _places_given_back() -> Iterator[None]:
 def test_a_broken_engine_does_not_pass(
     breakage: str, endpoint: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch
 ):
-    function, words, replacement, name, fault = BREAKAGES[breakage]
+    where, words, replacement, name, fault = BREAKAGES[breakage]
+    function = inspect.unwrap(pkgutil.resolve_name(where))
     if name in OVER_HTTP:
         endpoint(answer_over_http)
     watch = Watch()
