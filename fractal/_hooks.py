@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import anyio
 
 from fractal._schema import SignatureFault, is_async, read_signature
-from fractal._scopes import cancellation_noted, single_error
+from fractal._scopes import cancellation_noted, single_error, waiting
 from fractal._stall import timed
 from fractal._threads import ThreadCall
 from fractal.context import RunContext, is_context
@@ -64,17 +65,19 @@ class Hook:
 async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: object, **by_name: object) -> Any:
     """Call a user's function where it stops nobody: awaited if it is async, else in a worker thread."""
     answers: list[Any] = []  # a thread must not hand over a bare coroutine on trio
-
     name = getattr(function, "__name__", repr(function))
 
     def work() -> None:
         answers.append(function(*arguments, **by_name))
 
+    def queue(what: str) -> AbstractContextManager[None]:
+        return waiting(what, lambda what: warn(f"{name} had not begun: it waited for {what}"))
+
     with single_error():  # of a task group in the function, or of the one here
         if is_async(function):
             return await timed(function(*arguments, **by_name), name, warn)
         async with anyio.create_task_group() as group:  # where `fractal.sync` in the function joins the run
-            thread = ThreadCall(work, name, abandon=True, group=group)
+            thread = ThreadCall(work, name, waiting=queue, abandon=True, group=group)
             try:
                 with cancellation_noted():
                     await thread.run()

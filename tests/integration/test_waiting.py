@@ -175,6 +175,24 @@ async def test_a_plain_tool_whose_time_is_over_without_a_thread_says_so(no_free_
     assert str(call.error).endswith(f" s; it had not begun, and waited for {no_free_thread}")
 
 
+@pytest.mark.parametrize("what", ["output_validator", "approve"])
+async def test_a_plain_function_of_the_users_that_gets_no_thread_in_time_is_named(what: str, no_free_thread: str):
+    def judge(value: object) -> None:
+        pytest.fail("it has a thread")
+
+    @tool(requires_approval=True)
+    async def work() -> None:
+        pytest.fail("it is approved")
+
+    model = ScriptedModel(["done"] if what == "output_validator" else [answers.call("work")])
+    agent = BaseAgent("A", "a", client=model, approve=judge if what == "approve" else None).add_tool(work)
+    if what == "output_validator":
+        agent.output_validator(judge)
+    result = await agent.run("go", timeout=0.5)
+    assert result.stop_reason == "deadline"
+    assert f"judge had not begun: it waited for {no_free_thread}" in result.warnings
+
+
 async def test_a_plain_tools_own_queue_is_told_from_that_of_the_threads():
     release = threading.Event()
 
