@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 
+from fractal._run import current_run
 from fractal._scopes import leaves
 from fractal._stuck import place_of
 from fractal.testing._leftovers import running_tasks
@@ -63,6 +64,7 @@ class Visit:
         self._cuts: list[Callable[[], object]] = []
         self._is_ours: Callable[[str], bool] = lambda said: True
         self.main: Any = None  # the scenario's task
+        self._before: set[int] = set()
         self.count = 0
         self.place: str | None = None
         self.error: BaseException | None = None
@@ -79,12 +81,8 @@ class Visit:
             anyio.run(self._main, way, backend="asyncio", backend_options=options)
 
     async def _main(self, way: Callable[[Visit], Awaitable[None]]) -> None:
-        before = {task.id for task in running_tasks()}
+        self._before = {task.id for task in running_tasks()}
         await way(self)
-        left = [task for task in running_tasks() if task.id not in before]
-        if left:
-            places = (f"{task.name} at {_place_of(task.coro) or 'a place unknown'}" for task in left)
-            self.faults.append(f"tasks left: {'; '.join(places)}")
         if self._has_returned and self._was_told:
             self.faults.append("the cancellation was swallowed: the scenario returned")
         for check in self._checks:
@@ -114,6 +112,7 @@ class Visit:
         """The scenario, watched."""
         self.main = _current_task()
         self._is_on = True
+        run = current_run.get()
         try:
             await self._scenario()
             self._has_returned = True
@@ -128,6 +127,17 @@ class Visit:
                 self.error = error
         finally:
             self._is_on = False
+            self._see_left()
+            if current_run.get() is not run:
+                self.faults.append("a run that has ended is still the current one")
+
+    def _see_left(self) -> None:
+        """Look for tasks in the moment in which the scenario ends: one turn of the loop later some would be gone."""
+        here = anyio.get_current_task().id
+        left = [task for task in running_tasks() if task.id not in self._before and task.id != here]
+        if left:
+            places = (f"{task.name} at {_place_of(task.coro) or 'a place unknown'}" for task in left)
+            self.faults.append(f"tasks left: {'; '.join(places)}")
 
     def after_step(self, coroutine: object) -> None:
         """Count a step, and cut the scenario if it is the one."""

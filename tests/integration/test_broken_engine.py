@@ -47,6 +47,20 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "a_stream_that_is_left",
         "tasks left: fractal run",
     ),
+    "a second cancellation ends the wait for a stream's task": (
+        "fractal._background:Background.join",
+        "except anyio.get_cancelled_exc_class() as error:",
+        "except ZeroDivisionError as error:",
+        "a_stream_that_is_left",
+        "tasks left: fractal run",
+    ),
+    "a run that was cut stays the current one": (
+        "fractal._run:Run.entered",
+        "finally:",
+        "except ZeroDivisionError:\n        pass\n    else:",
+        "delegates_three_deep",
+        "a run that has ended is still the current one",
+    ),
     "a place that comes too late is kept": (
         "fractal._threads:Gate.acquire",
         "if granted:",

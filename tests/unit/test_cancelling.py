@@ -296,3 +296,28 @@ def test_a_run_that_keeps_a_reservation_is_a_fault(backend: str):
 
     found = faults(lambda: agent.run("go", max_iterations=1), backends=[backend], ways=["scope"])
     assert found[0] == "the ledger of Keeper holds 20 tokens where 15 were used: a reservation was not given back"
+
+
+def test_a_task_that_would_have_ended_a_turn_of_the_loop_later_is_left_all_the_same():
+    async def leaves_a_task() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(0))
+        await asyncio.sleep(0)
+        await task
+
+    found = faults(leaves_a_task, backends=["asyncio"], ways=["native twice"])
+    assert found[0].startswith("tasks left: ")
+
+
+def test_a_run_that_stays_the_current_one_is_a_fault(backend: str):
+    async def stays() -> None:
+        await anyio.sleep(0)
+        current_run.set(None)
+
+    token: Any = object()
+
+    async def enters() -> None:
+        current_run.set(token)
+        await stays()
+
+    found = faults(enters, backends=[backend], ways=["scope"])
+    assert set(found) == {"a run that has ended is still the current one"}
