@@ -179,9 +179,7 @@ class _Batch:
                     group.cancel_scope.cancel()
                     for call in self._calls:
                         call.cut_at = min(call.cut_at, self._run.now())
-                    # The group would wait just as long; here those that do not stop are named.
-                    with anyio.CancelScope(shield=True):
-                        await self._wait_and_name()
+                    await self._wait_and_name_all()
                     raise
 
     def _start_clock(self, call: Call) -> None:
@@ -207,6 +205,21 @@ class _Batch:
             self._running -= 1
             if not self._running:
                 self._news.set()
+
+    async def _wait_and_name_all(self) -> None:
+        """The same as `_wait_and_name`, for calls that are all cut, however often the run is cancelled meanwhile.
+
+        The group would wait just as long; here those that do not stop are named.
+        """
+        interrupted: BaseException | None = None
+        while self._running:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._wait_and_name()
+            except anyio.get_cancelled_exc_class() as error:  # asyncio's own, which no shield keeps out
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
     async def _wait_and_name(self) -> None:
         """Wait for all calls, and name each that goes on for longer than its grace after it was cut."""

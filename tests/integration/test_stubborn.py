@@ -130,6 +130,31 @@ async def test_it_takes_the_place_of_the_cancellation_that_the_tool_ignored(cut:
     await agent.let_go()
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_one_that_is_waited_for_is_named_however_often_the_run_is_cancelled(times: int, anyio_backend_name: str):
+    if anyio_backend_name != "asyncio":
+        pytest.skip("asyncio's own")
+    agent = Stubborn(HOLD, limits=Limits(grace=0.3))
+
+    def let_go_once_it_is_named(event: Any) -> None:
+        if isinstance(event, WarningRaised):
+            agent.free.set()
+
+    async def let_go_in_the_end() -> None:
+        await anyio.sleep(5)
+        agent.free.set()
+
+    agent.observers = (agent.events.append, let_go_once_it_is_named)
+    async with anyio.create_task_group() as group:
+        group.start_soon(let_go_in_the_end)
+        with pytest.raises(anyio.get_cancelled_exc_class()):
+            await native(lambda: agent.run("go"), times=times)
+        group.cancel_scope.cancel()
+    [warning] = agent.last.warnings
+    assert re.search(f"{WHERE}; the run waits for it", warning)
+    assert outcomes(agent.last) == ["ok"]
+
+
 async def test_a_stream_raises_it_at_its_end():
     agent = Stubborn(HOLD)
     with anyio.fail_after(5), pytest.raises(ToolIgnoredCancellation) as caught:
