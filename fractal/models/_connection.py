@@ -14,6 +14,8 @@ import h11
 import httpx2
 from anyio.abc import SocketAttribute
 
+from fractal._scopes import move_on_after
+
 if TYPE_CHECKING:
     import socket
     import ssl
@@ -145,15 +147,16 @@ class Connection:
     async def _connected(self, request: Template, tls: ssl.SSLContext) -> ByteStream:
         scheme, host, port = self.origin
         try:
-            with anyio.fail_after(request.timeout("connect")):
+            with move_on_after(request.timeout("connect")):
                 if scheme == "http":
                     return await anyio.connect_tcp(host, port)
                 # As in all of HTTP the end of an answer is told by its length, not by TLS.
                 return await anyio.connect_tcp(host, port, tls=True, ssl_context=tls, tls_standard_compatible=False)
-        except TimeoutError as error:
+        except TimeoutError as error:  # the system's own
             raise httpx2.ConnectTimeout(str(error), request=request.request) from error
         except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
             raise httpx2.ConnectError(str(error), request=request.request) from error
+        raise httpx2.ConnectTimeout("", request=request.request)
 
     async def _write(self, request: Template, body: bytes) -> None:
         assert self._stream is not None
@@ -165,24 +168,23 @@ class Connection:
         except h11.LocalProtocolError as error:
             raise httpx2.LocalProtocolError(str(error), request=request.request) from error
         try:
-            with anyio.fail_after(request.timeout("write")):
+            with move_on_after(request.timeout("write")):
                 await self._stream.send(data)
-        except TimeoutError as error:
-            raise httpx2.WriteTimeout(str(error), request=request.request) from error
+                return
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            pass  # an endpoint that takes no more may have said why
+            return  # an endpoint that takes no more may have said why
+        raise httpx2.WriteTimeout("", request=request.request)
 
     async def _read(self, request: Template) -> bytes:
         assert self._stream is not None
         try:
-            with anyio.fail_after(request.timeout("read")):
+            with move_on_after(request.timeout("read")):
                 return await self._stream.receive(_READ_AT_ONCE)
         except anyio.EndOfStream:
             return b""
-        except TimeoutError as error:
-            raise httpx2.ReadTimeout(str(error), request=request.request) from error
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise httpx2.ReadError(str(error), request=request.request) from error
+        raise httpx2.ReadTimeout("", request=request.request)
 
 
 class Answer:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import httpx2
@@ -20,12 +19,11 @@ from fractal.models._connection import Answer, Connection, Template
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterator
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator
 
     from fractal.models._connection import Origin
 
-__all__ = ["Connections", "Transport", "as_httpx2"]
+__all__ = ["Connections", "Exchange", "Transport", "as_httpx2"]
 
 KEEP_ALIVE = 5.0
 """Seconds that a connection may wait for its next request: what httpx2 allows by default."""
@@ -48,24 +46,30 @@ class Connections:
         """How many are open."""
         return len(self._open)
 
-    @asynccontextmanager
-    async def send(self, request: Template, body: bytes) -> AsyncGenerator[Answer]:
-        """Send a request; its connection belongs to the block.
+    def send(self, request: Template, body: bytes) -> Exchange:
+        """Send a request, in a block to which its connection belongs."""
+        return Exchange(self, request, body)
 
-        It is used again if the answer has been read to its end, and closed in every other case.
+    async def begin(self, request: Template, body: bytes) -> tuple[Connection, Answer]:
+        """Send a request on one of the connections; `end` takes it back.
 
         Raises:
             httpx2.RequestError: There is no answer.
         """
         connection = await self._take(request.origin)
         try:
-            yield await connection.send(request, body, self._tls)
-        finally:
-            if connection.is_idle:
-                connection.idle_since = time.monotonic()
-                self._idle.setdefault(connection.origin, deque()).append(connection)
-            else:
-                await self._close(connection)
+            return connection, await connection.send(request, body, self._tls)
+        except BaseException:
+            await self._close(connection)
+            raise
+
+    async def end(self, connection: Connection) -> None:
+        """Keep a connection for the next request if its answer has been read to the end, else close it."""
+        if connection.is_idle:
+            connection.idle_since = time.monotonic()
+            self._idle.setdefault(connection.origin, deque()).append(connection)
+        else:
+            await self._close(connection)
 
     async def aclose(self) -> None:
         """Close all, those in use too."""
@@ -109,6 +113,35 @@ class Connections:
             await connection.aclose()
 
 
+class Exchange:
+    """A request and its answer, as a block; no generator, since every request has one.
+
+    Args:
+        connections: Lends the connection.
+        request: The request.
+        body: Its body.
+    """
+
+    __slots__ = ("_body", "_connection", "_connections", "_request")
+
+    def __init__(self, connections: Connections, request: Template, body: bytes) -> None:
+        self._connections, self._request, self._body = connections, request, body
+        self._connection: Connection | None = None
+
+    async def __aenter__(self) -> Answer:
+        """Send the request.
+
+        Raises:
+            httpx2.RequestError: There is no answer.
+        """
+        self._connection, answer = await self._connections.begin(self._request, self._body)
+        return answer
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._connection is not None
+        await self._connections.end(self._connection)
+
+
 class Transport(httpx2.AsyncBaseTransport):
     """The same connections for an `httpx2.AsyncClient`.
 
@@ -129,7 +162,7 @@ class Transport(httpx2.AsyncBaseTransport):
         await self._connections.aclose()
 
 
-def as_httpx2(answer: Answer, exchange: AbstractAsyncContextManager[Any] | None = None) -> httpx2.Response:
+def as_httpx2(answer: Answer, exchange: Exchange | None = None) -> httpx2.Response:
     """An answer as httpx2 has it, which can decode it.
 
     Args:
@@ -145,7 +178,7 @@ def as_httpx2(answer: Answer, exchange: AbstractAsyncContextManager[Any] | None 
 class _Body(httpx2.AsyncByteStream):
     """The body of an answer; when it is closed, so is the exchange that it belongs to."""
 
-    def __init__(self, answer: Answer, exchange: AbstractAsyncContextManager[Any] | None) -> None:
+    def __init__(self, answer: Answer, exchange: Exchange | None) -> None:
         self._answer, self._exchange = answer, exchange
 
     def __aiter__(self) -> AsyncIterator[bytes]:

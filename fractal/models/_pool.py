@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
     from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
 
     import httpx2
 
@@ -159,21 +159,25 @@ class HttpPool(Pool):
         assert self._client is not None, "the pool was not entered"
         return self._client
 
-    @asynccontextmanager
-    async def post(self, address: Address, body: bytes) -> AsyncGenerator[HttpAnswer]:
+    def post(self, address: Address, body: bytes) -> _Posting:
         """Send a body.
 
         Raises:
             httpx2.HTTPError: There is no answer.
         """
+        return _Posting(self, address, body)
+
+    async def begin(self, address: Address, body: bytes) -> tuple[HttpAnswer, AbstractAsyncContextManager[Any]]:
+        """Send a body; the block that comes with the answer has been entered."""
         if self._connections is not None and (template := self._template(address)) is not None:
-            async with self._connections.send(template, body) as answer:
-                if not answer.is_elsewhere:
-                    yield self._decoded(answer) if answer.is_encoded else answer
-                    return
+            ours = self._connections.send(template, body)
+            answer = await ours.__aenter__()
+            if not answer.is_elsewhere:
+                return (self._decoded(answer) if answer.is_encoded else answer), ours
+            await ours.__aexit__(None, None, None)
             self._templates[address] = None
-        async with self.client.stream("POST", address.url, content=body, headers=address.headers) as whole_answer:
-            yield whole_answer
+        others = self.client.stream("POST", address.url, content=body, headers=address.headers)
+        return await others.__aenter__(), others
 
     def _template(self, address: Address) -> Template | None:
         """The request without its body; None for what is left to the HTTP client: an address that redirects."""
@@ -197,6 +201,26 @@ class HttpPool(Pool):
 
     async def _close(self) -> None:
         await self.client.aclose()
+
+
+class _Posting:
+    """A body that is posted, and the answer, as a block; no generator, since every request has one."""
+
+    __slots__ = ("_address", "_block", "_body", "_pool")
+
+    def __init__(self, pool: HttpPool, address: Address, body: bytes) -> None:
+        self._pool, self._address, self._body = pool, address, body
+        self._block: AbstractAsyncContextManager[Any] | None = None
+
+    async def __aenter__(self) -> HttpAnswer:
+        answer, self._block = await self._pool.begin(self._address, self._body)
+        return answer
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._block is not None
+        await self._block.__aexit__(kind, error, traceback)
 
 
 @functools.cache
