@@ -89,6 +89,18 @@ def test_a_scopes_cancellation_that_is_swallowed_is_a_fault(backend: str):
     assert "swallowed" in faults(swallows, backends=[backend], ways=["scope"])[0]
 
 
+def test_a_cancellation_that_is_swallowed_once_a_shield_is_left_is_a_fault(backend: str):
+    async def swallows_later() -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0)
+        with suppress(BaseException):
+            await anyio.sleep(0.001)
+
+    found = faults(swallows_later, backends=[backend], ways=["scope"])
+    assert len(found) > 1  # in the shield, and after it
+    assert set(found) == {"the cancellation was swallowed: the scenario returned"}
+
+
 def test_an_error_in_place_of_the_cancellation_is_a_fault(backend: str):
     async def replaces() -> None:
         try:
