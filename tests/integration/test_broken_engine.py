@@ -90,7 +90,7 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "a reservation was not given back",
     ),
     "the connection of a request that was cut is kept": (
-        "fractal.models._connections:Connections.send",
+        "fractal.models._connections:Connections.begin",
         "await self._close(connection)",
         "pass",
         "requests_over_http",
