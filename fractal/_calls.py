@@ -171,7 +171,7 @@ class _Batch:
                 call.cut_at = self._run.soft_deadline if call.needs_approval else self._cut_at(call)
                 if call.cut_at < math.inf or call.needs_approval:
                     call.scope = anyio.CancelScope(deadline=call.cut_at)
-                group.start_soon(self._run_one, call, group)
+                group.create_task(self._run_one(call, group), name=call.bound.name)
             with cancellation_noted():
                 try:
                     await self._wait_and_name()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fractal._json import decode, is_list, is_mapping
 from fractal.errors import (
@@ -23,6 +22,9 @@ from fractal.errors import (
 )
 from fractal.models.base import Reply
 
+if TYPE_CHECKING:
+    from types import TracebackType
+
 __all__ = ["completion_from", "reply_from", "status_error", "translated"]
 
 _UNWRITABLE = "the request cannot be written as HTTP: the key, or a header, has characters that no header can carry"
@@ -32,24 +34,31 @@ _LONGEST_TEXT = 1000  # of what an endpoint says
 _TAGS = re.compile(r"<[^>]*>|\s+")
 
 
-@contextmanager
-def translated(secret: str | None = None) -> Generator[None]:
-    """Turn what clients and HTTP libraries raise into a `ModelError` without secrets; leave the rest alone.
+class translated:
+    """A block that turns what clients and HTTP libraries raise into a `ModelError` without secrets; leaves the rest.
 
     Args:
         secret: The API key, so that no error repeats it.
     """
-    try:
-        yield
-    except ModelError as error:
-        error.args = _clean(error.args, secret)
-        raise
-    except Exception as error:
-        mapped = _translate(error, secret)
-        if mapped is None:
-            raise
-        mapped.args = _clean(mapped.args, secret)
-        raise mapped from error
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: str | None = None) -> None:
+        self._secret = secret
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, ModelError):
+            error.args = _clean(error.args, self._secret)
+        elif isinstance(error, Exception):
+            mapped = _translate(error, self._secret)
+            if mapped is not None:
+                mapped.args = _clean(mapped.args, self._secret)
+                raise mapped from error
 
 
 def reply_from(status: int, headers: Mapping[str, str], body: bytes, secret: str | None = None) -> Reply:

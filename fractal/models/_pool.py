@@ -88,6 +88,10 @@ class Pool(ABC):
         self._users: WeakSet[object] = WeakSet()
         self._keeper = self._keep()
 
+    def is_entered_by(self, user: object) -> bool:
+        """Whether the pool is open, and knows of a user."""
+        return self._is_open and user in self._users
+
     async def enter(self, user: object) -> None:
         """Note who uses the pool; the first time, open it and have the loop close it at its end."""
         if not self._is_open:
@@ -269,7 +273,8 @@ async def pool_of_this_loop(kind: type[_AnyPool], user: object, max_connections:
     pool = pools.get(key)
     if pool is None:
         pool = pools[key] = kind(max_connections or default_limit())
-    await pool.enter(user)
+    if not pool.is_entered_by(user):
+        await pool.enter(user)
     return cast("_AnyPool", pool)
 
 
