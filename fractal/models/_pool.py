@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fractal.models._connections import Connections
     from fractal.models.base import ModelRequest
 
-__all__ = ["Address", "HttpAnswer", "HttpPool", "Pool", "leave_pool", "machine_tls", "pool_of_this_loop"]
+__all__ = ["Address", "HttpAnswer", "HttpPool", "Pool", "close_idle_pools", "leave_pool", "machine_tls", "pool_of_this_loop"]
 
 MOST_CONNECTIONS = 1000
 READ_TIMEOUT = 600.0
@@ -102,6 +102,11 @@ class Pool(ABC):
         """Forget a user; without any, close."""
         self._users.discard(user)
         if not self._users and self._is_open:
+            await self._keeper.aclose()
+
+    async def close_if_idle(self) -> None:
+        """Close, if no request is on its way or waits."""
+        if self._is_open and not (self._places.held or self._places.waiting):
             await self._keeper.aclose()
 
     def place(self, request: ModelRequest) -> AbstractAsyncContextManager[None]:
@@ -282,6 +287,12 @@ async def leave_pool(user: object) -> None:
     """Say that this user is done; the last one closes the running loop's connections."""
     for pool in [pool for (_, owner), pool in _pools_here().items() if owner in (None, user)]:
         await pool.leave(user)
+
+
+async def close_idle_pools() -> None:
+    """Close those of the running loop's pools that no request uses now; the next one makes another."""
+    for pool in list(_pools_here().values()):
+        await pool.close_if_idle()
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 from fractal._threads import Call, ThreadCall, current_thread_call
 from fractal.errors import FractalError, InvalidArguments, SyncInAsyncError
 
-__all__ = ["Caller", "LoopBlockedWarning", "Portal", "PortalCall", "call_blocking", "here", "portal"]
+__all__ = ["Caller", "LoopBlockedWarning", "Portal", "PortalCall", "call_blocking", "here", "portal", "shared_portal"]
 
 T = TypeVar("T")
 
@@ -106,6 +106,11 @@ class Portal:
         except RuntimeError:
             return False
         return True
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its event loop is there."""
+        return self._thread is not None and self._pid == os.getpid()
 
     def is_this_thread(self) -> bool:
         """Whether the caller is on the portal's own event loop."""
@@ -252,6 +257,11 @@ def portal(backend: Backend = "asyncio", *, use_uvloop: bool = False) -> Generat
     finally:
         _chosen.reset(token)
         own.close()
+
+
+def shared_portal() -> Portal:
+    """The portal of all threads that have not chosen another."""
+    return _shared
 
 
 def here() -> Portal:

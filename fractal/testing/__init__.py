@@ -2,6 +2,7 @@
 
 from fractal.testing import answers as answers
 from fractal.testing._history import check_messages as check_messages
+from fractal.testing._nothing_left import NothingLeft as NothingLeft, assert_nothing_left as assert_nothing_left
 from fractal.testing._recording import EventRecorder as EventRecorder, record_events as record_events
 from fractal.testing._virtual_time import (
     NotInVirtualTime as NotInVirtualTime,
@@ -26,9 +27,11 @@ __all__ = [
     "EndpointError",
     "EventRecorder",
     "NotInVirtualTime",
+    "NothingLeft",
     "ScriptedModel",
     "VirtualTime",
     "answers",
+    "assert_nothing_left",
     "cancel_everywhere",
     "check_messages",
     "record_events",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import anyio
 
@@ -23,7 +24,10 @@ __all__ = ["Belongings", "Complaints", "running_tasks", "wait_until_empty"]
 _FOUND_BY_GC = tuple(f"close asyncgen {library}" for library in ("openai", "httpx2", "httpcore2"))
 
 # Threads that their makers keep for the next call, while they have nothing to do; and the portals of `fractal.sync`.
-_KEPT = ("AnyIO worker thread", "Trio thread", "asyncio_", "fractal portal")
+_KEPT = ("AnyIO worker thread", "Trio thread", "asyncio_", "uvloop_", "fractal portal", "fractal stall guard")
+
+# By the first of them we look, and the others libraries open once and hold for good, as uvloop does.
+_NOBODYS = ("/proc/", "/dev/null", "/dev/urandom")
 
 _FILES = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)
 
@@ -50,12 +54,17 @@ class Belongings:
         self._threads = set(threading.enumerate())
         self._files = set(_open_files())
 
-    def left(self) -> list[str]:
-        """What is there now and was not then, a line each."""
+    def left(self, *, in_loop: bool = False) -> list[str]:
+        """What is there now and was not then, a line each; threads that are listed as abandoned may be there.
+
+        Args:
+            in_loop: Whether an event loop goes on, which keeps its idle threads.
+        """
         known = {*self._threads, *(abandoned.thread for abandoned in abandoned_threads())}
-        threads = (thread for thread in threading.enumerate() if thread not in known and not _is_kept(thread))
+        threads = (thread for thread in threading.enumerate() if thread not in known and not _is_kept(thread, in_loop))
         lines = [f"thread {thread.name!r} at {place_in_thread(thread) or 'a place unknown'}" for thread in threads]
-        return lines + [f"{what} (file descriptor {number})" for number, what in set(_open_files()) - self._files]
+        files = set(_open_files()) - self._files
+        return lines + [f"{_described(number, what)} (file descriptor {number})" for number, what in files]
 
 
 def wait_until_empty(look: Callable[[], list[str]], seconds: float) -> list[str]:
@@ -67,8 +76,8 @@ def wait_until_empty(look: Callable[[], list[str]], seconds: float) -> list[str]
     return found
 
 
-def _is_kept(thread: threading.Thread) -> bool:
-    return thread.daemon and thread.name.startswith(_KEPT) and place_in_thread(thread) is None
+def _is_kept(thread: threading.Thread, in_loop: bool) -> bool:
+    return (thread.daemon or in_loop) and thread.name.startswith(_KEPT) and place_in_thread(thread) is None
 
 
 def _open_files() -> Iterator[tuple[int, str]]:
@@ -77,8 +86,69 @@ def _open_files() -> Iterator[tuple[int, str]]:
             what = os.readlink(f"{_FILES}/{name}")
         except OSError:  # the one by which we look
             continue
-        if not what.startswith("/proc/"):
+        if not what.startswith(_NOBODYS):
             yield int(name), what
+
+
+class Complaints:
+    """What Python says of things that nobody closed or awaited, while `watched` is on."""
+
+    def __init__(self) -> None:
+        self._warnings: list[warnings.WarningMessage] = []
+        self._unraisable: list[str] = []
+
+    @contextmanager
+    def watched(self) -> Generator[None]:
+        """Take them here, and not where they would go otherwise."""
+        hook, sys.unraisablehook = sys.unraisablehook, self._note_unraisable
+        gc.collect()
+        gc.freeze()  # what is collected after each run is then what that run has made, which is quick
+        try:
+            with warnings.catch_warnings(record=True) as self._warnings:
+                # Python hides them by default; what the user hides by name stays hidden.
+                filters: Any = warnings.filters
+                filters[:] = [entry for entry in filters if not _hides_leaks(entry)]
+                warnings.simplefilter("always", ResourceWarning, append=True)
+                yield
+        finally:
+            gc.unfreeze()
+            sys.unraisablehook = hook
+
+    def taken(self) -> list[str]:
+        """Have the garbage collected, and take what was said since the last time."""
+        gc.collect()
+        said = [str(each.message) for each in self._warnings if _is_of_a_leak(each)] + self._unraisable
+        self._warnings.clear()
+        self._unraisable = []
+        return said
+
+    def _note_unraisable(self, unraisable: Any) -> None:
+        error = unraisable.exc_value  # a warning, where warnings are errors
+        self._unraisable.append(str(error) if isinstance(error, Warning) else f"{error!r} in {unraisable.object!r}")
+
+
+def _hides_leaks(entry: Any) -> bool:
+    action, message, category, module, _ = entry
+    return action == "ignore" and category is ResourceWarning and message is None and module is None
+
+
+def _is_of_a_leak(warning: warnings.WarningMessage) -> bool:
+    return issubclass(warning.category, ResourceWarning) or "was never awaited" in str(warning.message)
+
+
+def _described(number: int, what: str) -> str:
+    """What is open, in words: of a socket its addresses, unless it is closed meanwhile."""
+    ends: list[str] = []
+    if what.startswith("socket:"):
+        with suppress(OSError), socket.socket(fileno=os.dup(number)) as copy:
+            ends.append(f"at {_address(copy.getsockname())}")
+            ends.append(f"to {_address(copy.getpeername())}")
+    return " ".join([what, *ends])
+
+
+def _address(address: object) -> str:
+    parts = cast("tuple[object, ...]", address) if isinstance(address, tuple) else ()
+    return f"{parts[0]}:{parts[1]}" if len(parts) > 1 else "an address of this machine"
 
 
 class Complaints:

@@ -323,14 +323,13 @@ def test_an_interrupt_around_the_start_of_a_call_leaves_nothing_running(when: st
         if start:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_portal.PortalCall, "_settle", interrupted)
-
     def answer(_: object) -> Any:
         asked.append(1)
         return answers.text("late", delay=5)
 
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(_portal.PortalCall, "_settle", interrupted)
         sync.run(BaseAgent("A", "a", client=ScriptedModel(answer)), "go")
     assert time.monotonic() - started < 2
     assert when == "after" or asked == []

@@ -47,6 +47,7 @@ LEVELS = [
         "testing._leftovers",
         "testing._seen_runs",
         "testing._steps",
+        "testing._nothing_left",
         "testing._recording",
         "testing._virtual_time",
         "testing.endpoint",
