@@ -1,6 +1,10 @@
 """Tools for tests: models and endpoints that answer as told, and what proves that an agent stops."""
 
 from fractal.testing import answers as answers
+from fractal.testing._blocking import (
+    RealRequestBlocked as RealRequestBlocked,
+    block_real_requests as block_real_requests,
+)
 from fractal.testing._history import check_messages as check_messages
 from fractal.testing._nothing_left import NothingLeft as NothingLeft, assert_nothing_left as assert_nothing_left
 from fractal.testing._recording import EventRecorder as EventRecorder, record_events as record_events
@@ -28,10 +32,12 @@ __all__ = [
     "EventRecorder",
     "NotInVirtualTime",
     "NothingLeft",
+    "RealRequestBlocked",
     "ScriptedModel",
     "VirtualTime",
     "answers",
     "assert_nothing_left",
+    "block_real_requests",
     "cancel_everywhere",
     "check_messages",
     "record_events",

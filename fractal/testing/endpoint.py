@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeAlias
+from weakref import WeakSet
 
 import anyio
 import anyio.abc
@@ -37,7 +38,7 @@ from fractal.testing import answers as _answers
 from fractal.testing._history import check_messages
 from fractal.testing.answers import Answer, AnswerLike, ToolCallAnswer, as_answer
 
-__all__ = ["Answers", "Endpoint", "EndpointError", "RecordedRequest"]
+__all__ = ["Answers", "Endpoint", "EndpointError", "RecordedRequest", "endpoint_ports"]
 
 _START_LIMIT = 10.0
 _STOP_LIMIT = 10.0
@@ -74,6 +75,14 @@ Answers: TypeAlias = AnswerLike | Sequence[AnswerLike] | Callable[[RecordedReque
 """What an endpoint answers; `Endpoint` tells how each form is read."""
 
 _Source: TypeAlias = Callable[[RecordedRequest], Answer]
+
+
+_started: WeakSet["Endpoint"] = WeakSet()
+
+
+def endpoint_ports() -> set[int | None]:
+    """The ports of the endpoints that run now."""
+    return {endpoint._port for endpoint in list(_started)}  # pyright: ignore[reportPrivateUsage]
 
 
 class Endpoint:
@@ -162,6 +171,7 @@ class Endpoint:
         stop, self._stop = socket.socketpair()
         self._thread = threading.Thread(target=self._run, args=(stop,), name="fractal-endpoint", daemon=True)
         self._thread.start()
+        _started.add(self)
         if not self._ready.wait(_START_LIMIT) or self._port is None:
             self.close()
             raise EndpointError("the endpoint did not start")
@@ -179,6 +189,7 @@ class Endpoint:
         # for the loop, and so without a bound for an answer function that blocks it.
         self._stop.close()
         self._stop = None
+        _started.discard(self)
         self._thread.join(_STOP_LIMIT)
         if self._thread.is_alive():
             raise EndpointError(f"the endpoint did not stop within {_STOP_LIMIT:g} seconds")

@@ -43,6 +43,7 @@ LEVELS = [
     ["_progress", "many", "sync._portal", "sync._block", "sync.streaming", "sync.many", "sync.agent", "sync", ""],
     [
         "testing.answers",
+        "testing._blocking",
         "testing._history",
         "testing._leftovers",
         "testing._seen_runs",
