@@ -102,7 +102,7 @@ async def _converse(run: Run) -> _End:
             case Decline(reason):
                 run.transcript.append({"role": "assistant", "content": reply.text or reason})
                 raise Refused(reason)
-            case AskAgain():
+            case AskAgain():  # pragma: no branch - a step is nothing else
                 run.iterations -= 1  # an empty reply is not a turn
                 run.empty_replies += 1
                 if run.empty_replies > run.settings.max_retries:

@@ -216,7 +216,7 @@ def _start_anew_after_fork() -> None:
     _shared = Portal()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - there is no such thing on Windows
     os.register_at_fork(after_in_child=_start_anew_after_fork)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,12 @@ def test_a_module_imports_only_its_own_level_and_below(name: str):
 def test_no_module_of_the_library_imports_asyncio(name: str):
     if name not in ALLOWED_ASYNCIO:
         assert not {t for t in imports_at_run_time(MODULES[name]) if t.split(".")[0] == "asyncio"}
+
+
+def test_what_no_test_reaches_says_why():
+    lines = [line for path in MODULES.values() for line in path.read_text().splitlines() if "pragma:" in line]
+    assert lines
+    assert [line for line in lines if not re.search(r"# pragma: no (cover|branch) - \w+ \w+", line)] == []
 
 
 def test_importing_the_package_loads_no_sdk_no_backend_and_no_extra():

@@ -1,0 +1,75 @@
+"""A run at its edges: in another event loop than its parent, after its end, and where nobody is left to be told."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from fractal import AgentResult, BaseAgent, DeadlineExceeded, RunCancelled, sync, tool
+from fractal._run import Run
+from fractal.testing import ScriptedModel, answers
+
+
+async def test_a_run_in_another_event_loop_has_no_more_time_than_its_parent():
+    child = BaseAgent("child", "c", client=ScriptedModel([answers.text("late", delay=60)]), timeout=50)
+    results: list[AgentResult] = []
+
+    @tool
+    async def ask() -> None:
+        with pytest.warns(sync.LoopBlockedWarning):
+            results.append(sync.run(child, "go"))
+
+    parent = BaseAgent("parent", "p", client=ScriptedModel([answers.call("ask")])).add_tool(ask)
+    assert (await parent.run("go", timeout=0.5)).stop_reason == "deadline"
+    [result] = results
+    assert isinstance(result.exception, DeadlineExceeded)
+    assert 0 < result.exception.seconds <= 0.5
+
+
+def late_words(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_what_comes_after_the_event_loop_has_ended_is_logged(backend: Any, caplog: pytest.LogCaptureFixture):
+    async def begin() -> Run:
+        return BaseAgent("A", "a").begin("go")
+
+    run = anyio.run(begin, backend=backend)
+    run.warn_late("the tool has ended")
+    assert (late_words(caplog), run.warnings) == (["the tool has ended"], [])
+
+
+async def test_what_comes_while_a_run_ends_is_logged(caplog: pytest.LogCaptureFixture):
+    run = BaseAgent("A", "a").begin("go")
+    run.warn_late("in time")
+    await anyio.lowlevel.checkpoint()
+    while not run.warnings:  # trio begins a task for it
+        await anyio.lowlevel.checkpoint()
+    run.warn_late("too late")
+    run.fail(RunCancelled())
+    while len(late_words(caplog)) < 2:
+        await anyio.lowlevel.checkpoint()
+    assert (late_words(caplog), run.warnings) == (["in time", "too late"], ["in time"])
+
+
+class Stop(BaseException):
+    """No Exception, like Ctrl-C."""
+
+
+async def test_what_is_no_exception_leaves_a_tool_and_its_run_as_itself():
+    ended: list[AgentResult] = []
+
+    @tool
+    async def stop() -> None:
+        raise Stop
+
+    agent = BaseAgent("A", "a", client=ScriptedModel([answers.call("stop")])).add_tool(stop)
+    agent.observers = (lambda event: ended.append(event.result) if event.kind == "run_finished" else None,)
+    with pytest.raises(Stop) as raised:
+        await agent.run("go")
+    assert type(raised.value) is Stop
+    assert [(result.success, result.stop_reason) for result in ended] == [(False, "error")]
