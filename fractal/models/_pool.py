@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from fractal.models._connections import Connections
     from fractal.models.base import ModelRequest
 
-__all__ = ["Address", "HttpAnswer", "HttpPool", "Pool", "close_idle_pools", "leave_pool", "machine_tls", "pool_of_this_loop"]
+__all__ = [
+    "Address",
+    "HttpAnswer",
+    "HttpPool",
+    "Pool",
+    "close_idle_pools",
+    "leave_pool",
+    "machine_tls",
+    "pool_of_this_loop",
+]
 
 MOST_CONNECTIONS = 1000
 READ_TIMEOUT = 600.0

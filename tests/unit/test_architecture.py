@@ -57,6 +57,7 @@ LEVELS = [
         "testing.cancelling",
         "testing.stalling",
         "testing",
+        "pytest_plugin",
     ],
     ["_tree", "_terminal", "_demo", "_batch", "_chat_screen", "_chat_turn", "_chat", "cli", "__main__"],
 ]
