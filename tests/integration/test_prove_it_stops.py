@@ -36,6 +36,7 @@ def run(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_the_test_file_of_the_page_passes_for_the_agent_of_the_page(tmp_path: Path):
     done = run(tmp_path, blocks("The agent") + blocks("The test file"))
     assert done.returncode == 0, done.stdout
@@ -44,6 +45,7 @@ def test_the_test_file_of_the_page_passes_for_the_agent_of_the_page(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_it_fails_for_the_leaky_tool_of_the_page_and_names_what_it_leaves(tmp_path: Path):
     leaky = blocks("What a leak looks like").partition("import threading")[0]
     source = blocks("The agent") + blocks("The test file") + "\n\n" + leaky

@@ -154,6 +154,7 @@ def run(pytester: pytest.Pytester, source: str, plugin: str) -> pytest.RunResult
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_each_fixture_does_what_its_tool_does(pytester: pytest.Pytester):
     result = run(pytester, FIXTURES, "anyio")
     result.assert_outcomes(passed=7, errors=2)  # what is wrong with events and the event loop is found at the end
@@ -166,6 +167,7 @@ def test_each_fixture_does_what_its_tool_does(pytester: pytest.Pytester):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_what_a_test_leaves_is_found_under_every_plugin(pytester: pytest.Pytester, plugin: str):
     _, start, times = PLUGINS[plugin]
@@ -182,6 +184,7 @@ def test_what_a_test_leaves_is_found_under_every_plugin(pytester: pytest.Pyteste
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_session_that_uses_no_fixture_loads_neither_the_tools_nor_an_event_loop(pytester: pytest.Pytester):
     pytester.makeconftest(
         """
