@@ -353,11 +353,11 @@ class Run:
             run = run.parent
         try:
             if run is None:
-                logger.warning("%s", message)
+                logger.info("%s", message)
             else:
                 run._token.backend_class.run_sync_soon(run._warn_or_pass_on, (message,), run._token.native_token)
         except RuntimeError:  # the loop has ended
-            logger.warning("%s", message)
+            logger.info("%s", message)
 
     def _warn_or_pass_on(self, message: str) -> None:
         if self.result is None:

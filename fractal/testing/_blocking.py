@@ -37,8 +37,9 @@ class RealRequestBlocked(BaseException):
 def block_real_requests(*, allow: Literal["loopback", "endpoints"] = "loopback") -> Generator[list[str]]:
     """Let no model reach anything but this machine while the block lasts.
 
-    It sees what goes through our own connections, and through httpx2 and httpx, which all `openai` clients use; in all
-    threads and event loops of the process. Nothing is sent: the run raises `RealRequestBlocked` in its place.
+    It sees what goes through our own connections, and through httpx2 and httpx, which all `openai` clients use, and
+    through aiohttp; in all threads and event loops of the process. Nothing is sent: the run raises `RealRequestBlocked`
+    in its place.
 
     Args:
         allow: What may be reached: `"loopback"`, any address of this machine; `"endpoints"`, only a
@@ -114,6 +115,8 @@ def _guard() -> None:
             # Below the clients: their redirects come by here too, and transports that only play an endpoint do not.
             _ask_first(http.AsyncHTTPTransport, "handle_async_request")
             _ask_first(http.HTTPTransport, "handle_request")
+    if importlib.util.find_spec("aiohttp") is not None:
+        _ask_first(importlib.import_module("aiohttp").TCPConnector, "connect")
 
 
 def _ask_first(owner: type, method: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,6 +105,8 @@ async def test_its_late_end_is_a_warning_of_the_run_that_still_goes_on(held: Hel
 
 
 async def test_a_late_end_after_the_run_is_in_the_log(held: Held, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "fractal")
+
     def pay() -> str:
         return held()
 
@@ -114,6 +117,8 @@ async def test_a_late_end_after_the_run_is_in_the_log(held: Held, caplog: pytest
 
 
 def test_a_late_end_after_the_event_loop_is_in_the_log(held: Held, caplog: pytest.LogCaptureFixture, backend: str):
+    caplog.set_level(logging.INFO, "fractal")
+
     def pay() -> str:
         return held()
 

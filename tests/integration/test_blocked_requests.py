@@ -14,13 +14,14 @@ import pytest
 
 from fractal import BaseAgent, FallbackModel, InvalidArguments, OpenAIModel, sync, tool
 from fractal.testing import Endpoint, RealRequestBlocked, ScriptedModel, answers, block_real_requests
-from tests.support import in_thread
+from tests.support import in_thread, skip_where_aiohttp_cannot_run
 
 REAL = "https://models.example/v1"
 
 # Each way to an endpoint that an agent knows, as a client for a base URL.
 WAYS: dict[str, Callable[[str], Any]] = {
     "own": lambda url: OpenAIModel(base_url=url, api_key="any"),
+    "aiohttp": lambda url: OpenAIModel(base_url=url, api_key="any", transport="aiohttp"),
     "SDK": lambda url: openai.AsyncOpenAI(base_url=url, api_key="any"),
     "SDK, blocking": lambda url: openai.OpenAI(base_url=url, api_key="any"),
     "SDK, own HTTP": lambda url: openai.AsyncOpenAI(base_url=url, api_key="any", http_client=httpx2.AsyncClient()),
@@ -31,6 +32,8 @@ WAYS: dict[str, Callable[[str], Any]] = {
 
 @pytest.fixture(params=WAYS)
 def client_for(request: pytest.FixtureRequest) -> Callable[[str], Any]:
+    if request.param == "aiohttp":
+        skip_where_aiohttp_cannot_run(request)
     return WAYS[request.param]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 from collections.abc import Awaitable, Callable
@@ -256,6 +257,7 @@ async def test_several_that_do_not_stop_are_one_error_and_a_warning_each():
 
 
 async def test_a_tool_that_was_left_keeps_its_place_until_it_ends_and_that_is_logged(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "fractal")
     ended = anyio.Event()
     began: list[int] = []
 

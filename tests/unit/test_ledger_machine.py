@@ -136,7 +136,7 @@ class Queue:
     """Tasks that come to a gate, are let in, leave again or are cancelled, at any moment."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.gate = limit, Gate(limit)
+        self.limit, self.gate = limit, Gate(limit, "a place")
         self.scopes: list[anyio.CancelScope] = []
         self.inside: dict[int, anyio.Event] = {}
         self.waiting: list[int] = []  # in the order in which they came

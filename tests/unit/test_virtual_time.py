@@ -66,6 +66,19 @@ async def test_back_off_grows_to_its_longest_and_stays_there():
 
 
 @hours
+async def test_a_prompt_function_can_tell_the_model_how_much_time_is_left():
+    model = ScriptedModel(["done", "done"])
+
+    async def prompt(ctx: RunContext) -> str:
+        await anyio.sleep(600)
+        return f"{ctx.remaining():.0f} s"
+
+    for timeout, told in ((3600, "3000 s"), (None, "inf s")):
+        await BaseAgent("A", prompt, client=model, timeout=timeout).run("go")
+        assert model.requests[-1]["messages"][0]["content"] == told
+
+
+@hours
 async def test_a_retry_after_is_waited_for_to_the_second_and_a_too_long_one_not_at_all():
     model = ScriptedModel([answers.failure(429, "slow", retry_after=90), "done"])
     waited = Stopwatch()
