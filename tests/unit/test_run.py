@@ -31,10 +31,12 @@ async def test_a_run_in_another_event_loop_has_no_more_time_than_its_parent():
 
 
 def late_words(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    return [record.message for record in caplog.records if record.levelno >= logging.INFO]
 
 
 def test_what_comes_after_the_event_loop_has_ended_is_logged(backend: Any, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "fractal")
+
     async def begin() -> Run:
         return BaseAgent("A", "a").begin("go")
 
@@ -44,6 +46,7 @@ def test_what_comes_after_the_event_loop_has_ended_is_logged(backend: Any, caplo
 
 
 async def test_what_comes_while_a_run_ends_is_logged(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "fractal")
     run = BaseAgent("A", "a").begin("go")
     with anyio.fail_after(5):
         run.warn_late("in time")
