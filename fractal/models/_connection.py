@@ -1,12 +1,14 @@
-"""One connection to an endpoint: HTTP/1.1 by h11, on a socket of AnyIO's.
+"""One connection to an endpoint: HTTP/1.1 on a socket of AnyIO's.
 
 This module loads httpx2, whose errors are raised here, so nothing imports it before the first request.
 """
 
 from __future__ import annotations
 
+import math
 import select
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import anyio
@@ -15,13 +17,16 @@ import httpx2
 from anyio.abc import SocketAttribute
 
 from fractal._scopes import move_on_after
+from fractal.models._incoming import Incoming
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from anyio.abc import ByteStream
+
+    from fractal.models._incoming import Head
 
 __all__ = ["Answer", "Connection", "Origin", "Template"]
 
@@ -29,7 +34,6 @@ Origin: TypeAlias = tuple[str, str, int]
 """Scheme, host and port."""
 
 _READ_AT_ONCE = 64 * 1024
-_LONGEST_HEAD = 100 * 1024
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -41,13 +45,15 @@ class Template:
 
     Raises:
         httpx2.UnsupportedProtocol: It goes somewhere else than to an http or https URL.
+        httpx2.LocalProtocolError: A header has characters that none may have.
 
     Attributes:
         request: The request.
         origin: Where it goes.
+        has_answer_body: Whether there can be a body in the answer.
     """
 
-    __slots__ = ("_headers", "_method", "_target", "_timeouts", "origin", "request")
+    __slots__ = ("_head", "_timeouts", "has_answer_body", "origin", "request")
 
     def __init__(self, request: httpx2.Request) -> None:
         url = request.url
@@ -55,14 +61,20 @@ class Template:
             raise httpx2.UnsupportedProtocol(f"the URL has no http:// or https://: {url}", request=request)
         self.request = request
         self.origin: Origin = (url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
-        self._method, self._target = request.method.encode("ascii"), url.raw_path
-        self._headers = [header for header in request.headers.raw if header[0].lower() not in _OF_THE_BODY]
+        self.has_answer_body = request.method != "HEAD"
         self._timeouts: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        headers = [header for header in request.headers.raw if header[0].lower() not in _OF_THE_BODY]
+        try:
+            head = h11.Request(method=request.method, target=url.raw_path, headers=headers)
+            written = h11.Connection(h11.CLIENT).send(head)
+        except h11.LocalProtocolError as error:
+            raise httpx2.LocalProtocolError(str(error), request=request) from error
+        assert written is not None
+        self._head = written.removesuffix(b"\r\n")
 
-    def head(self, length: int) -> h11.Request:
-        """The head of the request, with a body of so many bytes."""
-        headers = [*self._headers, (b"Content-Length", b"%d" % length)]
-        return h11.Request(method=self._method, target=self._target, headers=headers)
+    def with_body(self, body: bytes) -> bytes:
+        """All of the request."""
+        return b"%bContent-Length: %d\r\n\r\n%b" % (self._head, len(body), body)
 
     def timeout(self, what: str) -> float | None:
         """Seconds to `connect`, to `write`, or until there is something to `read`; None: as long as it takes."""
@@ -88,13 +100,13 @@ class Connection:
         self.is_idle = False
         self.idle_since = 0.0
         self._stream: ByteStream | None = None
-        self._socket: socket.socket | None = None
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LONGEST_HEAD)
+        self._has_news: Callable[[], bool] | None = None
+        self._incoming = Incoming()
 
     @property
     def is_stale(self) -> bool:
         """Whether the endpoint has closed it, or said something that nobody has asked for."""
-        return self._socket is None or _is_readable(self._socket)
+        return self._has_news is None or self._has_news()
 
     async def send(self, request: Template, body: bytes, tls: ssl.SSLContext) -> Answer:
         """Send a request, after connecting if need be, and wait for the head of the answer.
@@ -105,42 +117,34 @@ class Connection:
         self.is_idle = False
         if self._stream is None:
             self._stream = await self._connected(request, tls)
-            self._socket = self._stream.extra(SocketAttribute.raw_socket)
-        await self._write(request, body)
-        while True:
-            event = await self.next_event(request)
-            if isinstance(event, h11.Response):
-                return Answer(self, request, event)
+            self._has_news = _readable(self._stream.extra(SocketAttribute.raw_socket))
+        incoming = self._incoming
+        incoming.expect(has_body=request.has_answer_body)
+        self._feed(request, await self._exchange(request, request.with_body(body)))
+        while incoming.head is None:
+            self._feed(request, await self._read(request))
+        return Answer(self, request, incoming.head)
 
-    async def next_event(self, request: Template) -> Any:
-        """The next thing that comes, as h11 has it.
+    async def next_piece(self, request: Template) -> bytes:
+        """As much of the body as has come, as soon as there is any; nothing at its end.
 
         Raises:
-            httpx2.RequestError: Nothing does, or it is no HTTP.
+            httpx2.RequestError: Nothing comes, or it is no HTTP.
         """
-        while True:
-            try:
-                event = self._http.next_event()
-            except h11.RemoteProtocolError as error:
-                raise httpx2.RemoteProtocolError(str(error), request=request.request) from error
-            if event is not h11.NEED_DATA:
-                return event
-            data = await self._read(request)
-            if not data and self._http.their_state is h11.SEND_RESPONSE:
-                said = "the server closed the connection and said nothing"
-                raise httpx2.RemoteProtocolError(said, request=request.request)
-            self._http.receive_data(data)
-
-    def end(self) -> None:
-        """Note that the answer has been read to its end."""
-        http = self._http
-        if http.our_state is h11.DONE and http.their_state is h11.DONE and not http.trailing_data[0]:
-            http.start_next_cycle()
-            self.is_idle = True
+        incoming = self._incoming
+        while not incoming.pieces and not incoming.is_whole:
+            self._feed(request, b"" if incoming.fault else await self._read(request))
+        if incoming.pieces:
+            data = b"".join(incoming.pieces)
+            incoming.pieces.clear()
+            return data
+        self.is_idle = not incoming.is_last
+        return b""
 
     async def aclose(self) -> None:
         """Close it."""
         self.is_idle = False
+        self._incoming.close()
         if self._stream is not None:
             await self._stream.aclose()
 
@@ -158,33 +162,41 @@ class Connection:
             raise httpx2.ConnectError(str(error), request=request.request) from error
         raise httpx2.ConnectTimeout("", request=request.request)
 
-    async def _write(self, request: Template, body: bytes) -> None:
+    async def _exchange(self, request: Template, data: bytes) -> bytes:
+        """Write a request, and read the first that comes; under one scope, which costs as much as the parsing."""
         assert self._stream is not None
-        http = self._http
-        try:
-            # In one piece: a second one would be another turn of the event loop, and another packet.
-            parts = (http.send(request.head(len(body))), http.send(h11.Data(body)), http.send(h11.EndOfMessage()))
-            data = b"".join(part for part in parts if part)
-        except h11.LocalProtocolError as error:
-            raise httpx2.LocalProtocolError(str(error), request=request.request) from error
-        try:
-            with move_on_after(request.timeout("write")):
+        late: type[httpx2.TimeoutException] = httpx2.WriteTimeout
+        with move_on_after(request.timeout("write")) as scope:
+            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                # In one piece: a second one would be another turn of the event loop, and another packet.
                 await self._stream.send(data)
-                return
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            return  # an endpoint that takes no more may have said why
-        raise httpx2.WriteTimeout("", request=request.request)
+            # An endpoint that takes no more may have said why.
+            late, seconds = httpx2.ReadTimeout, request.timeout("read")
+            scope.deadline = math.inf if seconds is None else anyio.current_time() + seconds
+            return await self._receive(request)
+        raise late("", request=request.request)
 
     async def _read(self, request: Template) -> bytes:
+        """What comes next; nothing, if the endpoint has closed the connection."""
+        with move_on_after(request.timeout("read")):
+            return await self._receive(request)
+        raise httpx2.ReadTimeout("", request=request.request)
+
+    async def _receive(self, request: Template) -> bytes:
         assert self._stream is not None
         try:
-            with move_on_after(request.timeout("read")):
-                return await self._stream.receive(_READ_AT_ONCE)
+            return await self._stream.receive(_READ_AT_ONCE)
         except anyio.EndOfStream:
             return b""
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise httpx2.ReadError(str(error), request=request.request) from error
-        raise httpx2.ReadTimeout("", request=request.request)
+
+    def _feed(self, request: Template, data: bytes) -> None:
+        incoming = self._incoming
+        if incoming.fault is None:
+            incoming.feed(data)
+        if incoming.fault is not None and not incoming.pieces:
+            raise httpx2.RemoteProtocolError(incoming.fault, request=request.request)
 
 
 class Answer:
@@ -198,17 +210,17 @@ class Answer:
         head: Its head.
 
     Attributes:
+        head: Its head.
         status_code: HTTP status.
         headers: The headers; names in lower case.
     """
 
-    __slots__ = ("_connection", "_has_ended", "_request", "head", "headers", "status_code")
+    __slots__ = ("_connection", "_request", "head", "headers", "status_code")
 
-    def __init__(self, connection: Connection, request: Template, head: h11.Response) -> None:
+    def __init__(self, connection: Connection, request: Template, head: Head) -> None:
         self._connection, self._request, self.head = connection, request, head
-        self._has_ended = False
         self.status_code = head.status_code
-        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
+        self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in head.headers}
 
     @property
     def is_encoded(self) -> bool:
@@ -233,19 +245,16 @@ class Answer:
 
     async def __anext__(self) -> bytes:
         # No generator: one that is left early has to be closed, and each piece has to pass through it.
-        if not self._has_ended:
-            event = await self._connection.next_event(self._request)
-            if isinstance(event, h11.Data):
-                return bytes(event.data)
-            self._has_ended = True
-            if isinstance(event, h11.EndOfMessage):
-                self._connection.end()
-        raise StopAsyncIteration
+        piece = await self._connection.next_piece(self._request)
+        if not piece:
+            raise StopAsyncIteration
+        return piece
 
 
-def _is_readable(sock: socket.socket) -> bool:
+def _readable(sock: socket.socket) -> Callable[[], bool]:
+    """Tells whether there is something to read, the end of it too."""
     if sys.platform == "win32" or not hasattr(select, "poll"):
-        return bool(select.select([sock], [], [], 0)[0])
+        return lambda: bool(select.select([sock], [], [], 0)[0])
     poll = cast("Any", select).poll()  # unlike `select`, it takes any number of a socket
     poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
+    return lambda: bool(poll.poll(0))

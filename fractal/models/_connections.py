@@ -35,12 +35,16 @@ class Connections:
     Args:
         tls: For https.
         limit: How many may be open. Whoever sends sees to it that no more requests are on their way.
+
+    Attributes:
+        tls: For https.
     """
 
     def __init__(self, tls: ssl.SSLContext, limit: int) -> None:
-        self._tls, self._limit = tls, limit
+        self.tls, self._limit = tls, limit
         self._open: set[Connection] = set()
         self._idle: dict[Origin, deque[Connection]] = {}  # the one used last is the last
+        self._next_look = 0.0  # none of them expires sooner
 
     def __len__(self) -> int:
         """How many are open."""
@@ -50,18 +54,22 @@ class Connections:
         """Send a request, in a block to which its connection belongs."""
         return Exchange(self, request, body)
 
-    async def begin(self, request: Template, body: bytes) -> tuple[Connection, Answer]:
-        """Send a request on one of the connections; `end` takes it back.
-
-        Raises:
-            httpx2.RequestError: There is no answer.
-        """
-        connection = await self._take(request.origin)
-        try:
-            return connection, await connection.send(request, body, self._tls)
-        except BaseException:
-            await self._close(connection)
-            raise
+    async def take(self, origin: Origin) -> Connection:
+        """Lend a connection, the one that was used last if one is idle; `end` or `close` takes it back."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            await self._close_if_expired(now)
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.idle_since >= now - KEEP_ALIVE and not connection.is_stale:
+                return connection
+            await self.close(connection)
+        if len(self) >= self._limit:
+            await self._close_longest_idle()
+        connection = Connection(origin)
+        self._open.add(connection)
+        return connection
 
     async def end(self, connection: Connection) -> None:
         """Keep a connection for the next request if its answer has been read to the end, else close it."""
@@ -69,48 +77,37 @@ class Connections:
             connection.idle_since = time.monotonic()
             self._idle.setdefault(connection.origin, deque()).append(connection)
         else:
-            await self._close(connection)
+            await self.close(connection)
+
+    async def close(self, connection: Connection) -> None:
+        """Close a connection that was lent."""
+        self._open.discard(connection)
+        # Closing a socket says nothing to the other side that it would have to wait for, so this ends at once.
+        with anyio.CancelScope(shield=True):
+            await connection.aclose()
 
     async def aclose(self) -> None:
         """Close all, those in use too."""
         self._idle.clear()
         for connection in list(self._open):
-            await self._close(connection)
+            await self.close(connection)
 
-    async def _take(self, origin: Origin) -> Connection:
-        await self._close_one_that_expired()
-        idle = self._idle.get(origin)
-        while idle:
-            connection = idle.pop()
-            if connection.idle_since >= time.monotonic() - KEEP_ALIVE and not connection.is_stale:
-                return connection
-            await self._close(connection)
-        if len(self) >= self._limit:
-            await self._close_longest_idle()
-        connection = Connection(origin)
-        self._open.add(connection)
-        return connection
-
-    async def _close_one_that_expired(self) -> None:
+    async def _close_if_expired(self, now: float) -> None:
         # One at a request, so that the first one after a long pause need not wait for all of them to be closed.
         oldest = self._longest_idle()
-        if oldest is not None and oldest.idle_since < time.monotonic() - KEEP_ALIVE:
+        if oldest is not None and oldest.idle_since < now - KEEP_ALIVE:
             await self._close_longest_idle()
+        else:
+            self._next_look = (oldest.idle_since if oldest is not None else now) + KEEP_ALIVE
 
     async def _close_longest_idle(self) -> None:
         oldest = self._longest_idle()
         if oldest is not None:
             self._idle[oldest.origin].popleft()
-            await self._close(oldest)
+            await self.close(oldest)
 
     def _longest_idle(self) -> Connection | None:
         return min((idle[0] for idle in self._idle.values() if idle), key=lambda each: each.idle_since, default=None)
-
-    async def _close(self, connection: Connection) -> None:
-        self._open.discard(connection)
-        # Closing a socket says nothing to the other side that it would have to wait for, so this ends at once.
-        with anyio.CancelScope(shield=True):
-            await connection.aclose()
 
 
 class Exchange:
@@ -134,8 +131,13 @@ class Exchange:
         Raises:
             httpx2.RequestError: There is no answer.
         """
-        self._connection, answer = await self._connections.begin(self._request, self._body)
-        return answer
+        lender = self._connections
+        self._connection = connection = await lender.take(self._request.origin)
+        try:
+            return await connection.send(self._request, self._body, lender.tls)
+        except BaseException:
+            await lender.close(connection)
+            raise
 
     async def __aexit__(self, *exc: object) -> None:
         assert self._connection is not None
@@ -170,9 +172,9 @@ def as_httpx2(answer: Answer, exchange: Exchange | None = None) -> httpx2.Respon
         exchange: A block that was entered for it, and is left when it is closed; or None.
     """
     head = answer.head
-    facts = {"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason}
+    facts = {"http_version": f"HTTP/{head.version}".encode(), "reason_phrase": head.reason}
     body = _Body(answer, exchange)
-    return httpx2.Response(head.status_code, headers=head.headers.raw_items(), stream=body, extensions=facts)
+    return httpx2.Response(head.status_code, headers=head.headers, stream=body, extensions=facts)
 
 
 class _Body(httpx2.AsyncByteStream):

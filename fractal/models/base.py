@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 from uuid import uuid4
 
-from fractal._json import clean_text, encode, is_list, is_mapping
+from fractal._json import clean_text, encode, is_list
 from fractal.errors import BadReply, InvalidArguments
 from fractal.messages import Message, Transcript
 
@@ -240,10 +240,10 @@ class Reply:
             BadReply: It has no message.
         """
         choices = _get(completion, "choices", list)
-        message = _get(choices[0], "message", Mapping) if choices else None
+        message = _get(choices[0], "message", _OBJECT) if choices else None
         if message is None:
             raise BadReply(_why_no_message(completion))
-        usage: Any = _get(completion, "usage", Mapping) or {}
+        usage: Any = _get(completion, "usage", _OBJECT) or {}
         return cls(
             text=_text(message.get("content"), "text"),
             tool_calls=_tool_calls(message),
@@ -354,9 +354,12 @@ async def show_whole(reply: Reply, sink: Sink) -> None:
         await sink(Delta("text", reply.text))
 
 
-def _get(source: object, name: str, kind: type) -> Any:
+_OBJECT: Any = (dict, Mapping)  # nearly all are dicts, and that is asked sooner
+
+
+def _get(source: Any, name: str, kind: Any) -> Any:
     """A field of a JSON object if it has the type it should have, else None: endpoints leave out what they like."""
-    value = source.get(name) if is_mapping(source) else None
+    value = source.get(name) if isinstance(source, _OBJECT) else None
     return value if isinstance(value, kind) else None
 
 
@@ -370,7 +373,7 @@ def _tool_calls(message: object) -> tuple[ToolCall, ...]:
     calls: list[ToolCall] = []
     seen: set[str] = set()
     for raw in _get(message, "tool_calls", list) or ():
-        function: Any = _get(raw, "function", Mapping) or _get(raw, "custom", Mapping) or {}
+        function: Any = _get(raw, "function", _OBJECT) or _get(raw, "custom", _OBJECT) or {}
         call_id = _get(raw, "id", str)
         if not call_id or call_id in seen:
             # Some endpoints send none, or one for all; a history needs an id of its own for each call.
@@ -385,7 +388,7 @@ def _tool_calls(message: object) -> tuple[ToolCall, ...]:
 
 
 def _why_no_message(completion: object) -> str:
-    error = _get(completion, "error", Mapping) or _get(completion, "error", str)
+    error = _get(completion, "error", _OBJECT) or _get(completion, "error", str)
     if error:
         return f"the endpoint answered with an error in place of a completion: {error}"
     return f"the endpoint's answer has no choices[0].message: {str(completion)[:200]}"

@@ -114,7 +114,7 @@ async def test_no_more_connections_are_opened_than_the_limit_says(model: MakeMod
     async with anyio.create_task_group() as group:
         for number in range(300):
             group.start_soon(ask, number)
-    assert one.connections_opened == 10
+    assert one.connections_opened <= 10
     assert one.max_in_flight <= 10
 
 
@@ -295,7 +295,7 @@ async def test_an_answer_is_read_in_each_form_that_http_has(wire: MakeModel, ans
     ("answer", "words"),
     [
         (b"", "said nothing"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "illegal status line"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "is no HTTP"),
         (whole(HELLO, f"X-Long: {'x' * 200_000}"), "too long"),
         (whole(HELLO)[:-5], "without sending complete message body"),
     ],

@@ -34,7 +34,8 @@ LEVELS = [
     ],
     ["results", "context", "models.base", "_shapes"],
     ["_hooks", "toolkit", "events"],
-    ["models._faults", "models._sse", "models._connection", "models._connections", "models._pool", "models._aiohttp"],
+    ["models._faults", "models._sse", "models._incoming"],
+    ["models._connection", "models._connections", "models._pool", "models._aiohttp"],
     ["models._http", "models._sdk", "models._object", "models._wires"],
     ["_step", "_window", "_output", "_partial", "_answer", "_run", "_call"],
     ["models.openai", "models.combined", "models", "_invoke", "_calls", "_ask", "delegation"],
@@ -128,6 +129,7 @@ def test_importing_the_package_loads_no_sdk_no_backend_and_no_extra():
     code = "import sys, fractal; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     unwanted = {"openai", "trio", "httpx2", "httpcore2", "httpx", "h11", "griffe", "rich", "uvloop", "aiohttp"}
+    unwanted |= {"httptools"}
     assert not (unwanted | {"fastapi"}) & {*loaded}
 
 
