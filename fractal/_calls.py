@@ -95,10 +95,12 @@ async def _call_all(run: Run, calls: Sequence[Call]) -> None:
     try:
         # On asyncio a cancellation may reach its task a turn of the loop later than it was made.
         await run.stop_if_cancelled()
+        is_heard = run.is_heard
         for call in calls:
-            await call.tell()
+            if is_heard:
+                await call.tell()
             _admit(call)
-            if call.result is not None:
+            if is_heard and call.result is not None:
                 await call.tell()
         for batch in _batches([call for call in calls if call.result is None]):
             await _Batch(run, batch).run_all()

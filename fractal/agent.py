@@ -25,7 +25,7 @@ from fractal._window import Compact, TokenCounter, Window, count_tokens as estim
 from fractal.context import RunContext
 from fractal.delegation import Delegate, delegate_tool, run_delegate
 from fractal.errors import InvalidArguments
-from fractal.limits import Limits
+from fractal.limits import Limits, limit_of_iterations
 from fractal.messages import Transcript, user_message
 from fractal.models.base import ModelSettings
 from fractal.models.combined import CombinedModel
@@ -311,7 +311,7 @@ class AgentDefinition:
         given = options.get("limits")
         limits = self.limits if given is None else _checked_limits(given).over(self.limits)
         if max_iterations is not None:
-            limits = Limits(max_iterations=max_iterations).over(limits)
+            limits = limit_of_iterations(max_iterations).over(limits)
         if not isinstance(max_retries, int) or max_retries < 0:
             raise InvalidArguments(f"max_retries={max_retries!r}: give a whole number from 0 up")
         settings = self.__run_settings(limits, options, max_retries)
@@ -371,6 +371,8 @@ class AgentDefinition:
     async def __make_prompt(self, context: RunContext[Any], warn: Warn) -> str:
         source = self.__system_prompt
         if isinstance(source, str):
+            if "{" not in source:
+                return source
             values = self.__system_context
             return _PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), source)
         name = getattr(source, "__name__", repr(source))

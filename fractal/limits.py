@@ -13,7 +13,7 @@ from fractal.errors import BudgetExceeded, InvalidArguments
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Budget", "Limits", "Reservation", "Resource"]
+__all__ = ["Budget", "Limits", "Reservation", "Resource", "limit_of_iterations"]
 
 Resource = Literal["requests", "tool_calls", "tokens"]
 
@@ -80,6 +80,16 @@ class Limits:
 def _merged(first: Limits, second: Limits) -> Limits:
     named = ((field.name, getattr(first, field.name)) for field in fields(first))
     return Limits(**{name: value if value is not None else getattr(second, name) for name, value in named})
+
+
+def limit_of_iterations(max_iterations: int) -> Limits:
+    """Limits that say only this; kept, since nearly every run gives the same and checking costs a twentieth of it."""
+    return _of_iterations(max_iterations) if isinstance(max_iterations, int) else Limits(max_iterations=max_iterations)
+
+
+@functools.lru_cache(maxsize=256, typed=True)  # typed: 1 is a number of iterations, True is none
+def _of_iterations(max_iterations: int) -> Limits:
+    return Limits(max_iterations=max_iterations)
 
 
 DEFAULT_LIMITS = Limits(max_iterations=10, max_depth=8, grace=5.0, reserve=0.0, on_stubborn="wait")

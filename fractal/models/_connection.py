@@ -172,7 +172,10 @@ class Connection:
                 await self._stream.send(data)
             # An endpoint that takes no more may have said why.
             late, seconds = httpx2.ReadTimeout, request.timeout("read")
-            scope.deadline = math.inf if seconds is None else anyio.current_time() + seconds
+            seconds = math.inf if seconds is None else seconds
+            now = anyio.current_time()
+            if not 0.99 * seconds <= scope.deadline - now <= seconds:  # mostly it is right, and to change it costs too
+                scope.deadline = now + seconds
             return await self._receive(request)
         raise late("", request=request.request)
 

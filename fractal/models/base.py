@@ -233,23 +233,22 @@ class Reply:
         return message
 
     @classmethod
-    def from_completion(cls, completion: object) -> Reply:
+    def from_completion(cls, completion: Any) -> Reply:
         """Read a `chat.completion` object; fields nobody asked for are passed over.
 
         Raises:
             BadReply: It has no message.
         """
-        choices = _get(completion, "choices", list)
-        message = _get(choices[0], "message", _OBJECT) if choices else None
-        if message is None:
-            raise BadReply(_why_no_message(completion))
-        usage: Any = _get(completion, "usage", _OBJECT) or {}
+        match completion:
+            case {"choices": [{"message": {} as message} as choice, *_]}:
+                content, usage = message.get("content"), _get(completion, "usage", _OBJECT)
+            case _:
+                raise BadReply(_why_no_message(completion))
         return cls(
-            text=_text(message.get("content"), "text"),
+            text=_text(content, "text"),
             tool_calls=_tool_calls(message),
-            refusal=_text(message.get("refusal"), "refusal")
-            or _text(message.get("content"), "refusal", parts_only=True),
-            finish_reason=_get(choices[0], "finish_reason", str) if choices else None,
+            refusal=_text(message.get("refusal"), "refusal") or _text(content, "refusal", parts_only=True),
+            finish_reason=_get(choice, "finish_reason", str),
             input_tokens=_get(usage, "prompt_tokens", int) or 0,
             output_tokens=_get(usage, "completion_tokens", int) or 0,
         )

@@ -27,6 +27,8 @@ def agent(**options: Any) -> BaseAgent:
         ({"max_retries": "3"}, "max_retries='3'"),
         ({"max_retries": -1}, "max_retries=-1"),
         ({"max_iterations": -1}, "max_iterations"),
+        ({"max_iterations": True}, "max_iterations"),
+        ({"max_iterations": [{"role": "user", "content": "hi"}]}, "max_iterations"),  # in the place of messages
     ],
     ids=str,
 )
