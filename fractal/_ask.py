@@ -76,6 +76,8 @@ class _Question:
         was_shown: Whether a piece of the reply has reached the reader of a stream.
     """
 
+    __slots__ = ("_left", "_pauses", "_run", "_scope", "_sent", "attempt", "was_shown")
+
     def __init__(self, run: Run, attempt: int) -> None:
         self._run, self.attempt = run, attempt
         self._scope: anyio.CancelScope | None = None  # there is one where its own time is limited

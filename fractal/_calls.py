@@ -145,6 +145,8 @@ def _batches(calls: Sequence[Call]) -> Iterator[list[Call]]:
 class _Batch:
     """Calls that run side by side."""
 
+    __slots__ = ("_calls", "_news", "_run", "_running")
+
     def __init__(self, run: Run, calls: Sequence[Call]) -> None:
         self._run, self._calls = run, calls
         self._running = len(calls)

@@ -103,10 +103,46 @@ class Run:
         transcript: The conversation, with the user's turn at its end.
     """
 
-    result: AgentResult | None = None
-    waited_for: str | None = None  # what it was waiting for when its time was over
-    # Runs below that were begun as streams, with the tool calls that began them; made when there is one.
-    _streams: WeakKeyDictionary[Background, str | None] | None = None
+    __slots__ = (  # a dictionary of so many names would be a tenth of what a waiting run needs
+        "_begun_by",
+        "_clock",
+        "_depth_limit",
+        "_effective_deadline",
+        "_identity",
+        "_observers",
+        "_own_deadline",
+        "_streams",
+        "_token",
+        "_was_closing",
+        "abandoned",
+        "agent",
+        "answer",
+        "approve",
+        "budget",
+        "deadline",
+        "deps",
+        "depth",
+        "empty_replies",
+        "feeds",
+        "iterations",
+        "limits",
+        "now",
+        "parent",
+        "result",
+        "run_id",
+        "settings",
+        "soft_deadline",
+        "started",
+        "system",
+        "tool_results",
+        "tool_schemas",
+        "tools",
+        "transcript",
+        "twins",
+        "waited_for",
+        "warnings",
+        "window",
+    )
 
     def __init__(self, settings: RunSettings, transcript: Transcript) -> None:
         parent: Run | None = current_run.get()
@@ -144,23 +180,29 @@ class Run:
             "depth": self.depth,
         }
         self._depth_limit: float = self.depth + (self.limits.max_depth or 0)
+        self.result: AgentResult | None = None
+        # Runs below that were begun as streams, with the tool calls that began them; made when there is one.
+        self._streams: WeakKeyDictionary[Background, str | None] | None = None
+        self._begun_by: str | None = None  # the call of the run above
+        self._join_loop()
+        if parent is not None:
+            self._depth_limit = min(self._depth_limit, parent._depth_limit)
+            is_near = parent.is_near(self)
+            self.feeds = parent.feeds if is_near else tuple(feed.from_afar() for feed in parent.feeds)
+        for watch in run_watchers:
+            watch(self)
+
+    def _join_loop(self) -> None:
         self._token = token = current_token()
         # Asked many times in each run. AnyIO looks for the backend each time, and its backend for the loop, which has a
         # clock itself on asyncio.
         self.now: Callable[[], float] = getattr(token.native_token, "time", token.backend_class.current_time)
         self._effective_deadline: Callable[[], float] = token.backend_class.current_effective_deadline
-        if parent is not None:
-            self._depth_limit = min(self._depth_limit, parent._depth_limit)
-            is_near = parent.is_near(self)
-            self.feeds = parent.feeds if is_near else tuple(feed.from_afar() for feed in parent.feeds)
-        self.started = self.now()
-        self._clock = time.monotonic()
+        self.started, self._clock = self.now(), time.monotonic()
         self.deadline = math.inf  # the nearest of all that enclose the run
         self.soft_deadline = self._own_deadline = math.inf  # the latter: the nearest of the runs' own
         self._was_closing = False
-        self._begun_by: str | None = None  # the call of the run above
-        for watch in run_watchers:
-            watch(self)
+        self.waited_for: str | None = None  # what it was waiting for when its time was over
 
     @property
     def usage(self) -> Usage:
