@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -40,7 +41,7 @@ class Job:
     """What is to be measured.
 
     Args:
-        kind: Name of the adapter's method, or `cancel` or `facade`.
+        kind: Name of the adapter's method, or `cancel`, `waiting` or `facade`.
         url: The endpoint's, with `/v1`.
         seen: Where it tells what it has seen.
         size: As in `Task`.
@@ -49,6 +50,7 @@ class Job:
         warm: Runs before, in each place.
         connections: As in `Task`.
         tool: `async`, `plain` (it takes TOOL_SECONDS and blocks) or `hang`.
+        calls: Calls of `hang` in each run.
         by: How to cancel: `task` or `scope`.
         latency: For `facade`: seconds that its model takes.
         limit: Seconds after which the measurement is given up.
@@ -64,6 +66,7 @@ class Job:
     warm: int = 1
     connections: int | None = None
     tool: str = "async"
+    calls: int = 3
     by: str = "task"
     latency: float = 0.0
     limit: int = 100
@@ -71,7 +74,9 @@ class Job:
 
     def task(self) -> Task:
         """The adapter's part of it."""
-        method = "tools" if self.kind == "cancel" else self.kind
+        method = self.kind
+        if method in ("cancel", "waiting"):
+            method = "delegate" if self.size > 1 else "tools"
         return Task(method, self.url, self.size, self.at_once, self.connections, TOOLS[self.tool])
 
 
@@ -108,7 +113,7 @@ def measure(adapter: Adapter, job: Job) -> Result:
     if adapter.backend is None:
         return in_threads(adapter, job)
     backend, options = adapter.backend
-    measure = cancelled if job.kind == "cancel" else on_a_loop
+    measure = {"cancel": cancelled, "waiting": waiting}.get(job.kind, on_a_loop)
     return anyio.run(measure, adapter, job, backend=backend, backend_options=options)
 
 
@@ -207,7 +212,7 @@ async def cancelled(adapter: Adapter, job: Job) -> Result:
     one = adapter.tools(job.task())
     tasks_before = len(anyio.get_running_tasks())
     cancel = by_task if job.by == "task" and (adapter.backend or "")[0] == "asyncio" else by_scope
-    took, cpu = await cancel(one, partial(under_way, job), job.at_once)
+    took, cpu = await cancel(one, partial(under_way, job, job.at_once), job.at_once)
     tasks = len(anyio.get_running_tasks()) - tasks_before
     # The kernel tells the endpoint of closed connections in its own time.
     patience = time.perf_counter() + 2.0
@@ -227,15 +232,44 @@ async def at_endpoint(job: Job) -> int:
     return await anyio.to_thread.run_sync(ask)
 
 
-async def under_way(job: Job) -> None:
-    """Wait until all runs hang, in the model or in their tools."""
+async def under_way(job: Job, count: int) -> None:
+    """Wait until so many runs hang, in the model or in their tools."""
     while True:
         if job.tool == "hang":
-            if work.Looks.count == 3 * job.at_once:
+            if work.Looks.count == job.calls * count:
                 return
-        elif await at_endpoint(job) == job.at_once:
+        elif await at_endpoint(job) == count:
             return
         await anyio.sleep(0.02)
+
+
+# ---- memory
+
+
+async def waiting(adapter: Adapter, job: Job) -> Result:
+    """What the process needs for each run more that waits, once one does."""
+    one = getattr(adapter, job.task().kind)(job.task())
+    async with anyio.create_task_group() as group:
+        group.start_soon(one)
+        await under_way(job, 1)
+        before = memory_now()
+        for _ in range(job.at_once):
+            group.start_soon(one)
+        await under_way(job, job.at_once + 1)
+        memory = memory_now() - before
+        group.cancel_scope.cancel()
+    await adapter.aclose()
+    return {"memory": memory / job.at_once}
+
+
+def memory_now() -> float:
+    """Bytes that the process has in memory, garbage left out."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+# ---- the ways to cancel
 
 
 async def by_scope(

@@ -30,11 +30,12 @@ class Play:
     """What the endpoint answers.
 
     Args:
-        kind: `tools`, `stream`, `object`, `delegate` or `hang`.
+        kind: `tools`, `stream`, `object` or `delegate`.
         latency: Seconds before each answer.
         turns: Replies with tool calls before the last answer.
         calls: Tool calls in each of them.
         pace: Seconds from one piece of a stream to the next. 0: as fast as they can be written.
+        ends: Whether the last answer of a run comes; of tools and delegation.
         answer_tool: The tool that ends a run, for frameworks whose answer is a call: its name and argument.
         object_tool: The tool whose arguments are the object, for frameworks that ask for one in that way.
         ask_argument: The name of the argument of a delegating tool.
@@ -45,6 +46,7 @@ class Play:
     turns: int = 1
     calls: int = 3
     pace: float = 0.0
+    ends: bool = True
     answer_tool: tuple[str, str] | None = None
     object_tool: str | None = None
     ask_argument: str = "query"
@@ -177,8 +179,8 @@ class Stage:
     waiting: int = 0
     open: int = 0
 
-    def answer(self, body: bytes) -> Message:
-        """The message that comes next, by what the request holds."""
+    def answer(self, body: bytes) -> Message | None:
+        """The message that comes next, by what the request holds; None if nothing does."""
         play, results = self.play, body.count(MARK)
         if play.kind == "stream":
             return Message(pieces=CHUNKS)
@@ -193,7 +195,9 @@ class Stage:
             return Message(calls=calls, first=results)
         return self._last(ANSWER)
 
-    def _last(self, text: str) -> Message:
+    def _last(self, text: str) -> Message | None:
+        if not self.play.ends:
+            return None
         if self.play.answer_tool is None:
             return Message(text)
         name, argument = self.play.answer_tool
@@ -250,10 +254,11 @@ class Connection(asyncio.Protocol):
             self.stage = stage
             stage.open += 1
         stage.waiting += 1
-        if stage.play.kind == "hang":
+        answer = stage.answer(body)
+        if answer is None:
             self.hangs += 1
             return
-        self.reply(stage, said(stage.answer(body), b'"stream":true' in body or b'"stream": true' in body))
+        self.reply(stage, said(answer, b'"stream":true' in body or b'"stream": true' in body))
 
     def reply(self, stage: Stage, parts: Parts) -> None:
         loop = asyncio.get_running_loop()

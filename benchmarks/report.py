@@ -221,6 +221,14 @@ TABLES: dict[str, Table] = {
             Column("KiB a run", "ten-thousand-default", "memory"),
         ),
     ),
+    "waiting": Table(
+        "KiB for a run that waits",
+        (
+            Column("in the model", "waiting", "memory"),
+            *(Column(f"in {n} tool{'s' * (n > 1)}", f"waiting-tools-{n}", "memory") for n in (1, 3, 10)),
+            *(Column(f"{n} agents deep", f"waiting-deep-{n}", "memory") for n in (2, 3, 5)),
+        ),
+    ),
     "cancellation": Table(
         "Runs cancelled: seconds until all are back, and what is left then",
         (

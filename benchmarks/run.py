@@ -166,7 +166,7 @@ class Bench:
         child, kind = self.children[name], scenario.kind
         if kind == "import":
             return import_of(ADAPTERS[name], child.facts["imports"])
-        why_not = child.facts["cannot"].get("tools" if kind in ("cancel", "first") else kind)
+        why_not = child.facts["cannot"].get("tools" if kind in ("cancel", "waiting", "first") else kind)
         why_not = child.facts["cannot"].get(kind, why_not)
         if why_not is not None:
             return {"cannot": why_not}

@@ -19,6 +19,10 @@ GOING_ON = ("fractal", "fractal-openai", "fractal-trio", "fractal-sync")
 GROWING = (BASE, "by-hand-httpx2", "by-hand-aiohttp", "fractal", "fractal-openai", "fractal-trio")
 
 
+HANG = Play(turns=0, ends=False)
+"""The endpoint takes a request and says nothing."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     """One measurement, and who takes part.
@@ -123,7 +127,7 @@ def _cancellation() -> Iterator[Scenario]:
             name,
             title,
             {"kind": "cancel", "at_once": count, **more},
-            Play() if more.get("tool") == "hang" else Play("hang"),
+            Play() if more.get("tool") == "hang" else HANG,
             requests=None,
             who=who if count == 1000 else (*AWAITED, *PEERS),
             once=SELDOM if count == 1000 else PEERS,
@@ -148,6 +152,24 @@ def _ten_thousand() -> Iterator[Scenario]:
             once=who,
             in_short=False,
         )
+
+
+def _waiting() -> Iterator[Scenario]:
+    """What a run needs in memory while it waits, and what each tool and each delegate adds."""
+    few = (BASE, "by-hand-aiohttp", "fractal", "fractal-openai", "fractal-trio")
+    yield _wait("waiting", "in a model call", HANG, (*few, *PEERS))
+    for calls in (1, 3, 10):
+        title = f"in {calls} tool call{'s' * (calls > 1)}"
+        who = (*few, *PEERS) if calls == 3 else few
+        yield _wait(f"waiting-tools-{calls}", title, Play(calls=calls), who, calls=calls, tool="hang")
+    for depth in (2, 3, 5):
+        who = (*few, *PEERS) if depth == 3 else few
+        yield _wait(f"waiting-deep-{depth}", f"{depth} agents deep", Play("delegate", ends=False), who, size=depth)
+
+
+def _wait(name: str, where: str, play: Play, who: tuple[str, ...], **more: Any) -> Scenario:
+    job = {"kind": "waiting", "at_once": 500, **more}
+    return Scenario(name, f"500 runs that wait, {where}", job, play, None, 0, who, once=PEERS, in_short=False)
 
 
 def _facade() -> Iterator[Scenario]:
@@ -187,6 +209,7 @@ SCENARIOS: dict[str, Scenario] = {
                  once=PEERS),
         *_delegation(),
         *_cancellation(),
+        *_waiting(),
         *_facade(),
         Scenario("import", "The import of the agent class", {"kind": "import"}, requests=None, looks=0,
                  once=PEERS),
