@@ -12,6 +12,7 @@ import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import anyio
@@ -40,17 +41,17 @@ class Background:
     """
 
     def __init__(self, function: Callable[[], Awaitable[object]], name: str) -> None:
-        self._function = function
         self._scope = anyio.CancelScope(deadline=anyio.current_effective_deadline())
         self._ended = anyio.Event()
         self._error: BaseException | None = None
-        _spawn(self._main, name, self._ended.set)
+        # Not kept: contexts that were copied in the task may live long, and know this, but not what the task had.
+        _spawn(partial(self._main, function), name, self._ended.set)
 
-    async def _main(self) -> None:
+    async def _main(self, function: Callable[[], Awaitable[object]]) -> None:
         _around.set((*_around.get(), self))
         try:
             with self._scope:
-                await self._function()
+                await function()
         except BaseException as error:
             # Nobody is above this task to raise to; a native cancellation, as when the loop ends, is an end like any.
             if not isinstance(error, anyio.get_cancelled_exc_class()):

@@ -27,6 +27,7 @@ from fractal._feed import Inlet
 from fractal._scopes import waiting
 from fractal._stall import is_guarded, watched
 from fractal._twins import Twins
+from fractal._weakvar import WeakVar
 from fractal._window import Window, WindowView
 from fractal.context import RunContext
 from fractal.errors import BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
@@ -87,7 +88,7 @@ class RunSettings:
     window: Window | None
 
 
-current_run: ContextVar[Run | None] = ContextVar("fractal_run", default=None)
+current_run: WeakVar[Run] = WeakVar("fractal_run")
 current_call: ContextVar[str | None] = ContextVar("fractal_call", default=None)
 """The run, and its tool call, that the current task works for."""
 
@@ -145,7 +146,7 @@ class Run:
     )
 
     def __init__(self, settings: RunSettings, transcript: Transcript) -> None:
-        parent: Run | None = current_run.get()
+        parent = current_run.get()
         if parent is not None and parent.result is not None:
             parent = None  # the context was copied out of a run that has ended
         self.settings, self.transcript, self.parent = settings, transcript, parent

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakSet
@@ -25,6 +24,7 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar, current_token
 
 from fractal._stuck import place_in_thread
+from fractal._weakvar import WeakVar
 from fractal.errors import RunCancelled
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ all_gates: WeakSet[Gate] = WeakSet()
 worker_gate = Gate(WORKER_THREADS, f"a free worker thread (there are {WORKER_THREADS})")
 
 _no_limit: RunVar[anyio.CapacityLimiter] = RunVar("fractal_no_limit")
-current_thread_call: ContextVar[ThreadCall[Any] | None] = ContextVar("fractal_thread_call", default=None)
+current_thread_call: WeakVar[ThreadCall[Any]] = WeakVar("fractal_thread_call")
 
 
 def _start_anew_after_fork() -> None:

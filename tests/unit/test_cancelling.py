@@ -325,10 +325,9 @@ def test_a_run_that_stays_the_current_one_is_a_fault(backend: str):
         await anyio.sleep(0)
         current_run.set(None)
 
-    token: Any = object()
-
     async def enters() -> None:
-        current_run.set(token)
+        run = BaseAgent("A", "a").begin("go")
+        current_run.set(run)
         await stays()
 
     found = faults(enters, backends=[backend], ways=["scope"])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
+import gc
 import logging
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -10,7 +15,8 @@ import anyio.lowlevel
 import pytest
 
 from fractal import AgentResult, BaseAgent, DeadlineExceeded, RunCancelled, sync, tool
-from fractal._run import Run
+from fractal._loop import drive
+from fractal._run import Run, run_watchers
 from fractal.testing import ScriptedModel, answers
 
 
@@ -76,3 +82,62 @@ async def test_what_is_no_exception_leaves_a_tool_and_its_run_as_itself():
         await agent.run("go")
     assert type(raised.value) is Stop
     assert [(result.success, result.stop_reason) for result in ended] == [(False, "error")]
+
+
+@contextmanager
+def runs_made() -> Iterator[weakref.WeakSet[Run]]:
+    """The runs that somebody still keeps, of those that are made in the block."""
+    runs: weakref.WeakSet[Run] = weakref.WeakSet()
+    run_watchers.append(runs.add)
+    try:
+        yield runs
+    finally:
+        run_watchers.remove(runs.add)
+
+
+class Contexts:
+    """Contexts that somebody remembers, as an event loop does for its timers."""
+
+    def __init__(self) -> None:
+        self.kept: list[contextvars.Context] = []
+
+    def answer(self, _: Any) -> str:
+        self.kept.append(contextvars.copy_context())
+        return "ok"
+
+    def agent(self) -> BaseAgent:
+        return BaseAgent("A", "a", client=ScriptedModel(self.answer))
+
+
+async def test_contexts_that_outlive_a_run_do_not_keep_it():
+    contexts = Contexts()
+    with runs_made() as runs:
+        assert (await contexts.agent().run("go")).success
+        async with contexts.agent().stream("go") as stream:
+            assert (await stream.result()).success
+        del stream
+        gc.collect()
+        assert (len(contexts.kept), len(runs)) == (2, 0)
+
+
+async def test_contexts_of_a_run_below_do_not_keep_the_run_whose_plain_tool_began_it():
+    contexts = Contexts()
+    child = contexts.agent()
+
+    @tool
+    def ask() -> str:
+        return str(sync.run(child, "go").content)
+
+    parent = BaseAgent("parent", "p", client=ScriptedModel([answers.call("ask"), "done"])).add_tool(ask)
+    with runs_made() as runs:
+        assert (await parent.run("go")).content == "done"
+        gc.collect()
+        assert (len(contexts.kept), len(runs)) == (1, 0)
+
+
+async def test_what_begins_in_a_context_that_outlives_a_run_is_not_below_it():
+    contexts = Contexts()
+    run = contexts.agent().begin("go")
+    await drive(run)
+    [context] = contexts.kept
+    assert context.run(contexts.agent().begin, "go").parent is None
