@@ -105,6 +105,7 @@ class Run:
     """
 
     __slots__ = (  # a dictionary of so many names would be a tenth of what a waiting run needs
+        "__weakref__",
         "_begun_by",
         "_clock",
         "_depth_limit",
