@@ -16,7 +16,7 @@ PACKAGE = Path(fractal.__file__).parent
 
 # From the bottom up; a module may import modules of its own level or below.
 LEVELS = [
-    ["errors", "_docstring", "_json", "_scanner", "_weakvar"],
+    ["", "errors", "_docstring", "_json", "_scanner", "_weakvar"],
     [
         "messages",
         "parts",
@@ -42,7 +42,7 @@ LEVELS = [
     ["_loop"],
     ["streaming"],
     ["agent"],
-    ["_progress", "many", "sync._portal", "sync._block", "sync.streaming", "sync.many", "sync.agent", "sync", ""],
+    ["_progress", "many", "sync._portal", "sync._block", "sync.streaming", "sync.many", "sync.agent", "sync", "_names"],
     [
         "testing.answers",
         "testing._blocking",
@@ -125,16 +125,34 @@ def test_what_no_test_reaches_says_why():
     assert [line for line in lines if not re.search(r"# pragma: no (cover|branch) - \w+ \w+", line)] == []
 
 
-def test_importing_the_package_loads_no_sdk_no_backend_and_no_extra():
-    code = "import sys, fractal; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+def test_importing_the_package_or_its_pytest_plugin_loads_nothing_else():
+    code = "import sys, pytest; before = {*sys.modules}; import fractal.pytest_plugin; print(*{*sys.modules} - before)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {*loaded} == {"fractal", "fractal.pytest_plugin"}
+
+
+def test_the_package_has_its_public_names_and_no_others():
+    assert {*fractal.__all__} <= {*dir(fractal)}
+    namespace: dict[str, object] = {}
+    exec("from fractal import *", namespace)
+    assert {*namespace} - {"__builtins__"} == {*fractal.__all__}
+    assert fractal.parts.__name__ == "fractal.parts"
+    with pytest.raises(AttributeError, match="module 'fractal' has no attribute 'Agent'"):
+        _ = fractal.Agent
+    with pytest.raises(ImportError, match="cannot import name 'Agent' from 'fractal'"):
+        exec("from fractal import Agent", {})
+
+
+def test_importing_the_agent_class_loads_no_sdk_no_backend_and_no_extra():
+    code = "import sys; from fractal import BaseAgent; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     unwanted = {"openai", "trio", "httpx2", "httpcore2", "httpx", "h11", "griffe", "rich", "uvloop", "aiohttp"}
     unwanted |= {"httptools"}
     assert not (unwanted | {"fastapi"}) & {*loaded}
 
 
-def test_importing_the_package_loads_nothing_that_only_some_runs_need():
-    code = "import sys, fractal; print(*sorted(sys.modules))"
+def test_importing_the_agent_class_loads_nothing_that_only_some_runs_need():
+    code = "import sys; from fractal import BaseAgent; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     unwanted = {"asyncio", "ssl", "socket", "email", "http.client", "urllib.request", "tempfile", "multiprocessing"}
     ours = {"_partial", "_shapes", "_scanner", "models._sdk", "models._object", "models._connection", "sync", "cli"}
