@@ -104,7 +104,8 @@ def pytest_collection_finish() -> None:
     """Have everything loaded that looks for objects when it is loaded: a frozen heap hides them."""
     assert hypothesis.is_hypothesis_test is not None
     # What the first request of a process loads is no time of the test that happens to send it.
-    assert _connections.Connections(machine_tls(), 1) is not None
+    assert machine_tls() is not None
+    assert _connections.Connections(machine_tls, 1) is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

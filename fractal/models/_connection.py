@@ -22,7 +22,7 @@ from fractal.models._incoming import Incoming
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from anyio.abc import ByteStream
 
@@ -108,7 +108,7 @@ class Connection:
         """Whether the endpoint has closed it, or said something that nobody has asked for."""
         return self._has_news is None or self._has_news()
 
-    async def send(self, request: Template, body: bytes, tls: ssl.SSLContext) -> Answer:
+    async def send(self, request: Template, body: bytes, make_tls: Callable[[], Awaitable[ssl.SSLContext]]) -> Answer:
         """Send a request, after connecting if need be, and wait for the head of the answer.
 
         Raises:
@@ -116,6 +116,7 @@ class Connection:
         """
         self.is_idle = False
         if self._stream is None:
+            tls = await make_tls() if self.origin[0] == "https" else None
             self._stream = await self._connected(request, tls)
             self._has_news = _readable(self._stream.extra(SocketAttribute.raw_socket))
         incoming = self._incoming
@@ -148,11 +149,11 @@ class Connection:
         if self._stream is not None:
             await self._stream.aclose()
 
-    async def _connected(self, request: Template, tls: ssl.SSLContext) -> ByteStream:
-        scheme, host, port = self.origin
+    async def _connected(self, request: Template, tls: ssl.SSLContext | None) -> ByteStream:
+        _, host, port = self.origin
         try:
             with move_on_after(request.timeout("connect")):
-                if scheme == "http":
+                if tls is None:
                     return await anyio.connect_tcp(host, port)
                 # As in all of HTTP the end of an answer is told by its length, not by TLS.
                 return await anyio.connect_tcp(host, port, tls=True, ssl_context=tls, tls_standard_compatible=False)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import anyio
 import httpx2
 
+from fractal._threads import ThreadCall
 from fractal.models._connection import Answer, Connection, Template
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from fractal.models._connection import Origin
 
@@ -33,15 +34,14 @@ class Connections:
     """Lends connections, opens them as they are needed, and closes those that nobody needs.
 
     Args:
-        tls: For https.
+        make_tls: Makes what https needs, when it is needed first; called in a thread.
         limit: How many may be open. Whoever sends sees to it that no more requests are on their way.
-
-    Attributes:
-        tls: For https.
     """
 
-    def __init__(self, tls: ssl.SSLContext, limit: int) -> None:
-        self.tls, self._limit = tls, limit
+    def __init__(self, make_tls: Callable[[], ssl.SSLContext], limit: int) -> None:
+        self._make_tls, self._limit = make_tls, limit
+        self._tls: ssl.SSLContext | None = None
+        self._making_tls = anyio.Lock()
         self._open: set[Connection] = set()
         self._idle: dict[Origin, deque[Connection]] = {}  # the one used last is the last
         self._next_look = 0.0  # none of them expires sooner
@@ -53,6 +53,14 @@ class Connections:
     def send(self, request: Template, body: bytes) -> Exchange:
         """Send a request, in a block to which its connection belongs."""
         return Exchange(self, request, body)
+
+    async def tls(self) -> ssl.SSLContext:
+        """What https needs."""
+        async with self._making_tls:
+            if self._tls is None:
+                # Reading the machine's certificates takes a tenth of a second: no event loop should stand still for it.
+                self._tls = await ThreadCall(self._make_tls, "the reading of certificates", abandon=True).run()
+            return self._tls
 
     async def take(self, origin: Origin) -> Connection:
         """Lend a connection, the one that was used last if one is idle; `end` or `close` takes it back."""

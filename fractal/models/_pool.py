@@ -212,8 +212,7 @@ class HttpPool(Pool):
         return as_httpx2(answer)
 
     async def _open(self) -> None:
-        # Importing httpx2 and reading the machine's certificates takes a tenth of a second: no event loop should stand
-        # still for it.
+        # Importing httpx2 takes a tenth of a second: no event loop should stand still for it.
         make = functools.partial(_new_client, self._limit)
         self._client, self._connections = await ThreadCall(make, "the making of an HTTP client", abandon=True).run()
 
@@ -265,7 +264,7 @@ def _new_client(limit: int) -> tuple[httpx2.AsyncClient, Connections | None]:
         # Which of them is for which host, httpx2 alone knows; its own pool is slower with hundreds of connections.
         limits = httpx2.Limits(max_connections=limit, max_keepalive_connections=limit)
         return httpx2.AsyncClient(verify=machine_tls(), follow_redirects=True, limits=limits, timeout=timeout), None
-    connections = Connections(machine_tls(), limit)
+    connections = Connections(machine_tls, limit)
     return httpx2.AsyncClient(transport=Transport(connections), follow_redirects=True, timeout=timeout), connections
 
 

@@ -166,7 +166,7 @@ async def test_a_cut_request_gives_its_place_back_and_closes_its_connection(
 @pytest.mark.parametrize("how", ["read", "left unread", "an error", "cancelled"])
 async def test_a_connection_is_kept_only_if_its_answer_was_read_to_the_end(how: str, endpoint: StartEndpoint):
     one = endpoint("hello")
-    connections = _connections.Connections(httpx2.create_ssl_context(), 5)
+    connections = _connections.Connections(httpx2.create_ssl_context, 5)
     template = _connection.Template(httpx2.Request("POST", f"{one.url}/chat/completions"))
     with anyio.CancelScope() as scope, suppress(LookupError):
         async with connections.send(template, b'{"messages": []}') as answer:
@@ -259,6 +259,28 @@ async def test_an_endpoint_behind_tls_is_asked(model: MakeModel, tls: ssl.SSLCon
             await server.has_closed()
 
 
+async def test_certificates_are_read_once_in_a_thread_and_for_https_alone(
+    endpoint: StartEndpoint, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+):
+    read_by: list[threading.Thread] = []
+
+    def read() -> ssl.SSLContext:
+        read_by.append(threading.current_thread())
+        return httpx2.create_ssl_context()
+
+    endpoint("hello")
+    with monkeypatch.context() as patched:
+        patched.setattr(_pool, "machine_tls", read)
+        assert (await BaseAgent("A", "a").run("go")).content == "hello"
+        assert read_by == []
+        with serving(whole(HELLO), whole(HELLO), tls=tls) as server:
+            agent = BaseAgent("A", "a", client=OpenAIModel(base_url=server.url, api_key="sk-test"))
+            results = await anyio.gather(*(agent.run("go", max_retries=0) for _ in range(2)))
+            assert [result.content for result in results] == ["hello", "hello"]
+    assert len(read_by) == 1
+    assert read_by != [threading.current_thread()]
+
+
 async def test_an_endpoint_that_nobody_vouches_for_is_not_asked(
     wire: MakeModel, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ):
@@ -313,7 +335,7 @@ async def test_what_is_no_answer_is_named_and_may_be_asked_again(wire: MakeModel
 
 
 async def test_a_connection_on_which_more_came_than_was_asked_for_is_not_used_again(endpoint: StartEndpoint):
-    connections = _connections.Connections(httpx2.create_ssl_context(), 5)
+    connections = _connections.Connections(httpx2.create_ssl_context, 5)
     with serving(whole(HELLO) + whole(b"not asked for")) as server:
         template = _connection.Template(httpx2.Request("POST", server.url))
         async with connections.send(template, b"{}") as answer:
