@@ -72,6 +72,14 @@ def _time_over_ideal(scenario: str, ideal: float) -> Callable[[Numbers], float |
     return found
 
 
+def _import_over_parts(scenario: str) -> Callable[[Numbers], float | None]:
+    def found(numbers: Numbers) -> float | None:
+        ours, parts = (numbers.value(each, "fractal", "cpu") for each in (scenario, "import-parts"))
+        return ours / parts if ours and parts else None
+
+    return found
+
+
 def _threads_over_tasks(numbers: Numbers) -> float | None:
     blocking, awaited = (
         numbers.value("facade-16-20ms", "fractal-sync", each) for each in ("blocking wall", "awaited wall")
@@ -83,6 +91,7 @@ GOALS: tuple[Goal, ...] = (
     Goal("50 at a time: CPU against by hand, AsyncOpenAI", 0.35, _ratio("fifty", "fractal")),
     Goal("the same with a user's AsyncOpenAI", 0.65, _ratio("fifty", "fractal-openai")),
     Goal("the same on trio", 0.32, _ratio("fifty", "fractal-trio")),
+    Goal("the same on uvloop", 0.12, _ratio("fifty", "fractal-uvloop")),
     Goal("the same with aiohttp's connections", 0.12, _ratio("fifty", "fractal-aiohttp")),
     Goal("the same with aiohttp's connections, on uvloop", 0.12, _ratio("fifty", "fractal-aiohttp-uvloop")),
     Goal("500 at a time, 50 ms: CPU against by hand, AsyncOpenAI", 0.30, _ratio("five-hundred", "fractal")),
@@ -109,5 +118,7 @@ GOALS: tuple[Goal, ...] = (
     Goal(
         "a blocking call: CPU over the awaited run", 0.15, _value("facade-1", "fractal-sync", "more cpu", 1000), " ms"
     ),
+    Goal("`import fractal`: CPU against `import anyio, pydantic`", 1.25, _import_over_parts("import-package")),
+    Goal("`from fractal import BaseAgent`: the same", 1.25, _import_over_parts("import")),
     Goal("16 threads: runs/s against 16 tasks, 20 ms of latency", 0.8, _threads_over_tasks, at_most=False),
 )

@@ -165,7 +165,7 @@ class Bench:
     def _measure(self, endpoint: Endpoint, scenario: Scenario, name: str) -> Result:
         child, kind = self.children[name], scenario.kind
         if kind == "import":
-            return import_of(ADAPTERS[name], child.facts["imports"])
+            return import_of(ADAPTERS[name], scenario.job.get("statement", child.facts["imports"]))
         why_not = child.facts["cannot"].get("tools" if kind in ("cancel", "waiting", "first") else kind)
         why_not = child.facts["cannot"].get(kind, why_not)
         if why_not is not None:

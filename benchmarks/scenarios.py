@@ -190,7 +190,7 @@ SCENARIOS: dict[str, Scenario] = {
     each.name: each
     for each in (
         Scenario("one", "One run at a time, 3 tools", _runs(1, 60, 10)),
-        Scenario("fifty", "50 runs at a time, 3 tools", _runs(50, 3)),
+        Scenario("fifty", "50 runs at a time, 3 tools", _runs(50, 6, 2)),
         Scenario("five-hundred", "500 runs at a time, 3 tools, 50 ms of latency", _runs(500, 1), Play(latency=0.05),
                  once=(*PEERS, "by-hand-httpx2", "by-hand-httpx2-trio", "fractal-uvloop", "fractal-sync"),
                  in_short=False),
@@ -213,6 +213,11 @@ SCENARIOS: dict[str, Scenario] = {
         *_facade(),
         Scenario("import", "The import of the agent class", {"kind": "import"}, requests=None, looks=0,
                  once=PEERS),
+        *(
+            Scenario(f"import-{name}", f"`{statement}` in a new process", {"kind": "import", "statement": statement},
+                     requests=None, looks=0, who=("fractal",))
+            for name, statement in (("package", "import fractal"), ("parts", "import anyio, pydantic"))
+        ),
         Scenario("first", "A new process, until the first answer", {"kind": "first"}, Play(turns=0), None, 0,
                  once=PEERS, in_short=False),
     )
