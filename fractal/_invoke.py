@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from fractal._background import Background
+from fractal._current import current_call
 from fractal._json import text_of
-from fractal._run import current_call
 from fractal._schema import ArgumentsFault
 from fractal._scopes import cancellation_was_meant, leaves
 from fractal._stall import timed

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -23,11 +22,11 @@ from anyio.lowlevel import checkpoint, current_token
 
 from fractal._answer import Answer, AnswerSettings
 from fractal._background import Background, end_all
+from fractal._current import current_call, current_run
 from fractal._feed import Inlet
 from fractal._scopes import waiting
 from fractal._stall import is_guarded, watched
 from fractal._twins import Twins
-from fractal._weakvar import WeakVar
 from fractal._window import Window, WindowView
 from fractal.context import RunContext
 from fractal.errors import BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from fractal.models.base import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import AgentToolkit, Tool
 
-__all__ = ["Run", "RunSettings", "current_call", "current_run", "run_watchers"]
+__all__ = ["Run", "RunSettings", "run_watchers"]
 
 logger = logging.getLogger("fractal")
 
@@ -87,10 +86,6 @@ class RunSettings:
     answer: AnswerSettings | None
     window: Window | None
 
-
-current_run: WeakVar[Run] = WeakVar("fractal_run")
-current_call: ContextVar[str | None] = ContextVar("fractal_call", default=None)
-"""The run, and its tool call, that the current task works for."""
 
 run_watchers: list[Callable[[Run], object]] = []
 """Who is shown each run of the process when it is made; for tests."""

@@ -23,8 +23,8 @@ import anyio.from_thread
 import anyio.to_thread
 from anyio.lowlevel import RunVar, current_token
 
+from fractal._current import WeakVar, current_run
 from fractal._stuck import place_in_thread
-from fractal._weakvar import WeakVar
 from fractal.errors import RunCancelled
 
 if TYPE_CHECKING:
@@ -185,6 +185,8 @@ class AbandonedThread:
         name: The function: a tool by its name, as in `"tool 'search'"`.
         thread: The thread.
         since: When it was abandoned, on `time.monotonic()`'s clock.
+        run_id: Id of the run that called it, as in the run's result and events; None if no run did.
+        agent_name: The agent of that run, or None.
 
     Example:
         >>> from fractal import abandoned_threads
@@ -195,6 +197,8 @@ class AbandonedThread:
     name: str
     thread: threading.Thread
     since: float
+    run_id: str | None
+    agent_name: str | None
 
     @property
     def seconds(self) -> float:
@@ -429,7 +433,9 @@ class ThreadCall(Generic[T]):
 
     def _note_abandoned(self) -> None:
         assert self.thread is not None
-        _abandoned[self] = AbandonedThread(self._name, self.thread, time.monotonic())
+        run = current_run.get()
+        of_run = (run.run_id, run.settings.agent_name) if run is not None else (None, None)
+        _abandoned[self] = AbandonedThread(self._name, self.thread, time.monotonic(), *of_run)
         if self._twins is not None:
             gate = self._twins()
             gate.take()

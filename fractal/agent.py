@@ -14,10 +14,11 @@ from typing_extensions import Unpack
 
 from fractal._answer import AnswerSettings
 from fractal._calls import call_tools
+from fractal._current import current_run
 from fractal._hooks import Hook, Warn
 from fractal._loop import drive
 from fractal._output import OutputMemory, OutputMode, output_for
-from fractal._run import Run, RunSettings, current_run
+from fractal._run import Run, RunSettings
 from fractal._scopes import single_error
 from fractal._stall import timed, watched
 from fractal._step import bind

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import Field
 
+from fractal._current import current_call, current_run
 from fractal._docstring import Documentation
 from fractal._json import is_mapping, text_of
-from fractal._run import Run, current_call, current_run
 from fractal._schema import schema_of
 from fractal.errors import DelegateFailed, InvalidArguments
 from fractal.events import DelegationFinished, DelegationStarted
 from fractal.toolkit import Tool, ToolOptions
 
 if TYPE_CHECKING:
+    from fractal._run import Run
     from fractal.results import AgentResult
 
 __all__ = ["Delegate", "ask_delegate", "delegate_tool"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio
 
-from fractal._run import current_run
+from fractal._current import current_run
 from fractal._scopes import leaves
 from fractal._stuck import place_of
 from fractal.testing._leftovers import running_tasks

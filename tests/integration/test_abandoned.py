@@ -80,6 +80,34 @@ async def test_a_thread_that_goes_on_is_listed_with_its_place_until_it_ends(held
     await in_thread(until, lambda: not abandoned_threads())
 
 
+async def test_a_thread_that_goes_on_tells_which_run_called_it(held: Held):
+    @tool(timeout=0.1)
+    def pay() -> str:
+        return held()
+
+    payer = BaseAgent("Payer", "p", client=ScriptedModel([PAY, "paid"])).add_tool(pay)
+    events: list[Any] = []
+    boss = agent(answers.call("delegate_to_Payer", {"query": "Pay!"}), "done", observers=[events.append])
+    await boss.register_delegate(payer).run("go")
+    [below] = {event.run_id for event in events if event.depth == 1}
+    [one] = abandoned_threads()
+    assert (one.run_id, one.agent_name) == (below, "Payer")
+    held.let_go()
+    await in_thread(until, lambda: not abandoned_threads())
+
+
+async def test_a_thread_that_no_run_called_names_none(held: Held):
+    @tool(timeout=0.1)
+    def pay() -> str:
+        return held()
+
+    assert (await agent().add_tool(pay).execute_tool("pay")).outcome == "abandoned"
+    [one] = abandoned_threads()
+    assert (one.run_id, one.agent_name) == (None, None)
+    held.let_go()
+    await in_thread(until, lambda: not abandoned_threads())
+
+
 async def test_its_late_end_is_a_warning_of_the_run_that_still_goes_on(held: Held):
     @tool(timeout=0.1)
     def pay() -> str:

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from fractal import BaseAgent, InvalidArguments
-from fractal._run import current_run
+from fractal._current import current_run
 from fractal._threads import Gate
 from fractal.testing import CancellationFaults, CancelReport, ScriptedModel, answers, cancel_everywhere
 

@@ -1,16 +1,19 @@
-"""A context variable that does not keep what it says.
+"""What the current task works for.
 
 A context is copied for each task, timer and callback, and lives as long as they are remembered: asyncio keeps the timer
-of a request for minutes after the request has ended. What belongs to one run must not stay for that.
+of a request for minutes after the request has ended. So what belongs to one run is named in it, but not kept by it.
 """
 
 from __future__ import annotations
 
 from contextvars import ContextVar, Token
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import ReferenceType, ref
 
-__all__ = ["WeakVar"]
+if TYPE_CHECKING:
+    from fractal._run import Run
+
+__all__ = ["WeakVar", "current_call", "current_run"]
 
 T = TypeVar("T")
 
@@ -33,3 +36,8 @@ class WeakVar(Generic[T]):
     def reset(self, token: Token[ReferenceType[T] | None]) -> None:
         """Set it back to what it was before `set`."""
         self._var.reset(token)
+
+
+current_run: WeakVar[Run] = WeakVar("fractal_run")
+current_call: ContextVar[str | None] = ContextVar("fractal_call", default=None)
+"""The run, and its tool call, that the current task works for."""
