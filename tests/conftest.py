@@ -7,18 +7,17 @@ import gc
 import inspect
 import os
 import signal
-import threading
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 import hypothesis
 import pytest
 
+from fractal import abandoned_threads
 from fractal.models import _connections
 from fractal.models._pool import machine_tls
-from fractal.testing import Endpoint
-from fractal.testing._leftovers import running_tasks
+from fractal.testing import Endpoint, assert_nothing_left
+from fractal.testing._leftovers import running_tasks, wait_until_empty
 from tests.support import BACKENDS
 
 # The same examples each time, so that a change is judged by what it changes, and not by chance. With
@@ -66,23 +65,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
-    """After each test no thread is left but the shared portal's, which stays by design, and its idle workers."""
-    before = set(threading.enumerate())
+    """After each test no thread, socket or file is left; not even an abandoned thread, which users may leave."""
     gc.freeze()  # the collection below then looks only at what the test has made, which is quick
-    yield
-    gc.collect()  # an unclosed socket or generator warns here, and warnings are errors
-    deadline = time.monotonic() + 5
-    while left := [t for t in threading.enumerate() if t not in before and not _stays(t)]:
-        if time.monotonic() > deadline:
-            pytest.fail(f"threads left: {left}")
-        left[0].join(0.05)
-
-
-def _stays(thread: threading.Thread) -> bool:
-    # Idle workers of the portal are daemons like it; trio keeps its own for the next run.
-    return thread.daemon and thread.name.startswith(
-        ("fractal portal", "AnyIO worker thread", "Trio thread", "asyncio_")
-    )
+    with assert_nothing_left():
+        yield
+        gc.collect()  # an unclosed socket or generator warns here, and warnings are errors
+    gone_on = wait_until_empty(lambda: [f"{each.name} at {each.where}" for each in abandoned_threads()], 5)
+    assert not gone_on, f"threads left: {gone_on}"
 
 
 def pytest_configure() -> None:

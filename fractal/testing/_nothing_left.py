@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import gc
-import sys
 from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio
 from anyio.lowlevel import current_token
@@ -101,9 +102,9 @@ def assert_nothing_left(*, within: float = 5.0) -> NothingLeft:
 
 @functools.cache
 def _warm_up() -> None:
-    """Have a pipe opened that uvloop opens once, and never closes."""
-    uvloop = sys.modules.get("uvloop")
-    if uvloop is not None:
+    """Have a pipe opened that uvloop opens once, and never closes; a block may be the first to use it."""
+    if find_spec("uvloop") is not None:
+        uvloop: Any = import_module("uvloop")
         uvloop.new_event_loop().close()
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -133,6 +136,19 @@ def test_an_event_loop_of_blocking_calls_that_ran_before_goes_on():
 def test_a_loop_with_all_its_agents_leaves_nothing(backend: str):
     with Endpoint() as endpoint, assert_nothing_left():
         assert anyio.run(asking(endpoint).run, "hi", backend=backend).success
+
+
+def test_a_block_that_is_the_first_of_its_process_to_use_uvloop_leaves_nothing():
+    pytest.importorskip("uvloop")
+    program = """
+        import anyio
+        from fractal.testing import assert_nothing_left
+
+        for use_uvloop in (False, True):
+            with assert_nothing_left(within=0.05):
+                anyio.run(anyio.sleep, 0, backend_options={"use_uvloop": use_uvloop})
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
 
 
 def test_a_thread_that_is_listed_as_abandoned_may_go_on(backend: str, until_the_end: threading.Event):
