@@ -92,8 +92,6 @@ GOALS: tuple[Goal, ...] = (
     Goal("the same with a user's AsyncOpenAI", 0.65, _ratio("fifty", "fractal-openai")),
     Goal("the same on trio", 0.32, _ratio("fifty", "fractal-trio")),
     Goal("the same on uvloop", 0.12, _ratio("fifty", "fractal-uvloop")),
-    Goal("the same with aiohttp's connections", 0.12, _ratio("fifty", "fractal-aiohttp")),
-    Goal("the same with aiohttp's connections, on uvloop", 0.12, _ratio("fifty", "fractal-aiohttp-uvloop")),
     Goal("500 at a time, 50 ms: CPU against by hand, AsyncOpenAI", 0.30, _ratio("five-hundred", "fractal")),
     Goal("50 at a time: CPU against by hand, httpx2", 1.0, _ratio("fifty", "fractal", "by-hand-httpx2")),
     Goal("500 at a time: CPU against by hand, httpx2", 1.0, _ratio("five-hundred", "fractal", "by-hand-httpx2")),

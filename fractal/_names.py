@@ -63,7 +63,6 @@ from fractal.errors import (
     ToolFailed as ToolFailed,
     ToolIgnoredCancellation as ToolIgnoredCancellation,
     ToolNameTaken as ToolNameTaken,
-    TransportUnavailable as TransportUnavailable,
     UnexpectedError as UnexpectedError,
     UserError as UserError,
 )
@@ -213,7 +212,6 @@ __all__ = [
     "ToolResult",
     "ToolReturnPart",
     "ToolStarted",
-    "TransportUnavailable",
     "UnexpectedError",
     "Usage",
     "UserError",

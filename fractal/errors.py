@@ -8,7 +8,6 @@ FractalError
 │   ├── ToolNameTaken            (ValueError) two tools of one name
 │   ├── InvalidMessages          (ValueError) a history that no endpoint would accept
 │   ├── ClientBoundToLoop        (RuntimeError) an HTTP client that cannot follow to a second event loop
-│   ├── TransportUnavailable     (RuntimeError) a transport that is not installed, or not for this event loop
 │   └── SyncInAsyncError         (RuntimeError) a blocking call where it would wait for itself
 ├── AnswerRejected               raised by an output validator of yours: the model is told why, and asked again
 └── RunError                     why a run did not succeed: in `AgentResult`, raised by `raise_for_error()`
@@ -86,7 +85,6 @@ __all__ = [
     "ToolFailed",
     "ToolIgnoredCancellation",
     "ToolNameTaken",
-    "TransportUnavailable",
     "UnexpectedError",
     "UserError",
 ]
@@ -181,14 +179,6 @@ class ClientBoundToLoop(UserError, RuntimeError):
             " it first. Make one agent (or one client) per loop, or leave http_client= out: then every loop gets"
             " its own connections by itself"
         )
-
-
-class TransportUnavailable(UserError, RuntimeError):
-    """A model's `transport` is not installed, or is not for this event loop."""
-
-    def __init__(self, transport: str, reason: str) -> None:
-        self.transport, self.reason = transport, reason
-        super().__init__(f"transport={transport!r} cannot be used: {reason}")
 
 
 class SyncInAsyncError(UserError, RuntimeError):

@@ -50,13 +50,6 @@ def shown(value: object) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", ascii(value))
 
 
-def skip_where_aiohttp_cannot_run(request: pytest.FixtureRequest) -> None:
-    """Skip a test of that transport on trio, whichever fixture says so."""
-    for name in {"anyio_backend", "backend"} & set(request.fixturenames):
-        if "trio" in request.getfixturevalue(name):
-            pytest.skip("aiohttp runs on asyncio only")
-
-
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Wait in a thread for something that blocks, so that the event loop goes on."""
     return await anyio.to_thread.run_sync(function, *arguments)

@@ -115,10 +115,6 @@ ADAPTERS: dict[str, Spec] = {
     "fractal-openai": Spec("fractal, a user's AsyncOpenAI", "fractal", "WithOpenAI"),
     "fractal-trio": Spec("fractal on trio", "fractal", "OnTrio"),
     "fractal-uvloop": Spec("fractal on uvloop", "fractal", "OnUvloop", needs=("uvloop",)),
-    "fractal-aiohttp": Spec("fractal with aiohttp", "fractal", "OnAiohttp", needs=("aiohttp",)),
-    "fractal-aiohttp-uvloop": Spec(
-        "fractal with aiohttp on uvloop", "fractal", "OnAiohttpAndUvloop", needs=("aiohttp", "uvloop")
-    ),
     "fractal-sync": Spec("fractal.sync, in threads", "fractal", "Sync"),
     "agno": Spec("agno", "agno", is_peer=True),
     "agent-framework": Spec("agent-framework", "agent_framework", is_peer=True),

@@ -138,23 +138,6 @@ class OnUvloop(Own):
     backend: ClassVar[tuple[str, dict[str, Any]] | None] = ("asyncio", {"use_uvloop": True})
 
 
-class OnAiohttp(Own):
-    """On asyncio, with aiohttp's connections."""
-
-    packages = ("fractal", "aiohttp")
-
-    def model(self, task: Task) -> Any:
-        """What sends the requests."""
-        return OpenAIModel(base_url=task.url, api_key="none", max_connections=task.connections, transport="aiohttp")
-
-
-class OnAiohttpAndUvloop(OnAiohttp):
-    """The same on uvloop."""
-
-    packages = ("fractal", "aiohttp", "uvloop")
-    backend: ClassVar[tuple[str, dict[str, Any]] | None] = ("asyncio", {"use_uvloop": True})
-
-
 class Sync(Own):
     """`fractal.sync`, called from threads."""
 

@@ -11,7 +11,7 @@ import anyio
 
 from fractal.errors import ConnectionFailed, MissingCredentials
 from fractal.models._faults import reply_from, translated
-from fractal.models._pool import Address, HttpPool, Pool, pool_of_this_loop
+from fractal.models._pool import Address, pool_of_this_loop
 from fractal.models._sse import ReplyReader
 from fractal.models.base import show_whole
 
@@ -35,24 +35,17 @@ class HttpWire:
         base_url: The endpoint. None: `OPENAI_BASE_URL`, or OpenAI's own.
         api_key: The key. None: `OPENAI_API_KEY`.
         max_connections: Connections of its own in each event loop. None: those that all share.
-        kind: The kind of pool.
     """
 
-    def __init__(
-        self,
-        base_url: str | None,
-        api_key: str | None,
-        max_connections: int | None = None,
-        kind: type[Pool] = HttpPool,
-    ) -> None:
-        self._base_url, self._api_key, self._max_connections, self._kind = base_url, api_key, max_connections, kind
+    def __init__(self, base_url: str | None, api_key: str | None, max_connections: int | None = None) -> None:
+        self._base_url, self._api_key, self._max_connections = base_url, api_key, max_connections
         self._known: tuple[_Facts, Address] | None = None
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it as it is encoded, read what comes back."""
         address = self._address()
         with translated(address.secret):
-            pool = await pool_of_this_loop(self._kind, self, self._max_connections)
+            pool = await pool_of_this_loop(self, self._max_connections)
             async with pool.place(request), pool.post(address, request.body()) as answer:
                 body = await answer.aread()
             return reply_from(answer.status_code, answer.headers, body, address.secret)
@@ -61,7 +54,7 @@ class HttpWire:
         """Send it, read the reply as it comes."""
         address = self._address()
         with translated(address.secret):
-            pool = await pool_of_this_loop(self._kind, self, self._max_connections)
+            pool = await pool_of_this_loop(self, self._max_connections)
             async with pool.place(request), pool.post(address, request.body()) as answer:
                 return await read_answer(answer, sink, address.secret)
 

@@ -8,8 +8,7 @@ end, which makes a generator that waits in `try: yield` the one end-of-loop hook
 from __future__ import annotations
 
 import functools
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Address",
     "HttpAnswer",
-    "HttpPool",
     "Pool",
     "close_idle_pools",
     "leave_pool",
@@ -83,11 +81,14 @@ class HttpAnswer(Protocol):
         ...
 
 
-class Pool(ABC):
-    """One loop's connections.
+class Pool:
+    """One loop's connections, and an httpx2 client that sends through them.
 
     Args:
         limit: Connections that may be open at a time; further requests wait their turn.
+
+    Attributes:
+        clones: SDK clients of users, as copies that send through `client`.
     """
 
     def __init__(self, limit: int) -> None:
@@ -96,6 +97,10 @@ class Pool(ABC):
         self._opening = anyio.Lock()
         self._users: WeakSet[object] = WeakSet()
         self._keeper = self._keep()
+        self.clones: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
+        self._templates: WeakKeyDictionary[Address, Template | None] = WeakKeyDictionary()
+        self._client: httpx2.AsyncClient | None = None
+        self._connections: Connections | None = None
 
     def is_entered_by(self, user: object) -> bool:
         """Whether the pool is open, and knows of a user."""
@@ -125,52 +130,6 @@ class Pool(ABC):
         """
         return self._places.place(request.paused)
 
-    @abstractmethod
-    def post(self, address: Address, body: bytes) -> AbstractAsyncContextManager[HttpAnswer]:
-        """Send a body; the answer can be read in the block, and its connection is free again after it.
-
-        Raises:
-            Exception: There is no answer; `translated` says what it means.
-        """
-
-    @abstractmethod
-    async def _open(self) -> None:
-        """Make what sends; no connection is open yet."""
-
-    @abstractmethod
-    async def _close(self) -> None:
-        """Close all connections."""
-
-    async def _open_once(self) -> None:
-        async with self._opening:
-            if not self._is_open:
-                await self._open()
-                # Runs up to the `yield` and does not wait, so it cannot be cancelled.
-                await self._keeper.__anext__()
-                self._is_open = True
-
-    async def _keep(self) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            _forget(self)
-            await self._close()
-
-
-class HttpPool(Pool):
-    """Our own connections, and an httpx2 client that sends through them.
-
-    Attributes:
-        clones: SDK clients of users, as copies that send through `client`.
-    """
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        self.clones: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
-        self._templates: WeakKeyDictionary[Address, Template | None] = WeakKeyDictionary()
-        self._client: httpx2.AsyncClient | None = None
-        self._connections: Connections | None = None
-
     @property
     def client(self) -> httpx2.AsyncClient:
         """An HTTP client on these connections, for users' SDK clients and for what is seldom."""
@@ -197,6 +156,24 @@ class HttpPool(Pool):
         others = self.client.stream("POST", address.url, content=body, headers=address.headers)
         return await others.__aenter__(), others
 
+    async def _open_once(self) -> None:
+        async with self._opening:
+            if not self._is_open:
+                # Importing httpx2 takes a tenth of a second: no event loop should stand still for it.
+                make = functools.partial(_new_client, self._limit)
+                made = await ThreadCall(make, "the making of an HTTP client", abandon=True).run()
+                self._client, self._connections = made
+                # Runs up to the `yield` and does not wait, so it cannot be cancelled.
+                await self._keeper.__anext__()
+                self._is_open = True
+
+    async def _keep(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            _forget(self)
+            await self.client.aclose()
+
     def _template(self, address: Address) -> Template | None:
         """The request without its body; None for what is left to the HTTP client: an address that redirects."""
         if address not in self._templates:
@@ -211,21 +188,13 @@ class HttpPool(Pool):
 
         return as_httpx2(answer)
 
-    async def _open(self) -> None:
-        # Importing httpx2 takes a tenth of a second: no event loop should stand still for it.
-        make = functools.partial(_new_client, self._limit)
-        self._client, self._connections = await ThreadCall(make, "the making of an HTTP client", abandon=True).run()
-
-    async def _close(self) -> None:
-        await self.client.aclose()
-
 
 class _Posting:
     """A body that is posted, and the answer, as a block; no generator, since every request has one."""
 
     __slots__ = ("_address", "_block", "_body", "_pool")
 
-    def __init__(self, pool: HttpPool, address: Address, body: bytes) -> None:
+    def __init__(self, pool: Pool, address: Address, body: bytes) -> None:
         self._pool, self._address, self._body = pool, address, body
         self._block: AbstractAsyncContextManager[Any] | None = None
 
@@ -268,32 +237,29 @@ def _new_client(limit: int) -> tuple[httpx2.AsyncClient, Connections | None]:
     return httpx2.AsyncClient(transport=Transport(connections), follow_redirects=True, timeout=timeout), connections
 
 
-_AnyPool = TypeVar("_AnyPool", bound=Pool)
-
-_pools: RunVar[dict[tuple[type[Pool], object], Pool]] = RunVar("fractal_http_pools")
+_pools: RunVar[dict[object, Pool]] = RunVar("fractal_http_pools")
 
 
-async def pool_of_this_loop(kind: type[_AnyPool], user: object, max_connections: int | None = None) -> _AnyPool:
-    """The running loop's pool of a kind.
+async def pool_of_this_loop(user: object, max_connections: int | None = None) -> Pool:
+    """The running loop's pool.
 
     Args:
-        kind: The kind.
         user: Who uses it; remembered, weakly, until `leave_pool`.
         max_connections: For a user who wants a pool of his own: its connections. None: the pool that all share.
     """
     pools = _pools_here()
-    key = (kind, None if max_connections is None else user)
-    pool = pools.get(key)
+    owner = None if max_connections is None else user
+    pool = pools.get(owner)
     if pool is None:
-        pool = pools[key] = kind(max_connections or default_limit())
+        pool = pools[owner] = Pool(max_connections or default_limit())
     if not pool.is_entered_by(user):
         await pool.enter(user)
-    return cast("_AnyPool", pool)
+    return pool
 
 
 async def leave_pool(user: object) -> None:
     """Say that this user is done; the last one closes the running loop's connections."""
-    for pool in [pool for (_, owner), pool in _pools_here().items() if owner in (None, user)]:
+    for pool in [pool for owner, pool in _pools_here().items() if owner in (None, user)]:
         await pool.leave(user)
 
 
@@ -314,11 +280,11 @@ def default_limit() -> int:
     return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(min(MOST_CONNECTIONS, files // 2), 1)
 
 
-def _pools_here() -> dict[tuple[type[Pool], object], Pool]:
+def _pools_here() -> dict[object, Pool]:
     try:
         return _pools.get()
     except LookupError:
-        pools: dict[tuple[type[Pool], object], Pool] = {}
+        pools: dict[object, Pool] = {}
         _pools.set(pools)
         return pools
 

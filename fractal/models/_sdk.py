@@ -19,7 +19,7 @@ from fractal._threads import ThreadCall
 from fractal.errors import ClientBoundToLoop
 from fractal.models._faults import reply_from, translated
 from fractal.models._http import JSON, is_stream, read_answer, read_whole
-from fractal.models._pool import HttpPool, pool_of_this_loop
+from fractal.models._pool import Pool, pool_of_this_loop
 from fractal.models._sse import ReplyReader
 
 if TYPE_CHECKING:
@@ -74,17 +74,17 @@ class SdkWire:
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it through the SDK, read the raw answer."""
-        pool = await pool_of_this_loop(HttpPool, self, self._max_connections)
+        pool = await pool_of_this_loop(self, self._max_connections)
         async with pool.place(request):
             return await _respond(self._client_in(pool), request)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it through the SDK, read the raw stream."""
-        pool = await pool_of_this_loop(HttpPool, self, self._max_connections)
+        pool = await pool_of_this_loop(self, self._max_connections)
         async with pool.place(request):
             return await _stream(self._client_in(pool), request, sink)
 
-    def _client_in(self, pool: HttpPool) -> Any:
+    def _client_in(self, pool: Pool) -> Any:
         clone = pool.clones.get(self._client)
         if clone is None:
             clone = pool.clones[self._client] = self._clone(pool.client)

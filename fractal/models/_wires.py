@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
-from fractal.errors import InvalidArguments, TransportUnavailable
+from fractal.errors import InvalidArguments
 from fractal.models._http import HttpWire
 
 if TYPE_CHECKING:
-    from fractal.models._pool import Pool
     from fractal.models.base import ModelRequest, Reply, Sink
 
-__all__ = ["Transport", "Wire", "streamed", "wire_for"]
-
-Transport = Literal["aiohttp"]
-"""What can send in place of our own connections."""
+__all__ = ["Wire", "streamed", "wire_for"]
 
 
 class Wire(Protocol):
@@ -46,7 +41,6 @@ def wire_for(
     base_url: str | None = None,
     api_key: str | None = None,
     max_connections: int | None = None,
-    transport: Transport | None = None,
 ) -> Wire:
     """Choose the way for a client.
 
@@ -55,15 +49,10 @@ def wire_for(
         base_url: For no client: the endpoint. None: `OPENAI_BASE_URL`, or OpenAI's own.
         api_key: For no client: the key. None: `OPENAI_API_KEY`.
         max_connections: Connections of its own in each event loop. None: those that all share.
-        transport: For no client: what sends. None: our own connections.
 
     Raises:
-        InvalidArguments: The object is none of these, or it makes its connections itself and a number is given; or
-            there is no such transport, or a client beside it.
-        TransportUnavailable: The transport is not installed.
+        InvalidArguments: The object is none of these, or it makes its connections itself and a number is given.
     """
-    if transport is not None:
-        return HttpWire(base_url, api_key, max_connections, _pool_for(transport, client))
     if client is None:
         return HttpWire(base_url, api_key, max_connections)
     # Nobody else needs them.
@@ -86,20 +75,6 @@ def wire_for(
         )
     _require_no_limit(client, max_connections)
     return ObjectWire(create)
-
-
-def _pool_for(transport: str, client: object) -> type[Pool]:
-    if transport not in get_args(Transport):
-        raise InvalidArguments(
-            f"transport={transport!r}: there is {', '.join(map(repr, get_args(Transport)))}, or None"
-        )
-    if client is not None:
-        raise InvalidArguments(f"transport={transport!r} is for no client: {type(client).__name__} sends by itself")
-    if importlib.util.find_spec("aiohttp") is None:
-        raise TransportUnavailable(transport, "it is not installed: pip install 'fractal[aiohttp]'")
-    from fractal.models._aiohttp import AiohttpPool
-
-    return AiohttpPool
 
 
 def _require_no_limit(client: object, max_connections: int | None) -> None:

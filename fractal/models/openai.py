@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from fractal.errors import InvalidArguments, StatusError
 from fractal.models._pool import leave_pool
@@ -28,13 +28,10 @@ class OpenAIModel:
         max_connections: Connections that this model may have open in each event loop, besides those of other models;
             further requests wait their turn, in their order. None: it shares the loop's connections with all other
             models that say nothing: 1000, or half of the files that the process may open if that is less.
-        transport: Without a client: `"aiohttp"` to send with that library, which costs less and runs on asyncio only.
-            None: our own connections, on any event loop.
 
     Raises:
-        InvalidArguments: `client` is something else, or makes its connections itself and `max_connections` or
-            `transport` is given; or `model` is no name, or `max_connections` no number from 1 up.
-        TransportUnavailable: aiohttp is not installed. In a run: the run is not on asyncio.
+        InvalidArguments: `client` is something else, or makes its connections itself and `max_connections` is
+            given; or `model` is no name, or `max_connections` no number from 1 up.
 
     Example:
         >>> model = OpenAIModel(base_url="http://127.0.0.1:8000/v1")
@@ -48,15 +45,12 @@ class OpenAIModel:
         api_key: str | None = None,
         model: str | None = None,
         max_connections: int | None = None,
-        transport: Literal["aiohttp"] | None = None,
     ) -> None:
         if model is not None and (not isinstance(model, str) or not model):
             raise InvalidArguments(f"model={model!r}: give the name of a model, or None")
         if max_connections is not None and not _is_count(max_connections):
             raise InvalidArguments(f"max_connections={max_connections!r}: give a whole number from 1 up, or None")
-        self._wire = wire_for(
-            client, base_url=base_url, api_key=api_key, max_connections=max_connections, transport=transport
-        )
+        self._wire = wire_for(client, base_url=base_url, api_key=api_key, max_connections=max_connections)
         self._model = model
         self._tells_usage = True  # until the endpoint says that it does not know the field
 

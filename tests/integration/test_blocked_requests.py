@@ -6,22 +6,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import anyio
 import httpx
 import httpx2
 import openai
 import pytest
 
-from fractal import BaseAgent, FallbackModel, InvalidArguments, OpenAIModel, sync, tool
+from fractal import BaseAgent, FallbackModel, InvalidArguments, ModelRequest, OpenAIModel, Reply, sync, tool
 from fractal.testing import Endpoint, RealRequestBlocked, ScriptedModel, answers, block_real_requests
-from tests.support import in_thread, skip_where_aiohttp_cannot_run
+from tests.support import in_thread
 
 REAL = "https://models.example/v1"
 
 # Each way to an endpoint that an agent knows, as a client for a base URL.
 WAYS: dict[str, Callable[[str], Any]] = {
     "own": lambda url: OpenAIModel(base_url=url, api_key="any"),
-    "aiohttp": lambda url: OpenAIModel(base_url=url, api_key="any", transport="aiohttp"),
     "SDK": lambda url: openai.AsyncOpenAI(base_url=url, api_key="any"),
     "SDK, blocking": lambda url: openai.OpenAI(base_url=url, api_key="any"),
     "SDK, own HTTP": lambda url: openai.AsyncOpenAI(base_url=url, api_key="any", http_client=httpx2.AsyncClient()),
@@ -32,8 +32,7 @@ WAYS: dict[str, Callable[[str], Any]] = {
 
 @pytest.fixture(params=WAYS)
 def client_for(request: pytest.FixtureRequest) -> Callable[[str], Any]:
-    if request.param == "aiohttp":
-        skip_where_aiohttp_cannot_run(request)
+    """Makes a client of each kind for a base URL."""
     return WAYS[request.param]
 
 
@@ -121,6 +120,20 @@ def test_a_plain_tool_that_asks_a_model_is_blocked(backend: str):
     agent = BaseAgent("Outer", "o", client=ScriptedModel([answers.call("ask"), "an answer"])).add_tool(ask)
     with block_real_requests(), pytest.raises(RealRequestBlocked):
         anyio.run(agent.run, "hi", backend=backend)
+
+
+class ByAiohttp:
+    """A model of the user's own, with a client that is none of ours."""
+
+    async def respond(self, request: ModelRequest) -> Reply:
+        async with aiohttp.ClientSession() as session, session.post(f"{REAL}/chat/completions", data=request.body()):
+            return Reply(text="not blocked")
+
+
+def test_a_model_that_sends_with_aiohttp_is_blocked():
+    with block_real_requests() as blocked, pytest.raises(RealRequestBlocked):
+        anyio.run(BaseAgent("A", "a", client=ByAiohttp()).run, "hi")
+    assert blocked == [f"{REAL}/chat/completions"]
 
 
 async def test_a_transport_that_only_plays_an_endpoint_is_let_alone():

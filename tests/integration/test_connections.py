@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +16,6 @@ import anyio
 import httpx2
 import openai
 import pytest
-import trio
 
 from fractal import (
     BaseAgent,
@@ -27,32 +24,19 @@ from fractal import (
     Limits,
     OpenAIModel,
     RequestTimedOut,
-    TransportUnavailable,
 )
-from fractal.models import _aiohttp, _connection, _connections, _pool
+from fractal.models import _connection, _connections, _pool
 from fractal.testing import Endpoint, answers
 from tests.certificate import CERTIFICATE, KEY
-from tests.support import in_thread, skip_where_aiohttp_cannot_run
+from tests.support import in_thread
 
 StartEndpoint = Callable[..., Endpoint]
 MakeModel = Callable[..., OpenAIModel]
 
 
-@pytest.fixture(params=["own", "aiohttp"])
-def wire(request: pytest.FixtureRequest) -> MakeModel:
-    """Makes a model that sends by itself: on our own connections, or on those of aiohttp."""
-    if request.param == "own":
-        return OpenAIModel
-    skip_where_aiohttp_cannot_run(request)
-    return partial(OpenAIModel, transport="aiohttp")
-
-
-@pytest.fixture(params=["none", "aiohttp", "AsyncOpenAI"])
+@pytest.fixture(params=["none", "AsyncOpenAI"])
 def model(request: pytest.FixtureRequest) -> MakeModel:
     """Makes a model of each kind that has its connections from us; all for the endpoint of the environment."""
-    if request.param == "aiohttp":
-        skip_where_aiohttp_cannot_run(request)
-        return partial(OpenAIModel, transport="aiohttp")
 
     def make(**options: Any) -> OpenAIModel:
         return OpenAIModel(openai.AsyncOpenAI() if request.param == "AsyncOpenAI" else None, **options)
@@ -198,11 +182,11 @@ async def test_a_request_cut_while_it_waits_takes_no_place(model: MakeModel, end
     assert one.connections_opened == 1
 
 
-async def test_a_request_cut_while_it_connects_gives_its_place_back(wire: MakeModel, endpoint: StartEndpoint):
+async def test_a_request_cut_while_it_connects_gives_its_place_back(endpoint: StartEndpoint):
     # A server that takes the connection and never says a word of TLS.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         silent = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
-        model = wire(base_url=silent, api_key="sk-test", max_connections=1)
+        model = OpenAIModel(base_url=silent, api_key="sk-test", max_connections=1)
         agent = BaseAgent("A", "a", client=model)
         for _ in range(2):  # the second would wait for ever if the first had kept its place
             async with anyio.create_task_group() as group:
@@ -219,7 +203,6 @@ async def test_a_connection_that_waited_too_long_is_not_used_again(
     model: MakeModel, endpoint: StartEndpoint, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(_connections, "KEEP_ALIVE", 0.0)
-    monkeypatch.setattr(_aiohttp, "KEEP_ALIVE", 0.0)
     one = endpoint("hello")
     async with BaseAgent("A", "a", client=model(max_connections=5)) as agent:
         for opened in (1, 2, 3):
@@ -228,9 +211,9 @@ async def test_a_connection_that_waited_too_long_is_not_used_again(
         await in_thread(wait_until, lambda: one.connections == 1)
 
 
-async def test_a_connection_that_the_endpoint_has_closed_is_not_used_again(wire: MakeModel):
+async def test_a_connection_that_the_endpoint_has_closed_is_not_used_again():
     with serving(whole(HELLO), whole(HELLO), whole(HELLO)) as server:
-        agent = BaseAgent("A", "a", client=wire(base_url=server.url, api_key="sk-test"))
+        agent = BaseAgent("A", "a", client=OpenAIModel(base_url=server.url, api_key="sk-test"))
         for _ in range(3):
             result = await agent.run("go", max_retries=0)
             assert result.content == "hello"
@@ -281,12 +264,10 @@ async def test_certificates_are_read_once_in_a_thread_and_for_https_alone(
     assert read_by != [threading.current_thread()]
 
 
-async def test_an_endpoint_that_nobody_vouches_for_is_not_asked(
-    wire: MakeModel, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
-):
+async def test_an_endpoint_that_nobody_vouches_for_is_not_asked(tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SSL_CERT_FILE")
     with serving(whole(HELLO), tls=tls) as server:
-        agent = BaseAgent("A", "a", client=wire(base_url=server.url, api_key="sk-test", max_connections=1))
+        agent = BaseAgent("A", "a", client=OpenAIModel(base_url=server.url, api_key="sk-test", max_connections=1))
         result = await agent.run("go", max_retries=0)
     assert isinstance(result.exception, ConnectionFailed)
     assert "certificate verify failed" in str(result.exception)
@@ -305,9 +286,9 @@ CHUNKED = b"".join(b"%x;extension=1\r\n%b\r\n" % (len(part), part) for part in (
     ],
     ids=["length", "hints and close", "chunks", "to the end"],
 )
-async def test_an_answer_is_read_in_each_form_that_http_has(wire: MakeModel, answer: bytes):
+async def test_an_answer_is_read_in_each_form_that_http_has(answer: bytes):
     with serving(answer, answer) as server:
-        agent = BaseAgent("A", "a", client=wire(base_url=server.url, api_key="sk-test"))
+        agent = BaseAgent("A", "a", client=OpenAIModel(base_url=server.url, api_key="sk-test"))
         for _ in range(2):
             assert (await agent.run("go", max_retries=0)).content == "hello"
             await server.has_closed()
@@ -323,14 +304,14 @@ async def test_an_answer_is_read_in_each_form_that_http_has(wire: MakeModel, ans
     ],
     ids=["nothing", "another protocol", "an endless head", "half of it"],
 )
-async def test_what_is_no_answer_is_named_and_may_be_asked_again(wire: MakeModel, answer: bytes, words: str):
+async def test_what_is_no_answer_is_named_and_may_be_asked_again(answer: bytes, words: str):
     with serving(answer, answer) as server:
-        agent = BaseAgent("A", "a", client=wire(base_url=server.url, api_key="sk-test"))
+        agent = BaseAgent("A", "a", client=OpenAIModel(base_url=server.url, api_key="sk-test"))
         for _ in range(2):
             error = (await agent.run("go", max_retries=0)).exception
             assert isinstance(error, ConnectionFailed)
             assert error.retryable
-            assert (words if wire is OpenAIModel else "no whole answer") in str(error)
+            assert words in str(error)
             await server.has_closed()
 
 
@@ -344,20 +325,18 @@ async def test_a_connection_on_which_more_came_than_was_asked_for_is_not_used_ag
 
 
 async def test_an_endpoint_that_says_nothing_for_too_long_is_given_up(
-    wire: MakeModel, endpoint: StartEndpoint, monkeypatch: pytest.MonkeyPatch
+    endpoint: StartEndpoint, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in (_pool, _aiohttp):
-        monkeypatch.setattr(module, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(_pool, "READ_TIMEOUT", 0.2)
     endpoint(answers.hang())
     client = openai.AsyncOpenAI(timeout=0.2)
-    for each in (wire(max_connections=1), client):
+    for each in (OpenAIModel(max_connections=1), client):
         result = await BaseAgent("A", "a", client=each).run("go", max_retries=0)
         assert isinstance(result.exception, RequestTimedOut), result
     with socket.create_server(("127.0.0.1", 0)) as silent:  # never a word of TLS
-        for module in (_pool, _aiohttp):
-            monkeypatch.setattr(module, "CONNECT_TIMEOUT", 0.2)
+        monkeypatch.setattr(_pool, "CONNECT_TIMEOUT", 0.2)
         url = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
-        agent = BaseAgent("A", "a", client=wire(base_url=url, api_key="sk-test", max_connections=1))
+        agent = BaseAgent("A", "a", client=OpenAIModel(base_url=url, api_key="sk-test", max_connections=1))
         result = await agent.run("go", max_retries=0)
         assert isinstance(result.exception, ConnectionFailed)
         assert "in time" in str(result.exception)
@@ -422,23 +401,6 @@ class FakeClient:
             def create() -> None: ...
 
 
-def test_a_transport_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(InvalidArguments, match="'aiohttp', or None"):
-        OpenAIModel(transport="curl")  # type: ignore[arg-type]
-    with pytest.raises(InvalidArguments, match="AsyncOpenAI sends by itself"):
-        OpenAIModel(openai.AsyncOpenAI(api_key="k"), transport="aiohttp")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(TransportUnavailable, match=r"pip install 'fractal\[aiohttp\]'"):
-        OpenAIModel(transport="aiohttp")
-
-
-def test_a_transport_of_another_event_loop_is_named():
-    agent = BaseAgent("A", "a", client=OpenAIModel(base_url="http://127.0.0.1:1/v1", transport="aiohttp"))
-    with pytest.raises(TransportUnavailable, match="needs asyncio") as caught:
-        trio.run(agent.run, "go")
-    assert caught.value.transport == "aiohttp"
-
-
 async def test_a_proxy_of_the_environment_is_asked_except_for_what_is_exempt(
     model: MakeModel, endpoint: StartEndpoint, monkeypatch: pytest.MonkeyPatch
 ):
@@ -451,25 +413,25 @@ async def test_a_proxy_of_the_environment_is_asked_except_for_what_is_exempt(
     assert [request.path for request in proxy.requests] == ["http://elsewhere.invalid/v1/chat/completions"]
 
 
-async def test_a_redirect_is_followed(wire: MakeModel, endpoint: StartEndpoint):
+async def test_a_redirect_is_followed(endpoint: StartEndpoint):
     one = endpoint("hello")
     there = whole(b"", f"Location: {one.url}/chat/completions", status="307 Temporary Redirect")
     # Our own connections ask twice before it is known, and from then on leave it to httpx2.
-    with serving(*[there] * (3 if wire is OpenAIModel else 2)) as server:
-        agent = BaseAgent("A", "a", client=wire(base_url=server.url, api_key="sk-test"))
+    with serving(*[there] * 3) as server:
+        agent = BaseAgent("A", "a", client=OpenAIModel(base_url=server.url, api_key="sk-test"))
         assert (await agent.run("go")).content == "hello"
         async with agent.stream("go") as stream:
             assert [piece async for piece in stream.text()] == ["hello"]
     assert [request.body["messages"][-1]["content"] for request in one.requests] == ["go", "go"]
 
 
-async def test_a_compressed_answer_is_read(wire: MakeModel):
+async def test_a_compressed_answer_is_read():
     chunk = {"choices": [{"delta": {"content": "hello"}, "finish_reason": "stop"}]}
     events = gzip.compress(b"data: %b\n\ndata: [DONE]\n\n" % json.dumps(chunk).encode())
     headers = "Content-Encoding: gzip", "Connection: close"
     streamed = whole(events, *headers).replace(b"application/json", b"text/event-stream")
     with serving(whole(gzip.compress(HELLO), *headers), streamed) as server:
-        agent = BaseAgent("A", "a", client=wire(base_url=server.url, api_key="sk-test"))
+        agent = BaseAgent("A", "a", client=OpenAIModel(base_url=server.url, api_key="sk-test"))
         assert (await agent.run("go", max_retries=0)).content == "hello"
         await server.has_closed()
         async with agent.stream("go", max_retries=0) as stream:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
-from fractal import BaseAgent, OpenAIModel, RetryScheduled, _ask
+from fractal import BaseAgent, RetryScheduled, _ask
 from fractal.testing import Endpoint, answers
 from fractal.testing.answers import AnswerLike
-from tests.support import assert_continuable, calls_then, skip_where_aiohttp_cannot_run
+from tests.support import assert_continuable, calls_then
 
 StartEndpoint = Callable[..., Endpoint]
 
@@ -22,12 +22,9 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ask, "FIRST_BACK_OFF", 0.01)
 
 
-@pytest.fixture(params=["own wire", "aiohttp", "AsyncOpenAI"])
+@pytest.fixture(params=["own wire", "AsyncOpenAI"])
 def client(request: pytest.FixtureRequest) -> Callable[[], Any]:
     """All ways to the wire meet the same faults; an SDK client is made when the endpoint is there."""
-    if request.param == "aiohttp":
-        skip_where_aiohttp_cannot_run(request)
-        return lambda: OpenAIModel(transport="aiohttp")
     return (lambda: None) if request.param == "own wire" else AsyncOpenAI
 
 

@@ -32,7 +32,7 @@ from fractal import (
 from fractal.events import ToolCallDelta
 from fractal.models.openai import OpenAIModel
 from tests.llmock_server import LlmockServer, running_llmock
-from tests.support import assert_continuable, in_thread, outcomes, skip_where_aiohttp_cannot_run
+from tests.support import assert_continuable, in_thread, outcomes
 
 pytest.importorskip("llmock", reason="llmock, the endpoint of these tests, comes with the dev extra")
 
@@ -62,12 +62,9 @@ def llmock_server(request: pytest.FixtureRequest) -> LlmockServer:
     return server
 
 
-@pytest.fixture(params=["own wire", "aiohttp", "AsyncOpenAI"])
+@pytest.fixture(params=["own wire", "AsyncOpenAI"])
 def client(request: pytest.FixtureRequest, llmock_server: LlmockServer) -> Any:
     """All ways to the wire."""
-    if request.param == "aiohttp":
-        skip_where_aiohttp_cannot_run(request)
-        return OpenAIModel(base_url=llmock_server.url, api_key="sk-test", transport="aiohttp")
     kind = OpenAIModel if request.param == "own wire" else AsyncOpenAI
     return kind(base_url=llmock_server.url, api_key="sk-test")
 

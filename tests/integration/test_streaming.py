@@ -62,7 +62,7 @@ from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.testing.answers import AnswerLike
 from fractal.testing.endpoint import RecordedRequest
 from tests.streams import Watch, assert_well_formed, call_delta, delta, sse, sse_bytes, text_of
-from tests.support import assert_continuable, calls_then, in_thread, outcomes, skip_where_aiohttp_cannot_run
+from tests.support import assert_continuable, calls_then, in_thread, outcomes
 
 StartEndpoint = Callable[..., Endpoint]
 SENTENCE = "One two three four five six seven eight nine ten."
@@ -613,7 +613,6 @@ async def test_left_in_the_middle_of_text_the_endpoint_sees_the_client_go(
 
 CLIENTS: dict[str, Callable[[], Any]] = {
     "own HTTP": lambda: None,
-    "aiohttp": lambda: OpenAIModel(transport="aiohttp"),
     "AsyncOpenAI": openai.AsyncOpenAI,
     "OpenAI": openai.OpenAI,
 }
@@ -622,8 +621,6 @@ CLIENTS: dict[str, Callable[[], Any]] = {
 @pytest.fixture(params=CLIENTS)
 def client(request: pytest.FixtureRequest) -> Callable[[], Any]:
     """The ways to an endpoint that stop at once; made when the endpoint is there."""
-    if request.param == "aiohttp":
-        skip_where_aiohttp_cannot_run(request)
     return CLIENTS[request.param]
 
 
@@ -1349,8 +1346,6 @@ ALL_CLIENTS: dict[str, Callable[[], Any]] = {
 
 @asynccontextmanager
 async def any_client(name: str) -> AsyncIterator[Any]:
-    if name == "aiohttp" and anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
-        pytest.skip("aiohttp runs on asyncio only")
     client = ALL_CLIENTS[name]()
     try:
         yield client
