@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from fractal._current import WeakVar
 from fractal._scopes import waiting
 from fractal._stuck import place_in_thread, place_of
 from fractal.events import ToolFinished, ToolStarted
@@ -20,12 +21,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Call"]
 
+_around: WeakVar[Call] = WeakVar("fractal_call_around")
+
 
 class Call:
     """One call while it runs."""
 
     __slots__ = (
+        "__weakref__",
+        "_above",
+        "_below",
         "_told",
+        "_where",
         "abandoned",
         "bound",
         "cut_at",
@@ -43,6 +50,10 @@ class Call:
 
     def __init__(self, run: Run, bound: BoundCall) -> None:
         self.run, self.bound = run, bound
+        self._above = above = _around.get()
+        self._below: set[Call] = set()
+        if above is not None:
+            above._below.add(self)
         self.started = run.now()
         self.cut_at = math.inf  # when its scope ends it
         self.scope: anyio.CancelScope | None = None  # there is one where it has a time of its own
@@ -51,6 +62,7 @@ class Call:
         self.exception: BaseException | None = None
         self.abandoned = False
         self.named = False  # already reported as not stopping
+        self._where: str | None = None  # and where it was then
         self.work: object = None  # what it waits for: the tool's coroutine, or a `ThreadCall`
         self.waits_for: str | None = None  # what it was waiting for when it was cut before it began
         self.needs_approval = bound.tool is not None and bound.tool.options.requires_approval
@@ -78,6 +90,8 @@ class Call:
             self.text = f"Error: {error}"
         if outcome == "abandoned":
             self.run.note_abandoned(result)
+        elif self._above is not None:
+            self._above._below.discard(self)
 
     def returned(self, content: Any, text: str) -> None:
         """Note what the tool returned, and how the model sees that; too late once the call has an outcome."""
@@ -92,11 +106,21 @@ class Call:
     def _note_wait(self, what: str) -> None:
         self.waits_for = what
 
+    def enter(self) -> None:
+        """Be what later calls in this context belong to."""
+        _around.set(self)
+
+    def bottom(self) -> Call:
+        """What does not stop if this does not: one of the calls that it waits for, in runs below, or itself."""
+        return next((call.bottom() for call in self._below), self)
+
     def name_as_stuck(self, grace: float, then: str) -> str | None:
-        """Warn that it goes on after its grace; returns where it is, if that is known."""
+        """Warn, once, that it goes on after its grace; returns where it is, if that is known."""
+        if self.named:
+            return self._where
         self.named = True
         thread = getattr(self.work, "thread", None)
-        where = place_in_thread(thread) if thread is not None else place_of(self.work)
+        self._where = where = place_in_thread(thread) if thread is not None else place_of(self.work)
         stuck = f", stuck at {where}" if where else ""
         self.run.warn(f"tool {self.bound.name!r} has not stopped {grace:g} s after it was cancelled{stuck}; {then}")
         return where

@@ -82,6 +82,7 @@ async def run_call(call: Call, group: TaskGroup, start_clock: Callable[[Call], N
 
 async def _invoke_or_note_cut(call: Call, group: TaskGroup, start_clock: Callable[[Call], None]) -> None:
     current_call.set(call.bound.call_id)  # each call has a task, and so a context, of its own
+    call.enter()
     try:
         if call.needs_approval:
             if not await _is_approved(call):
@@ -227,9 +228,13 @@ async def _in_task_of_its_own(call: Call, make_call: Callable[[], Awaitable[None
             if not task.has_ended:
                 call.abandoned, abandoned_at = True, call.run.now()
                 twins.gate(function).take()
-                where = call.name_as_stuck(grace, "the run ends without it")
+                stuck = call.bottom()
+                where = stuck.name_as_stuck(grace, "the run ends without it")
+                through = call.bound.name if stuck is not call else None
                 # Where else would it be told? Who cancels a run believes that nothing of it is left.
-                raise ToolIgnoredCancellation(call.bound.name, where, grace) from cancellation
+                raise ToolIgnoredCancellation(
+                    stuck.bound.name, where, grace, call_id=stuck.bound.call_id, through=through
+                ) from cancellation
         raise
     if call.result is None:
         call.end("error", error=_CANCELLED_INSIDE)

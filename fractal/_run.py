@@ -31,7 +31,7 @@ from fractal._window import Window, WindowView
 from fractal.context import RunContext
 from fractal.errors import BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
 from fractal.events import Event, LimitHit, Observer, RunEvent, RunFinished, RunStarted, WarningRaised
-from fractal.limits import DEFAULT_LIMITS, Budget, Limits
+from fractal.limits import DEFAULT_LIMITS, Budget, Limits, limits_below
 from fractal.results import AgentResult, ToolResult, Usage
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Run:
         self.run_id = os.urandom(16).hex()
         self.agent = settings.agent
         self.depth: int = parent.depth + 1 if parent else 0
-        self.limits: Limits = settings.limits.over(DEFAULT_LIMITS)
+        self.limits: Limits = settings.limits.over(limits_below(parent.limits) if parent else DEFAULT_LIMITS)
         self.deps: Any = settings.deps if settings.deps is not None or parent is None else parent.deps
         self.approve: Hook | None = settings.approve or (parent.approve if parent else None)
         self.budget: Budget = Budget(self.limits, parent.budget if parent else None)

@@ -420,16 +420,27 @@ class ToolIgnoredCancellation(RunError):
         tool_name: The tool's name.
         where: Where it is stuck, as `file.py:12 in function`; None if no line of a user's own is known.
         grace: Seconds it had.
+        call_id: Id of its call, or None.
+        through: The tool of the run that ended without it that waits for it, if that is another: a delegate, say.
     """
 
     stop_reason = "tool_error"
 
-    def __init__(self, tool_name: str, where: str | None, grace: float) -> None:
-        self.tool_name, self.where, self.grace = tool_name, where, grace
+    def __init__(
+        self,
+        tool_name: str,
+        where: str | None,
+        grace: float,
+        *,
+        call_id: str | None = None,
+        through: str | None = None,
+    ) -> None:
+        self.tool_name, self.where, self.grace, self.call_id, self.through = tool_name, where, grace, call_id, through
         stuck = f", stuck at {where}" if where else ""
+        called = f", called through {through!r}," if through else ""
         super().__init__(
-            f"tool {tool_name!r} has not stopped {grace:g} s after it was cancelled{stuck}; the run ended without it."
-            " Let it pass the cancellation on, or give it more time: Limits(grace=…)"
+            f"tool {tool_name!r}{called} has not stopped {grace:g} s after it was cancelled{stuck}; the run ended"
+            " without it. Let it pass the cancellation on, or give it more time: Limits(grace=…)"
         )
 
 

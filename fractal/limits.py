@@ -13,7 +13,7 @@ from fractal.errors import BudgetExceeded, InvalidArguments
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Budget", "Limits", "Reservation", "Resource", "limit_of_iterations"]
+__all__ = ["Budget", "Limits", "Reservation", "Resource", "limit_of_iterations", "limits_below"]
 
 Resource = Literal["requests", "tool_calls", "tokens"]
 
@@ -38,7 +38,8 @@ class Limits:
         grace: Seconds an async tool has to clean up after it was cancelled before it is named in a warning.
             Default 5.
         on_stubborn: What becomes of a run whose async tool goes on for longer than its grace. `"wait"`, the default:
-            the run waits for it. `"raise"`: the run leaves it to itself and raises `ToolIgnoredCancellation`.
+            the run waits for it. `"raise"`: the run leaves it to itself and raises `ToolIgnoredCancellation`. A run
+            below does as the one above it, unless its own limits say otherwise.
         reserve: Seconds kept back at the end of the run's time: when only these are left, tools are cut, no tool
             is offered any more, and the model is asked for a final answer. Default 0: no such turn.
 
@@ -90,6 +91,12 @@ def limit_of_iterations(max_iterations: int) -> Limits:
 @functools.lru_cache(maxsize=256, typed=True)  # typed: 1 is a number of iterations, True is none
 def _of_iterations(max_iterations: int) -> Limits:
     return Limits(max_iterations=max_iterations)
+
+
+@functools.lru_cache(maxsize=256)
+def limits_below(above: Limits) -> Limits:
+    """What holds for a run below another where its own limits say nothing; the counts of both are in the ledger."""
+    return Limits(on_stubborn=above.on_stubborn).over(DEFAULT_LIMITS)
 
 
 DEFAULT_LIMITS = Limits(max_iterations=10, max_depth=8, grace=5.0, reserve=0.0, on_stubborn="wait")

@@ -60,6 +60,7 @@ class Stubborn(BaseAgent):
         self.free.set()
         with anyio.fail_after(5):
             await self.over.wait()
+            await anyio.wait_all_tasks_blocked()  # what waited for it ends with it
 
     @property
     def last(self) -> AgentResult:
@@ -210,6 +211,59 @@ async def test_it_passes_through_the_runs_above(how: str):
     assert caught.value.result.agent_name == "Parent"
     assert [each.tool_name for each in caught.value.result.abandoned] == ["hold"]
     await child.let_go()
+
+
+@pytest.mark.parametrize("below", [None, 0.2, 2.0], ids=["inherited", "same grace", "more grace"])
+@pytest.mark.parametrize("how", ["delegate", "tool"])
+@pytest.mark.parametrize("cut", [scope, native, partial(native, times=3)], ids=["scope", "native", "native thrice"])
+async def test_the_run_above_names_the_tool_at_the_bottom(
+    cut: Any, how: str, below: float | None, anyio_backend_name: str
+):
+    if cut is not scope and anyio_backend_name != "asyncio":
+        pytest.skip("asyncio's own")
+    child = Stubborn(HOLD, limits=Limits() if below is None else Limits(grace=below, on_stubborn="raise"))
+    model = ScriptedModel([answers.calls(answers.call("ask", {"query": "?"})), "never"])
+    events: list[Any] = []
+    parent = BaseAgent("Parent", "You ask.", client=model, limits=LEAVE, observers=[events.append])
+    if how == "delegate":
+        parent.register_delegate(child, "ask")
+    else:
+
+        async def ask(query: str) -> str:
+            return str((await child.run(query)).content)
+
+        parent.add_tool(ask)
+    with anyio.fail_after(5), pytest.raises(ToolIgnoredCancellation) as caught:
+        await cut(lambda: parent.run("go"))
+    await child.let_go()
+    error = caught.value
+    [hold] = [event for event in child.events if event.kind == "tool_started"]
+    assert (error.tool_name, error.call_id) == ("hold", hold.call_id)
+    assert re.fullmatch(WHERE, str(error.where))
+    if below is None or below > 0.2:
+        assert error.through == "ask"
+        assert "tool 'hold', called through 'ask', has not stopped" in str(error)
+    warnings = [event.message for event in events if isinstance(event, WarningRaised)]
+    assert len([each for each in warnings if re.search(f"tool 'hold' has not stopped .*{WHERE}", each)]) == 1
+    assert not [each for each in warnings if "tool 'ask' has not stopped" in each]
+
+
+async def test_a_delegate_that_waits_for_its_tools_itself_is_left_by_the_run_above():
+    child = Stubborn(HOLD, limits=Limits(on_stubborn="wait"))
+    model = ScriptedModel([answers.calls(answers.call("ask", {"query": "?"})), "never"])
+    parent = BaseAgent("Parent", "You ask.", client=model, limits=LEAVE).register_delegate(child, "ask")
+    with anyio.fail_after(5), pytest.raises(ToolIgnoredCancellation) as caught:
+        await parent.run("go", timeout=0.1)
+    await child.let_go()
+    assert (caught.value.tool_name, caught.value.through) == ("hold", "ask")
+
+
+async def test_a_delegate_does_as_the_run_above_unless_it_says_otherwise():
+    above = BaseAgent("Above", "a", limits=LEAVE).begin("go")
+    with above.entered():
+        assert BaseAgent("Below", "b").begin("go").limits.on_stubborn == "raise"
+        assert BaseAgent("Below", "b", limits=Limits(on_stubborn="wait")).begin("go").limits.on_stubborn == "wait"
+        assert BaseAgent("Below", "b").begin("go").limits.grace == 5.0
 
 
 def test_the_facade_raises_it(backend: str):
