@@ -90,8 +90,8 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "a reservation was not given back",
     ),
     "the connection of a request that was cut is kept": (
-        "fractal.models._connections:Connections.begin",
-        "await self._close(connection)",
+        "fractal.models._connections:Exchange.__aenter__",
+        "await lender.close(connection)",
         "pass",
         "requests_over_http",
         "a connection is in use",
