@@ -54,6 +54,11 @@ def paced_process() -> Iterator[LlmockServer]:
         yield server
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _processes(process: LlmockServer, paced_process: LlmockServer) -> None:
+    """Start both before the first test: what one of them opens is none of what the test leaves."""
+
+
 @pytest.fixture
 def llmock_server(request: pytest.FixtureRequest) -> LlmockServer:
     """One of the processes, with nothing in its journal and no scenario."""

@@ -38,6 +38,7 @@ class Stubborn(BaseAgent):
     def __init__(self, *replies: Any, limits: Limits = LEAVE, **options: Any) -> None:
         super().__init__("Stubborn", "You go on.", client=ScriptedModel([*replies, "done"]), limits=limits, **options)
         self.began, self.free, self.over = anyio.Event(), anyio.Event(), anyio.Event()
+        self.holding = 0
         self.events: list[Any] = []
         self.observers = (self.events.append,)
 
@@ -45,6 +46,7 @@ class Stubborn(BaseAgent):
     async def hold(self) -> str:
         """Hold on."""
         self.began.set()
+        self.holding += 1
         try:
             while not self.free.is_set():
                 try:
@@ -53,7 +55,9 @@ class Stubborn(BaseAgent):
                     with anyio.CancelScope(shield=True):
                         await anyio.sleep(0.01)
         finally:
-            self.over.set()
+            self.holding -= 1
+            if not self.holding:
+                self.over.set()
         return "finally"
 
     async def let_go(self) -> None:

@@ -77,8 +77,8 @@ def test_a_call_that_is_cancelled_before_it_is_started_never_runs(portal: Portal
 
 
 def test_a_portal_does_not_start_while_the_program_ends(portal: Portal, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
-    with pytest.raises(FractalError, match="the program is ending"):
+    with monkeypatch.context() as ending, pytest.raises(FractalError, match="the program is ending"):
+        ending.setattr(sys, "is_finalizing", lambda: True)
         portal.start()
 
 
