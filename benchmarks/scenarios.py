@@ -156,20 +156,18 @@ def _ten_thousand() -> Iterator[Scenario]:
 
 def _waiting() -> Iterator[Scenario]:
     """What a run needs in memory while it waits, and what each tool and each delegate adds."""
-    few = (BASE, "by-hand-aiohttp", "fractal", "fractal-openai", "fractal-trio")
-    yield _wait("waiting", "in a model call", HANG, (*few, *PEERS))
+    yield _wait("waiting", "in a model call", HANG)
     for calls in (1, 3, 10):
-        title = f"in {calls} tool call{'s' * (calls > 1)}"
-        who = (*few, *PEERS) if calls == 3 else few
-        yield _wait(f"waiting-tools-{calls}", title, Play(calls=calls), who, calls=calls, tool="hang")
+        where = f"in {calls} tool call{'s' * (calls > 1)}"
+        yield _wait(f"waiting-tools-{calls}", where, Play(calls=calls), calls=calls, tool="hang")
     for depth in (2, 3, 5):
-        who = (*few, *PEERS) if depth == 3 else few
-        yield _wait(f"waiting-deep-{depth}", f"{depth} agents deep", Play("delegate", ends=False), who, size=depth)
+        yield _wait(f"waiting-deep-{depth}", f"{depth} agents deep", Play("delegate", ends=False), size=depth)
 
 
-def _wait(name: str, where: str, play: Play, who: tuple[str, ...], **more: Any) -> Scenario:
+def _wait(name: str, where: str, play: Play, **more: Any) -> Scenario:
+    who = (BASE, "by-hand-aiohttp", "fractal", "fractal-openai", "fractal-trio")
     job = {"kind": "waiting", "at_once": 500, **more}
-    return Scenario(name, f"500 runs that wait, {where}", job, play, None, 0, who, once=PEERS, in_short=False)
+    return Scenario(name, f"500 runs that wait, {where}", job, play, None, 0, who, once=who, in_short=False)
 
 
 def _facade() -> Iterator[Scenario]:

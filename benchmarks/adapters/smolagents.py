@@ -34,7 +34,6 @@ class Agents(Adapter):
     cannot = {  # noqa: RUF012
         "stream": "its answers are arguments of a tool call, which come whole",
         "object": "its answers have no schema",
-        "waiting": "runs that wait cannot be ended",
         "cancel": "a run is not cancelled from outside; interrupt() waits for the step",
     }
 
