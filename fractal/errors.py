@@ -16,6 +16,7 @@ FractalError
     │   ├── ConnectionFailed     it could not be reached, or hung up
     │   ├── RequestTimedOut      it did not answer in time
     │   ├── BadReply             it answered something that is not a chat completion
+    │   │   └── ReplyTooLarge    it answered more than `ReplyBounds` allow
     │   ├── AllModelsFailed      none of several models gave an answer
     │   └── StatusError          it answered with an HTTP error
     │       ├── AuthenticationFailed   401, 403
@@ -74,6 +75,7 @@ __all__ = [
     "NoContent",
     "RateLimited",
     "Refused",
+    "ReplyTooLarge",
     "RequestTimedOut",
     "RunCancelled",
     "RunError",
@@ -270,6 +272,21 @@ class BadReply(ModelError):
 
     error_type = "json_decode_error"
     retryable = True
+
+
+class ReplyTooLarge(BadReply):
+    """The endpoint answered more than the model's `ReplyBounds` allow; reading ended where the bound is.
+
+    Attributes:
+        what: Field of `ReplyBounds` that was passed, such as `"body"`.
+        bound: Its value.
+    """
+
+    retryable = False
+
+    def __init__(self, what: str, bound: int) -> None:
+        self.what, self.bound = what, bound
+        super().__init__(f"the answer is too large: {what} over {bound:,}; OpenAIModel(bounds=ReplyBounds({what}=…))")
 
 
 class AllModelsFailed(ModelError):

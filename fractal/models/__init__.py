@@ -10,6 +10,7 @@ from fractal.models.base import (
     StreamingModel as StreamingModel,
     ToolCall as ToolCall,
 )
+from fractal.models.bounds import ReplyBounds as ReplyBounds
 from fractal.models.combined import (
     FallbackModel as FallbackModel,
     LimitedModel as LimitedModel,
@@ -27,6 +28,7 @@ __all__ = [
     "OpenAIModel",
     "RaceModel",
     "Reply",
+    "ReplyBounds",
     "Sink",
     "StreamingModel",
     "ToolCall",

@@ -20,16 +20,17 @@ from fractal.errors import (
     ServerError,
     StatusError,
 )
+from fractal.models._secrets import NO_SECRETS, Secrets
 from fractal.models.base import Reply
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from fractal.models.bounds import ReplyBounds
+
 __all__ = ["completion_from", "reply_from", "status_error", "translated"]
 
 _UNWRITABLE = "the request cannot be written as HTTP: the key, or a header, has characters that no header can carry"
-
-_LONGEST_TEXT = 1000  # of what an endpoint says
 
 _TAGS = re.compile(r"<[^>]*>|\s+")
 
@@ -38,13 +39,13 @@ class translated:
     """A block that turns what clients and HTTP libraries raise into a `ModelError` without secrets; leaves the rest.
 
     Args:
-        secret: The API key, so that no error repeats it.
+        secrets: What no error may repeat.
     """
 
-    __slots__ = ("_secret",)
+    __slots__ = ("_secrets",)
 
-    def __init__(self, secret: str | None = None) -> None:
-        self._secret = secret
+    def __init__(self, secrets: Secrets = NO_SECRETS) -> None:
+        self._secrets = secrets
 
     def __enter__(self) -> None:
         pass
@@ -53,31 +54,27 @@ class translated:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, ModelError):
-            error.args = _clean(error.args, self._secret)
+            error.args = _clean(error.args, self._secrets)
         elif isinstance(error, Exception):
-            mapped = _translate(error, self._secret)
+            mapped = _translate(error, self._secrets)
             if mapped is not None:
-                mapped.args = _clean(mapped.args, self._secret)
+                mapped.args = _clean(mapped.args, self._secrets)
                 raise mapped from error
 
 
-def reply_from(status: int, headers: Mapping[str, str], body: bytes, secret: str | None = None) -> Reply:
+def reply_from(
+    status: int, headers: Mapping[str, str], body: bytes, bounds: ReplyBounds, secrets: Secrets = NO_SECRETS
+) -> Reply:
     """The reply in an HTTP answer.
 
     Raises:
         StatusError: The status says that it failed.
         BadReply: It is no chat completion.
     """
-    completion = completion_from(status, headers, body, secret)
-    try:
-        return Reply.from_completion(completion)
-    except BadReply:
-        if secret and secret.encode() in body:  # read once more without it, since the error quotes a part
-            return Reply.from_completion(decode(body.replace(secret.encode(), b"[key]")))
-        raise
+    return Reply.from_completion(completion_from(status, headers, body, secrets), bounds)
 
 
-def completion_from(status: int, headers: Mapping[str, str], body: bytes, secret: str | None = None) -> Any:
+def completion_from(status: int, headers: Mapping[str, str], body: bytes, secrets: Secrets = NO_SECRETS) -> Any:
     """The JSON of an HTTP answer.
 
     Raises:
@@ -85,29 +82,29 @@ def completion_from(status: int, headers: Mapping[str, str], body: bytes, secret
         BadReply: It is not JSON.
     """
     if status >= 400:
-        raise status_error(status, headers, body, secret)
+        raise status_error(status, headers, body, secrets)
     try:
         return decode(body)
     except ValueError as error:
         is_page = "html" in headers.get("content-type", "")
         hint = ": is the base URL right?" if is_page else ""
-        fault = BadReply(f"the endpoint answered {_shortened(body, secret)!r}, which is not JSON{hint}", status=status)
+        fault = BadReply(f"the endpoint answered {_shortened(body, secrets)!r}, which is not JSON{hint}", status=status)
         fault.retryable = not is_page  # a web page will still be one next time
         raise fault from error
 
 
-def status_error(status: int, headers: Mapping[str, str], body: object, secret: str | None = None) -> StatusError:
+def status_error(status: int, headers: Mapping[str, str], body: object, secrets: Secrets = NO_SECRETS) -> StatusError:
     """An HTTP error, with what the endpoint says of it.
 
     Args:
         status: HTTP status, 400 or above.
         headers: Headers of the answer; names in lower case, or a mapping that does not care.
         body: The answer: bytes, or the JSON value if somebody has read it already.
-        secret: What the text must not repeat.
+        secrets: What no text may repeat.
     """
     details = _error_object(body)
     said = details.get("message")
-    [text] = _clean((said,), secret) if isinstance(said, str) and said else (_shortened(body, secret),)
+    text = secrets.quoted(said) if isinstance(said, str) and said else _shortened(body, secrets)
     error = _class_for(status)(
         f"HTTP {status}: {text}" if text else f"HTTP {status} without a word",
         status=status,
@@ -136,10 +133,10 @@ def _class_for(status: int) -> type[StatusError]:
     return StatusError
 
 
-def _translate(error: Exception, secret: str | None = None) -> ModelError | None:
+def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> ModelError | None:
     openai: Any = sys.modules.get("openai")
     if openai is not None and isinstance(error, openai.OpenAIError):
-        return _translate_sdk(error, openai, secret)
+        return _translate_sdk(error, openai, secrets)
     for name in ("httpx2", "httpx"):
         http: Any = sys.modules.get(name)
         if http is not None and isinstance(error, (http.HTTPError, http.InvalidURL)):
@@ -155,9 +152,9 @@ def _translate(error: Exception, secret: str | None = None) -> ModelError | None
     return None
 
 
-def _translate_sdk(error: Any, openai: Any, secret: str | None) -> ModelError:
+def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> ModelError:
     if isinstance(error, openai.APIStatusError):
-        return status_error(error.status_code, error.response.headers, error.body, secret)
+        return status_error(error.status_code, error.response.headers, error.body, secrets)
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__
         if isinstance(cause, Exception) and not isinstance(cause, openai.OpenAIError):
@@ -260,13 +257,10 @@ def _text(value: object) -> str | None:
     return str(value) if isinstance(value, (str, int)) and value != "" else None
 
 
-def _shortened(body: object, secret: str | None) -> str:
+def _shortened(body: object, secrets: Secrets) -> str:
     text = body.decode(errors="replace") if isinstance(body, bytes) else "" if body is None else str(body)
-    [text] = _clean((" ".join(_TAGS.sub(" ", text[:20_000]).split()),), secret)
-    return text[:300]
+    return secrets.quoted(" ".join(_TAGS.sub(" ", text[:20_000]).split()))[:300]
 
 
-def _clean(texts: tuple[Any, ...], secret: str | None) -> tuple[str, ...]:
-    """Texts without the key, and only then cut, so that no half of it stays."""
-    whole = (str(text).replace(secret, "[key]") if secret else str(text) for text in texts)
-    return tuple(text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…" for text in whole)
+def _clean(texts: tuple[Any, ...], secrets: Secrets) -> tuple[str, ...]:
+    return tuple(map(secrets.quoted, texts))

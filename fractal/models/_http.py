@@ -12,12 +12,14 @@ import anyio
 from fractal.errors import ConnectionFailed, MissingCredentials
 from fractal.models._faults import reply_from, translated
 from fractal.models._pool import Address, pool_of_this_loop
+from fractal.models._secrets import Secrets
 from fractal.models._sse import ReplyReader
 from fractal.models.base import show_whole
 
 if TYPE_CHECKING:
     from fractal.models._pool import HttpAnswer
     from fractal.models.base import ModelRequest, Reply, Sink
+    from fractal.models.bounds import ReplyBounds
 
 __all__ = ["JSON", "HttpWire", "is_stream", "read_answer", "read_whole"]
 
@@ -34,29 +36,33 @@ class HttpWire:
     Args:
         base_url: The endpoint. None: `OPENAI_BASE_URL`, or OpenAI's own.
         api_key: The key. None: `OPENAI_API_KEY`.
+        bounds: The most that is read of one answer.
         max_connections: Connections of its own in each event loop. None: those that all share.
     """
 
-    def __init__(self, base_url: str | None, api_key: str | None, max_connections: int | None = None) -> None:
+    def __init__(
+        self, base_url: str | None, api_key: str | None, bounds: ReplyBounds, max_connections: int | None = None
+    ) -> None:
         self._base_url, self._api_key, self._max_connections = base_url, api_key, max_connections
+        self._bounds = bounds
         self._known: tuple[_Facts, Address] | None = None
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it as it is encoded, read what comes back."""
         address = self._address()
-        with translated(address.secret):
+        with translated(address.secrets):
             pool = await pool_of_this_loop(self, self._max_connections)
             async with pool.place(request), pool.post(address, request.body()) as answer:
                 body = await answer.aread()
-            return reply_from(answer.status_code, answer.headers, body, address.secret)
+            return reply_from(answer.status_code, answer.headers, body, self._bounds, address.secrets)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it, read the reply as it comes."""
         address = self._address()
-        with translated(address.secret):
+        with translated(address.secrets):
             pool = await pool_of_this_loop(self, self._max_connections)
             async with pool.place(request), pool.post(address, request.body()) as answer:
-                return await read_answer(answer, sink, address.secret)
+                return await read_answer(answer, sink, self._bounds, address.secrets)
 
     def _address(self) -> Address:
         """Where to send; the environment is read here and nowhere else, at each request."""
@@ -88,7 +94,7 @@ def _checked(base_url: str, key: str, organization: str | None, project: str | N
         "OpenAI-Project": project,
     }
     headers = JSON | {name: value for name, value in named.items() if value}
-    return Address(base_url.rstrip("/") + "/chat/completions", headers, key if len(key) > 3 else None)
+    return Address(base_url.rstrip("/") + "/chat/completions", headers, Secrets(key))
 
 
 def _require_url(base_url: str) -> None:
@@ -104,20 +110,21 @@ def _require_url(base_url: str) -> None:
         raise fault
 
 
-async def read_answer(response: HttpAnswer, sink: Sink, key: str | None) -> Reply:
+async def read_answer(response: HttpAnswer, sink: Sink, bounds: ReplyBounds, secrets: Secrets) -> Reply:
     """Read an answer that may come piece by piece.
 
     Args:
         response: The answer; its connection is the caller's.
         sink: Where the pieces go.
-        key: The API key, so that no error repeats it.
+        bounds: The most that is read.
+        secrets: What no error may repeat.
 
     Raises:
         ModelError: It is no whole answer.
     """
     if not is_stream(response):
-        return await read_whole(response, await response.aread(), sink, key)
-    reader = ReplyReader(sink, key)
+        return await read_whole(response, await response.aread(), sink, bounds, secrets)
+    reader = ReplyReader(sink, bounds, secrets)
     try:
         with anyio.CancelScope() as rest:
             async for data in response.aiter_bytes():
@@ -131,13 +138,13 @@ async def read_answer(response: HttpAnswer, sink: Sink, key: str | None) -> Repl
     return reader.reply()
 
 
-async def read_whole(response: HttpAnswer, body: bytes, sink: Sink, key: str | None) -> Reply:
+async def read_whole(response: HttpAnswer, body: bytes, sink: Sink, bounds: ReplyBounds, secrets: Secrets) -> Reply:
     """The reply in an answer that came whole: an error, or that of an endpoint that does not stream.
 
     Raises:
         ModelError: It is no reply.
     """
-    reply = reply_from(response.status_code, response.headers, body, key)
+    reply = reply_from(response.status_code, response.headers, body, bounds, secrets)
     await show_whole(reply, sink)
     return reply
 

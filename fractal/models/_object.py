@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fractal.models.base import ModelRequest, Sink
+    from fractal.models.bounds import ReplyBounds
 
 __all__ = ["ObjectWire", "plain"]
 
@@ -30,25 +31,26 @@ class ObjectWire:
 
     Args:
         create: The function.
+        bounds: The most that is read of one answer.
     """
 
-    def __init__(self, create: Callable[..., Any]) -> None:
-        self._create = create
+    def __init__(self, create: Callable[..., Any], bounds: ReplyBounds) -> None:
+        self._create, self._bounds = create, bounds
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Call `create`: awaited if it is a coroutine function, else from a worker thread."""
         with translated():
-            return Reply.from_completion(plain(await self._call(request)))
+            return Reply.from_completion(plain(await self._call(request)), self._bounds)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Call `create`, and read what it returns: chunks, awaited or not, or a whole completion after all."""
         with translated():
             answer = await self._call(request)
             if is_list(_field(answer, "choices")):
-                reply = Reply.from_completion(plain(answer))
+                reply = Reply.from_completion(plain(answer), self._bounds)
                 await show_whole(reply, sink)
                 return reply
-            reader = ReplyReader(sink)
+            reader = ReplyReader(sink, self._bounds)
             async with aclosing(_chunks_of(answer)) as chunks:
                 async for chunk in chunks:
                     await reader.add(_plain_chunk(chunk))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fractal.models._connection import Answer, Template
     from fractal.models._connections import Connections
+    from fractal.models._secrets import Secrets
     from fractal.models.base import ModelRequest
 
 __all__ = [
@@ -52,11 +53,11 @@ class Address:
     Args:
         url: The URL.
         headers: The headers that say who asks.
-        secret: The key among them, for whoever has to leave it out of what he tells; None if there is none.
+        secrets: The key among them, for whoever has to leave it out of an error.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str], secret: str | None) -> None:
-        self.url, self.headers, self.secret = url, headers, secret
+    def __init__(self, url: str, headers: Mapping[str, str], secrets: Secrets) -> None:
+        self.url, self.headers, self.secrets = url, headers, secrets
 
 
 class HttpAnswer(Protocol):

@@ -20,12 +20,14 @@ from fractal.errors import ClientBoundToLoop
 from fractal.models._faults import reply_from, translated
 from fractal.models._http import JSON, is_stream, read_answer, read_whole
 from fractal.models._pool import Pool, pool_of_this_loop
+from fractal.models._secrets import NO_SECRETS, Secrets
 from fractal.models._sse import ReplyReader
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from fractal.models.base import ModelRequest, Reply, Sink
+    from fractal.models.bounds import ReplyBounds
 
 __all__ = ["BoundSdkWire", "SdkWire", "ThreadWire", "async_twin_maker", "copier"]
 
@@ -37,19 +39,20 @@ class BoundSdkWire:
 
     Args:
         client: The user's client.
+        bounds: The most that is read of one answer.
     """
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    def __init__(self, client: Any, bounds: ReplyBounds) -> None:
+        self._client, self._bounds = client, bounds
         self._loop: object = None
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it through the SDK, read the raw answer."""
-        return await _respond(self._client_here(), request)
+        return await _respond(self._client_here(), request, self._bounds)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it through the SDK, read the raw stream."""
-        return await _stream(self._client_here(), request, sink)
+        return await _stream(self._client_here(), request, sink, self._bounds)
 
     def _client_here(self) -> Any:
         loop = current_token().native_token
@@ -66,23 +69,27 @@ class SdkWire:
     Args:
         client: The user's client.
         clone: Makes a copy that sends through the HTTP client it is given.
+        bounds: The most that is read of one answer.
         max_connections: Connections of its own in each event loop. None: those that all share.
     """
 
-    def __init__(self, client: Any, clone: Callable[[Any], Any], max_connections: int | None = None) -> None:
+    def __init__(
+        self, client: Any, clone: Callable[[Any], Any], bounds: ReplyBounds, max_connections: int | None = None
+    ) -> None:
+        self._bounds = bounds
         self._client, self._clone, self._max_connections = client, clone, max_connections
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it through the SDK, read the raw answer."""
         pool = await pool_of_this_loop(self, self._max_connections)
         async with pool.place(request):
-            return await _respond(self._client_in(pool), request)
+            return await _respond(self._client_in(pool), request, self._bounds)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it through the SDK, read the raw stream."""
         pool = await pool_of_this_loop(self, self._max_connections)
         async with pool.place(request):
-            return await _stream(self._client_in(pool), request, sink)
+            return await _stream(self._client_in(pool), request, sink, self._bounds)
 
     def _client_in(self, pool: Pool) -> Any:
         clone = pool.clones.get(self._client)
@@ -91,41 +98,47 @@ class SdkWire:
         return clone
 
 
-async def _respond(client: Any, request: ModelRequest) -> Reply:
-    key = _key_of(client)
-    with translated(key):
+async def _respond(client: Any, request: ModelRequest, bounds: ReplyBounds) -> Reply:
+    secrets = _secrets_of(client)
+    with translated(secrets):
         response = await _post(client, request.model, request.body())
-        return reply_from(response.status_code, response.headers, response.content, key)
+        return reply_from(response.status_code, response.headers, response.content, bounds, secrets)
 
 
-async def _stream(client: Any, request: ModelRequest, sink: Sink) -> Reply:
-    key = _key_of(client)
-    with translated(key):
+async def _stream(client: Any, request: ModelRequest, sink: Sink, bounds: ReplyBounds) -> Reply:
+    secrets = _secrets_of(client)
+    with translated(secrets):
         response = await _post(client, request.model, request.body(), stream=True)
         async with aclosing(response):
-            return await read_answer(response, sink, key)
+            return await read_answer(response, sink, bounds, secrets)
 
 
 class ThreadWire:
-    """A blocking SDK client that cannot be copied: its calls run in worker threads."""
+    """A blocking SDK client that cannot be copied: its calls run in worker threads.
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    Args:
+        client: The user's client.
+        bounds: The most that is read of one answer.
+    """
+
+    def __init__(self, client: Any, bounds: ReplyBounds) -> None:
+        self._client, self._bounds = client, bounds
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it from a worker thread."""
         client, body = self._client, request.body()
-        with translated(_key_of(client)):
+        secrets = _secrets_of(client)
+        with translated(secrets):
             call = ThreadCall(
                 lambda: _post(client, request.model, body), _REQUEST, waiting=request.paused, abandon=True
             )
             response = await call.run()
-            return reply_from(response.status_code, response.headers, response.content, _key_of(client))
+            return reply_from(response.status_code, response.headers, response.content, self._bounds, secrets)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it from a worker thread, which hands over what comes until nobody wants it any more."""
-        client, body, key = self._client, request.body(), _key_of(self._client)
-        reader = ReplyReader(sink, key)
+        client, body, secrets = self._client, request.body(), _secrets_of(self._client)
+        reader = ReplyReader(sink, self._bounds, secrets)
 
         def work() -> tuple[Any, bytes] | None:
             with closing(_post(client, request.model, body, stream=True)) as response:
@@ -136,7 +149,7 @@ class ThreadWire:
                 return None
 
         whole: tuple[Any, bytes] | None = None
-        with translated(key):
+        with translated(secrets):
             try:
                 with single_error():
                     async with anyio.create_task_group() as group:
@@ -146,7 +159,7 @@ class ThreadWire:
             except Exception as error:
                 if not reader.can_do_without_the_rest(error):
                     raise
-            return reader.reply() if whole is None else await read_whole(*whole, sink, key)
+            return reader.reply() if whole is None else await read_whole(*whole, sink, self._bounds, secrets)
 
 
 def _post(client: Any, model: str, body: bytes, *, stream: bool = False) -> Any:
@@ -167,9 +180,9 @@ def _path(client: Any, model: str) -> str:
     return "/chat/completions"
 
 
-def _key_of(client: Any) -> str | None:
+def _secrets_of(client: Any) -> Secrets:
     key = getattr(client, "api_key", None)
-    return key if isinstance(key, str) and len(key) > 3 else None
+    return Secrets(key) if isinstance(key, str) else NO_SECRETS
 
 
 def _has_default_http(client: Any) -> bool:

@@ -10,7 +10,9 @@ from pydantic_core import from_json
 from fractal._json import clean_text, decode, encode, is_list, is_mapping
 from fractal.errors import BadReply, ConnectionFailed, ModelError
 from fractal.models._faults import status_error
+from fractal.models._secrets import NO_SECRETS, Secrets
 from fractal.models.base import Delta, Reply, Sink
+from fractal.models.bounds import ReplyBounds
 
 __all__ = ["ReplyReader"]
 
@@ -23,11 +25,12 @@ class ReplyReader:
 
     Args:
         sink: Where the pieces go.
-        secret: The API key, so that no error repeats it.
+        bounds: The most that is read.
+        secrets: What no error may repeat.
     """
 
-    def __init__(self, sink: Sink, secret: str | None = None) -> None:
-        self._sink, self._secret = sink, secret
+    def __init__(self, sink: Sink, bounds: ReplyBounds, secrets: Secrets = NO_SECRETS) -> None:
+        self._sink, self._bounds, self._secrets = sink, bounds, secrets
         self._events = _Events()
         self._text = _Pieces()
         self._reasoning = _Pieces()
@@ -81,7 +84,7 @@ class ReplyReader:
             "tool_calls": [call.wire_form() for call in self._calls],
         }
         choice = {"message": message, "finish_reason": self._finish_reason}
-        return Reply.from_completion({"choices": [choice], "usage": self._usage})
+        return Reply.from_completion({"choices": [choice], "usage": self._usage}, self._bounds)
 
     def _deltas(self, chunk: object) -> Iterator[Delta]:
         """What a chunk adds, piece by piece. A stream has hundreds of chunks, and nearly all add one piece of text."""
@@ -160,7 +163,7 @@ class ReplyReader:
         facts: Mapping[str, Any] = details if is_mapping(details) else {}
         for code in (facts.get("status"), facts.get("code")):
             if isinstance(code, int) and 400 <= code < 600:
-                return status_error(code, {}, chunk, self._secret)
+                return status_error(code, {}, chunk, self._secrets)
         said, code = facts.get("message") or details, facts.get("code")
         fault = ModelError(f"the endpoint broke off: {self._quoted(said, 1000)}", code=str(code) if code else None)
         fault.retryable = True
@@ -169,7 +172,7 @@ class ReplyReader:
     def _quoted(self, said: object, longest: int) -> str:
         """What an endpoint wrote, without the key, and only then cut, so that no half of it stays."""
         text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
-        return (text.replace(self._secret, "[key]") if self._secret else text)[:longest]
+        return self._secrets.removed_from(text)[:longest]
 
 
 class _Events:

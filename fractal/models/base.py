@@ -9,8 +9,9 @@ from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 from uuid import uuid4
 
 from fractal._json import clean_text, encode, is_list
-from fractal.errors import BadReply, InvalidArguments
+from fractal.errors import BadReply, InvalidArguments, ReplyTooLarge
 from fractal.messages import Message, Transcript
+from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds
 
 __all__ = [
     "Delta",
@@ -233,11 +234,16 @@ class Reply:
         return message
 
     @classmethod
-    def from_completion(cls, completion: Any) -> Reply:
+    def from_completion(cls, completion: Any, bounds: ReplyBounds = DEFAULT_BOUNDS) -> Reply:
         """Read a `chat.completion` object; fields nobody asked for are passed over.
+
+        Args:
+            completion: The object.
+            bounds: The most that is read of it.
 
         Raises:
             BadReply: It has no message.
+            ReplyTooLarge: It is over a bound.
         """
         match completion:
             case {"choices": [{"message": {} as message} as choice, *_]}:
@@ -246,7 +252,7 @@ class Reply:
                 raise BadReply(_why_no_message(completion))
         return cls(
             text=_text(content, "text"),
-            tool_calls=_tool_calls(message),
+            tool_calls=_tool_calls(message, bounds),
             refusal=_text(message.get("refusal"), "refusal") or _text(content, "refusal", parts_only=True),
             finish_reason=_get(choice, "finish_reason", str),
             input_tokens=_get(usage, "prompt_tokens", int) or 0,
@@ -368,10 +374,13 @@ def _text(content: object, kind: str, *, parts_only: bool = False) -> str | None
     return clean_text(content) or None if isinstance(content, str) and not parts_only else None
 
 
-def _tool_calls(message: object) -> tuple[ToolCall, ...]:
+def _tool_calls(message: object, bounds: ReplyBounds) -> tuple[ToolCall, ...]:
     calls: list[ToolCall] = []
     seen: set[str] = set()
-    for raw in _get(message, "tool_calls", list) or ():
+    written = _get(message, "tool_calls", list) or ()
+    if len(written) > bounds.calls:
+        raise ReplyTooLarge("calls", bounds.calls)
+    for raw in written:
         function: Any = _get(raw, "function", _OBJECT) or _get(raw, "custom", _OBJECT) or {}
         call_id = _get(raw, "id", str)
         if not call_id or call_id in seen:

@@ -9,6 +9,7 @@ from fractal.errors import InvalidArguments, StatusError
 from fractal.models._pool import leave_pool
 from fractal.models._wires import streamed, wire_for
 from fractal.models.base import Model, ModelRequest, Reply, Sink
+from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds
 
 __all__ = ["OpenAIModel", "model_for"]
 
@@ -28,10 +29,11 @@ class OpenAIModel:
         max_connections: Connections that this model may have open in each event loop, besides those of other models;
             further requests wait their turn, in their order. None: it shares the loop's connections with all other
             models that say nothing: 1000, or half of the files that the process may open if that is less.
+        bounds: The most that is read of one answer. None: the defaults of `ReplyBounds`.
 
     Raises:
         InvalidArguments: `client` is something else, or makes its connections itself and `max_connections` is
-            given; or `model` is no name, or `max_connections` no number from 1 up.
+            given; or `model` is no name, `max_connections` no number from 1 up, or `bounds` no `ReplyBounds`.
 
     Example:
         >>> model = OpenAIModel(base_url="http://127.0.0.1:8000/v1")
@@ -45,12 +47,21 @@ class OpenAIModel:
         api_key: str | None = None,
         model: str | None = None,
         max_connections: int | None = None,
+        bounds: ReplyBounds | None = None,
     ) -> None:
         if model is not None and (not isinstance(model, str) or not model):
             raise InvalidArguments(f"model={model!r}: give the name of a model, or None")
         if max_connections is not None and not _is_count(max_connections):
             raise InvalidArguments(f"max_connections={max_connections!r}: give a whole number from 1 up, or None")
-        self._wire = wire_for(client, base_url=base_url, api_key=api_key, max_connections=max_connections)
+        if bounds is not None and not isinstance(bounds, ReplyBounds):
+            raise InvalidArguments(f"bounds={bounds!r}: give ReplyBounds(…), or None")
+        self._wire = wire_for(
+            client,
+            base_url=base_url,
+            api_key=api_key,
+            max_connections=max_connections,
+            bounds=bounds or DEFAULT_BOUNDS,
+        )
         self._model = model
         self._tells_usage = True  # until the endpoint says that it does not know the field
 

@@ -39,6 +39,7 @@ from fractal.models._faults import completion_from, status_error, translated
 from fractal.models._http import HttpWire
 from fractal.models._object import ObjectWire
 from fractal.models._sdk import SdkWire
+from fractal.models._secrets import NO_SECRETS, Secrets
 from fractal.models._wires import wire_for
 from fractal.models.base import ModelSettings, ToolSchemas
 from fractal.testing import Endpoint, answers
@@ -440,8 +441,8 @@ def response(status: int, **options: Any) -> httpx2.Response:
     return httpx2.Response(status, request=POST, **options)
 
 
-def translation_of(error: BaseException, secret: str | None = None) -> ModelError:
-    with pytest.raises(ModelError) as caught, translated(secret):
+def translation_of(error: BaseException, secrets: Secrets = NO_SECRETS) -> ModelError:
+    with pytest.raises(ModelError) as caught, translated(secrets):
         raise error
     assert caught.value is error or caught.value.__cause__ is error
     return caught.value
@@ -519,7 +520,7 @@ def test_retry_after_and_code_of_an_sdk_error_are_kept() -> None:
     "error", [ValueError("v"), KeyError("k"), AttributeError("a"), Refused("r"), KeyboardInterrupt()], ids=repr
 )
 def test_what_is_no_fault_of_an_endpoint_passes(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, translated("secret"):
+    with pytest.raises(type(error)) as caught, translated(Secrets("secret")):
         raise error
     assert caught.value is error
 
@@ -537,7 +538,7 @@ def test_what_is_no_fault_of_an_endpoint_passes(error: BaseException) -> None:
     ids=repr,
 )
 def test_a_key_is_not_repeated_in_any_text(error: Exception) -> None:
-    made = translation_of(error, KEY)
+    made = translation_of(error, Secrets(KEY))
     assert KEY not in str(made)
     assert "[key]" in str(made)
 

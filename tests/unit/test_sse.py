@@ -14,8 +14,10 @@ from hypothesis import given, settings, strategies as st
 
 from fractal._json import clean_text
 from fractal.errors import AuthenticationFailed, BadReply, ConnectionFailed, ModelError, RateLimited, ServerError
+from fractal.models._secrets import Secrets
 from fractal.models._sse import ReplyReader
 from fractal.models.base import Delta, Reply, ToolCall
+from fractal.models.bounds import DEFAULT_BOUNDS
 from fractal.testing import answers
 from fractal.testing.answers import Answer, ToolCallAnswer
 
@@ -63,7 +65,7 @@ def read(data: Iterable[bytes], secret: str | None = None) -> Read:
         for piece in data:
             await one.reader.read(piece)
 
-    one = Read(ReplyReader(show, secret))
+    one = Read(ReplyReader(show, DEFAULT_BOUNDS, Secrets(secret)))
     at_once(read_all())
     return one
 
@@ -617,7 +619,7 @@ def test_an_error_in_the_stream_is_raised_in_whatever_form_it_comes(
     async def show(delta: Delta) -> None:
         shown.append(delta)
 
-    reader = ReplyReader(show)
+    reader = ReplyReader(show, DEFAULT_BOUNDS)
     with pytest.raises(kind) as caught:
         at_once(reader.read(events(chunk(content="half"), sent, chunk("stop"), "[DONE]")))
     assert words in str(caught.value)
