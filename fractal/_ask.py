@@ -18,9 +18,10 @@ from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, Retry
 from fractal.models.base import Delta, ModelRequest, Reply, stream_or_respond
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from fractal._run import Run
+    from fractal.models.base import ToolSchemas
 
 __all__ = ["ask", "back_off_seconds"]
 
@@ -185,14 +186,17 @@ class _Question:
     def _request(self) -> ModelRequest:
         run, answer = self._run, self._run.answer
         closing = run.is_closing()
-        closing_tools = answer.closing_tools() if answer is not None else None
+        tools: ToolSchemas | None = run.tool_schemas
+        fields: Mapping[str, Any] = answer.fields() if answer is not None else {}
+        if closing:
+            tools, fields = _closing_tools(run, fields)
         return ModelRequest(
             model=run.settings.model_name,
             system=answer.system(run.system) if answer is not None else run.system,
             transcript=run.transcript,
-            tools=closing_tools if closing else run.tool_schemas,
+            tools=tools,
             settings=run.settings.model_settings,
-            fields=answer.fields() if answer is not None else {},
+            fields=fields,
             instruction=_CLOSING_WORDS if closing else None,
             control=self,
         )
@@ -214,7 +218,16 @@ class _Question:
         """Tokens to set aside: nobody counts them when no budget asks."""
         if self._run.budget.is_unlimited("tokens"):
             return 0
-        return len(request.body()) // _CHARACTERS_PER_TOKEN + (request.settings.max_tokens or 0)
+        return len(request.body()) // _CHARACTERS_PER_TOKEN + request.reply_tokens
+
+
+def _closing_tools(run: Run, fields: Mapping[str, Any]) -> tuple[ToolSchemas | None, Mapping[str, Any]]:
+    """What is on offer when only an answer is wanted: the tool that takes it, or none that may be called."""
+    answer_tool = run.answer.closing_tools() if run.answer is not None else None
+    if answer_tool is not None:
+        return answer_tool, fields
+    # Some endpoints take no conversation with tool calls in it without tools.
+    return (run.tool_schemas, {**fields, "tool_choice": "none"}) if run.transcript.has_calls else (None, fields)
 
 
 def _asks_in_another_way(run: Run, error: ModelError) -> bool:

@@ -14,6 +14,7 @@ from fractal._output import OutputFault
 from fractal._scopes import cancellation_was_meant, leaves, single_error, time_limit, unexpected
 from fractal._step import AskAgain, CallTools, Decline, Finish, next_step
 from fractal.errors import (
+    RAISE_LIMIT,
     AnswerRejected,
     DeadlineExceeded,
     IterationsExceeded,
@@ -105,14 +106,16 @@ async def _converse(run: Run) -> _End:
             case AskAgain():  # pragma: no branch - a step is nothing else
                 run.iterations -= 1  # an empty reply is not a turn
                 run.empty_replies += 1
-                if run.empty_replies > run.settings.max_retries:
-                    raise NoContent(run.empty_replies)
+                if reply.is_cut or run.empty_replies > run.settings.max_retries:
+                    raise NoContent(run.empty_replies, is_cut=reply.is_cut)
     return end
 
 
 async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: StopReason) -> _End | None:
     """Call tools; one of them may end the run."""
     run.transcript.append(reply.message())
+    if reply.is_cut:
+        run.warn(f"a reply with tool calls was cut at the token limit: {RAISE_LIMIT}")
     rejected: tuple[str, str] | None = None
     for call, result in zip(reply.tool_calls, await answer_calls(run, calls), strict=True):
         tool = run.tools.get(result.tool_name)
@@ -127,9 +130,12 @@ async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: S
 
 async def _finish(run: Run, reply: Reply, text: str, last_word: StopReason) -> _End | None:
     """Take a text for the answer, or tell the model why not."""
+    if reply.promises_calls and run.empty_replies == 0 and not run.feeds:
+        run.iterations -= 1
+        run.empty_replies += 1
+        return None
     run.transcript.append(reply.message())
-    if reply.finish_reason == "length":
-        run.warn("the answer was cut at the token limit: raise max_tokens to get all of it")
+    _warn_of_end(run, reply)
     if run.answer is None:
         return text, last_word
     try:
@@ -138,6 +144,16 @@ async def _finish(run: Run, reply: Reply, text: str, last_word: StopReason) -> _
         correction = run.answer.reject(str(error), text)
     run.transcript.append({"role": "user", "content": correction})
     return None
+
+
+def _warn_of_end(run: Run, reply: Reply) -> None:
+    """Warn of an answer that may not be whole."""
+    if reply.is_cut:
+        run.warn(f"the answer was cut at the token limit: {RAISE_LIMIT}")
+    elif reply.promises_calls:
+        run.warn("the endpoint says that the model calls tools, and sent no call: the answer may not be the last word")
+    elif reply.is_doubtful:
+        run.warn(f"the endpoint ended the answer with {reply.finish_reason!r}: it may not be whole")
 
 
 def _next_iteration(run: Run) -> None:

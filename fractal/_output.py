@@ -475,14 +475,13 @@ class OutputPlan:
         return first[1]
 
     def _may_refuse(self, error: StatusError) -> bool:
-        if error.status not in _REFUSALS:
+        if not error.is_refusal:
             return False
-        if error.param is None:
+        if not error.names:
             return not self._memory.takes(self._model, self.way)
-        return re.split(r"\W", error.param, maxsplit=1)[0] in _ADDED[self.way]
+        return "messages" not in error.names and not error.names.isdisjoint(_ADDED[self.way])
 
 
-_REFUSALS = {400, 404, 415, 422, 501}
 _ADDED: dict[Way, set[str]] = {"native": {"response_format"}, "tool": {"tools", "tool_choice"}, "prompt": set()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fractal._json import decode
@@ -71,14 +71,15 @@ def next_step(reply: Reply, tools: Mapping[str, Tool]) -> Step:
         reply: The model's reply.
         tools: The tools there are, by name.
     """
+    if reply.is_filtered:
+        return Decline("the endpoint's content filter withheld the answer, or a part of it")
     if reply.tool_calls:
-        return CallTools(tuple(_bind_call(call, tools) for call in reply.tool_calls))
+        calls = tuple(_bind_call(call, tools) for call in reply.tool_calls)
+        return CallTools(tuple(map(_told_of_cut, calls)) if reply.is_cut else calls)
     if reply.refusal is not None:
         return Decline(reply.refusal)
     if reply.text is not None and not reply.text.isspace():
         return Finish(reply.text)
-    if reply.finish_reason == "content_filter":
-        return Decline("the endpoint's content filter withheld the answer")
     return AskAgain()
 
 
@@ -99,6 +100,13 @@ def bind(call_id: str, name: str, arguments: str | Mapping[str, Any], tools: Map
 
 def _bind_call(call: ToolCall, tools: Mapping[str, Tool]) -> BoundCall:
     return bind(call.id, call.name, call.arguments, tools)
+
+
+def _told_of_cut(call: BoundCall) -> BoundCall:
+    """A call of a reply that was cut at the token limit; the model is told where that made it unreadable."""
+    if call.fault is None:
+        return call
+    return replace(call, fault=f"{call.fault}. The reply was cut at the token limit: make fewer calls, or write less")
 
 
 def _shown(arguments: str | Mapping[str, Any]) -> Any:

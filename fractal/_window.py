@@ -170,9 +170,8 @@ class WindowView:
         """
         texts = sum(map(self._text_tokens, filter(None, (request.system, request.instruction))))
         fields = {**request.settings.fields(), **request.fields}
-        reply = max(_whole(fields.get(name)) for name in ("max_tokens", "max_completion_tokens"))
         tools = _tokens_of_bytes(request.tools.encoded()) if request.tools is not None and request.tools.schemas else 0
-        return texts + tools + _tokens_of_bytes(encode(fields)) + reply
+        return texts + tools + _tokens_of_bytes(encode(fields)) + request.reply_tokens
 
     async def fit(
         self, other_tokens: int, call: Callable[..., Awaitable[Any]]
@@ -262,10 +261,6 @@ class WindowView:
         if text not in self._texts:
             self._texts[text] = self._window.tokens({"role": "system", "content": text})
         return self._texts[text]
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 0
 
 
 def _summary_message(answer: object) -> Message | None:

@@ -1,33 +1,26 @@
-"""Our own way to an endpoint, which needs no SDK; and how the answers of all HTTP ways are read."""
+"""Our own way to an endpoint, which needs no SDK."""
 
 from __future__ import annotations
 
-import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import anyio
-
 from fractal.errors import ConnectionFailed, MissingCredentials
-from fractal.models._faults import reply_from, translated
+from fractal.models._answer_reader import read_answer, read_body
+from fractal.models._faults import translated
 from fractal.models._pool import Address, pool_of_this_loop
 from fractal.models._secrets import Secrets
-from fractal.models._sse import ReplyReader
-from fractal.models.base import show_whole
 
 if TYPE_CHECKING:
-    from fractal.models._pool import HttpAnswer
     from fractal.models.base import ModelRequest, Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
-__all__ = ["JSON", "HttpWire", "is_stream", "read_answer", "read_whole"]
+__all__ = ["JSON", "HttpWire"]
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 JSON = {"Content-Type": "application/json"}
 """What every request says of itself."""
-
-_LONGEST_END = 1.0  # seconds between the last word of a stream and the end of its body
 
 
 class HttpWire:
@@ -54,7 +47,7 @@ class HttpWire:
             pool = await pool_of_this_loop(self, self._max_connections)
             async with pool.place(request), pool.post(address, request.body()) as answer:
                 body = await answer.aread()
-            return reply_from(answer.status_code, answer.headers, body, self._bounds, address.secrets)
+            return await read_body(answer.status_code, answer.headers, body, self._bounds, address.secrets)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it, read the reply as it comes."""
@@ -108,48 +101,3 @@ def _require_url(base_url: str) -> None:
         fault = ConnectionFailed(f"the base URL cannot be used: {base_url!r}")
         fault.retryable = False
         raise fault
-
-
-async def read_answer(response: HttpAnswer, sink: Sink, bounds: ReplyBounds, secrets: Secrets) -> Reply:
-    """Read an answer that may come piece by piece.
-
-    Args:
-        response: The answer; its connection is the caller's.
-        sink: Where the pieces go.
-        bounds: The most that is read.
-        secrets: What no error may repeat.
-
-    Raises:
-        ModelError: It is no whole answer.
-    """
-    if not is_stream(response):
-        return await read_whole(response, await response.aread(), sink, bounds, secrets)
-    reader = ReplyReader(sink, bounds, secrets)
-    try:
-        with anyio.CancelScope() as rest:
-            async for data in response.aiter_bytes():
-                await reader.read(data)
-                if reader.is_done and rest.deadline == math.inf:
-                    # The connection can be used again only when the body has ended; not every endpoint ends it.
-                    rest.deadline = anyio.current_time() + _LONGEST_END
-    except Exception as error:
-        if not reader.can_do_without_the_rest(error):
-            raise
-    return reader.reply()
-
-
-async def read_whole(response: HttpAnswer, body: bytes, sink: Sink, bounds: ReplyBounds, secrets: Secrets) -> Reply:
-    """The reply in an answer that came whole: an error, or that of an endpoint that does not stream.
-
-    Raises:
-        ModelError: It is no reply.
-    """
-    reply = reply_from(response.status_code, response.headers, body, bounds, secrets)
-    await show_whole(reply, sink)
-    return reply
-
-
-def is_stream(response: Any) -> bool:
-    """Whether an answer comes piece by piece."""
-    kind = response.headers.get("content-type", "")
-    return response.status_code < 400 and "json" not in kind and "html" not in kind

@@ -17,11 +17,11 @@ from anyio.lowlevel import current_token
 from fractal._scopes import cancellation_noted, single_error
 from fractal._threads import ThreadCall
 from fractal.errors import ClientBoundToLoop
-from fractal.models._faults import reply_from, translated
-from fractal.models._http import JSON, is_stream, read_answer, read_whole
+from fractal.models._answer_reader import AnswerReader, read_answer, read_body
+from fractal.models._faults import translated
+from fractal.models._http import JSON
 from fractal.models._pool import Pool, pool_of_this_loop
 from fractal.models._secrets import NO_SECRETS, Secrets
-from fractal.models._sse import ReplyReader
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -102,7 +102,7 @@ async def _respond(client: Any, request: ModelRequest, bounds: ReplyBounds) -> R
     secrets = _secrets_of(client)
     with translated(secrets):
         response = await _post(client, request.model, request.body())
-        return reply_from(response.status_code, response.headers, response.content, bounds, secrets)
+        return await read_body(response.status_code, response.headers, response.content, bounds, secrets)
 
 
 async def _stream(client: Any, request: ModelRequest, sink: Sink, bounds: ReplyBounds) -> Reply:
@@ -133,33 +133,34 @@ class ThreadWire:
                 lambda: _post(client, request.model, body), _REQUEST, waiting=request.paused, abandon=True
             )
             response = await call.run()
-            return reply_from(response.status_code, response.headers, response.content, self._bounds, secrets)
+            return await read_body(response.status_code, response.headers, response.content, self._bounds, secrets)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it from a worker thread, which hands over what comes until nobody wants it any more."""
         client, body, secrets = self._client, request.body(), _secrets_of(self._client)
-        reader = ReplyReader(sink, self._bounds, secrets)
+        reader: AnswerReader | None = None
 
-        def work() -> tuple[Any, bytes] | None:
+        def work() -> None:
+            nonlocal reader
             with closing(_post(client, request.model, body, stream=True)) as response:
-                if not is_stream(response):
-                    return response, response.read()
+                reader = AnswerReader(response.status_code, response.headers, sink, self._bounds, secrets)
                 for data in response.iter_bytes():
                     call.join(partial(reader.read, data))  # raises when nobody wants it any more
-                return None
+                    if reader.is_done:
+                        break
 
-        whole: tuple[Any, bytes] | None = None
         with translated(secrets):
             try:
                 with single_error():
                     async with anyio.create_task_group() as group:
                         call = ThreadCall(work, _REQUEST, waiting=request.paused, abandon=True, group=group)
                         with cancellation_noted():
-                            whole = await call.run()
+                            await call.run()
             except Exception as error:
-                if not reader.can_do_without_the_rest(error):
+                if reader is None or not reader.can_do_without_the_rest(error):
                     raise
-            return reader.reply() if whole is None else await read_whole(*whole, sink, self._bounds, secrets)
+            assert reader is not None
+            return await reader.end()
 
 
 def _post(client: Any, model: str, body: bytes, *, stream: bool = False) -> Any:

@@ -16,7 +16,7 @@ PACKAGE = Path(fractal.__file__).parent
 
 # From the bottom up; a module may import modules of its own level or below.
 LEVELS = [
-    ["", "errors", "_docstring", "_json", "_scanner", "_current", "models.bounds", "models._secrets"],
+    ["", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "models.bounds", "models._secrets"],
     [
         "messages",
         "parts",
@@ -34,8 +34,11 @@ LEVELS = [
     ],
     ["results", "context", "models.base", "_shapes"],
     ["_hooks", "toolkit", "events"],
-    ["models._faults", "models._sse", "models._incoming"],
+    ["models._usage", "models._events", "models._merging", "models._reported", "models._incoming"],
+    ["models._reading", "models._faults", "models._dialect", "models._thinking"],
+    ["models._stream_reader"],
     ["models._connection", "models._connections", "models._pool"],
+    ["models._answer_reader"],
     ["models._http", "models._sdk", "models._object", "models._wires"],
     ["_step", "_window", "_output", "_partial", "_answer", "_run", "_call"],
     ["models.openai", "models.combined", "models", "_invoke", "_calls", "_ask", "delegation"],
