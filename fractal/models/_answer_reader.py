@@ -151,6 +151,8 @@ async def read_body(
     Raises:
         ModelError: It is no reply.
     """
+    if len(body) > bounds.body:
+        raise ReplyTooLarge("body", bounds.body)
     if body.startswith(b"{") or status >= 400:  # as nearly all are
         return reply_from(status, headers, body, bounds, secrets)
     reader = AnswerReader(status, headers, None, bounds, secrets)

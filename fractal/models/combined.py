@@ -21,6 +21,7 @@ from fractal._threads import Gate, Waiting
 from fractal.errors import (
     AllModelsFailed,
     BudgetExceeded,
+    ContentFiltered,
     DeadlineWouldPass,
     InvalidArguments,
     ModelError,
@@ -86,9 +87,10 @@ class CombinedModel(ABC):
 class FallbackModel(CombinedModel):
     """Asks the first model and, when it fails, the next.
 
-    A model fails with any `ModelError`, whether asking it again could help or not, or when its turn would come too late
-    (`DeadlineWouldPass`). Once a piece of a reply has been streamed, a failure is final. Each further request counts
-    in the run's budget. The run's own retries ask them all once more, from the first.
+    A model fails with any `ModelError`, whether asking it again could help or not, when a content filter withholds its
+    answer, or when its turn would come too late (`DeadlineWouldPass`). Once a piece of a reply has been streamed, a
+    failure is final. Each further request counts in the run's budget. The run's own retries ask them all once more,
+    from the first.
 
     Args:
         *models: Two or more, in this order: models, or what an agent takes as `client=`. Each is asked for the agent's
@@ -125,7 +127,7 @@ class FallbackModel(CombinedModel):
             is_last = number == len(self.models)
             attempt = _Try(model, request, sink, seconds=math.inf if is_last else self._after)
             await attempt.run()
-            if attempt.reply is not None:
+            if attempt.reply is not None and (is_last or attempt.has_begun or not attempt.reply.is_filtered):
                 return attempt.reply
             failures.append(attempt.failed())
             if attempt.has_begun:
@@ -137,9 +139,10 @@ class RaceModel(CombinedModel):
     """Asks all models at once and takes the first good answer.
 
     The others are cancelled, and their connections closed, before the answer comes back. A reply with neither text nor
-    tool calls nor a refusal wins only if there is no better one. When streaming, the first to show a piece has won, and
-    a failure after that is final. All requests count in the run's budget; if that has not enough left, only the first
-    models are asked. `Limits.request_timeout` stands still while one of them waits in a `LimitedModel`.
+    tool calls nor a refusal, and one that a content filter has cut, win only if there is no better one. When streaming,
+    the first to show a piece has won, and a failure after that is final. All requests count in the run's budget; if
+    that has not enough left, only the first models are asked. `Limits.request_timeout` stands still while one of them
+    waits in a `LimitedModel`.
 
     Args:
         *models: Two or more: models, or what an agent takes as `client=`. Each is asked for the agent's `model`; for
@@ -174,7 +177,7 @@ class RaceModel(CombinedModel):
             nonlocal running
             try:
                 await one.run()
-                if winner is None and one.reply is not None and not _is_empty(one.reply):
+                if winner is None and one.reply is not None and not _is_poor(one.reply):
                     win(one)
             finally:
                 running -= 1
@@ -281,7 +284,9 @@ class _Try:
                 self._failure = error
 
     def failed(self) -> RunError:
-        """Why there is no reply."""
+        """Why there is no reply of use."""
+        if self.reply is not None:
+            return ContentFiltered("the endpoint's content filter withheld the answer")
         return self._failure or RequestTimedOut(f"the model did not begin to answer within {self._seconds:g} s")
 
     async def _hand_out(self, delta: Delta) -> None:
@@ -374,7 +379,7 @@ def _charge(request: ModelRequest, failure: RunError) -> None:
 
 
 def _outcome(tries: Sequence[_Try], winner: _Try | None) -> Reply:
-    """What a race came to: the winner's reply, else an empty one, else why there is none."""
+    """What a race came to: the winner's reply, else a poor one, else why there is none."""
     if winner is not None and winner.reply is None:
         raise winner.failed()
     for one in tries if winner is None else [winner]:
@@ -383,8 +388,8 @@ def _outcome(tries: Sequence[_Try], winner: _Try | None) -> Reply:
     raise _one_of([one.failed() for one in tries])
 
 
-def _is_empty(reply: Reply) -> bool:
-    return not (reply.text or reply.tool_calls or reply.refusal)
+def _is_poor(reply: Reply) -> bool:
+    return reply.is_filtered or not (reply.text or reply.tool_calls or reply.refusal)
 
 
 def _one_of(failures: Sequence[RunError]) -> RunError:

@@ -48,7 +48,7 @@ def test_a_reply_without_calls_is_an_answer_a_refusal_or_nothing(reply: Reply, s
 
 
 @pytest.mark.parametrize("word", ["content_filter", "SAFETY", "recitation", "sensitive"])
-@pytest.mark.parametrize("said", [{}, {"text": "It is made of"}, {"tool_calls": (GOOD,)}], ids=["nothing", "half", "call"])
+@pytest.mark.parametrize("said", [{}, {"text": "It is made of"}, {"tool_calls": (GOOD,)}], ids=["", "half", "call"])
 def test_an_answer_that_a_filter_has_withheld_or_cut_is_a_refusal(said: dict[str, Any], word: str) -> None:
     step = next_step(Reply(finish_reason=word, **said), TOOLS)
     assert isinstance(step, Decline)
