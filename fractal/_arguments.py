@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import from_json
+
 from fractal._json import clean_text, decode, encode, is_list, is_mapping
 
-__all__ = ["object_text", "with_object_arguments"]
+__all__ = ["object_text", "with_object_arguments", "written_object"]
 
-_NOTHING = ("", "null", "{}")
+_NOTHING = ("", "null")
 _DECODER = json.JSONDecoder()
 _BLANK = " \t\r\n"
 # Tokens of a model's own template that some servers leave at the end of what the model wrote.
@@ -33,6 +35,13 @@ def object_text(arguments: str) -> str | None:
         >>> object_text('{"a": 1}{"a": 2}')
     """
     text = arguments.strip(_BLANK)
+    if text.startswith("{"):  # as nearly all do
+        try:
+            from_json(text)
+        except ValueError:
+            pass
+        else:
+            return text
     if text in _NOTHING:
         return "{}"
     value = _value_of(text)
@@ -69,6 +78,11 @@ def _repeated(text: str) -> str | None:
     return None
 
 
+def written_object(arguments: str) -> str:
+    """The text of a JSON object for any text of arguments: the object in it, or one that holds the text."""
+    return object_text(arguments) or encode({"invalid_arguments": clean_text(arguments[:_LONGEST_QUOTE])}).decode()
+
+
 def with_object_arguments(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """An assistant's message in which the arguments of each call are the text of a JSON object.
 
@@ -92,10 +106,7 @@ def _with_object_arguments(call: Any) -> Any:
     if not is_mapping(function):
         return call
     arguments = function.get("arguments")
-    text = arguments if isinstance(arguments, str) else encode(arguments).decode()
-    written = object_text(text)
-    if written is None:
-        written = encode({"invalid_arguments": clean_text(text[:_LONGEST_QUOTE])}).decode()
+    written = written_object(arguments if isinstance(arguments, str) else encode(arguments).decode())
     if written is arguments:
         return call
     return {**call, "function": {**function, "arguments": written}}

@@ -113,7 +113,7 @@ async def _converse(run: Run) -> _End:
 
 async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: StopReason) -> _End | None:
     """Call tools; one of them may end the run."""
-    run.transcript.append(reply.message())
+    run.transcript.append(reply.message(), is_reply=True)
     if reply.is_cut:
         run.warn(f"a reply with tool calls was cut at the token limit: {RAISE_LIMIT}")
     rejected: tuple[str, str] | None = None
@@ -134,7 +134,7 @@ async def _finish(run: Run, reply: Reply, text: str, last_word: StopReason) -> _
         run.iterations -= 1
         run.empty_replies += 1
         return None
-    run.transcript.append(reply.message())
+    run.transcript.append(reply.message(), is_reply=True)
     _warn_of_end(run, reply)
     if run.answer is None:
         return text, last_word

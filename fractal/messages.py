@@ -112,8 +112,9 @@ class Transcript:
         messages: History to continue, as an earlier `AgentResult.messages` gave it.
 
     Attributes:
-        traits: What is in it that some endpoint refuses: `"null"` and `"blank"` content beside tool calls, `"extra"`
-            fields in a message without calls, `"call_extra"` in one with calls, `"user_after_tool"`; and `"audio"`.
+        traits: What is in it that some endpoint refuses: `"null_content"` and `"blank_content"` beside tool calls,
+            `"extra"` fields in a message without calls, `"call_extra"` in one with calls, `"user_after_tool"`; and
+            `"audio"`.
         has_calls: Whether there is a tool call in it.
 
     Raises:
@@ -155,8 +156,12 @@ class Transcript:
         """Ids of the tool calls that are not answered yet, in call order."""
         return tuple(self._open_calls)
 
-    def append(self, message: Mapping[str, Any]) -> None:
+    def append(self, message: Mapping[str, Any], *, is_reply: bool = False) -> None:
         """Add one message.
+
+        Args:
+            message: The message.
+            is_reply: Whether a `Reply` has made it, and so its arguments are objects already.
 
         Raises:
             InvalidMessages: An endpoint would refuse the history with it.
@@ -169,9 +174,9 @@ class Transcript:
         else:
             self._open_calls = [call["id"] for call in message.get("tool_calls") or ()]
             if self._open_calls:
-                self.has_calls, message = True, with_object_arguments(message)
+                self.has_calls, message = True, message if is_reply else with_object_arguments(message)
             if message["role"] == "assistant":
-                if self._open_calls or not message.keys() <= _PLAIN:
+                if self._open_calls or (len(message) > 2 and not message.keys() <= _PLAIN):
                     self.traits |= _traits_of(message)
             elif self._messages and self._messages[-1]["role"] == "tool":
                 self.traits.add("user_after_tool")
@@ -254,8 +259,11 @@ class Transcript:
 def _traits_of(message: Mapping[str, Any]) -> set[str]:
     calls, traits = message.get("tool_calls") or (), set[str]()
     if calls and not message.get("content"):
-        traits.add("null" if message.get("content") is None else "blank")
-    if not message.keys() <= _STANDARD or any(not call.keys() <= _STANDARD_OF_CALL for call in calls):
+        traits.add("null_content" if message.get("content") is None else "blank_content")
+    has_extra = not message.keys() <= _STANDARD
+    for call in () if has_extra else calls:
+        has_extra = has_extra or not call.keys() <= _STANDARD_OF_CALL
+    if has_extra:
         traits.add("call_extra" if calls else "extra")
     if "audio" in message:
         traits.add("audio")

@@ -40,13 +40,11 @@ class _Concession:
     Attributes:
         feature: The feature.
         names: Fields that a refusal may name.
-        is_in: Whether a request has it.
         without: Makes the request without it.
     """
 
     feature: Feature
     names: frozenset[str]
-    is_in: Callable[[ModelRequest], bool]
     without: Callable[[ModelRequest], ModelRequest]
 
 
@@ -64,10 +62,6 @@ def _in_form(**changes: str) -> Callable[[ModelRequest], ModelRequest]:
     return in_form
 
 
-def _has(trait: str) -> Callable[[ModelRequest], bool]:
-    return lambda request: trait in request.transcript.traits
-
-
 def _with_newer_name(request: ModelRequest) -> ModelRequest:
     limit = {"max_completion_tokens": request.settings.max_tokens}
     return replace(request, settings=replace(request.settings, max_tokens=None), fields={**request.fields, **limit})
@@ -75,31 +69,30 @@ def _with_newer_name(request: ModelRequest) -> ModelRequest:
 
 _MESSAGES = frozenset({"messages", "content"})
 _CONCESSIONS = (
-    _Concession(
-        "usage",
-        frozenset({"stream_options", "include_usage"}),
-        # Where a form of the answer is asked for too, that is refused more often, and the run knows another way.
-        lambda request: "stream_options" in request.fields and "response_format" not in request.fields,
-        _without_field("stream_options"),
-    ),
-    _Concession("null_content", _MESSAGES, _has("null"), _in_form(content="blank")),
-    _Concession("blank_content", _MESSAGES, _has("blank"), _in_form(content="null")),
-    _Concession("user_after_tool", _MESSAGES, _has("user_after_tool"), _in_form(between="turn")),
-    _Concession("extra", _MESSAGES, _has("extra"), _in_form(extra="calls")),
-    _Concession("call_extra", _MESSAGES, _has("call_extra"), _in_form(extra="none")),
-    _Concession(
-        "tool_choice",
-        frozenset({"tool_choice"}),
-        lambda request: request.fields.get("tool_choice") == "none",
-        _without_field("tool_choice"),
-    ),
-    _Concession(
-        "max_tokens",
-        frozenset({"max_tokens"}),
-        lambda request: request.settings.max_tokens is not None,
-        _with_newer_name,
-    ),
+    _Concession("usage", frozenset({"stream_options", "include_usage"}), _without_field("stream_options")),
+    _Concession("null_content", _MESSAGES, _in_form(content="blank")),
+    _Concession("blank_content", _MESSAGES, _in_form(content="null")),
+    _Concession("user_after_tool", _MESSAGES, _in_form(between="turn")),
+    _Concession("extra", _MESSAGES, _in_form(extra="calls")),
+    _Concession("call_extra", _MESSAGES, _in_form(extra="none")),
+    _Concession("tool_choice", frozenset({"tool_choice"}), _without_field("tool_choice")),
+    _Concession("max_tokens", frozenset({"max_tokens"}), _with_newer_name),
 )
+
+
+_ALWAYS_TAKEN = frozenset({"audio"})
+
+
+def _features_of(request: ModelRequest) -> set[Feature]:
+    """What is in a request that some endpoint may refuse."""
+    features = request.transcript.traits - _ALWAYS_TAKEN
+    if "stream_options" in request.fields:
+        features.add("usage")
+    if request.fields.get("tool_choice") == "none":
+        features.add("tool_choice")
+    if request.settings.max_tokens is not None:
+        features.add("max_tokens")
+    return features
 
 
 class Dialect:
@@ -114,15 +107,7 @@ class Dialect:
 
     def is_known(self, request: ModelRequest) -> bool:
         """Whether the endpoint has taken, or has refused, everything that is in a request."""
-        known = self._refused_by(request.model) | self._taken.get(request.model, _NONE)
-        return all(one.feature in known or not one.is_in(request) for one in _CONCESSIONS)
-
-    def _refused_by(self, model: str) -> frozenset[Feature]:
-        refused = self._refused.get(model)
-        if not refused:
-            return _NONE
-        now = time.monotonic()
-        return frozenset(feature for feature, end in refused.items() if now < end)
+        return _features_of(request) <= self._refused_by(request.model) | self._taken.get(request.model, _NONE)
 
     async def ask(
         self,
@@ -140,15 +125,17 @@ class Dialect:
         Raises:
             ModelError: There is no usable answer; the first one, if no other form helps.
         """
-        known = self._refused_by(request.model)
+        features = _features_of(request)
+        known = self._refused_by(request.model) if self._refused else _NONE
         try:
-            reply = await send(_without(request, known))
+            reply = await send(_without(request, features & known) if known else request)
         except StatusError as error:
             if is_final() or not error.is_refusal:
                 raise
             failure = error
         else:
-            self._note(request, known)
+            if self._in_vain or not features <= self._taken.get(request.model, _NONE):
+                self._note(request.model, features, known)
             return reply
         return await self._ask_otherwise(request, send, is_final, known, failure)
 
@@ -160,58 +147,62 @@ class Dialect:
         known: frozenset[Feature],
         failure: StatusError,
     ) -> Reply:
-        first, tried = failure, set[Feature]()
-        while (concession := self._next(request, known, tried, failure)) is not None:
-            tried.add(concession.feature)
-            trial = known | {concession.feature}
+        features, first, tried = _features_of(request), failure, set[Feature]()
+        while (feature := self._next(request, features - known - tried, failure)) is not None:
+            tried.add(feature)
+            trial = known | {feature}
             try:
                 request.charge()
             except BudgetExceeded:
                 break
             try:
-                reply = await send(_without(request, trial))
+                reply = await send(_without(request, features & trial))
             except StatusError as error:
                 if is_final() or not error.is_refusal:
                     raise
                 if not _is_same(error, failure):  # one refusal less: what is refused now is something else
                     known, failure = trial, error
                 else:
-                    in_vain = self._in_vain.get(request.model, _NONE)
-                    self._in_vain[request.model] = in_vain | {concession.feature}
+                    self._in_vain[request.model] = self._in_vain.get(request.model, _NONE) | {feature}
             else:
-                self._note(request, trial, failure)
+                self._note(request.model, features, trial, failure)
                 return reply
         raise first
 
-    def _next(
-        self, request: ModelRequest, known: frozenset[Feature], tried: set[Feature], error: StatusError
-    ) -> _Concession | None:
+    def _refused_by(self, model: str) -> frozenset[Feature]:
+        refused = self._refused.get(model)
+        if not refused:
+            return _NONE
+        now = time.monotonic()
+        return frozenset(feature for feature, end in refused.items() if now < end)
+
+    def _next(self, request: ModelRequest, features: set[Feature], error: StatusError) -> Feature | None:
+        """What to leave out next: what the error names, or what the endpoint has not taken yet."""
         innocent = self._taken.get(request.model, _NONE) | self._in_vain.get(request.model, _NONE)
+        if "response_format" in request.fields:  # is refused more often, and the run knows another way
+            innocent |= {"usage"}
         for one in _CONCESSIONS:
-            if one.feature in known or one.feature in tried or not one.is_in(request):
-                continue
-            if not one.names.isdisjoint(error.names) if error.names else one.feature not in innocent:
-                return one
+            is_meant = not one.names.isdisjoint(error.names) if error.names else one.feature not in innocent
+            if is_meant and one.feature in features:
+                return one.feature
         return None
 
-    def _note(self, request: ModelRequest, refused: frozenset[Feature], error: StatusError | None = None) -> None:
+    def _note(
+        self, model: str, features: set[Feature], refused: frozenset[Feature], error: StatusError | None = None
+    ) -> None:
         """Remember what was left out of a request that the endpoint has taken, and what was in it."""
-        model = request.model
         if error is not None:
             # A server that fails may have failed by chance, so that is not believed for good.
             end = time.monotonic() + _BELIEVED if error.status == 500 else math.inf
             known = self._refused.get(model, {})
             self._refused[model] = {**known, **{one: max(end, known.get(one, end)) for one in refused}}
         self._in_vain.pop(model, None)
-        taken = self._taken.get(model, _NONE)
-        found = {one.feature for one in _CONCESSIONS if one.feature not in taken and one.is_in(request)} - refused
-        if found:
-            self._taken[model] = taken | found
+        self._taken[model] = self._taken.get(model, _NONE) | (features - refused)
 
 
-def _without(request: ModelRequest, features: frozenset[Feature]) -> ModelRequest:
+def _without(request: ModelRequest, features: set[Feature]) -> ModelRequest:
     for one in _CONCESSIONS if features else ():
-        if one.feature in features and one.is_in(request):
+        if one.feature in features:
             request = one.without(request)
     return request
 

@@ -5,25 +5,15 @@ The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from fractal.errors import ReplyTooLarge
 
-__all__ = ["EventReader", "ServerEvent"]
+__all__ = ["ErrorData", "EventReader"]
 
 _BOM = b"\xef\xbb\xbf"
 
 
-class ServerEvent(NamedTuple):
-    """One event of a stream.
-
-    Attributes:
-        data: What it says.
-        is_error: Whether its field or its name says that it is an error.
-    """
-
-    data: bytes
-    is_error: bool = False
+class ErrorData(bytes):
+    """The data of an event whose name, or whose field, says that it is an error."""
 
 
 class EventReader:
@@ -44,33 +34,33 @@ class EventReader:
         self._size = 0  # bytes of both
         self._is_error = False
 
-    def read(self, data: bytes) -> list[ServerEvent]:
-        """The events that these bytes complete.
+    def read(self, data: bytes) -> list[bytes]:
+        """The data of the events that these bytes complete.
 
         Raises:
             ReplyTooLarge: One is longer than an event may be.
         """
-        is_whole = data.startswith(b"data:") and data.endswith(b"\n\n") and data.find(b"\n") == len(data) - 2
-        if is_whole and not self._size:
-            # One line and its end, as most endpoints write their events, one by one.
-            self._begun = True
-            return [ServerEvent(data[5:].strip())]
+        if not self._size and data.startswith(b"data:") and data.endswith(b"\n\n") and b"\r" not in data:
+            plain = _plain_events(data)
+            if plain is not None:
+                self._begun, self._skips_line_feed = True, False
+                return plain
         data = self._with_plain_ends(data)
         first, *others = data.split(b"\n")
         self._rest.append(first)
         self._size += len(first)
-        whole: list[ServerEvent] = []
+        whole: list[bytes] = []
         for line in others:
-            self._take_line(b"".join(self._rest) if len(self._rest) > 1 else self._rest[0], whole)
+            self._take_line(b"".join(self._rest), whole)
             self._rest = [line]
             self._size += len(line)
         if self._size > self._longest:
             raise ReplyTooLarge("line", self._longest)
         return whole
 
-    def end(self) -> list[ServerEvent]:
-        """The event that the end of the stream completes, if there is one."""
-        whole: list[ServerEvent] = []
+    def end(self) -> list[bytes]:
+        """The data of the event that the end of the stream completes, if there is one."""
+        whole: list[bytes] = []
         self._take_line(b"".join(self._rest), whole)
         self._take_line(b"", whole)
         self._rest = []
@@ -95,7 +85,7 @@ class EventReader:
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return data
 
-    def _take_line(self, line: bytes, whole: list[ServerEvent]) -> None:
+    def _take_line(self, line: bytes, whole: list[bytes]) -> None:
         if line.startswith(b"data:"):
             self._data.append(line[5:].strip())
         elif not line:
@@ -106,8 +96,17 @@ class EventReader:
             self._is_error = True
             self._data.append(line[6:].strip())
 
-    def _end_event(self, whole: list[ServerEvent]) -> None:
+    def _end_event(self, whole: list[bytes]) -> None:
         if self._data:
-            whole.append(ServerEvent(b"\n".join(self._data), self._is_error))
+            data = b"\n".join(self._data)
+            whole.append(ErrorData(data) if self._is_error else data)
             self._data = []
         self._is_error, self._size = False, 0
+
+
+def _plain_events(data: bytes) -> list[bytes] | None:
+    """The data of events that are one line each, as most endpoints write them; None if one is something else."""
+    events = data[:-2].split(b"\n\n")
+    if any(not event.startswith(b"data:") or b"\n" in event for event in events):
+        return None
+    return [event[5:].strip() for event in events]

@@ -148,10 +148,11 @@ def reply_of(
         BadReply: There is no message.
         ReplyTooLarge: It is over a bound.
     """
-    error = reported_error(completion, secrets, headers or {})
-    if error is not None:
-        raise error
     choices = _choices_of(completion)
+    if not choices or completion.get("error"):
+        error = reported_error(completion, secrets, headers or {})
+        if error is not None:
+            raise error
     if not choices:
         said = secrets.quoted(briefly(completion), 200)
         raise BadReply(f"the endpoint's answer has no choices[0].message: {said}")
@@ -162,7 +163,9 @@ def reply_of(
     finish_reason = choice.get("finish_reason")
     if finish_reason in ("tool_calls", "function_call") and not message.get("tool_calls"):
         message = _with_calls_of_others(message, [other["message"] for other in others])
-    error = reported_error(choice, secrets, headers or {}) or broken_off(finish_reason)
+    error = broken_off(finish_reason)
+    if choice.get("error"):
+        error = reported_error(choice, secrets, headers or {}) or error
     if error is not None:
         raise error
     return reply_to_message(message, finish_reason, usage, bounds)
@@ -202,21 +205,28 @@ def reply_to_message(
     Raises:
         ReplyTooLarge: It is over a bound.
     """
-    content = message.get("content")
-    text = text_in(content, "text")
-    extra = {name: value for name, value in message.items() if name not in _READ and value is not None}
-    if extra.get("annotations") == []:  # OpenAI's own endpoint says it with every message
-        del extra["annotations"]
+    content, refusal = message.get("content"), message.get("refusal")
+    extra = {} if message.keys() <= _READ else _extra_of(message)
+    parts = content if is_list(content) and content else None
+    refusal = text_in(refusal, "refusal") if refusal else _parts(parts, "refusal") if parts else ""
     return Reply(
-        text=clean_text(text) or None,
+        text=clean_text(text_in(content, "text")) or None if content else None,
         tool_calls=_calls_in(message, bounds),
-        refusal=clean_text(text_in(message.get("refusal"), "refusal") or _parts(content, "refusal")) or None,
+        refusal=clean_text(refusal) or None if refusal else None,
         finish_reason=clean_text(finish_reason) if isinstance(finish_reason, str) and finish_reason else None,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
-        content="" if content == "" else _writable(content) if is_list(content) and content else None,
-        extra=_writable(extra) if extra else extra,
+        content=_writable(parts) if parts else "" if content == "" else None,
+        extra=extra,
     )
+
+
+def _extra_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a message that nobody here knows."""
+    extra = {name: value for name, value in message.items() if name not in _READ and value is not None}
+    if extra.get("annotations") == []:  # OpenAI's own endpoint says it with every message
+        del extra["annotations"]
+    return _writable(extra) if extra else extra
 
 
 def _writable(value: Any) -> Any:
@@ -243,6 +253,8 @@ def _parts(content: object, kind: str) -> str:
 
 def _calls_in(message: Mapping[str, Any], bounds: ReplyBounds) -> tuple[ToolCall, ...]:
     written = message.get("tool_calls")
+    if not written and not message.get("function_call"):
+        return ()
     if not is_list(written):
         function = message.get("function_call")  # what calls were called before they were `tool_calls`
         written = [{"function": function}] if is_mapping(function) and function.get("name") else []
@@ -295,26 +307,29 @@ def _call_of(raw: Mapping[str, Any], bounds: ReplyBounds) -> ToolCall:
     if not isinstance(arguments, str):  # some endpoints send the object itself
         arguments = encode(arguments).decode() if arguments is not None else "{}"
     _require_bounded(arguments, bounds)
+    arguments = clean_text(arguments)
+    readable, written = object_text(arguments), arguments.strip()
+    if readable is not None and written and written != readable:
+        arguments = readable
     call_id, name = raw.get("id"), function.get("name")
-    extra = {key: value for key, value in raw.items() if key not in _READ_OF_CALL and value is not None}
-    if not function.keys() <= _READ_OF_FUNCTION:
-        extra["function"] = {key: value for key, value in function.items() if key not in _READ_OF_FUNCTION}
     return ToolCall(
         clean_text(call_id) if isinstance(call_id, str) else "",
         (clean_text(name) if isinstance(name, str) else "") or "unnamed",
-        _readable(clean_text(arguments)),
-        _writable(extra) if extra else extra,
+        arguments,
+        _extra_of_call(raw, function),
+        is_object=readable is not None and bool(written),
     )
 
 
-def _readable(arguments: str) -> str:
-    """Arguments as the model wrote them, or what can be read in them where that is something else."""
-    try:
-        if not arguments or is_mapping(from_json(arguments)):
-            return arguments
-    except ValueError:
-        pass
-    return object_text(arguments) or arguments
+def _extra_of_call(raw: Mapping[str, Any], function: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a call that nobody here knows."""
+    if raw.keys() <= _READ_OF_CALL and function.keys() <= _READ_OF_FUNCTION:
+        return {}
+    extra = {key: value for key, value in raw.items() if key not in _READ_OF_CALL and value is not None}
+    inner = {key: value for key, value in function.items() if key not in _READ_OF_FUNCTION}
+    if inner:
+        extra["function"] = inner
+    return _writable(extra) if extra else extra
 
 
 def _require_bounded(arguments: str, bounds: ReplyBounds) -> None:

@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from fractal._json import clean_text, encode, is_list, is_mapping
 from fractal.errors import BadReply, ConnectionFailed, ModelError, ReplyTooLarge
-from fractal.models._events import EventReader, ServerEvent
+from fractal.models._events import ErrorData, EventReader
 from fractal.models._merging import Merged
 from fractal.models._reading import broken_off, decoded, function_in, reply_to_message, text_in
 from fractal.models._reported import briefly, reported_error
@@ -56,8 +56,8 @@ class ReplyReader:
         Raises:
             ModelError: The endpoint reports an error, or writes what is no chunk of a completion.
         """
-        for event in self._events.read(data):
-            await self._take(event)
+        for payload in self._events.read(data):
+            await self._take(payload)
 
     async def end(self) -> Reply:
         """Take the end of the stream.
@@ -70,9 +70,9 @@ class ReplyReader:
             ModelError: The endpoint reports an error, or says that it broke off.
         """
         if not self.is_finished:
-            for event in self._events.end():
-                if _is_whole(event.data):
-                    await self._take(event)
+            for payload in self._events.end():
+                if _is_whole(payload):
+                    await self._take(payload)
         reply = self._reply()
         if self._sink is not None and 0 not in self._choices:  # only now it is known which choice is the answer
             await show_whole(reply, self._sink)
@@ -108,16 +108,17 @@ class ReplyReader:
             answer.calls = next((other.calls for other in self._choices.values() if other.calls), answer.calls)
         return reply_to_message(answer.message(), answer.finish_reason or UNSAID, self._usage, self._bounds)
 
-    async def _take(self, event: ServerEvent) -> None:
-        data = event.data
-        if data.startswith(_DONE):
+    async def _take(self, payload: bytes) -> None:
+        if payload.startswith(_DONE):
             self.is_done = True
-        elif data and not self.is_done:  # an empty event only keeps the line open
-            if event.is_error:
-                raise self._told(data)
-            await self.add(self._parsed(data))
+        elif payload and not self.is_done:  # an empty event only keeps the line open
+            if isinstance(payload, ErrorData):
+                raise self._told(payload)
+            for piece in self._deltas(self._parsed(payload)):
+                if self._sink is not None:
+                    await self._sink(piece)
 
-    def _deltas(self, chunk: object) -> Iterator[Delta]:
+    def _deltas(self, chunk: object) -> list[Delta]:
         """What a chunk adds, piece by piece. A stream has hundreds of chunks, and nearly all add one piece of text."""
         if not is_mapping(chunk):
             error = reported_error(chunk, self._secrets)
@@ -125,31 +126,31 @@ class ReplyReader:
                 f"the endpoint streamed {self._quoted(briefly(chunk))!r}, which is no chunk of a completion"
             )
         choices = chunk.get("choices")
-        if chunk.get("error") or not choices:
+        if not choices or chunk.get("error"):
             error = reported_error(chunk, self._secrets)
             if error is not None:
                 raise error
         if chunk.get("usage") or "x_groq" in chunk:
             self._usage.read(chunk)
+        found: list[Delta] = []
         for raw in choices if is_list(choices) else ():
             if is_mapping(raw):
-                yield from self._deltas_of_choice(raw)
+                found += self._deltas_of_choice(raw)
+        return found
 
-    def _deltas_of_choice(self, raw: Mapping[str, Any]) -> Iterator[Delta]:
+    def _deltas_of_choice(self, raw: Mapping[str, Any]) -> list[Delta]:
         index = raw.get("index")
         index = index if isinstance(index, int) else 0
         choice = self._choices.get(index)
         if choice is None:
             if len(self._choices) == _MOST_CHOICES:
-                return
+                return []
             choice = self._choices[index] = _Choice(self._bounds)
-        delta = raw.get("delta")
+        delta, found = raw.get("delta"), list[Delta]()
         if not is_mapping(delta):
             delta = raw.get("message")  # a whole message, where an endpoint streams nothing else
         if delta and is_mapping(delta):
-            for piece in choice.deltas(delta):
-                if index == 0:
-                    yield piece
+            found = choice.deltas(delta)
         reason = raw.get("finish_reason")
         if isinstance(reason, str) and reason:  # some endpoints send an empty one until the end
             choice.finish_reason = reason
@@ -157,6 +158,7 @@ class ReplyReader:
             choice.error = raw["error"]
         if usage := raw.get("usage"):
             self._usage.read({"usage": usage})
+        return found if index == 0 else []
 
     def _told(self, data: bytes) -> ModelError:
         try:
@@ -204,18 +206,19 @@ class _Choice:
         """Whether there is a text or a call."""
         return bool(self._text or self.calls)
 
-    def deltas(self, delta: Mapping[str, Any]) -> Iterator[Delta]:
+    def deltas(self, delta: Mapping[str, Any]) -> list[Delta]:
         """What a piece of the message adds."""
         content = delta.get("content")
-        is_plain = len(delta) == 1 and isinstance(content, str) and self._parts is None
-        if not is_plain:
-            yield from self._reasoning_deltas(delta)
-            self._keep_parts(content)
+        if isinstance(content, str) and self._parts is None and len(delta) == 1:  # as nearly all are
+            text = self._text.add(content)
+            return [Delta("text", text)] if text else []
+        found = list(self._reasoning_deltas(delta))
+        self._keep_parts(content)
         text = text_in(content, "text")
         if piece := self._text.add(text) if text or isinstance(content, str) else "":
-            yield Delta("text", piece)
-        if not is_plain:
-            yield from self._other_deltas(delta)
+            found.append(Delta("text", piece))
+        found += self._other_deltas(delta)
+        return found
 
     def message(self) -> dict[str, Any]:
         """The whole message, as an endpoint that does not stream would have written it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fractal._json import is_list, is_mapping
@@ -10,8 +10,6 @@ from fractal._json import is_list, is_mapping
 __all__ = ["UsageReader"]
 
 _MOST = 2**63
-_INPUT = ("prompt_tokens", "input_tokens")
-_OUTPUT = ("completion_tokens", "output_tokens")
 
 
 class UsageReader:
@@ -29,25 +27,28 @@ class UsageReader:
 
     def read(self, answer: Mapping[str, Any]) -> None:
         """Take what a completion, or a chunk of one, says; what is told later counts more than what was told before."""
-        for usage in _usages_in(answer):
-            self.input_tokens = _first_count(usage, _INPUT) or self.input_tokens
-            self.output_tokens = _first_count(usage, _OUTPUT) or self.output_tokens
+        usage = answer.get("usage")
+        if not usage or not is_mapping(usage):  # some endpoints send an empty one with every chunk
+            usage = _usage_elsewhere(answer)
+            if usage is None:
+                return
+        input_tokens = _count(usage.get("prompt_tokens")) or _count(usage.get("input_tokens"))
+        output_tokens = _count(usage.get("completion_tokens")) or _count(usage.get("output_tokens"))
+        self.input_tokens = input_tokens or self.input_tokens
+        self.output_tokens = output_tokens or self.output_tokens
 
 
-def _usages_in(answer: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    own, groq, choices = answer.get("usage"), answer.get("x_groq"), answer.get("choices")
-    places = [groq.get("usage")] if is_mapping(groq) else []
-    if is_list(choices):
-        places += [choice.get("usage") for choice in choices if is_mapping(choice)]
-    return [usage for usage in (*places, own) if is_mapping(usage)]
-
-
-def _first_count(usage: Mapping[str, Any], names: Iterable[str]) -> int:
-    return next((count for name in names if (count := _count(usage.get(name)))), 0)
+def _usage_elsewhere(answer: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The usage where Groq puts it, or beside a choice, as Moonshot does."""
+    groq, choices = answer.get("x_groq"), answer.get("choices")
+    places: list[Any] = [groq] if is_mapping(groq) else []
+    places += choices if is_list(choices) else []
+    usages = [place.get("usage") for place in places if is_mapping(place)]
+    return next((usage for usage in usages if usage and is_mapping(usage)), None)
 
 
 def _count(value: object) -> int:
     """A number of tokens; 0 for what can be none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MOST:
-        return 0
-    return int(value)
+    if type(value) is int:
+        return value if 0 <= value <= _MOST else 0
+    return int(value) if isinstance(value, float) and 0 <= value <= _MOST else 0

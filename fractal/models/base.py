@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
-from fractal._arguments import with_object_arguments
+from fractal._arguments import written_object
 from fractal._json import encode
 from fractal.errors import InvalidArguments
 from fractal.messages import AS_WRITTEN, Message, MessageForm, Transcript
@@ -261,17 +262,33 @@ class ToolCall:
         name: The tool's name.
         arguments: The arguments as the model wrote them: the JSON of an object, if it did well.
         extra: Further fields of the call as the endpoint wrote them, such as a signature; they go back to it.
+        is_object: Whether the arguments are known to be the JSON of an object.
     """
 
     id: str
     name: str
     arguments: str
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    is_object: bool = field(default=False, repr=False, compare=False)
 
     def wire_form(self) -> dict[str, Any]:
         """The call as an entry of `tool_calls`."""
-        function = {"name": self.name, "arguments": self.arguments, **self.extra.get("function", {})}
+        function = {"name": self.name, "arguments": self.arguments}
+        if not self.is_object:
+            function["arguments"] = written_object(self.arguments)
+        if not self.extra:
+            return {"id": self.id, "type": "function", "function": function}
+        function |= self.extra.get("function", {})
         return {"id": self.id, "type": "function", **self.extra, "function": function}
+
+
+@functools.lru_cache(maxsize=256)
+def _meaning(finish_reason: str | None) -> Literal["whole", "cut", "filtered", "unknown"]:
+    """What an endpoint's word for why it stopped says of the answer."""
+    word = (finish_reason or "stop").lower()
+    if word in _WHOLE:
+        return "whole"
+    return "cut" if word in _CUT else "filtered" if word in _FILTERED else "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,18 +320,17 @@ class Reply:
     @property
     def is_cut(self) -> bool:
         """Whether it ends where the token limit was, and not where the model meant to."""
-        return (self.finish_reason or "").lower() in _CUT
+        return _meaning(self.finish_reason) == "cut"
 
     @property
     def is_filtered(self) -> bool:
         """Whether the endpoint's filter has withheld it, or the rest of it."""
-        return (self.finish_reason or "").lower() in _FILTERED
+        return _meaning(self.finish_reason) == "filtered"
 
     @property
     def is_doubtful(self) -> bool:
         """Whether the endpoint's word for why it stopped does not tell that it is whole, nor that it is not."""
-        reason = self.finish_reason
-        return reason is not None and not (reason.lower() in _WHOLE or self.is_cut or self.is_filtered)
+        return _meaning(self.finish_reason) == "unknown"
 
     @property
     def promises_calls(self) -> bool:
@@ -327,10 +343,9 @@ class Reply:
         if not content and self.refusal and not self.tool_calls:
             content = self.refusal
         message: Message = {"role": "assistant", "content": content, **self.extra}
-        if not self.tool_calls:
-            return message
-        message["tool_calls"] = [call.wire_form() for call in self.tool_calls]
-        return dict(with_object_arguments(message))
+        if self.tool_calls:
+            message["tool_calls"] = [call.wire_form() for call in self.tool_calls]
+        return message
 
 
 @dataclass(frozen=True, slots=True)

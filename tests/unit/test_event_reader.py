@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fractal.errors import ReplyTooLarge
-from fractal.models._events import EventReader
+from fractal.models._events import ErrorData, EventReader
 
 
 def events(*pieces: bytes, longest: int = 1 << 20) -> list[bytes]:
     reader = EventReader(longest)
-    return [event.data for piece in pieces for event in reader.read(piece)]
+    return [event for piece in pieces for event in reader.read(piece)]
 
 
 STREAMS = [
@@ -55,13 +55,13 @@ def test_an_event_says_that_it_is_an_error_by_its_name_or_its_field(stream: byte
     for cut in range(len(stream)):
         reader = EventReader(1000)
         found = [*reader.read(stream[:cut]), *reader.read(stream[cut:]), *reader.read(b"data: fine\n\n")]
-        assert [(event.data, event.is_error) for event in found] == [(b"oops", True), (b"fine", False)]
+        assert [(bytes(event), isinstance(event, ErrorData)) for event in found] == [(b"oops", True), (b"fine", False)]
 
 
 def test_the_end_of_the_stream_ends_an_event():
     reader = EventReader(1000)
-    assert reader.read(b"data: a\n\ndata: b") == [(b"a", False)]
-    assert reader.end() == [(b"b", False)]
+    assert reader.read(b"data: a\n\ndata: b") == [b"a"]
+    assert reader.end() == [b"b"]
     assert reader.end() == []
 
 
