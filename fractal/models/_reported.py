@@ -64,6 +64,9 @@ _STATUS_OF_CODE = {
     "unauthenticated": 401,
     "unavailable": 503,
 }
+# Headers as they come, and as LiteLLM names those of the endpoint behind it.
+_PREFIXES = ("", "llm_provider-")
+_IDS = ("x-request-id", "request-id", "apim-request-id", "x-litellm-call-id")
 _FILTERS = ("content_filter", "content_policy_violation", "responsibleaipolicyviolation")
 
 
@@ -164,16 +167,15 @@ def _without_element(text: str, name: str) -> str:
 
 
 def _made(said: _Said, status: int, headers: Mapping[str, str], secrets: Secrets) -> StatusError:
-    in_headers = "retry-after" in headers or "retry-after-ms" in headers
     error = _class_for(status, said)(
         f"HTTP {status}: {said.message}" if said.message else f"HTTP {status} without a word",
         status=status,
         code=_fact(said.code, secrets),
         param=_fact(said.param, secrets),
-        request_id=_fact(headers.get("x-request-id"), secrets),
-        retry_after=_retry_after(headers) if in_headers else said.retry_after,
+        request_id=_fact(_first(headers, *_IDS), secrets),
+        retry_after=_retry_after(headers, said.retry_after),
     )
-    match headers.get("x-should-retry"):
+    match _first(headers, *(f"{prefix}x-should-retry" for prefix in _PREFIXES)):
         case "true":
             error.retryable = True
         case "false":
@@ -181,6 +183,10 @@ def _made(said: _Said, status: int, headers: Mapping[str, str], secrets: Secrets
         case _:
             pass
     return error
+
+
+def _first(headers: Mapping[str, str], *names: str) -> str | None:
+    return next((headers[name] for name in names if name in headers), None)
 
 
 def _class_for(status: int, said: _Said) -> type[StatusError]:
@@ -335,11 +341,19 @@ def _wait_of(value: Mapping[str, Any]) -> float | None:
     return _number(str(said)) if isinstance(said, (int, float)) and not isinstance(said, bool) else None
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    milliseconds = _number(headers.get("retry-after-ms"))
+def _retry_after(headers: Mapping[str, str], otherwise: float | None) -> float | None:
+    """Seconds that the headers ask to wait; the other number, if they say nothing of it."""
+    for prefix in _PREFIXES:
+        seconds, milliseconds = headers.get(f"{prefix}retry-after"), headers.get(f"{prefix}retry-after-ms")
+        if seconds is not None or milliseconds is not None:
+            return _wait_in(seconds, milliseconds)
+    return otherwise
+
+
+def _wait_in(value: str | None, in_milliseconds: str | None) -> float | None:
+    milliseconds = _number(in_milliseconds)
     if milliseconds is not None:
         return milliseconds / 1000
-    value = headers.get("retry-after")
     seconds = _number(value)
     if seconds is not None or value is None:
         return seconds

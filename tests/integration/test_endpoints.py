@@ -98,8 +98,9 @@ async def test_retries_are_bounded_and_all_ours(retries: int, endpoint: StartEnd
     assert result.exception.status == 500
 
 
-async def test_retry_after_is_obeyed(endpoint: StartEndpoint, client: Callable[[], Any]):
-    one = endpoint([answers.failure(429, "slow down", retry_after=0.3), "ok"])
+@pytest.mark.parametrize("name", ["retry-after", "Llm_provider-Retry-After"])
+async def test_retry_after_is_obeyed(endpoint: StartEndpoint, client: Callable[[], Any], name: str):
+    one = endpoint([answers.failure(429, "slow down", headers={name: "0.3"}), "ok"])
     assert (await BaseAgent("A", "a", client=client()).run("go")).success
     assert one.requests[1].at - one.requests[0].at >= 0.3
 

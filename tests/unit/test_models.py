@@ -319,6 +319,13 @@ def test_a_status_decides_the_class_and_whether_to_ask_again(status: int, kind: 
     assert str(error) == f"HTTP {status}: said"
     for told, meant in {"true": True, "false": False, "maybe": retryable}.items():
         assert status_error(status, {"x-should-retry": told}, b"").retryable is meant
+        assert status_error(status, {"llm_provider-x-should-retry": told}, b"").retryable is meant
+
+
+@pytest.mark.parametrize("name", ["x-request-id", "request-id", "apim-request-id", "x-litellm-call-id"])
+def test_the_id_of_a_request_is_found_under_the_name_that_an_endpoint_gives_it(name: str) -> None:
+    assert status_error(400, {name: "r"}, b"").request_id == "r"
+    assert status_error(400, {"x-other-id": "r"}, b"").request_id is None
 
 
 def test_a_used_up_quota_is_not_worth_asking_again() -> None:
@@ -392,6 +399,9 @@ def test_a_body_of_any_shape_gives_the_endpoints_own_words(
         ({"retry-after-ms": "-1", "retry-after": "9"}, 9),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 +99999999999999"}, None),
         ({"retry-after": "Wed, 99 Oct 2015 07:28:00 GMT"}, None),
+        ({"llm_provider-retry-after": "37"}, 37),
+        ({"llm_provider-retry-after-ms": "1500"}, 1.5),
+        ({"llm_provider-retry-after": "37", "retry-after": "5"}, 5),
     ],
     ids=str,
 )
