@@ -72,12 +72,18 @@ def reply_from(
     try:
         completion = decoded(body, bounds)
     except ValueError:
-        page = is_page(headers, body)
-        said, hint = quoted_body(body, secrets), ": is the base URL right?" if page else ""
-        fault = BadReply(f"the endpoint answered {said!r}, which is not JSON{hint}", status=status)
-        fault.retryable = not page  # a web page will still be one next time
-        raise fault from None
+        raise _no_json(status, headers, body, secrets) from None
     return reply_of(completion, bounds, secrets, headers)
+
+
+def _no_json(status: int, headers: Mapping[str, str], body: bytes, secrets: Secrets) -> BadReply:
+    page = is_page(headers, body)
+    if not page and not body.strip():
+        return BadReply(f"the endpoint answered {status} with an empty body", status=status)
+    said, hint = quoted_body(body, secrets), ": is the base URL right?" if page else ""
+    fault = BadReply(f"the endpoint answered {said!r}, which is not JSON{hint}", status=status)
+    fault.retryable = not page  # a web page will still be one next time
+    return fault
 
 
 def decoded(data: bytes, bounds: ReplyBounds) -> Any:

@@ -324,6 +324,15 @@ async def test_a_404_of_something_else_hints_at_v1_and_one_that_names_the_model_
         assert ("/v1" in str(result.error)) is hint
 
 
+@pytest.mark.parametrize("text", ["", " \r\n\n"])
+@pytest.mark.parametrize("kind", ["text/event-stream", "application/json"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_answer_of_nothing_is_called_that_and_can_be_tried_again(way: str, kind: str, text: str):
+    result, _ = await answered(answers.raw(text, content_type=kind), way)
+    assert isinstance(result.exception, BadReply)
+    assert (str(result.exception), result.exception.retryable) == ("the endpoint answered 200 with an empty body", True)
+
+
 # ---- the end of a stream
 
 
