@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import Any
 
-START_SECONDS = 30.0
-STOP_SECONDS = 10.0
-ATTEMPTS = 3  # another process may take the port between our look and its start
+from tests.served import served
 
 
 @dataclass(frozen=True)
@@ -55,13 +49,6 @@ class LlmockServer:
         """Forget the requests and the scenario."""
         self._call("POST", "/_llmock/reset")
 
-    def is_up(self) -> bool:
-        """Whether it answers."""
-        try:
-            return self._call("GET", "/health")["status"] == "ok"
-        except OSError:
-            return False
-
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
@@ -81,62 +68,8 @@ def running_llmock(options: Sequence[str] = ()) -> Iterator[LlmockServer]:
     Args:
         options: Further arguments of `llmock serve`.
     """
-    with tempfile.TemporaryFile() as log:
-        process, server = _started(options, log)
-        try:
-            yield server
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _started(options: Sequence[str], log: Any) -> tuple[subprocess.Popen[bytes], LlmockServer]:
-    for _ in range(ATTEMPTS):
-        server = LlmockServer(_free_port())
-        process = _spawn(["--port", str(server.port), *options], log)
-        try:
-            if _answers(process, server):
-                return process, server
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-    log.seek(0)
-    raise AssertionError(f"llmock did not start: {log.read().decode(errors='replace')}")
-
-
-def _spawn(arguments: Sequence[str], log: Any) -> subprocess.Popen[bytes]:
-    # Settings of its own would come from LLMOCK_*; its banner needs UTF-8 whatever the locale is.
+    # Settings of its own would come from LLMOCK_*.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LLMOCK_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "llmock.cli", "serve", "--host", "127.0.0.1", "--log-level", "warning", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment | {"PYTHONIOENCODING": "utf-8"},
-    )
-
-
-def _answers(process: subprocess.Popen[bytes], server: LlmockServer) -> bool:
-    """Wait for its first answer; False if it has ended, as it does when its port is taken."""
-    give_up = time.monotonic() + START_SECONDS
-    while not server.is_up():
-        if process.poll() is not None:
-            return False
-        if time.monotonic() > give_up:
-            process.kill()
-            process.wait()
-            return False
-        time.sleep(0.05)
-    # Somebody else may answer on a port that ours did not get.
-    return process.poll() is None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    command = [sys.executable, "-m", "llmock.cli", "serve", "--host", "127.0.0.1", "--log-level", "warning", *options]
+    with served(lambda port: [*command, "--port", str(port)], "/health", environment=environment) as port:
+        yield LlmockServer(port)
