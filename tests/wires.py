@@ -132,10 +132,10 @@ def typed(value: Any) -> Any:
     return kind.construct(**value)
 
 
-HTTP: dict[str, Callable[[str], Any]] = {
-    "own HTTP": lambda url: OpenAIModel(base_url=url, api_key="any"),
-    "AsyncOpenAI": lambda url: openai.AsyncOpenAI(base_url=url, api_key="any"),
-    "OpenAI": lambda url: openai.OpenAI(base_url=url, api_key="any"),
+HTTP: dict[str, Callable[..., Any]] = {
+    "own HTTP": lambda url, key="any": OpenAIModel(base_url=url, api_key=key),
+    "AsyncOpenAI": lambda url, key="any": openai.AsyncOpenAI(base_url=url, api_key=key),
+    "OpenAI": lambda url, key="any": openai.OpenAI(base_url=url, api_key=key),
 }
 DOUBLES: dict[str, Callable[[Any], Any]] = {"dicts": lambda value: value, "objects": namespace, "models": typed}
 
