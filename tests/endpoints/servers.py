@@ -72,7 +72,7 @@ def _cannot(reason: str, *abilities: str) -> dict[str, str]:
 
 _SCRIPTED = _cannot("is told what to answer, and takes its time in streams only", "slow answer", "cut call", "slots")
 _AIMOCK = _SCRIPTED | _cannot("takes the name of any model", "model")
-_MODEL = _cannot("has a model of its own, which is not told to fail", "thinking", "filter", "break down", "limit")
+_MODEL = _cannot("has a model of its own, which is not told to fail", "filter", "break down", "limit")
 _MODEL |= _cannot("takes the name of any model", "model") | _cannot("has no path of Azure's", "azure")
 _LITELLM = _SCRIPTED | _cannot("has no database, and answers 400 to a key that is not its own", "key")
 _NO_USAGE = _cannot("has no tokens to tell, since aimock tells none in this dialect", "usage")
@@ -100,7 +100,16 @@ PLACES: dict[str, Place] = {
         cannot=_MODEL
         | _cannot(
             "leaves calls in the text, but for the models that it knows",
-            *("one", "several", "without arguments", "cut call", "unknown tool", "tool", "object beside tools"),
+            *(
+                "one",
+                "several",
+                "without arguments",
+                "cut call",
+                "unknown tool",
+                "tool",
+                "object beside tools",
+                "thinking",
+            ),
         )
         | _cannot("has no JSON Schema", "native")
         | _cannot("gives the parts of a text to the model's template as they are", "parts")

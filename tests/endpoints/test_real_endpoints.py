@@ -186,10 +186,11 @@ async def test_what_a_model_thought_goes_back_with_its_calls(place: Running, way
     place.needs("thinking")
     result = await ask(with_tools(place.agent()), way, THINK)
     assert (result.error, result.content) == (None, SAID)
-    assert result.messages[1]["reasoning_content"] == "I have to look."
-    if place.place.model == "claude":  # aimock does not tell what it got in this dialect
+    assert result.messages[1]["reasoning_content"].strip() == "I have to look."
+    if place.place.model == "claude":
         assert result.messages[1]["thinking_blocks"][0]["signature"] == "SIGNED"
-    elif place.place.model != "gemini":
+    # llama.cpp refuses calls without it; and aimock tells what it got, in its own dialect.
+    if place.place.server == "aimock" or place.place.model == "openai":
         sent = (await in_thread(place.journal))[-1]["messages"]
         assert [message.get("reasoning_content") for message in sent if "tool_calls" in message] == ["I have to look."]
 

@@ -3,7 +3,7 @@
 It has the shape of Llama with one layer. Each token is followed by a certain other one: embeddings are one-hot,
 attention and feed-forward are zero, and the output matrix is the table of followers. A server does everything else as
 with any model: template, tokens, sampling, grammars, the reading of tool calls, streaming. The template ends a prompt
-with a cue, which is the token that the right words follow.
+with a cue, which is the token that the right words follow. It refuses what the templates of Mistral and Qwen refuse.
 
 Needs the packages `gguf` and `numpy`, and nothing of the tests: `python tiny_model.py model.gguf`.
 """
@@ -41,6 +41,18 @@ SPEECHES: dict[str, list[str]] = {
         '"rains": true}}\n</to',
         "ol_call>",
     ],
+    "<|think|>": [
+        "<thi",
+        "nk>\nI have",
+        " to look.",
+        "\n</thi",
+        "nk>\n\n",
+        "<t",
+        'ool_call>\n{"name": "weather", "arg',
+        'uments": {"city": "Ro',
+        'me"}}\n</t',
+        "ool_call>",
+    ],
     "<|story|>": ["Once", " upon", " a", " time", " upon"],  # upon a time upon a time …
 }
 
@@ -61,10 +73,21 @@ TEMPLATE = """\
     {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}
-    {%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
-        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- set before = messages[loop.index0 - 1] if loop.index0 else message %}
+    {%- if message.role == 'system' and not loop.first %}
+        {{- raise_exception('a system message has to be the first') }}
+    {%- elif message.role == 'user' %}
+        {%- if before.role == 'tool' %}
+            {{- raise_exception('after a tool comes the assistant') }}
+        {%- endif %}
+        {{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
     {%- elif message.role == 'assistant' %}
         {{- '<|im_start|>assistant' }}
+        {%- if message.reasoning_content %}
+            {{- '\\n<think>\\n' + message.reasoning_content + '\\n</think>\\n' }}
+        {%- elif message.tool_calls and before.role == 'user' and 'Think' in before.content %}
+            {{- raise_exception('what was thought before the calls is missing') }}
+        {%- endif %}
         {%- if message.content %}
             {{- '\\n' + message.content }}
         {%- endif %}
@@ -88,6 +111,8 @@ TEMPLATE = """\
         {{- '<|both|>' }}
     {%- elif tools and 'What time' in asked %}
         {{- '<|now|>' }}
+    {%- elif tools and 'Think' in asked %}
+        {{- '<|think|>' }}
     {%- elif 'Which city' in asked %}
         {%- set offered = (tools or []) | map(attribute='function.name') | list %}
         {{- '<|final|>' if 'final_answer' in offered else '<|city|>' }}
