@@ -71,7 +71,7 @@ def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> ModelError | 
 
 def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> ModelError:
     if isinstance(error, openai.APIStatusError):
-        return status_error(error.status_code, error.response.headers, error.body, secrets)
+        return status_error(error.status_code, error.response.headers, _body_of(error), secrets)
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__
         if isinstance(cause, Exception) and not isinstance(cause, openai.OpenAIError):
@@ -83,6 +83,14 @@ def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> ModelError:
     if isinstance(error, openai.APIResponseValidationError):
         return BadReply(str(error))
     return ModelError(str(error), code=getattr(error, "code", None))
+
+
+def _body_of(error: Any) -> object:
+    """The body of the answer behind an SDK's error, of which `error.body` is only what `error` has in it."""
+    try:
+        return error.response.content or error.body
+    except Exception:  # it has not been read, or the response is a stand-in
+        return error.body
 
 
 def _translate_http(error: Any, http: Any) -> ModelError:

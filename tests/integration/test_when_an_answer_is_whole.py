@@ -49,10 +49,17 @@ def body(value: Any, kind: str = "application/json") -> Answer:
     return answers.raw(value if isinstance(value, str) else json.dumps(value), content_type=kind)
 
 
-async def answered(answer: Answer | Callable[..., Answer], way: str = "run", *, model: Any = None, **run: Any) -> Any:
+async def answered(
+    answer: Answer | Callable[..., Answer],
+    way: str = "run",
+    *,
+    model: Any = None,
+    wire: str = "own HTTP",
+    **run: Any,
+) -> Any:
     """How a run ends that is answered so, and how many requests it took."""
     with Endpoint(answer) as endpoint:
-        client = (model or OpenAIModel)(base_url=endpoint.url, api_key="any")
+        client = HTTP[wire](endpoint.url) if model is None else model(base_url=endpoint.url, api_key="any")
         agent = BaseAgent("A", "You help.", "m", client).add_tool(look)
         run = {"max_retries": 0, "timeout": 20, **run}
         if way == "run":
@@ -317,11 +324,44 @@ async def test_a_page_is_not_asked_for_again_and_hints_at_the_base_url(kind: str
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_404_of_something_else_hints_at_v1_and_one_that_names_the_model_does_not(way: str):
+@pytest.mark.parametrize("wire", HTTP)
+async def test_a_404_of_something_else_hints_at_v1_and_one_that_names_the_model_does_not(wire: str, way: str):
     unknown_model = {"error": {"message": "no", "code": "model_not_found"}}
     for said, hint in (({"detail": "Not Found"}, True), (unknown_model, False)):
-        result, _ = await answered(answers.raw(json.dumps(said), status=404, content_type="application/json"), way)
+        answer = answers.raw(json.dumps(said), status=404, content_type="application/json")
+        result, _ = await answered(answer, way, wire=wire)
         assert ("/v1" in str(result.error)) is hint
+
+
+BODIES_OF_ERRORS: dict[str, Any] = {
+    "an error": {"error": {"message": "no", "type": "t", "code": "c", "param": "p"}},
+    "facts beside it": {"error": {"message": "no"}, "code": "c", "param": "p", "retry_after": 7, "status": 429},
+    "a text": {"error": "no", "code": "c"},
+    "a text that is JSON": {"error": {"message": '{"error": {"message": "no", "code": "c"}}'}},
+    "nothing": {"error": None, "message": "no"},
+    "a list": [{"error": {"message": "no", "code": 400, "details": [{"retryDelay": "7s"}]}}],
+    "no error": {"message": "no", "detail": [{"msg": "that"}]},
+    "no object": "no",
+    "a page": "<html><title>no</title></html>",
+}
+
+
+@pytest.mark.parametrize("name", BODIES_OF_ERRORS)
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_error_is_the_same_for_every_client(way: str, name: str):
+    said = BODIES_OF_ERRORS[name]
+    text = said if name == "a page" else json.dumps(said)
+
+    async def seen(wire: str) -> Any:
+        answer = answers.raw(text, status=400, content_type="text/html" if name == "a page" else "application/json")
+        result, requests = await answered(answer, way, wire=wire)
+        error: Any = result.exception
+        assert "no" in str(error) or name == "no error"
+        facts = (error.status, error.code, error.param, error.retry_after, error.retryable)
+        return type(error), str(error), facts, requests
+
+    first, *others = [await seen(wire) for wire in HTTP]
+    assert others == [first] * 2
 
 
 @pytest.mark.parametrize("text", ["", " \r\n\n"])
