@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from fractal.errors import (
     ModelError,
     RateLimited,
     RequestTimedOut,
+    RunError,
     ServerError,
     StatusError,
 )
+from fractal.models._masking import is_clean, mask, secrets_with
 from fractal.models._secrets import NO_SECRETS, Secrets
 from fractal.models.base import Reply
 
@@ -39,12 +42,13 @@ class translated:
     """A block that turns what clients and HTTP libraries raise into a `ModelError` without secrets; leaves the rest.
 
     Args:
-        secrets: What no error may repeat.
+        secrets: What no error may repeat, in no text, attribute or cause. None: nobody can know it, as with a client
+            that is only an object; then the cause is what the object raised.
     """
 
     __slots__ = ("_secrets",)
 
-    def __init__(self, secrets: Secrets = NO_SECRETS) -> None:
+    def __init__(self, secrets: Secrets | None = None) -> None:
         self._secrets = secrets
 
     def __enter__(self) -> None:
@@ -53,13 +57,34 @@ class translated:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not isinstance(error, Exception):
+            return
+        secrets = secrets_with(error, self._secrets or NO_SECRETS)
         if isinstance(error, ModelError):
-            error.args = _clean(error.args, self._secrets)
-        elif isinstance(error, Exception):
-            mapped = _translate(error, self._secrets)
-            if mapped is not None:
-                mapped.args = _clean(mapped.args, self._secrets)
-                raise mapped from error
+            mask(error, secrets, error.__cause__)
+            return
+        fault = _translate(error, secrets)
+        if fault is None:
+            if is_clean(error, secrets):
+                return
+            fault = ModelError(f"{type(error).__name__}: {error}")
+        mask(fault, secrets, _cause_of(fault, error))
+        if self._secrets is None and is_clean(error, secrets):
+            raise fault from error
+        try:
+            raise fault
+        finally:
+            fault.__context__ = None  # Python has set it to what must not be seen
+
+
+def _cause_of(fault: RunError, error: Exception) -> BaseException | None:
+    """What an error of ours came from, as far as it says more than the error itself."""
+    if isinstance(fault, StatusError) or fault.args == (_UNWRITABLE,):
+        return None
+    openai: Any = sys.modules.get("openai")
+    is_of_sdk = openai is not None and isinstance(error, openai.OpenAIError)
+    cause = error.__cause__ if is_of_sdk else error  # the SDK's own has the request and the response
+    return cause if cause is not fault else None
 
 
 def reply_from(
@@ -133,14 +158,14 @@ def _class_for(status: int) -> type[StatusError]:
     return StatusError
 
 
-def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> ModelError | None:
+def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> RunError | None:
     openai: Any = sys.modules.get("openai")
     if openai is not None and isinstance(error, openai.OpenAIError):
         return _translate_sdk(error, openai, secrets)
     for name in ("httpx2", "httpx"):
         http: Any = sys.modules.get(name)
         if http is not None and isinstance(error, (http.HTTPError, http.InvalidURL)):
-            return _translate_http(error, http)
+            return _translate_http(error, http, secrets)
     if isinstance(error, UnicodeEncodeError):
         return ModelError(_UNWRITABLE)
     if isinstance(error, TimeoutError):
@@ -152,13 +177,15 @@ def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> ModelError | 
     return None
 
 
-def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> ModelError:
+def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> RunError:
     if isinstance(error, openai.APIStatusError):
         return status_error(error.status_code, error.response.headers, error.body, secrets)
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__
+        if isinstance(cause, RunError):  # one of ours that the SDK has wrapped
+            return cause
         if isinstance(cause, Exception) and not isinstance(cause, openai.OpenAIError):
-            mapped = _translate(cause)
+            mapped = _translate(cause, secrets)
             if mapped is not None:
                 return mapped
         kind = RequestTimedOut if isinstance(error, openai.APITimeoutError) else ConnectionFailed
@@ -168,7 +195,12 @@ def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> ModelError:
     return ModelError(str(error), code=_text(getattr(error, "code", None)))
 
 
-def _translate_http(error: Any, http: Any) -> ModelError:
+def _translate_http(error: Any, http: Any, secrets: Secrets) -> ModelError:
+    if isinstance(error, http.HTTPStatusError):  # a hook of a user's HTTP client has looked at the status
+        answer, body = error.response, b""
+        with suppress(http.ResponseNotRead):
+            body = answer.content
+        return status_error(answer.status_code, answer.headers, body, secrets)
     text = str(error) or type(error).__name__
     try:
         where = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}"
@@ -185,7 +217,18 @@ def _translate_http(error: Any, http: Any) -> ModelError:
         fault.retryable = False
         return fault
     what = "no connection to" if isinstance(error, http.ConnectError) else "no whole answer from"
-    return ConnectionFailed(f"{what} {where}: {text}")
+    fault = ConnectionFailed(f"{what} {where}: {text}")
+    fault.retryable = not _is_refused_certificate(error)
+    return fault
+
+
+def _is_refused_certificate(error: BaseException | None) -> bool:
+    ssl: Any = sys.modules.get("ssl")
+    while error is not None and ssl is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _error_object(body: object) -> Mapping[str, Any]:
@@ -260,7 +303,3 @@ def _text(value: object) -> str | None:
 def _shortened(body: object, secrets: Secrets) -> str:
     text = body.decode(errors="replace") if isinstance(body, bytes) else "" if body is None else str(body)
     return secrets.quoted(" ".join(_TAGS.sub(" ", text[:20_000]).split()))[:300]
-
-
-def _clean(texts: tuple[Any, ...], secrets: Secrets) -> tuple[str, ...]:
-    return tuple(map(secrets.quoted, texts))

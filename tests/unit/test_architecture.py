@@ -34,7 +34,7 @@ LEVELS = [
     ],
     ["results", "context", "models.base", "_shapes"],
     ["_hooks", "toolkit", "events"],
-    ["models._faults", "models._sse", "models._heads", "models._incoming", "models._decoding"],
+    ["models._masking", "models._faults", "models._sse", "models._heads", "models._incoming", "models._decoding"],
     ["models._connection", "models._connections", "models._pool"],
     ["models._http", "models._sdk", "models._object", "models._wires"],
     ["_step", "_window", "_output", "_partial", "_answer", "_run", "_call"],
