@@ -54,6 +54,7 @@ def _read(head: bytes) -> h11.Response:
 
 
 def _written(head: h11.Response) -> bytes:
-    lines = [b"HTTP/%b %d %b" % (head.http_version, head.status_code, head.reason)]
+    version = b"1.0" if head.http_version < b"1.1" else b"1.1"
+    lines = [b"HTTP/%b %d %b" % (version, head.status_code, head.reason)]
     lines += [b"%b: %b" % (name, value) for name, value in head.headers]
     return b"\r\n".join((*lines, b"", b""))

@@ -135,12 +135,13 @@ class Incoming:
 
         from fractal.models._heads import forgiven
 
+        begun = b"".join(self._begun)
         try:
-            data = forgiven(b"".join(self._begun))
+            data = forgiven(begun)
         except RemoteProtocolError as error:
             self.fault = self.fault or f"the answer is no HTTP: {error}"
             return
-        if data is None and "Content-Length" in str(self.fault):
+        if data is None and begun.startswith(b"HTTP/1."):
             self._parser = self.fault = None  # until the rest of the head has come
         elif data is not None:
             self._parser, self.fault, self.is_last = self._new_parser(), None, False

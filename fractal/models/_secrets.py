@@ -154,14 +154,15 @@ def _secrets_in_url(url: Any) -> Iterator[str]:
 def _forms_of(value: str) -> Iterable[str]:
     """The ways in which somebody may write a secret: as it is, in JSON, in a URL, in a page, in Python."""
     value = value.strip()
+    data = value.encode("utf-8", "surrogatepass")
     escaped = json.dumps(value)[1:-1]
     return {
         value,
         escaped,
         escaped.replace("/", "\\/"),
-        quote(value, safe=""),
-        quote(value),
-        quote_plus(value),
+        quote(data, safe=""),
+        quote(data),
+        quote_plus(data),
         escape(value),
         repr(value)[1:-1],
     }

@@ -91,6 +91,7 @@ ANSWERS = {
     + HEAD
     + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
     "equal lengths and more": HEAD + b"Content-Length: 5\r\n" * 2 + b"\r\nhello" + HEAD + b"Content-Length: 0\r\n\r\n",
+    "a later version": HEAD.replace(b"1.1", b"1.9") + b"Content-Length: 5\r\n\r\nhello",
     "more than asked": HEAD + b"Content-Length: 5\r\n\r\nhello" + HEAD + b"Content-Length: 3\r\n\r\nbye",
 }
 
