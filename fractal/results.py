@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PrivateAttr, model_validator
@@ -60,6 +61,13 @@ class _Made(BaseModel):
         set_attribute(made, "__pydantic_fields_set__", set(facts))
         set_attribute(made, "__pydantic_extra__", None)
         set_attribute(made, "__pydantic_private__", {"_exception": exception})
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy it, so that what refers to it refers to the copy: before 2.14.2, pydantic's own copies do not."""
+        memo = {} if memo is None else memo
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(deepcopy(self.__getstate__(), memo))
         return made
 
 
