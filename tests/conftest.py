@@ -136,7 +136,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how often the tests that cancel everywhere have cancelled, and what."""
+    """Say how often the tests that cancel everywhere have cancelled, and what; and what others have counted."""
     visited = [
         point
         for report in terminalreporter.getreports("passed")
@@ -144,6 +144,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if name == "points"
         for point in points
     ]
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "numbers":
+                terminalreporter.write_line(str(value))
     if visited:
         scenarios, by_way = {scenario for scenario, *_ in visited}, Counter[str]()
         for _, backend, way, count in visited:
