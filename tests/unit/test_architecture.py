@@ -16,7 +16,7 @@ PACKAGE = Path(fractal.__file__).parent
 
 # From the bottom up; a module may import modules of its own level or below.
 LEVELS = [
-    ["", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "models.bounds", "models._secrets"],
+    ["", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "models.bounds", "models._secrets", "_texts", "_told"],
     [
         "messages",
         "parts",
