@@ -13,6 +13,7 @@ import anyio
 
 from fractal._hooks import call_user
 from fractal._scopes import require_time, time_limit
+from fractal._texts import said_by
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
 from fractal.models.base import Delta, ModelRequest, Reply, stream_or_respond
@@ -60,7 +61,7 @@ async def ask(run: Run) -> Reply:
         else:
             wait = _wait_before_next(run, failure, attempt)
             attempt += 1
-        await run.tell(RetryScheduled, attempt=question.attempt, wait=wait, error=str(failure))
+        await run.tell(RetryScheduled, attempt=question.attempt, wait=wait, error=said_by(failure))
         await anyio.sleep(wait)
 
 
@@ -243,7 +244,7 @@ def _wait_before_next(run: Run, error: ModelError, attempt: int) -> float:
     if wait > LONGEST_RETRY_AFTER:
         raise error
     try:
-        require_time(wait, f"after “{error}”, waiting to ask the model again")
+        require_time(wait, f"after “{said_by(error)}”, waiting to ask the model again")
     except DeadlineWouldPass as would_pass:
         raise would_pass from error
     return wait

@@ -10,6 +10,7 @@ import anyio
 from fractal._call import Call
 from fractal._invoke import explain, left_behind, run_call
 from fractal._scopes import cancellation_noted, unexpected
+from fractal._texts import is_a
 from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ async def call_tools(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]:
 
 def _raise_for_errors(calls: Sequence[Call]) -> None:
     failures = list(_failures(calls))
-    misuse = [failure for failure in failures if isinstance(failure, UserError)]
+    misuse = [failure for failure in failures if is_a(failure, UserError)]
     if len(failures) > 1 and not misuse:
-        raise ToolErrors([each if isinstance(each, RunError) else unexpected(each) for each in failures])
+        raise ToolErrors([each if is_a(each, RunError) else unexpected(each) for each in failures])
     for failure in misuse or failures:
         raise failure
 
@@ -76,13 +77,13 @@ def _failures(calls: Sequence[Call]) -> Iterator[BaseException]:
     for call in calls:
         tool, error = call.bound.tool, call.exception
         outcome = call.result.outcome if call.result is not None else None
-        if isinstance(error, BudgetExceeded) and outcome == "skipped":
+        if is_a(error, BudgetExceeded) and outcome == "skipped":
             if not spent:
                 spent = True  # told once
                 yield error
         elif tool is None or error is None or outcome == "denied":
             continue
-        elif tool.is_answer and not isinstance(error, AnswerRejected):
+        elif tool.is_answer and not is_a(error, AnswerRejected):
             yield error  # a validator failed: nothing that the model could mend
         elif tool.options.on_error == "raise":
             failure = ToolFailed(tool.name, explain(error))

@@ -17,6 +17,7 @@ from fractal._json import text_of
 from fractal._schema import ArgumentsFault
 from fractal._scopes import cancellation_was_meant, leaves
 from fractal._stall import timed
+from fractal._texts import described, is_a, message_of, repr_of, said_by
 from fractal._threads import ThreadCall
 from fractal.approval import Allow, Deny, PendingCall
 from fractal.errors import AnswerRejected, RunError, ToolIgnoredCancellation
@@ -61,8 +62,8 @@ async def run_call(call: Call, group: TaskGroup, start_clock: Callable[[Call], N
     except (Exception, SystemExit, BaseExceptionGroup) as error:
         # Outside the scope, so that the scope has taken its own cancellation out of a group already.
         cancelled = anyio.get_cancelled_exc_class()
-        raised = [leaf for leaf in leaves(error) if not isinstance(leaf, cancelled)]
-        if not all(isinstance(leaf, (Exception, SystemExit)) for leaf in raised):
+        raised = [leaf for leaf in leaves(error) if not is_a(leaf, cancelled)]
+        if not all(is_a(leaf, (Exception, SystemExit)) for leaf in raised):
             raise  # Ctrl-C and the like are not the tool's
         if raised:
             call.exception = raised[0] if len(raised) == 1 else error
@@ -74,7 +75,7 @@ async def run_call(call: Call, group: TaskGroup, start_clock: Callable[[Call], N
         stubborn = left_behind(error)
         if stubborn is not None:
             raise stubborn from stubborn.__cause__
-        if isinstance(error, BaseExceptionGroup):
+        if is_a(error, BaseExceptionGroup):
             meant, _ = error.split(cancelled)
             if meant is not None:
                 raise meant from None
@@ -102,9 +103,9 @@ def left_behind(error: BaseException) -> ToolIgnoredCancellation | None:
     """What tells of a tool that was left to itself, if anything does; no run makes a mere result of that."""
     found: ToolIgnoredCancellation | None = None
     for leaf in leaves(error):
-        if isinstance(leaf, ToolIgnoredCancellation):
+        if is_a(leaf, ToolIgnoredCancellation):
             found = found or leaf
-        elif not isinstance(leaf, (Exception, SystemExit, anyio.get_cancelled_exc_class())):
+        elif not is_a(leaf, (Exception, SystemExit, anyio.get_cancelled_exc_class())):
             return None  # Ctrl-C and the like come first
     return found
 
@@ -134,7 +135,7 @@ async def _is_approved(call: Call) -> bool:
         except ArgumentsFault as fault:
             answer = Deny(f"it was approved with other arguments, which do not fit: {fault}")
     # Not by the reason alone: somebody may deny without one.
-    reason = str(answer.reason or Deny().reason) if isinstance(answer, Deny) else None
+    reason = text_of(answer.reason or Deny().reason) if isinstance(answer, Deny) else None
     await run.tell(ApprovalAnswered, is_allowed=reason is None, arguments=call.bound.arguments, reason=reason, **facts)
     if reason is not None:
         call.end("denied", error=f"denied: {reason}")
@@ -161,7 +162,9 @@ async def _approval(call: Call, pending: PendingCall) -> Allow | Deny:
         return Allow() if answer else Deny()
     if isinstance(answer, (Allow, Deny)):
         return answer
-    run.warn(f"approve() answered {answer!r} for tool {pending.tool_name!r}: return Allow(…), Deny(…), True or False")
+    run.warn(
+        f"approve() answered {repr_of(answer)} for tool {pending.tool_name!r}: return Allow(…), Deny(…), True or False"
+    )
     return Deny("the approval was not understood")
 
 
@@ -274,17 +277,19 @@ def _late(name: str, seconds: float) -> str:
     return f"tool {name!r}, abandoned earlier, has ended {seconds:.2g} s after that"
 
 
+_exit_code: Any = vars(SystemExit)["code"].__get__  # not by the attribute, which a user's class may replace
+
+
 def explain(error: BaseException) -> str:
     """What a tool raised, for the model: one phrase for each exception of a group."""
     members = leaves(error)
     if members != [error]:
         return "; ".join(map(explain, members))
-    if isinstance(error, SystemExit):
-        return f"the tool called sys.exit({error.code!r})"
-    text = text_of(str(error))
-    if isinstance(error, (RunError, AnswerRejected)):  # written for the model already
-        return text
-    hint = ""
-    if isinstance(error, (RuntimeError, TypeError)) and any(words in text for words in _ASYNCIO_ON_TRIO):
+    if is_a(error, SystemExit):
+        return f"the tool called sys.exit({repr_of(_exit_code(error))})"
+    if is_a(error, (RunError, AnswerRejected)):  # written for the model already
+        return said_by(error)
+    text, hint = message_of(error), ""
+    if is_a(error, (RuntimeError, TypeError)) and any(words in text for words in _ASYNCIO_ON_TRIO):
         hint = ": the tool uses asyncio, and this run is on another event loop; use anyio in it"
-    return f"{type(error).__name__}: {text}{hint}" if text else type(error).__name__
+    return described(error) + hint

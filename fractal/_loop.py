@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,11 @@ import anyio
 
 from fractal._ask import ask
 from fractal._calls import answer_calls
+from fractal._log import log
 from fractal._output import OutputFault
 from fractal._scopes import cancellation_was_meant, leaves, single_error, time_limit, unexpected
 from fractal._step import AskAgain, CallTools, Decline, Finish, next_step
+from fractal._texts import is_a, said_by
 from fractal.errors import (
     RAISE_LIMIT,
     AnswerRejected,
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from fractal.results import AgentResult
 
 __all__ = ["drive"]
-
-logger = logging.getLogger("fractal")
 
 _NO_SCOPE = nullcontext()
 
@@ -73,7 +72,7 @@ async def drive(run: Run) -> AgentResult:
             run.fail(unexpected(error))
             raise
         except Exception as error:
-            logger.debug("run %s failed", run.run_id, exc_info=True)
+            log.debug(f"run {run.run_id} failed", error)
             return run.fail(unexpected(error))
         except BaseException as error:
             if _is_cancellation(error) and not cancellation_was_meant(error):
@@ -141,7 +140,7 @@ async def _finish(run: Run, reply: Reply, text: str, last_word: StopReason) -> _
     try:
         return await run.answer.read(text), last_word
     except (OutputFault, AnswerRejected) as error:
-        correction = run.answer.reject(str(error), text)
+        correction = run.answer.reject(said_by(error), text)
     run.transcript.append({"role": "user", "content": correction})
     return None
 
@@ -170,4 +169,4 @@ def _why_cancelled(run: Run) -> RunError:
 
 def _is_cancellation(error: BaseException) -> bool:
     cancelled = anyio.get_cancelled_exc_class()
-    return all(isinstance(leaf, cancelled) for leaf in leaves(error))
+    return all(is_a(leaf, cancelled) for leaf in leaves(error))

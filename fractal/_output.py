@@ -17,9 +17,10 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
-from fractal._json import clean_text, decode, encode, is_list, is_mapping
+from fractal._json import decode, encode, is_list, is_mapping
 from fractal._schema import PlainJsonSchema, explain, first_line
 from fractal._strict import strict_schema
+from fractal._texts import clean_text, described
 from fractal.errors import InvalidArguments, StatusError
 
 __all__ = [
@@ -203,7 +204,7 @@ class OutputType:
         except ValidationError as error:
             raise OutputFault(explain(error, self._names, whole="the answer", part="field")) from None
         except Exception as error:  # a validator of the user's own
-            raise OutputFault(f"{type(error).__name__}: {error}") from error
+            raise OutputFault(described(error)) from error
 
     def _single_value(self, text: str) -> str:
         """The one JSON value in a text."""

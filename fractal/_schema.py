@@ -20,7 +20,7 @@ from pydantic_core import SchemaError, to_jsonable_python
 from typing_extensions import TypedDict
 
 from fractal._docstring import Documentation, ParameterText
-from fractal._json import clean_text
+from fractal._texts import clean_text, described, repr_of
 from fractal.errors import InvalidTool
 
 __all__ = [
@@ -102,7 +102,7 @@ class Parameters:
         except ValidationError as error:
             raise ArgumentsFault(explain(error, self._names)) from None
         except Exception as error:  # a validator of the user's own
-            raise ArgumentsFault(f"{type(error).__name__}: {error}") from error
+            raise ArgumentsFault(described(error)) from error
 
     def bind(self, arguments: Mapping[str, Any], context: object) -> tuple[list[Any], dict[str, Any]]:
         """Checked arguments as they are passed in a call: positional ones, and the rest by name."""
@@ -147,7 +147,7 @@ def _explain_one(fault: dict[str, Any], names: Sequence[str], whole: str, part: 
         case "extra_forbidden" if len(fault["loc"]) == 1:
             return f"there is no {part} {where!r}, only {', '.join(names) or 'none'}"
         case _:
-            return f"{repr(where) if where else whole}: {fault['msg']} (got {repr(fault['input'])[:60]})"
+            return f"{repr(where) if where else whole}: {fault['msg']} (got {repr_of(fault['input'])[:60]})"
 
 
 def is_async(function: Callable[..., Any]) -> bool:

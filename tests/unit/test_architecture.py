@@ -16,7 +16,7 @@ PACKAGE = Path(fractal.__file__).parent
 
 # From the bottom up; a module may import modules of its own level or below.
 LEVELS = [
-    ["", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "models.bounds", "models._secrets", "_texts", "_told"],
+    ["", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "models.bounds", "models._secrets", "_texts", "_told", "_log"],
     [
         "messages",
         "parts",
@@ -40,6 +40,7 @@ LEVELS = [
     ["models._connection", "models._connections", "models._pool"],
     ["models._answer_reader"],
     ["models._http", "models._sdk", "models._object", "models._wires"],
+    ["_observers"],
     ["_step", "_window", "_output", "_partial", "_answer", "_run", "_call"],
     ["models.openai", "models.combined", "models", "_invoke", "_calls", "_ask", "delegation"],
     ["_loop"],
