@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import threading
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -18,7 +18,19 @@ from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
 from fractal._json import decode, encode, is_list, is_mapping
-from fractal._schema import PlainJsonSchema, explain, first_line
+from fractal._json_text import (
+    BLANK,
+    NOT_JSON,
+    OBJECT,
+    OBJECT_OR_LIST,
+    OutputFault,
+    bounded,
+    end_of_json,
+    find_json,
+    is_json,
+    unfenced,
+)
+from fractal._schema import PlainJsonSchema, explain, first_faults, first_line
 from fractal._strict import strict_schema
 from fractal._texts import clean_text, described
 from fractal.errors import InvalidArguments, StatusError
@@ -46,11 +58,6 @@ _WAYS: tuple[Way, ...] = ("native", "tool", "prompt")
 _MODES = ("auto", *_WAYS)
 _TOOL_NAME = "final_answer"
 WRAPPER = "result"
-_NOT_JSON = "the answer is not valid JSON"
-
-
-class OutputFault(ValueError):
-    """An answer does not fit; the text is short and meant for the model."""
 
 
 # ---- the type
@@ -95,7 +102,7 @@ class OutputType:
         self.is_wrapped = schema.get("type") != "object"
         self.wrapper: TypeAdapter[Any] | None = None
         self._takes_text = self.is_wrapped and _takes(schema, "string", schema)
-        self._starts = _OBJECT_OR_LIST if self.is_wrapped and _takes(schema, "array", schema) else _OBJECT
+        self._starts = OBJECT_OR_LIST if self.is_wrapped and _takes(schema, "array", schema) else OBJECT
         if self.is_wrapped:
             self.wrapper, schema = _read(_wrapped(kind))
         schema.pop("title", None)
@@ -162,12 +169,12 @@ class OutputType:
         Raises:
             OutputFault: It holds no answer, more than one, or one that does not fit.
         """
-        text = _unfenced(clean_text(text).strip(_BLANK))
+        text = unfenced(clean_text(bounded(text)).strip(BLANK))
         is_scalar = not text.startswith(("{", "[", '"'))
         try:
             return self.check(self._single_value(text))
         except OutputFault:
-            if not (self._takes_text and is_scalar and _find_json(text, self._starts) is None):
+            if not (self._takes_text and is_scalar and find_json(text, self._starts) is None):
                 raise
         # "yes" where Literal["yes", "no"] was asked for: the quotes are missing, and nothing else.
         return self.check(json.dumps(text))
@@ -181,7 +188,7 @@ class OutputType:
         Raises:
             OutputFault: It does not fit.
         """
-        return self.check(clean_text(text).strip() or "{}")
+        return self.check(clean_text(bounded(text)).strip() or "{}")
 
     def check(self, text: str) -> Any:
         """The value of one JSON text, which may come without the `{"result": …}` if it is no object.
@@ -196,7 +203,7 @@ class OutputType:
 
     def start_of_json(self, text: str) -> int | None:
         """Where the JSON begins in the text of an answer that is not complete; None if it has not begun."""
-        return _find_json(text, self._starts)
+        return find_json(text, self._starts)
 
     def _checked(self, adapter: TypeAdapter[Any], text: str) -> Any:
         try:
@@ -208,17 +215,13 @@ class OutputType:
 
     def _single_value(self, text: str) -> str:
         """The one JSON value in a text."""
-        try:
-            _DECODER.decode(text)
-        except (ValueError, RecursionError):
-            pass
-        else:
+        if is_json(text):
             return text
-        start = _find_json(text, self._starts)
+        start = find_json(text, self._starts)
         if start is None:
-            raise OutputFault(f"{_NOT_JSON}: there is no {'JSON value' if self.is_wrapped else 'JSON object'} in it")
-        end = _end_of_json(text, start)
-        if _find_json(text, self._starts, end) is not None:
+            raise OutputFault(f"{NOT_JSON}: there is no {'JSON value' if self.is_wrapped else 'JSON object'} in it")
+        end = end_of_json(text, start)
+        if find_json(text, self._starts, end) is not None:
             raise OutputFault("there is more than one JSON value in the answer: give one")
         return text[start:end]
 
@@ -312,40 +315,9 @@ def _name_of(kind: Any) -> str:
     return re.sub(r"[^a-zA-Z0-9]+", "_", shown).strip("_")[:64] or "answer"
 
 
-# ---- JSON in text
+# ---- nulls that mean nothing
 
-_BLANK = " \t\r\n\ufeff"
-_FENCE = re.compile(r"```[\w-]*[ \t]*\r?\n(.*?)\s*```", re.DOTALL)
-# What looks like the beginning of JSON, and not like a bracket in a sentence.
-_OBJECT = re.compile(r"\{(?=\s*[\"}])")
-_OBJECT_OR_LIST = re.compile(r"\{(?=\s*[\"}])|\[(?=\s*(?:[\[\]{\"\d-]|(?:true|false|null)\b))")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"JSON has no {name}")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def _unfenced(text: str) -> str:
-    fenced = _FENCE.fullmatch(text)
-    return fenced[1].strip(_BLANK) if fenced else text
-
-
-def _find_json(text: str, starts: re.Pattern[str], position: int = 0) -> int | None:
-    """Where a JSON value seems to begin, from a position on."""
-    found = starts.search(text, position)
-    return found.start() if found else None
-
-
-def _end_of_json(text: str, start: int) -> int:
-    try:
-        return _DECODER.raw_decode(text, start)[1]
-    except ValueError as error:
-        raise OutputFault(f"{_NOT_JSON}: {error}") from None
-    except RecursionError:
-        raise OutputFault(f"{_NOT_JSON}: nested too deeply") from None
+_MOST_NULLS = 1000  # a model that writes null for what it leaves out does so in so many places at most
 
 
 def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
@@ -353,7 +325,8 @@ def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
     try:
         return adapter.validate_json(text)
     except ValidationError as error:
-        nulls = [fault["loc"] for fault in error.errors(include_url=False) if fault["input"] is None and fault["loc"]]
+        faults = first_faults(error, _MOST_NULLS)
+        nulls = [fault["loc"] for fault in faults if fault["input"] is None and fault["loc"]]
         if not nulls:
             raise
         value = decode(text)
@@ -365,7 +338,7 @@ def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
             raise error from None
 
 
-def _leave_out(value: Any, location: tuple[int | str, ...]) -> None:
+def _leave_out(value: Any, location: Sequence[int | str]) -> None:
     """Take the member that a location leads to out of its object, if it is null there."""
     holder, key = value, None
     for step in location:

@@ -8,8 +8,9 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Annotated, Any, NotRequired, Required, Union, cast
 
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -29,6 +30,7 @@ __all__ = [
     "PlainJsonSchema",
     "SignatureFault",
     "explain",
+    "first_faults",
     "first_line",
     "is_async",
     "read_signature",
@@ -131,8 +133,27 @@ def explain(
         whole: What the value is called.
         part: What a member of it is called.
     """
-    faults = cast("list[dict[str, Any]]", error.errors(include_url=False)[:10])
-    return "; ".join(_explain_one(fault, names, whole, part) for fault in faults)
+    return "; ".join(_explain_one(fault, names, whole, part) for fault in first_faults(error, 10))
+
+
+def first_faults(error: ValidationError, most: int) -> list[dict[str, Any]]:
+    """The first faults of a value; there may be as many as it has members, and each costs something to look at."""
+    if error.error_count() > _FEW:
+        with suppress(Exception):  # something in it has no form in JSON
+            return list(islice(_members(error.json(include_url=False)), most))
+    return cast("list[dict[str, Any]]", error.errors(include_url=False)[:most])
+
+
+_FEW = 100
+_DECODER = json.JSONDecoder()
+
+
+def _members(text: str) -> Iterator[Any]:
+    """The members of a list in JSON, each read when it is asked for."""
+    end = 0
+    while text[end] != "]":
+        member, end = _DECODER.raw_decode(text, end + 1)
+        yield member
 
 
 def _explain_one(fault: dict[str, Any], names: Sequence[str], whole: str, part: str) -> str:

@@ -41,7 +41,7 @@ LEVELS = [
     ["models._answer_reader"],
     ["models._http", "models._sdk", "models._object", "models._wires"],
     ["_observers"],
-    ["_step", "_window", "_output", "_partial", "_answer", "_run", "_call"],
+    ["_step", "_window", "_json_text", "_output", "_partial", "_answer", "_run", "_call"],
     ["models.openai", "models.combined", "models", "_invoke", "_calls", "_ask", "delegation"],
     ["_loop"],
     ["streaming"],
