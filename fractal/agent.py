@@ -617,4 +617,5 @@ def _signature_line(tool: Tool) -> str:
     for name, facts in schema["properties"].items():
         kind = facts.get("type", "any")
         parameters.append(f"{name}: {kind}" + ("" if name in required else " = …"))
-    return f"{tool.name}({', '.join(parameters)})" + (" → ends the run" if tool.options.terminate else "")
+    notes = {" → needs approval": tool.options.requires_approval, " → ends the run": tool.options.terminate}
+    return f"{tool.name}({', '.join(parameters)})" + "".join(note for note, is_so in notes.items() if is_so)

@@ -108,6 +108,7 @@ class Endpoint:
         api_key: The key a request has to carry, as a bearer token or in an `api-key` header; a request
             without it is answered 401. None lets everyone in.
         strict: Answer 400 with the code "invalid_messages" to what `check_messages` refuses.
+        port: Where to listen. 0: the system chooses.
 
     Attributes:
         requests: Every request, refused ones included, in order of arrival.
@@ -125,6 +126,7 @@ class Endpoint:
         latency: float = 0.0,
         api_key: str | None = None,
         strict: bool = True,
+        port: int = 0,
     ) -> None:
         self.requests: list[RecordedRequest] = []
         self.connections = 0
@@ -140,6 +142,7 @@ class Endpoint:
         # Guards every attribute a user's thread may wait for; held for a few instructions only.
         self._changed = threading.Condition()
         self._faults: list[BaseException] = []
+        self._wanted_port = port
         self._port: int | None = None
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
@@ -268,7 +271,7 @@ class Endpoint:
             self._ready.set()
 
     async def _serve(self, stop: socket.socket) -> None:
-        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self._wanted_port)
         async with listener, anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, self._converse)
             self._port = listener.extra(anyio.abc.SocketAttribute.local_port)

@@ -64,7 +64,23 @@ LEVELS = [
         "testing",
         "pytest_plugin",
     ],
-    ["_tree", "_terminal", "_demo", "_batch", "_chat_screen", "_chat_turn", "_chat", "cli", "__main__"],
+    [
+        "_files",
+        "_door",
+        "_tree",
+        "_terminal",
+        "_stand_in",
+        "_demo",
+        "_batch",
+        "_chat_input",
+        "_chat_screen",
+        "_chat_turn",
+        "_chat",
+        "_which_agent",
+        "_run_tree",
+        "cli",
+        "__main__",
+    ],
 ]
 # `_scopes` looks it up in sys.modules, where nobody has to import it; a tool for tests makes loops of asyncio's own.
 ALLOWED_ASYNCIO = {"testing._steps"}
