@@ -26,7 +26,7 @@ from fractal import sync
 from fractal._chat_input import Keyboard
 from fractal._chat_screen import Screen, call_text, counted, usage_text
 from fractal._chat_turn import Question, Turn
-from fractal._door import json_line, logs_shown, show
+from fractal._door import json_line, reports_shown, show
 from fractal._files import read_bounded, replace
 from fractal._json import decode, encode, is_list, is_mapping
 from fractal._texts import escaped, said_by
@@ -83,7 +83,7 @@ def chat(
         interrupts = _Interrupts()
         if is_terminal:
             # Warnings are shown in the conversation itself.
-            stack.enter_context(logs_shown(logging.ERROR))
+            stack.enter_context(reports_shown(logging.ERROR))
             stack.enter_context(interrupts)
         talk = _Talk(agent, portal, interrupts, messages, save, options, is_terminal)
         talk.go_on()

@@ -9,15 +9,27 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TextIO
 
 from fractal._json import decode, encode, jsonable
-from fractal._texts import described, escaped, printable
+from fractal._texts import described, escaped, is_a, printable, repr_of
 
-__all__ = ["is_terminal", "json_line", "json_text", "logs_shown", "say", "say_json", "show", "tell", "tell_traceback"]
+__all__ = [
+    "is_terminal",
+    "json_line",
+    "json_text",
+    "reports_shown",
+    "say",
+    "say_json",
+    "show",
+    "tell",
+    "tell_traceback",
+]
 
 
 def say(text: str) -> None:
@@ -73,30 +85,60 @@ def json_text(value: object) -> str:
 
 
 @contextmanager
-def logs_shown(level: int) -> Generator[None]:
-    """Show what the package logs from a level on, on standard error, if nobody has said where it goes."""
-    logger, handler = logging.getLogger("fractal"), _Handler(level)
-    others = [each for each in logger.handlers if isinstance(each, _Handler)]  # this one takes their place
-    for other in others:
-        logger.removeHandler(other)
-    if not logger.hasHandlers():
-        logger.addHandler(handler)
+def reports_shown(least: int = logging.WARNING) -> Generator[None]:
+    """Let what Python itself reports come through the door: logs that nobody handles, warnings, ends of threads.
+
+    Args:
+        least: Level from which on the package's own log is shown.
+    """
+    before = logging.lastResort, warnings.showwarning, threading.excepthook, sys.unraisablehook
+    logging.lastResort = _LastResort(least)
+    warnings.showwarning = _show_warning
+    threading.excepthook = _show_end_of_thread
+    sys.unraisablehook = _show_unraisable
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        for other in others:
-            logger.addHandler(other)
+        logging.lastResort, warnings.showwarning, threading.excepthook, sys.unraisablehook = before
 
 
-class _Handler(logging.Handler):
-    """Writes to what is standard error at the time."""
+class _LastResort(logging.Handler):
+    """Writes to what is standard error at the time, as the one of `logging` does."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(logging.WARNING)
+        self._least = least
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "fractal" and record.levelno < self._least:
+            return
         try:
             _write(sys.stderr, escaped(self.format(record)) + "\n")
         except Exception:
             self.handleError(record)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _write(file or sys.stderr, escaped(warnings.formatwarning(message, category, filename, lineno, line)))
+
+
+def _show_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_value is not None and not is_a(ended.exc_value, SystemExit):
+        tell(f"in thread {ended.thread.name if ended.thread else '(unknown)'}:")
+        tell_traceback(ended.exc_value)
+
+
+def _show_unraisable(found: sys.UnraisableHookArgs) -> None:
+    tell(f"{found.err_msg or 'ignored'}: {repr_of(found.object)}")
+    if found.exc_value is not None:
+        tell_traceback(found.exc_value)
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -9,7 +9,6 @@ import argparse
 import importlib.metadata
 import importlib.util
 import io
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic import BaseModel
 
-from fractal._door import json_text, logs_shown, say, say_json, tell, tell_traceback
+from fractal._door import json_text, reports_shown, say, say_json, tell, tell_traceback
 from fractal._files import check_writable
 from fractal._scopes import leaves
 from fractal._texts import described, is_a, said_by, str_of
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         command: Callable[[argparse.Namespace], int] = options.command
-        with logs_shown(logging.WARNING):
+        with reports_shown():
             return command(options)
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain again when it flushes at exit.

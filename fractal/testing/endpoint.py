@@ -34,6 +34,7 @@ import anyio.abc
 import h11
 
 from fractal._json import is_mapping
+from fractal._texts import repr_of
 from fractal.testing import answers as _answers
 from fractal.testing._history import check_messages
 from fractal.testing.answers import Answer, AnswerLike, ToolCallAnswer, as_answer
@@ -199,7 +200,7 @@ class Endpoint:
         if self._faults:
             first, *others = self._faults
             cause = BaseExceptionGroup("several answers failed", self._faults) if others else first
-            raise EndpointError(f"the endpoint failed: {first!r}") from cause
+            raise EndpointError(f"the endpoint failed: {repr_of(first)}") from cause
 
     def __enter__(self) -> Self:
         return self.start()
@@ -320,7 +321,7 @@ class Endpoint:
             self._faults.append(error)
             # Without the header OpenAI's clients retry, and call the broken function again.
             header = {"x-should-retry": "false"}
-            return _reply(_answers.failure(500, f"no answer: {error!r}", headers=header), request)
+            return _reply(_answers.failure(500, f"no answer: {repr_of(error)}", headers=header), request)
 
     def _answer(self, request: RecordedRequest) -> Answer:
         if self._api_key is not None and not _carries(request, self._api_key):

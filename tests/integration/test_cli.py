@@ -295,7 +295,9 @@ class TestTerminal:
         assert "a [2Jb" in shown
         assert "\x1b[2J" not in shown
 
-    @pytest.mark.parametrize("agent", ["text", "typed", "model", "failing", "raising", "refusing", "noting", "watched"])
+    @pytest.mark.parametrize(
+        "agent", ["text", "typed", "model", "failing", "raising", "refusing", "noting", "watched", "spreading"]
+    )
     @pytest.mark.parametrize("options", [[], ["--json"], ["-v"]], ids=str)
     def test_nothing_that_anybody_wrote_steers_the_terminal(self, agent, options, evil_project):
         shown = self.shown("run", "hi", *options, "--agent", f"evil_agents:{agent}", cwd=evil_project, status=None)
@@ -329,6 +331,8 @@ def evil_project(tmp_path: Path) -> Path:
         f"""
 import json
 import logging
+import threading
+import warnings
 from pydantic import BaseModel
 from fractal import BaseAgent, tool
 from fractal.testing import ScriptedModel, answers
@@ -357,6 +361,23 @@ def note(text: str) -> str:
 def broken(event):
     raise RuntimeError(EVIL)
 
+@tool
+def spread() -> str:
+    def end():
+        raise RuntimeError(EVIL)
+    thread = threading.Thread(target=end, name=EVIL)
+    thread.start()
+    thread.join()
+    class Dropped:
+        def __del__(self):
+            raise RuntimeError(EVIL)
+        def __repr__(self):
+            return EVIL
+    Dropped()
+    warnings.warn(EVIL)
+    logging.getLogger("others").error(EVIL)
+    return EVIL
+
 def raise_it():
     raise LookupError(EVIL)
 
@@ -369,6 +390,7 @@ refusing = agent(answers.failure(400, EVIL, code=EVIL))
 noting = agent(answers.call("note", {{"text": EVIL}}, id=EVIL), answers.text(EVIL, finish_reason="length"))
 noting.add_tool(note)
 watched = agent(EVIL, observers=[broken])
+spreading = agent(answers.call("spread", {{}}), EVIL).add_tool(spread)
 """,
         encoding="utf-8",
     )
