@@ -43,7 +43,7 @@ def say_json(text: str) -> None:
     try:
         text.encode(sys.stdout.encoding or "utf-8")  # what rich puts in the place of a terminal does not know its own
     except UnicodeEncodeError:
-        text = json.dumps(decode(text))  # with escapes for all that is not ASCII
+        text = escaped(json.dumps(decode(text)))  # with escapes for all that is not ASCII
     _write(sys.stdout, text + "\n")
 
 

@@ -12,7 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 from pydantic import BaseModel
@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from fractal._door import json_text, reports_shown, say, say_json, tell, tell_traceback
 from fractal._files import check_writable
 from fractal._scopes import leaves
-from fractal._texts import described, is_a, said_by, str_of
+from fractal._texts import described, is_a, printable, said_by, str_of
 from fractal._which_agent import OTHER_ENDPOINTS, WrongUse, agent_at, assistant, checked_url
 from fractal.agent import AgentDefinition, BaseAgent
 from fractal.errors import FractalError, InvalidArguments, MissingCredentials, UserError
@@ -101,8 +101,13 @@ def _fail(options: argparse.Namespace, message: str, status: int) -> int:
 # ---- what there is to say
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))  # which repeats what was given, in whatever characters
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fractal",
         description="LLM agents as structured concurrency.",
         epilog="Exit status: 0 success, 1 no answer, 2 wrong use, 130 interrupted.",

@@ -312,6 +312,8 @@ class TestTerminal:
             ["run-many", f"no{EVIL}".replace("/", "")],
             ["chat", "--continue", f"no{EVIL}".replace("/", "")],
             ["run", "hi", "--agent", "evil_module:x"],
+            ["run", "hi", f"--{EVIL}"],
+            [EVIL],
         ):
             shown = self.shown(*arguments, cwd=evil_project, status=2)
             assert not STEERS.search(OURS.sub("", shown)), ascii(shown)

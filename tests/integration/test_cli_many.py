@@ -428,12 +428,13 @@ def test_standard_input_that_ends_ends_it(project: Path):
 
 
 def test_an_output_that_lacks_a_character_gets_json_all_the_same(project: Path):
-    write(project, "à € 😀\n")
+    write(project, "à € 😀\x7f\n")
     done = subprocess.run(
         command("inputs", "-q"), env=environment(PYTHONIOENCODING="latin-1"), capture_output=True, timeout=30
     )
     assert done.stderr == b""
-    assert json.loads(done.stdout.decode("ascii"))["input"] == "à € 😀"
+    assert json.loads(done.stdout.decode("ascii"))["input"] == "à € 😀\x7f"
+    assert b"\x7f" not in done.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo terminals")
