@@ -16,7 +16,20 @@ PACKAGE = Path(fractal.__file__).parent
 
 # From the bottom up; a module may import modules of its own level or below.
 LEVELS = [
-    ["", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "models.bounds", "models._secrets", "_texts", "_told", "_log"],
+    [
+        "",
+        "errors",
+        "_docstring",
+        "_json",
+        "_scanner",
+        "_current",
+        "_arguments",
+        "models.bounds",
+        "models._secrets",
+        "_texts",
+        "_told",
+        "_log",
+    ],
     [
         "messages",
         "parts",
