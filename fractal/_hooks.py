@@ -10,8 +10,9 @@ from typing import Any
 
 import anyio
 
-from fractal._schema import SignatureFault, is_async, read_signature
+from fractal._callables import is_async
 from fractal._scopes import cancellation_noted, single_error, waiting
+from fractal._signature import SignatureFault, read_signature
 from fractal._stall import timed
 from fractal._threads import ThreadCall
 from fractal.context import RunContext, is_context

@@ -9,7 +9,18 @@ from typing import Any, TypeGuard
 
 from pydantic_core import from_json, to_json, to_jsonable_python
 
-__all__ = ["clean_text", "decode", "encode", "is_list", "is_mapping", "is_same", "jsonable", "text_of"]
+__all__ = [
+    "clean_text",
+    "decode",
+    "encode",
+    "is_list",
+    "is_mapping",
+    "is_same",
+    "jsonable",
+    "text_of",
+    "text_of_error",
+    "words_of",
+]
 
 
 def clean_text(text: str) -> str:
@@ -110,3 +121,17 @@ def _text_of_bytes(value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError:
         return base64.b64encode(value).decode()
+
+
+def text_of_error(error: BaseException) -> str:
+    """An exception in words: its class, and its text if it has one."""
+    text = words_of(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def words_of(error: BaseException) -> str:
+    """The text of an exception; nothing where its own code fails to make one."""
+    try:
+        return clean_text(str(error))
+    except Exception:
+        return ""

@@ -17,9 +17,9 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
-from fractal._json import clean_text, decode, encode, is_list, is_mapping
-from fractal._schema import PlainJsonSchema, explain, first_line
+from fractal._json import clean_text, encode, is_list, is_mapping
 from fractal._strict import strict_schema
+from fractal._types import PlainJsonSchema, adapter_for, explain, first_line, read_json
 from fractal.errors import InvalidArguments, StatusError
 
 __all__ = [
@@ -77,6 +77,7 @@ class OutputType:
     """
 
     __slots__ = (
+        "_bare_schema",
         "_names",
         "_starts",
         "_takes_text",
@@ -90,6 +91,7 @@ class OutputType:
 
     def __init__(self, kind: Any) -> None:
         self.adapter, schema = _read(kind)
+        self._bare_schema = schema
         self.name = _name_of(kind)
         self.is_wrapped = schema.get("type") != "object"
         self.wrapper: TypeAdapter[Any] | None = None
@@ -190,16 +192,16 @@ class OutputType:
         """
         text = text.strip()
         if self.wrapper is not None and text.startswith("{"):
-            return self._checked(self.wrapper, text)[WRAPPER]
-        return self._checked(self.adapter, text)
+            return self._checked(self.wrapper, text, self.json_schema)[WRAPPER]
+        return self._checked(self.adapter, text, self._bare_schema)
 
     def start_of_json(self, text: str) -> int | None:
         """Where the JSON begins in the text of an answer that is not complete; None if it has not begun."""
         return _find_json(text, self._starts)
 
-    def _checked(self, adapter: TypeAdapter[Any], text: str) -> Any:
+    def _checked(self, adapter: TypeAdapter[Any], text: str, schema: Mapping[str, Any]) -> Any:
         try:
-            return _validated(adapter, text)
+            return read_json(adapter, text, schema)
         except ValidationError as error:
             raise OutputFault(explain(error, self._names, whole="the answer", part="field")) from None
         except Exception as error:  # a validator of the user's own
@@ -257,7 +259,7 @@ def _read(kind: Any) -> tuple[TypeAdapter[Any], dict[str, Any]]:
     if isinstance(kind, str) or inspect.isroutine(kind) or inspect.ismodule(kind):
         _refuse(kind, "it is no type")
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        adapter = adapter_for(kind)
         schema = adapter.json_schema(schema_generator=PlainJsonSchema)
     except SchemaError as error:  # a pattern that is none, say
         _refuse(kind, " ".join(str(error).split())[:200])
@@ -345,35 +347,6 @@ def _end_of_json(text: str, start: int) -> int:
         raise OutputFault(f"{_NOT_JSON}: {error}") from None
     except RecursionError:
         raise OutputFault(f"{_NOT_JSON}: nested too deeply") from None
-
-
-def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
-    """Validate, and take a null that is refused as a field that is left out: in strict schemas it means that."""
-    try:
-        return adapter.validate_json(text)
-    except ValidationError as error:
-        nulls = [fault["loc"] for fault in error.errors(include_url=False) if fault["input"] is None and fault["loc"]]
-        if not nulls:
-            raise
-        value = decode(text)
-        for location in nulls:
-            _leave_out(value, location)
-        try:
-            return adapter.validate_json(encode(value))
-        except ValidationError:
-            raise error from None
-
-
-def _leave_out(value: Any, location: tuple[int | str, ...]) -> None:
-    """Take the member that a location leads to out of its object, if it is null there."""
-    holder, key = value, None
-    for step in location:
-        # Steps that are no keys name the members of unions.
-        if (is_mapping(value) and step in value) or (is_list(value) and isinstance(step, int) and step < len(value)):
-            within: Any = value
-            holder, key, value = within, step, within[step]
-    if value is None and isinstance(holder, dict):
-        del holder[key]
 
 
 # ---- the way

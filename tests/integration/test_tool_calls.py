@@ -397,6 +397,7 @@ async def test_a_tool_that_uses_asyncio_on_trio_is_told_what_is_wrong(anyio_back
     [
         ('{"n": ', "not valid JSON"),
         ("[1]", "must be a JSON object"),
+        ("null", "'n' is missing"),
         ("{}", "'n' is missing"),
         ('{"n": 1, "m": 2}', "there is no parameter 'm', only n"),
         ('{"n": "abc"}', "'n': Input should be a valid integer"),

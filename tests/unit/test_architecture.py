@@ -16,15 +16,22 @@ PACKAGE = Path(fractal.__file__).parent
 
 # From the bottom up; a module may import modules of its own level or below.
 LEVELS = [
-    ["", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "models.bounds", "models._secrets"],
+    [
+        *("", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "_callables", "_copies"),
+        *("models.bounds", "models._secrets"),
+    ],
     [
         "messages",
         "parts",
         "limits",
         "_scopes",
+        "_explain",
         "_stuck",
         "_stall",
         "_threads",
+        "_marks",
+        "_types",
+        "_signature",
         "_schema",
         "_feed",
         "_background",
@@ -41,7 +48,7 @@ LEVELS = [
     ["models._answer_reader"],
     ["models._http", "models._sdk", "models._object", "models._wires"],
     ["_step", "_window", "_output", "_partial", "_answer", "_run", "_call"],
-    ["models.openai", "models.combined", "models", "_invoke", "_calls", "_ask", "delegation"],
+    ["models.openai", "models.combined", "models", "_approve", "_invoke", "_calls", "_ask", "delegation"],
     ["_loop"],
     ["streaming"],
     ["agent"],
