@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from fractal._call import Call
-from fractal._invoke import explain, left_behind, run_call
+from fractal._explain import explain
+from fractal._invoke import left_behind, run_call
 from fractal._scopes import cancellation_noted, unexpected
 from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fractal._json import decode
@@ -26,6 +26,7 @@ class BoundCall:
         tool: The tool, or None if there is none or the arguments do not fit.
         arguments: The arguments as the function's own types; what the model sent, if they do not fit.
         fault: What the model is told is wrong with the call, or None.
+        sent: The arguments as they were sent: JSON text, or values by name.
     """
 
     call_id: str
@@ -33,6 +34,7 @@ class BoundCall:
     tool: Tool | None
     arguments: Any
     fault: str | None = None
+    sent: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ def bind(call_id: str, name: str, arguments: str | Mapping[str, Any], tools: Map
     except ArgumentsFault as error:
         fault = f"the call of {name!r} does not fit: {error}"
         return BoundCall(call_id=call_id, name=name, tool=None, arguments=_shown(arguments), fault=fault)
-    return BoundCall(call_id=call_id, name=name, tool=tool, arguments=checked)
+    return BoundCall(call_id=call_id, name=name, tool=tool, arguments=checked, sent=arguments)
 
 
 def _bind_call(call: ToolCall, tools: Mapping[str, Tool]) -> BoundCall:
