@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -134,7 +135,7 @@ class Transcript:
         self._fragments: dict[MessageForm, list[bytes]] = {AS_WRITTEN: []}
         self.traits = set[str]()
         self.has_calls = False
-        self._open_calls: list[str] = []
+        self._open_calls: deque[str] = deque()
         for message in messages:
             self.append(message)
         self.require_answered()
@@ -170,9 +171,9 @@ class Transcript:
         if fault is not None:
             raise InvalidMessages(len(self._messages), fault)
         if message["role"] == "tool":
-            self._open_calls.pop(0)
+            self._open_calls.popleft()
         else:
-            self._open_calls = [call["id"] for call in message.get("tool_calls") or ()]
+            self._open_calls = deque([call["id"] for call in message.get("tool_calls") or ()])
             if self._open_calls:
                 self.has_calls, message = True, message if is_reply else with_object_arguments(message)
             if message["role"] == "assistant":
