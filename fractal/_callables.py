@@ -20,6 +20,8 @@ __all__ = [
     "fixed_names",
     "has_overridden",
     "is_async",
+    "is_async_generator",
+    "is_object",
     "kind_of",
     "layers",
     "name_of",
@@ -94,19 +96,19 @@ def receiver_of(function: Any) -> Any:
     for layer in path_of(function):
         if _is(layer, _METHODS[:1]):
             return layer.__self__
-        if _is_object(layer):
+        if is_object(layer):
             return layer
     return None
 
 
 def is_async(function: Any) -> bool:
     """Whether calling a function, a partial or method of one, or a callable object gives something to await."""
-    layer = function
-    while layer is not None:
-        if inspect.iscoroutinefunction(layer):
-            return True
-        layer = _called(layer)
-    return False
+    return any(map(inspect.iscoroutinefunction, _called_functions(function)))
+
+
+def is_async_generator(function: Any) -> bool:
+    """Whether calling it gives an async generator."""
+    return any(map(inspect.isasyncgenfunction, _called_functions(function)))
 
 
 def name_of(function: Any) -> str:
@@ -119,7 +121,7 @@ def name_of(function: Any) -> str:
         own = attribute_of(layer, "__name__")
         if isinstance(own, str) and own.isidentifier():
             return own
-        if _is_object(layer):
+        if is_object(layer):
             return type(layer).__name__
     return type(function).__name__
 
@@ -199,13 +201,19 @@ def _is(layer: Any, kinds: _Kinds) -> bool:
     return isinstance(layer, kinds)
 
 
-def _called(layer: Any) -> Any:
-    """What a layer hands its call on to with the answer untouched; None if it is not known to do so."""
-    if _is(layer, _PARTIALS):
-        return layer.func
-    if _is(layer, _METHODS):
-        return layer.__func__
-    return _partial_method_of(layer) or _call_of(layer)
+def _called_functions(function: Any) -> Iterator[Any]:
+    """A callable, or what it hands its call on to with the answer untouched; no object is looked at."""
+    layer = function
+    while layer is not None:
+        if _is(layer, _PARTIALS):
+            layer = layer.func
+        elif _is(layer, _METHODS):
+            layer = layer.__func__
+        elif _call_of(layer) is not None:
+            layer = _call_of(layer)
+        else:
+            yield layer
+            layer = _partial_method_of(layer)
 
 
 def _partial_method_of(layer: Any) -> Any:
@@ -215,9 +223,9 @@ def _partial_method_of(layer: Any) -> Any:
     return layer.__dict__.get("__partialmethod__", layer.__dict__.get("_partialmethod"))
 
 
-def _is_object(layer: Any) -> bool:
+def is_object(layer: Any) -> bool:
     """Whether a layer is an object that is called by its class's `__call__`, and no wrapper of something else."""
-    return _call_of(layer) is not None and attribute_of(layer, "__wrapped__") is None
+    return _call_of(layer) is not None and not callable(attribute_of(layer, "__wrapped__"))
 
 
 def _call_of(layer: Any) -> Any:

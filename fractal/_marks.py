@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 from collections.abc import Callable, Iterable
@@ -129,6 +130,8 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any: 
     def mark(target: Any) -> Any:
         # A static or class method is marked on its function, whichever decorator comes first.
         inner = unbound(target)
+        if isinstance(inner, functools.partialmethod):  # one of a partialmethod forgets what that was
+            raise InvalidTool(name_of(inner), "mark the function that the partialmethod calls, or write a method")
         if not callable(inner):
             raise InvalidTool(repr(target), "it cannot be called: write @tool, or @tool(name=…)")
         try:

@@ -76,6 +76,7 @@ class Parameters:
         "_fixed",
         "_paths",
         "_positional",
+        "_takes_others",
         "_validator",
         "context_names",
         "json_schema",
@@ -94,6 +95,7 @@ class Parameters:
         self.json_schema, self.context_names = json_schema, context_names
         self.shown_names = shown_names(adapter)
         self._paths = _other_paths(adapter)
+        self._takes_others = json_schema.get("additionalProperties") is not False
         self._fixed = fixed_names - self.shown_names.keys() - context_names
         self._positional = [p for p in signature if p.kind is p.POSITIONAL_ONLY]
         self._defaults = {p.name: p.default for p in signature if isinstance(p.default, FieldInfo)}
@@ -137,9 +139,10 @@ class Parameters:
             raise ArgumentsFault(explain(error, [*self.shown_names.values()], paths=self._paths)) from None
         except Exception as error:  # a validator of the user's own
             raise ArgumentsFault(text_of_error(error)) from error
-        self._refuse_fixed(checked)
-        for name in self.context_names & checked.keys():
-            del checked[name]  # the run gives it
+        if self._takes_others:
+            self._refuse_fixed(checked)
+            for name in self.context_names & checked.keys():
+                del checked[name]  # the run gives it
         return checked
 
     def _read(self, validator: Validator, text: str) -> dict[str, Any]:

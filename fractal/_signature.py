@@ -6,9 +6,11 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typing_extensions
+from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from fractal._callables import attribute_of, bound_names, core_of, described, kind_of, path_of, receiver_of
 
@@ -45,6 +47,9 @@ def read_signature(
     annotations = {p.name: p.annotation for p in signature if p.annotation is not p.empty}
     namespace = {**(known_names or {}), **_namespace_of(function)}
     hints = type_hints(annotations, namespace)
+    for name, text in _descriptions_of(core_of(function)).items():
+        if name in hints:
+            hints[name] = Annotated[hints[name], Field(description=text)]
     arguments = type_arguments(function)
     if arguments:
         hints = {name: with_types(hint, arguments) for name, hint in hints.items()}
@@ -70,6 +75,13 @@ def type_hints(annotated: Any, namespace: dict[str, Any] | None = None) -> dict[
         raise SignatureFault(_unknown_name(error)) from None
     except (TypeError, SyntaxError) as error:
         raise SignatureFault(f"an annotation is no type: {error}") from None
+
+
+def _descriptions_of(kind: Any) -> dict[str, str]:
+    """What the fields of a pydantic class say of themselves, which its signature leaves out."""
+    fields: dict[str, FieldInfo] = getattr(kind, "__pydantic_fields__", {}) if inspect.isclass(kind) else {}
+    names = ((each.alias or name, each.description) for name, each in fields.items())
+    return {name: text for name, text in names if text is not None}
 
 
 def type_arguments(function: Callable[..., Any]) -> Types:

@@ -8,11 +8,11 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from fractal._callables import core_of, is_async, kind_of, name_of, unbound
-from fractal._docstring import Documentation, read_docstring
+from fractal._docstring import Documentation, docstring_of, read_docstring
 from fractal._marks import TOOL_NAME, ToolOptions, is_marked, options_of, tool
 from fractal._schema import Parameters, schema_of
 from fractal._signature import type_arguments
@@ -58,9 +58,7 @@ class Tool:
         if self.is_answer:
             return
         if not TOOL_NAME.fullmatch(self.name):
-            raise InvalidTool(
-                self.name, 'endpoints take 1 to 64 letters, digits, _ and -: give it a name with name="…"'
-            )
+            raise InvalidTool(self.name, "endpoints take names of 1 to 64 letters, digits, _ and -: give it name=…")
         # However a tool is made, a guard of its function is not lost.
         object.__setattr__(self, "options", self.options.over(options_of(self.function) or ToolOptions()))
         object.__setattr__(self, "gate", self.gate or _gate_of(self.function, self.options))
@@ -233,10 +231,9 @@ class AgentToolkit:
 
     def schemas(self) -> ToolSchemas:
         """The tools as the model sees them, built once."""
-        tools = self._found()
-        schemas = self.__schemas or ToolSchemas([tool.schema for tool in tools.values()])
-        self.__keep(schemas=schemas)
-        return schemas
+        if self.__schemas is None:
+            self.__keep(schemas=ToolSchemas([tool.schema for tool in self]))
+        return cast("ToolSchemas", self.__schemas)
 
     def __iter__(self) -> Iterator[Tool]:
         return iter(self._found().values())
@@ -254,14 +251,6 @@ def _is_ours(kind: type) -> bool:
     return kind.__module__.startswith("fractal.") and getattr(module, kind.__name__, None) is kind
 
 
-def _documentation_of(function: Callable[..., Any]) -> Documentation:
-    inner = function.func if isinstance(function, functools.partial) else function
-    if not inspect.isroutine(inner) and not inspect.isclass(inner):
-        call = type(inner).__call__
-        return read_docstring(call.__doc__ or type(inner).__doc__)
-    return read_docstring(inspect.getdoc(inner))
-
-
 _known: WeakKeyDictionary[Any, dict[bool, tuple[Documentation, Parameters]]] = WeakKeyDictionary()
 _known_gates: WeakKeyDictionary[Any, dict[int, Gate]] = WeakKeyDictionary()
 
@@ -273,7 +262,7 @@ def _read(function: Callable[..., Any], name: str) -> tuple[Documentation, Param
     is_kept = kind_of(inner) is types.FunctionType and not type_arguments(function)
     known = _known.setdefault(inner, {}) if is_kept else {}
     if is_bound not in known:
-        documentation = _documentation_of(function)
+        documentation = read_docstring(docstring_of(function))
         parameters = schema_of(
             function,
             name=name,

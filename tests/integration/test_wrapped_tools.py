@@ -592,7 +592,7 @@ async def test_an_abandoned_call_is_waited_for_by_a_partial_of_its_function() ->
 
     script = [answers.call("write", {"line": "first"}), answers.call("again", {"line": "second"}), "done"]
     agent = BaseAgent("A", "a", client=ScriptedModel(script))
-    agent.add_tool(functools.partial(tool(timeout=0.05)(write), file="x"), name="write")
+    agent.add_tool(functools.partial(tool(timeout=0.5)(write), file="x"), name="write")
     agent.add_tool(tool(timeout=30.0)(functools.partial(write, file="y")), name="again")
     try:
         async with anyio.create_task_group() as group:
