@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from fractal._copies import copied, copied_arguments, is_untouched
 from fractal._explain import explain
-from fractal._json import is_list, is_mapping
+from fractal._json import is_list, is_mapping, repr_of
 from fractal._schema import ArgumentsFault
 from fractal.approval import Allow, Deny, PendingCall
 from fractal.events import ApprovalAnswered, ApprovalRequested
@@ -71,7 +71,7 @@ async def _answer(call: Call) -> Allow | Deny:
         return Allow() if answer else Deny()
     if isinstance(answer, (Allow, Deny)):
         return answer
-    run.warn(f"approve() answered {answer!r} for tool {bound.name!r}: return Allow(…), Deny(…), True or False")
+    run.warn(f"approve() answered {repr_of(answer)} for tool {bound.name!r}: return Allow(…), Deny(…), True or False")
     return Deny("the approval was not understood")
 
 

@@ -149,13 +149,17 @@ def _admit(call: Call, spent: BudgetExceeded | None) -> BudgetExceeded | None:
         What this one was refused with, or that.
     """
     run, bound = call.run, call.bound
-    named = run.tools.get(bound.name)
+    named = bound.tool or run.tools.get(bound.name)
     if named is not None and named.is_answer:
         pass  # none of the tools that limits are for
     elif bound.fault is None and run.is_closing():
         call.end("skipped", error="not called: the time for tools is over, answer with what there is")
     else:
-        spent = spent or _spend(run)
+        if spent is None:
+            try:
+                run.budget.spend("tool_calls")
+            except BudgetExceeded as error:
+                spent = error
         if spent is not None:
             call.exception = spent
             call.end("skipped", error=f"not called: {spent}")
@@ -163,14 +167,6 @@ def _admit(call: Call, spent: BudgetExceeded | None) -> BudgetExceeded | None:
     if bound.fault is not None:
         call.end("error", error=bound.fault)
     return spent
-
-
-def _spend(run: Run) -> BudgetExceeded | None:
-    try:
-        run.budget.spend("tool_calls")
-    except BudgetExceeded as error:
-        return error
-    return None
 
 
 def _batches(calls: Sequence[Call]) -> Iterator[list[Call]]:

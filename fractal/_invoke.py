@@ -17,6 +17,7 @@ from fractal._copies import recorded
 from fractal._current import current_call
 from fractal._explain import explain
 from fractal._json import text_of
+from fractal._returned import is_plain, read_in_thread, read_up
 from fractal._scopes import cancellation_was_meant, leaves
 from fractal._stall import timed
 from fractal._threads import ThreadCall
@@ -155,7 +156,11 @@ async def _in_loop(call: Call, function: Callable[[], Awaitable[Any]], context: 
         if context is not None:
             context.started()
         call.work = work = function()
-        content = await timed(work, f"tool {call.bound.name!r}", call.run.warn)
+        content: Any = work
+        if not hasattr(work, "__anext__"):  # an async generator is not awaited, but read
+            content = await timed(work, f"tool {call.bound.name!r}", call.run.warn)
+        if type(content) is not str and not is_plain(content):
+            content = await timed(read_up(content), f"tool {call.bound.name!r}", call.run.warn)
     call.returned(content, text_of(content))
 
 
@@ -197,9 +202,12 @@ async def _in_task_of_its_own(call: Call, make_call: Callable[[], Awaitable[None
 
 
 async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any], group: TaskGroup) -> tuple[Any, str]:
-    def work() -> tuple[Any, str]:
+    def work() -> tuple[Any, str | None]:
         content = function()
-        return content, "" if inspect.isawaitable(content) else text_of(content)
+        if inspect.isawaitable(content):
+            return content, None
+        content, is_whole = read_in_thread(content)
+        return content, text_of(content) if is_whole else None
 
     def ended_late(seconds: float) -> None:
         call.run.warn_late(_late(tool.name, seconds))
@@ -220,8 +228,8 @@ async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any], group:
         content, text = await thread.run()
     finally:
         call.abandoned = thread.abandoned
-    if inspect.isawaitable(content):  # a plain function that hands out a coroutine
-        content = await content
+    if text is None:  # a plain function that hands out a coroutine, or what has to be read in the loop
+        content = await read_up(await content if inspect.isawaitable(content) else content)
         text = text_of(content)
     return content, text
 

@@ -11,6 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from fractal._ask import ask
 from fractal._calls import answer_calls
+from fractal._json import words_of
 from fractal._output import OutputFault
 from fractal._scopes import cancellation_was_meant, leaves, single_error, time_limit, unexpected
 from fractal._step import AskAgain, CallTools, Decline, Finish, bound_calls, next_step
@@ -157,7 +158,7 @@ async def _finish(run: Run, reply: Reply, text: str, last_word: StopReason) -> _
     try:
         return await run.answer.read(text), last_word
     except (OutputFault, AnswerRejected) as error:
-        correction = run.answer.reject(str(error), text)
+        correction = run.answer.reject(words_of(error), text)
     run.transcript.append({"role": "user", "content": correction})
     return None
 

@@ -17,7 +17,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
-from fractal._json import clean_text, encode, is_list, is_mapping
+from fractal._json import clean_text, encode, is_list, is_mapping, text_of_error
 from fractal._strict import strict_schema
 from fractal._types import PlainJsonSchema, adapter_for, explain, first_line, read_json
 from fractal.errors import InvalidArguments, StatusError
@@ -205,7 +205,7 @@ class OutputType:
         except ValidationError as error:
             raise OutputFault(explain(error, self._names, whole="the answer", part="field")) from None
         except Exception as error:  # a validator of the user's own
-            raise OutputFault(f"{type(error).__name__}: {error}") from error
+            raise OutputFault(text_of_error(error)) from error
 
     def _single_value(self, text: str) -> str:
         """The one JSON value in a text."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 from anyio.lowlevel import checkpoint
 
+from fractal._json import text_of_error
 from fractal.errors import DeadlineWouldPass, RunError, UnexpectedError
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def leaves(error: BaseException) -> list[BaseException]:
 def unexpected(error: BaseException) -> UnexpectedError:
     """What a run ends with that met an error of nobody's making."""
     members = leaves(error)
-    wrapped = UnexpectedError("; ".join(f"{type(each).__name__}: {each}" for each in members))
+    wrapped = UnexpectedError("; ".join(map(text_of_error, members)))
     wrapped.__cause__ = members[0] if len(members) == 1 else error
     return wrapped
 

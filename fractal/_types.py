@@ -13,7 +13,7 @@ from pydantic_core import SchemaValidator, to_jsonable_python
 
 from fractal._callables import kind_of
 from fractal._copies import copied
-from fractal._json import decode, encode, is_list, is_mapping, is_same
+from fractal._json import decode, encode, is_list, is_mapping, is_same, repr_of, text_of_error
 
 __all__ = [
     "PlainJsonSchema",
@@ -264,7 +264,10 @@ def explain(
         part: What a member of it is called.
         paths: Other places where a member may be found, and its name.
     """
-    faults = cast("list[dict[str, Any]]", error.errors(include_url=False)[:10])
+    try:
+        faults = cast("list[dict[str, Any]]", error.errors(include_url=False)[:10])
+    except Exception as odd:  # what a validator raised has no text
+        return f"{whole}: {text_of_error(odd)}"
     for fault in faults:
         for path, name in (paths or {}).items():
             if fault["loc"][: len(path)] == path:
@@ -284,7 +287,7 @@ def _explain_one(fault: dict[str, Any], names: Sequence[str], whole: str, part: 
         case "extra_forbidden" if len(fault["loc"]) == 1:
             return f"there is no {part} {where!r}, only {', '.join(names) or 'none'}"
         case _:
-            return f"{repr(where) if where else whole}: {fault['msg']} (got {repr(fault['input'])[:60]})"
+            return f"{repr(where) if where else whole}: {fault['msg']} (got {repr_of(fault['input'])[:60]})"
 
 
 def first_line(error: Exception) -> str:

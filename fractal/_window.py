@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fractal._hooks import Hook
-from fractal._json import decode, encode, is_list, is_mapping
+from fractal._json import decode, encode, is_list, is_mapping, text_of_error
 from fractal.errors import ContextWindowExceeded, FractalError, InvalidArguments, UnexpectedError
 from fractal.messages import Message, Transcript
 
@@ -113,7 +113,7 @@ class Window:
             tokens = self.count(message)
         except Exception as error:
             raise UnexpectedError(
-                f"the token counter failed on a {message['role']} message: {type(error).__name__}: {error}"
+                f"the token counter failed on a {message['role']} message: {text_of_error(error)}"
             ) from error
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
             raise InvalidArguments(
@@ -249,7 +249,7 @@ class WindowView:
         except FractalError:
             raise
         except Exception as error:
-            raise UnexpectedError(f"the compact function failed: {type(error).__name__}: {error}") from error
+            raise UnexpectedError(f"the compact function failed: {text_of_error(error)}") from error
 
     def _kept(self) -> list[int] | None:
         if self._cut <= self._head:

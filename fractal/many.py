@@ -25,7 +25,7 @@ from typing_extensions import Unpack
 
 from fractal._background import Background, FeedBlock
 from fractal._feed import Feed
-from fractal._json import is_mapping
+from fractal._json import is_mapping, text_of_error
 from fractal._progress import shown
 from fractal._scopes import single_error
 from fractal.agent import AgentDefinition
@@ -366,7 +366,7 @@ class _Batch:
         if self._error is None:
             error.add_note(f"this was input {index} of a batch, counted from 0")
         else:  # it failed before the first failure could cancel it
-            self._error.add_note(f"input {index} failed as well: {type(error).__name__}: {error}")
+            self._error.add_note(f"input {index} failed as well: {text_of_error(error)}")
         self._end_with(error)
 
     def _end_with(self, error: Exception) -> None:

@@ -170,6 +170,9 @@ class Transcript:
         fault = self._fault(message)
         if fault is not None:
             raise InvalidMessages(len(self._messages), fault)
+        content = message.get("content")
+        if type(content) is not str and isinstance(content, str):
+            message = {**message, "content": clean_text(content)}  # what is kept is what is sent: plain text
         if message["role"] == "tool":
             self._open_calls.popleft()
         else:

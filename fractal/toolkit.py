@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from fractal._callables import core_of, is_async, kind_of, name_of, unbound
+from fractal._callables import core_of, is_async, is_async_generator, kind_of, name_of, unbound
 from fractal._docstring import Documentation, docstring_of, read_docstring
 from fractal._marks import TOOL_NAME, ToolOptions, is_marked, options_of, tool
 from fractal._schema import Parameters, schema_of
@@ -92,7 +92,8 @@ class Tool:
         name = options.name or name_of(function)
         documentation, parameters = _read(function, name)
         description = options.description if options.description is not None else documentation.summary
-        return cls(name, description, function, parameters, is_async(function), options)
+        in_loop = is_async(function) or is_async_generator(function)
+        return cls(name, description, function, parameters, in_loop, options)
 
 
 class AgentToolkit:

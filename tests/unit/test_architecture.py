@@ -26,6 +26,7 @@ LEVELS = [
         "limits",
         "_scopes",
         "_explain",
+        "_returned",
         "_stuck",
         "_stall",
         "_threads",
