@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,9 @@ def docstring_of(function: Any) -> str | None:
     """
     for layer in path_of(function):
         if inspect.isclass(layer):
-            return _docstring_of_class(layer) or getattr(vars(layer).get("__init__"), "__doc__", None)
+            made_by = vars(layer).get("__init__")
+            text = _docstring_of_class(layer)
+            return text or (made_by.__doc__ if isinstance(made_by, types.FunctionType) else None)
         if inspect.isroutine(layer):
             return inspect.getdoc(layer)
         own = getattr(layer, "__dict__", {}).get("__doc__")

@@ -92,7 +92,8 @@ class _Reader:
 
     def __init__(self, pause: Callable[[], Awaitable[object]], *, waits: bool) -> None:
         self._pause, self._waits = pause, waits
-        self._steps = self._items = 0
+        self._steps = 0
+        self._has_begun = False  # to read what can be read only once
         self._around: set[int] = set()  # what is being walked through: a value may contain itself
         self.left_some = False
 
@@ -105,7 +106,7 @@ class _Reader:
         try:
             return await self._read(value)
         except RecursionError:
-            if self._items:  # it may be the tool's own
+            if self._has_begun:  # it may be the tool's own
                 raise
             return value  # nested too deeply to be shown, let alone read
         finally:
@@ -131,15 +132,16 @@ class _Reader:
         if not self._waits:
             self.left_some = True
             return iterator
+        self._has_begun = True
         async with aclosing(cast("AsyncGenerator[Any]", iterator)) if _can_be_closed(iterator) else nullcontext():
             return [await self._item(each) async for each in iterator]
 
     async def _read_sync(self, iterator: Iterator[Any]) -> list[Any]:
+        self._has_begun = True
         with closing(cast("Generator[Any]", iterator)) if _can_be_closed(iterator) else nullcontext():
             return [await self._item(each) for each in iterator]
 
     async def _item(self, value: Any) -> Any:
-        self._items += 1
         if type(value) not in _ATOMS:
             return await self.read(value)
         await self._step()

@@ -224,7 +224,7 @@ class AgentToolkit:
 
     def get_tools(self) -> dict[str, Callable[..., Any]]:
         """The functions that a model may call, by the name it uses."""
-        return {tool.name: tool.function for tool in self}
+        return {name: tool.function for name, tool in self._found().items()}
 
     def get_tool_schemas(self) -> list[dict[str, Any]]:
         """The tools as a model sees them: chat-completions function schemas, in the order of registration."""
@@ -233,7 +233,7 @@ class AgentToolkit:
     def schemas(self) -> ToolSchemas:
         """The tools as the model sees them, built once."""
         if self.__schemas is None:
-            self.__keep(schemas=ToolSchemas([tool.schema for tool in self]))
+            self.__keep(schemas=ToolSchemas([tool.schema for tool in self._found().values()]))
         return cast("ToolSchemas", self.__schemas)
 
     def __iter__(self) -> Iterator[Tool]:

@@ -115,6 +115,26 @@ async def test_a_cancellation_from_outside_arrives_between_the_calls() -> None:
     Transcript([*last.result.messages, {"role": "user", "content": "go on"}])
 
 
+async def test_calls_that_a_cut_run_has_not_come_to_are_answered_too() -> None:
+    watch = Watch()
+    scope = anyio.CancelScope()
+
+    async def look() -> str:
+        scope.cancel()
+        return "rain"
+
+    count = 2 * CALLS_AT_A_TIME + 5
+    with scope:
+        await BaseAgent("A", "a", client=Flood("look", "{}", count), observers=[watch]).add_tool(look).run("go")
+    assert scope.cancelled_caught
+    result = watch[-1].result  # type: ignore[union-attr]
+    Transcript([*result.messages, {"role": "user", "content": "go on"}])
+    assert len(outcomes(result)) == count
+    assert outcomes(result)[-CALLS_AT_A_TIME:] == ["skipped"] * CALLS_AT_A_TIME
+    assert result.tool_results[-1].error == "not called: the run ended first"
+    watch.assert_well_formed()
+
+
 async def test_many_calls_are_all_made_and_their_results_are_in_call_order() -> None:
     names: list[str] = []
 

@@ -386,6 +386,23 @@ async def test_anything_else_stays_the_object_that_it_is(kind: str, value: Any) 
     assert result.content is value
 
 
+async def test_what_is_nested_too_deeply_to_be_shown_is_no_error() -> None:
+    deep: Any = object()
+    for _ in range(5000):
+        deep = [deep]
+    result = await by_execute_tool(reader(plain_tool(lambda: deep)))
+    assert (result.outcome, result.content is deep) == ("ok", True)
+
+    def endlessly() -> Any:
+        return (endlessly_deep() for _ in range(1))
+
+    def endlessly_deep() -> Any:
+        return endlessly_deep()
+
+    result = await by_execute_tool(reader(plain_tool(endlessly)))
+    assert str(result.error).startswith("RecursionError")
+
+
 async def test_the_tools_own_object_is_not_changed() -> None:
     held = Held(numbers())
     result = await by_execute_tool(reader(async_tool(lambda: held)))

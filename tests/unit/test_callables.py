@@ -180,6 +180,19 @@ def test_nothing_of_an_object_is_run() -> None:
     assert receiver_of(it) is it
 
 
+class Unset:
+    __slots__ = ("__wrapped__",)
+
+    def __call__(self, a: int) -> int:
+        return a
+
+
+def test_a_slot_that_is_not_set_is_no_wrapper() -> None:
+    it = Unset()
+    assert (name_of(it), receiver_of(it)) == ("Unset", it)
+    assert name_of(5) == "int"
+
+
 def test_unbound_is_the_function_of_a_method() -> None:
     assert unbound(holder.method) is Holder.method
     assert unbound(Holder.__dict__["of_class"]) is core_of(Holder.of_class)

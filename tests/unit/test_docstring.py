@@ -235,6 +235,7 @@ SHAPES = {
     "code": "Sum.\n\nArgs:\n    `x` (int): The x,\n        over two lines.\n    ``y``: The y.",
     "bold": "Sum.\n\n**Args:**\n    **x** (int): The x,\n        over two lines.\n    *y*: The y.",
     "Markdown": "Sum.\n\n### Parameters\n- x (int): The x,\n  over two lines.\n- y: The y.",
+    "names apart": "Sum.\n\nArgs:\n    x (int):\n        The x,\n        over two lines.\n    y\n        The y.",
     "optional": "Sum.\n\nArgs:\n    x (int, optional): The x,\n        over two lines.\n    y (optional): The y.",
     "default": "Sum.\n\nArgs:\n    x (int, default 5): The x,\n        over two lines.\n    y: The y.",
     "type and text": "Sum.\n\nArgs:\n    x : int\n        The x,\n        over two lines.\n    y : The y.",

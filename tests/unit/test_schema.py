@@ -781,8 +781,9 @@ def test_null_for_what_has_a_default_means_that_it_is_left_out(
         (taking(list[int]), {"x": [None]}),
         (taking(Sized2), {"x": {"kinds": {"a": None}}}),
         (taking(Person), {"x": {"name": None}}),
+        (taking(Sized2), {"x": {"size": None, "kinds": {"a": "many"}}}),
     ],
-    ids=["no default", "unknown", "key", "item", "key of a field", "required field"],
+    ids=["no default", "unknown", "key", "item", "key of a field", "required field", "and another fault"],
 )
 def test_null_for_anything_else_is_a_fault_and_nothing_is_lost(
     function: Callable[..., Any], sent: dict[str, Any]
@@ -864,6 +865,14 @@ def test_a_type_variable_of_a_generic_toolkit_is_what_its_class_says(
     assert parameters.json_schema["properties"]["item"] == shown
     checked = parameters.check({"item": sent, "others": [sent], "more": {"a": sent}})
     assert checked == {"item": received, "others": [received], "more": {"a": received}}
+
+
+def test_functions_that_a_generic_toolkit_was_made_with_stay() -> None:
+    kit = Repo[int](search)
+    assert list(kit.tools) == ["add", "count", "search"]
+    found = kit.get("add")
+    assert found is not None
+    assert found.parameters.json_schema["properties"]["item"] == {"type": "integer"}
 
 
 def test_two_classes_of_one_generic_toolkit_do_not_share_what_they_take() -> None:

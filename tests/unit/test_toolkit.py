@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from fractal import (
     AgentToolkit,
@@ -577,6 +578,17 @@ class Guarding(AgentToolkit):
         return f"{self.table} {row}"
 
 
+class Checked(BaseModel, AgentToolkit):  # whose objects iterate over their fields
+    table: str
+
+    def __init__(self, table: str) -> None:
+        super().__init__(table=table)
+
+    @tool
+    def read(self, row: int) -> str:
+        return f"{self.table} {row}"
+
+
 class Abstract(AgentToolkit, abc.ABC):
     @tool
     @abc.abstractmethod
@@ -592,15 +604,17 @@ class Concrete(Abstract):
         return f"{self.table} {row}"
 
 
-@pytest.mark.parametrize("kind", [Frozen, FrozenSlots, WithoutInit, Guarding, Concrete], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [Frozen, FrozenSlots, WithoutInit, Guarding, Checked, Concrete], ids=lambda kind: kind.__name__
+)
 async def test_a_toolkit_may_be_whatever_python_lets_a_class_be(kind: Any) -> None:
     kit = kind("cities")
     kit.add_tool(plain)
     one = agent(toolkit=kit)
-    assert names(kit) == list(one.get_tools()) == ["read", "plain"]
+    assert list(kit.tools) == list(one.get_tools()) == ["read", "plain"]
     assert (await one.execute_tool("read", row=1)).content == "cities 1"
     assert len(kit.get_tool_schemas()) == 2
-    assert len(kit) == len(kind("more")) + 1, "nothing is shared by the instances of a class"
+    assert len(kit.tools) == len(kind("more").tools) + 1, "nothing is shared by the instances of a class"
 
 
 @pytest.mark.parametrize("kind", [Frozen, WithoutInit, Concrete], ids=lambda kind: kind.__name__)
