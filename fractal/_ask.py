@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from fractal._copies import copied
 from fractal._hooks import call_user
 from fractal._scopes import require_time, time_limit
 from fractal._texts import said_by
@@ -108,7 +109,7 @@ class _Question:
             if run.is_heard:
                 await run.tell(
                     ModelResponded,
-                    message=reply.message(),
+                    message=copied(reply.message()),
                     finish_reason=reply.finish_reason,
                     input_tokens=reply.input_tokens,
                     output_tokens=reply.output_tokens,

@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import anyio
 
+from fractal._callables import is_async
 from fractal._log import log
-from fractal._schema import SignatureFault, is_async, read_signature
 from fractal._scopes import cancellation_noted, single_error, waiting
+from fractal._signature import SignatureFault, read_signature
 from fractal._stall import timed
 from fractal._texts import name_of, repr_of
 from fractal._threads import ThreadCall

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, Literal, TypeGuard, cast
 
+from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
-from fractal._texts import clean_text, plain_str, repr_of, str_of
+from fractal._texts import clean_text, is_a, repr_of, str_of
 
-__all__ = ["clean_text", "decode", "encode", "is_list", "is_mapping", "is_same", "jsonable", "text_of"]
+__all__ = ["decode", "encode", "is_list", "is_mapping", "is_same", "jsonable", "text_of"]
 
 _DEEPEST = 100
 """Values inside each other that `jsonable` keeps. Readers of JSON take 200, and what it gives stands inside others."""
@@ -85,24 +88,31 @@ def jsonable(value: object) -> Any:
 def text_of(value: object) -> str:
     """What a model sees of a Python value: text as it is, anything else as JSON; never an error.
 
-    Models, dataclasses, dates, sets, enums and the like have a JSON form; bytes are text if they are UTF-8 and
-    base64 if not; an object without a JSON form is shown by its `str()`.
+    Models, dataclasses, dates, sets, ranges, enums and the like have a JSON form; bytes are text if they are UTF-8 and
+    base64 if not; an object without a JSON form is shown by its `str()`. All this holds at every depth.
     """
     kind = type(value)  # an object may say that it is of another
     if issubclass(kind, str):
-        text = cast("str", value)
-        return clean_text(text if kind is str else plain_str(text))
-    if issubclass(kind, (bytes, bytearray)):
-        return _text_of_bytes(bytes(memoryview(cast("bytes", value))))
+        return clean_text(cast("str", value))
+    if issubclass(kind, _BYTES):
+        return _text_of_bytes(cast("bytes", value))
+    texts: list[str] = []
+
+    def shown(part: object) -> Any:
+        form = _form_of(part)
+        if part is value and isinstance(form, str):
+            texts.append(form)  # no JSON: at the top a text is text
+        return form
+
     try:
-        return _written(value, "constants").decode()
-    except Exception:  # lone surrogates, or a value that contains itself or goes too deep
-        pass
-    return _loose_text(value) or _loose_text(_by_parts(value)) or repr_of(value)
+        text = to_json(value, fallback=shown, bytes_mode="utf8", inf_nan_mode="constants").decode()
+    except Exception:  # bytes, or halves of surrogate pairs, or a value that goes too deep
+        text = _loose_text(value) or _loose_text(_by_parts(value)) or repr_of(value)
+    return texts[0] if texts else text
 
 
 def _written(value: object, nan: Literal["constants", "null"]) -> bytes:
-    return to_json(value, fallback=str_of, bytes_mode="base64", inf_nan_mode=nan)
+    return to_json(value, fallback=_form_of, bytes_mode="base64", inf_nan_mode=nan)
 
 
 def _read_inside(text: bytes) -> Any:
@@ -113,26 +123,62 @@ def _read_inside(text: bytes) -> Any:
     return value
 
 
+_BYTES = (bytes, bytearray, memoryview)
+_VIEWS = (range, KeysView, ValuesView, ItemsView)
+_LISTS = (set, frozenset, deque, *_VIEWS)
+
+
+def _form_of(part: object) -> Any:
+    """The form of what pydantic has none for."""
+    kind = type(part)
+    if issubclass(kind, _VIEWS):
+        return [*cast("Collection[Any]", part)]
+    return _text_of_bytes(cast("memoryview", part)) if issubclass(kind, memoryview) else str_of(part)
+
+
+def _text_of_bytes(value: bytes | bytearray | memoryview) -> str:
+    raw = bytes(memoryview(value))  # a subclass of bytes may have a `__bytes__` of its own
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(raw).decode()
+
+
 def _loose_text(value: object) -> str | None:
     """The text of a value that is JSON but for a few things; None where there is none."""
-    for make in (_dumped, repr):
-        try:
-            return clean_text(make(value))
-        except Exception:
-            continue
-    return None
-
-
-def _dumped(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_leaf)
+    try:
+        return clean_text(json.dumps(value, ensure_ascii=False, default=_leaf))
+    except TypeError:  # a key that is none of JSON's: part by part there is more to show
+        return None
+    except Exception:  # it contains itself, or goes too deep
+        pass
+    try:
+        return clean_text(repr(value))
+    except Exception:
+        return None
 
 
 def _leaf(value: object) -> Any:
-    """The JSON form of an object that is none of JSON's own types."""
+    """The JSON form of an object that is none of JSON's own types; bytes in it may be left for another look."""
     try:
-        return to_jsonable_python(value, fallback=str_of, bytes_mode="base64", inf_nan_mode="constants")
+        return to_jsonable_python(value, fallback=_form_of, bytes_mode="utf8", inf_nan_mode="constants")
+    except Exception:
+        pass
+    try:
+        return _inside(value)
     except Exception:
         return repr_of(value)
+
+
+def _inside(value: Any) -> Any:
+    """What is in an object, one level down."""
+    if is_a(value, _BYTES):
+        return _text_of_bytes(cast("bytes", value))
+    if is_a(value, BaseModel):
+        return value.model_dump()
+    if dataclasses.is_dataclass(value):
+        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    return [*value] if is_a(value, _LISTS) else repr_of(value)
 
 
 # What a subclass makes of it does not count: it may raise.
@@ -156,7 +202,7 @@ def _by_parts(value: object, above: frozenset[int] = frozenset()) -> Any:
         return _loose_text(value) or repr_of(value)
     if issubclass(kind, dict):
         members = cast("dict[Any, Any]", value)
-        return {str_of(key): _by_parts(member, inside) for key, member in dict[Any, Any].items(members)}
+        return {text_of(key): _by_parts(member, inside) for key, member in dict[Any, Any].items(members)}
     for sequence, iterate in _ITERATE.items():
         if issubclass(kind, sequence):
             return [_by_parts(item, inside) for item in iterate(value)]
@@ -165,10 +211,3 @@ def _by_parts(value: object, above: frozenset[int] = frozenset()) -> Any:
     except Exception:
         form = _leaf(value)
     return _by_parts(form, inside) if issubclass(type(form), (dict, list)) else text_of(form)
-
-
-def _text_of_bytes(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return base64.b64encode(value).decode()

@@ -10,14 +10,14 @@ import inspect
 import json
 import re
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
-from fractal._json import decode, encode, is_list, is_mapping
+from fractal._json import encode, is_list, is_mapping
 from fractal._json_text import (
     BLANK,
     NOT_JSON,
@@ -30,9 +30,9 @@ from fractal._json_text import (
     is_json,
     unfenced,
 )
-from fractal._schema import PlainJsonSchema, explain, first_faults, first_line
 from fractal._strict import strict_schema
 from fractal._texts import clean_text, described
+from fractal._types import PlainJsonSchema, adapter_for, explain, first_line, read_json
 from fractal.errors import InvalidArguments, StatusError
 
 __all__ = [
@@ -85,6 +85,7 @@ class OutputType:
     """
 
     __slots__ = (
+        "_bare_schema",
         "_names",
         "_starts",
         "_takes_text",
@@ -98,6 +99,7 @@ class OutputType:
 
     def __init__(self, kind: Any) -> None:
         self.adapter, schema = _read(kind)
+        self._bare_schema = schema
         self.name = _name_of(kind)
         self.is_wrapped = schema.get("type") != "object"
         self.wrapper: TypeAdapter[Any] | None = None
@@ -198,16 +200,16 @@ class OutputType:
         """
         text = text.strip()
         if self.wrapper is not None and text.startswith("{"):
-            return self._checked(self.wrapper, text)[WRAPPER]
-        return self._checked(self.adapter, text)
+            return self._checked(self.wrapper, text, self.json_schema)[WRAPPER]
+        return self._checked(self.adapter, text, self._bare_schema)
 
     def start_of_json(self, text: str) -> int | None:
         """Where the JSON begins in the text of an answer that is not complete; None if it has not begun."""
         return find_json(text, self._starts)
 
-    def _checked(self, adapter: TypeAdapter[Any], text: str) -> Any:
+    def _checked(self, adapter: TypeAdapter[Any], text: str, schema: Mapping[str, Any]) -> Any:
         try:
-            return _validated(adapter, text)
+            return read_json(adapter, text, schema)
         except ValidationError as error:
             raise OutputFault(explain(error, self._names, whole="the answer", part="field")) from None
         except Exception as error:  # a validator of the user's own
@@ -261,7 +263,7 @@ def _read(kind: Any) -> tuple[TypeAdapter[Any], dict[str, Any]]:
     if isinstance(kind, str) or inspect.isroutine(kind) or inspect.ismodule(kind):
         _refuse(kind, "it is no type")
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        adapter = adapter_for(kind)
         schema = adapter.json_schema(schema_generator=PlainJsonSchema)
     except SchemaError as error:  # a pattern that is none, say
         _refuse(kind, " ".join(str(error).split())[:200])
@@ -318,36 +320,6 @@ def _name_of(kind: Any) -> str:
 # ---- nulls that mean nothing
 
 _MOST_NULLS = 1000  # a model that writes null for what it leaves out does so in so many places at most
-
-
-def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
-    """Validate, and take a null that is refused as a field that is left out: in strict schemas it means that."""
-    try:
-        return adapter.validate_json(text)
-    except ValidationError as error:
-        faults = first_faults(error, _MOST_NULLS)
-        nulls = [fault["loc"] for fault in faults if fault["input"] is None and fault["loc"]]
-        if not nulls:
-            raise
-        value = decode(text)
-        for location in nulls:
-            _leave_out(value, location)
-        try:
-            return adapter.validate_json(encode(value))
-        except ValidationError:
-            raise error from None
-
-
-def _leave_out(value: Any, location: Sequence[int | str]) -> None:
-    """Take the member that a location leads to out of its object, if it is null there."""
-    holder, key = value, None
-    for step in location:
-        # Steps that are no keys name the members of unions.
-        if (is_mapping(value) and step in value) or (is_list(value) and isinstance(step, int) and step < len(value)):
-            within: Any = value
-            holder, key, value = within, step, within[step]
-    if value is None and isinstance(holder, dict):
-        del holder[key]
 
 
 # ---- the way

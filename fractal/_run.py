@@ -21,6 +21,7 @@ from anyio.lowlevel import checkpoint, current_token
 
 from fractal._answer import Answer, AnswerSettings
 from fractal._background import Background, end_all
+from fractal._copies import copied, with_own_content
 from fractal._current import current_call, current_run
 from fractal._feed import Inlet
 from fractal._log import log
@@ -257,7 +258,7 @@ class Run:
         finally:
             # Also a run that is cancelled here has a beginning.
             if self.is_heard:
-                self.emit(RunStarted, message=self.transcript.messages[-1], call_id=self._begun_by)
+                self.emit(RunStarted, message=copied(self.transcript.messages[-1]), call_id=self._begun_by)
         await self.pace()
         if self.parent is not None and self.depth > self.parent._depth_limit:
             raise DepthExceeded(int(self.parent._depth_limit))
@@ -456,7 +457,9 @@ class Run:
 
     def _end(self, result: AgentResult) -> AgentResult:
         self.result = result
-        self.emit(RunFinished, result=result)
+        # The run above is still to be told of the answer.
+        shown = with_own_content(result) if self.parent is not None and self.is_heard else result
+        self.emit(RunFinished, result=shown)
         return result
 
 

@@ -36,7 +36,9 @@ Kind = TypeVar("Kind")
 
 
 def clean_text(text: str) -> str:
-    """Replace lone surrogates, which no UTF-8 wire can carry; every other character is kept."""
+    """Replace lone surrogates, which no UTF-8 wire can carry; every other character is kept, in a plain `str`."""
+    if type(text) is not str:
+        text = str.__str__(text)  # of a member of an Enum that is text, its value
     try:
         text.encode()
     except UnicodeEncodeError:

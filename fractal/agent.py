@@ -183,7 +183,8 @@ class AgentDefinition:
         self.__window = _window_of(context_window, count_tokens, compact)
         self.__model = model_for(client)
         self.__toolkit = AgentToolkit()
-        for inherited in toolkit or ():
+        # Not by iterating over the kit: its class may give that another meaning.
+        for inherited in toolkit.tools.values() if isinstance(toolkit, AgentToolkit) else toolkit or ():
             self.__toolkit.add_tool(inherited)
         self.__toolkit.add_methods(self)
 

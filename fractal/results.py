@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from fractal._json import is_list
 from fractal._texts import clean_text, str_of
@@ -34,7 +35,7 @@ class Usage(Told):
     model_config = ConfigDict(frozen=True, defer_build=True)
 
     requests: Count = Field(default=0, description="Requests sent to the endpoint, retries included.")
-    tool_calls: Count = Field(default=0, description="Tool calls started.")
+    tool_calls: Count = Field(default=0, description="Tool calls that the limits allowed.")
     input_tokens: Count = Field(default=0, description="Prompt tokens, as the endpoint reported them.")
     output_tokens: Count = Field(default=0, description="Completion tokens, as the endpoint reported them.")
 
@@ -55,10 +56,16 @@ class _Made(Told):
         made = cls.__new__(cls)
         set_attribute = object.__setattr__  # what `model_construct` does too, once it has asked each field for defaults
         set_attribute(made, "__dict__", facts)
-        set_attribute(made, "__pydantic_fields_set__", set(facts))
+        set_attribute(made, "__pydantic_fields_set__", _names_of(cls))
         set_attribute(made, "__pydantic_extra__", None)
         set_attribute(made, "__pydantic_private__", {"_exception": exception})
         return made
+
+
+@functools.cache
+def _names_of(kind: type[BaseModel]) -> set[str]:
+    """The names of all fields: one set for all results that have them all, of which there may be many."""
+    return set(kind.model_fields)
 
 
 class ToolResult(_Made):

@@ -6,6 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from fractal._json import is_mapping
 from fractal.errors import (
     BadReply,
     ConnectionFailed,
@@ -71,7 +72,8 @@ def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> ModelError | 
 
 def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> ModelError:
     if isinstance(error, openai.APIStatusError):
-        return status_error(error.status_code, error.response.headers, error.body, secrets)
+        body = {"error": error.body} if is_mapping(error.body) else error.body  # the client takes it out of there
+        return status_error(error.status_code, error.response.headers, body, secrets)
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__
         if isinstance(cause, Exception) and not isinstance(cause, openai.OpenAIError):
