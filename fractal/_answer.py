@@ -81,7 +81,7 @@ class Answer:
         """Whether the endpoint refuses the way it was asked in, and there is another, which is now the one."""
         if self._plan is None:
             return False
-        if self._is_forced and error.status in (400, 404, 422) and error.param in (None, "tool_choice"):
+        if self._is_forced and error.is_refusal and (not error.names or "tool_choice" in error.names):
             self._is_forced = self._can_be_forced = False
             return True
         if not self._plan.refused(error):

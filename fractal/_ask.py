@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from fractal._copies import copied
 from fractal._hooks import call_user
 from fractal._scopes import require_time, time_limit
+from fractal._texts import said_by
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
 from fractal.models.base import Delta, ModelRequest, Reply, stream_or_respond
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from fractal._run import Run
+    from fractal.models.base import ToolSchemas
 
 __all__ = ["ask", "back_off_seconds"]
 
@@ -59,7 +62,7 @@ async def ask(run: Run) -> Reply:
         else:
             wait = _wait_before_next(run, failure, attempt)
             attempt += 1
-        await run.tell(RetryScheduled, attempt=question.attempt, wait=wait, error=str(failure))
+        await run.tell(RetryScheduled, attempt=question.attempt, wait=wait, error=said_by(failure))
         await anyio.sleep(wait)
 
 
@@ -106,7 +109,7 @@ class _Question:
             if run.is_heard:
                 await run.tell(
                     ModelResponded,
-                    message=reply.message(),
+                    message=copied(reply.message()),
                     finish_reason=reply.finish_reason,
                     input_tokens=reply.input_tokens,
                     output_tokens=reply.output_tokens,
@@ -185,14 +188,17 @@ class _Question:
     def _request(self) -> ModelRequest:
         run, answer = self._run, self._run.answer
         closing = run.is_closing()
-        closing_tools = answer.closing_tools() if answer is not None else None
+        tools: ToolSchemas | None = run.tool_schemas
+        fields: Mapping[str, Any] = answer.fields() if answer is not None else {}
+        if closing:
+            tools, fields = _closing_tools(run, fields)
         return ModelRequest(
             model=run.settings.model_name,
             system=answer.system(run.system) if answer is not None else run.system,
             transcript=run.transcript,
-            tools=closing_tools if closing else run.tool_schemas,
+            tools=tools,
             settings=run.settings.model_settings,
-            fields=answer.fields() if answer is not None else {},
+            fields=fields,
             instruction=_CLOSING_WORDS if closing else None,
             control=self,
         )
@@ -214,7 +220,16 @@ class _Question:
         """Tokens to set aside: nobody counts them when no budget asks."""
         if self._run.budget.is_unlimited("tokens"):
             return 0
-        return len(request.body()) // _CHARACTERS_PER_TOKEN + (request.settings.max_tokens or 0)
+        return len(request.body()) // _CHARACTERS_PER_TOKEN + request.reply_tokens
+
+
+def _closing_tools(run: Run, fields: Mapping[str, Any]) -> tuple[ToolSchemas | None, Mapping[str, Any]]:
+    """What is on offer when only an answer is wanted: the tool that takes it, or none that may be called."""
+    answer_tool = run.answer.closing_tools() if run.answer is not None else None
+    if answer_tool is not None:
+        return answer_tool, fields
+    # Some endpoints take no conversation with tool calls in it without tools.
+    return (run.tool_schemas, {**fields, "tool_choice": "none"}) if run.transcript.has_calls else (None, fields)
 
 
 def _asks_in_another_way(run: Run, error: ModelError) -> bool:
@@ -230,7 +245,7 @@ def _wait_before_next(run: Run, error: ModelError, attempt: int) -> float:
     if wait > LONGEST_RETRY_AFTER:
         raise error
     try:
-        require_time(wait, f"after “{error}”, waiting to ask the model again")
+        require_time(wait, f"after “{said_by(error)}”, waiting to ask the model again")
     except DeadlineWouldPass as would_pass:
         raise would_pass from error
     return wait

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from fractal._ask import ask
 from fractal._calls import answer_calls
+from fractal._log import log
 from fractal._output import OutputFault
 from fractal._scopes import cancellation_was_meant, leaves, single_error, time_limit, unexpected
-from fractal._step import AskAgain, CallTools, Decline, Finish, next_step
+from fractal._step import AskAgain, CallTools, Decline, Finish, bound_calls, next_step
+from fractal._texts import is_a, said_by
 from fractal.errors import (
+    RAISE_LIMIT,
     AnswerRejected,
     DeadlineExceeded,
     IterationsExceeded,
@@ -30,13 +33,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fractal._run import Run
-    from fractal._step import BoundCall
+    from fractal._step import BoundCall, Step
     from fractal.models.base import Reply
     from fractal.results import AgentResult
 
 __all__ = ["drive"]
 
-logger = logging.getLogger("fractal")
+BOUND_AT_A_TIME = 250
+"""Calls whose arguments are checked before other tasks, and clocks, have their turn."""
 
 _NO_SCOPE = nullcontext()
 
@@ -72,7 +76,7 @@ async def drive(run: Run) -> AgentResult:
             run.fail(unexpected(error))
             raise
         except Exception as error:
-            logger.debug("run %s failed", run.run_id, exc_info=True)
+            log.debug(f"run {run.run_id} failed", error)
             return run.fail(unexpected(error))
         except BaseException as error:
             if _is_cancellation(error) and not cancellation_was_meant(error):
@@ -94,7 +98,7 @@ async def _converse(run: Run) -> _End:
         _next_iteration(run)
         last_word = run.last_word()
         reply = await ask(run)
-        match next_step(reply, run.tools):
+        match await _next_step(run, reply):
             case CallTools(calls):
                 end = await _call(run, reply, calls, last_word)
             case Finish(text):
@@ -105,14 +109,28 @@ async def _converse(run: Run) -> _End:
             case AskAgain():  # pragma: no branch - a step is nothing else
                 run.iterations -= 1  # an empty reply is not a turn
                 run.empty_replies += 1
-                if run.empty_replies > run.settings.max_retries:
-                    raise NoContent(run.empty_replies)
+                if reply.is_cut or run.empty_replies > run.settings.max_retries:
+                    raise NoContent(run.empty_replies, is_cut=reply.is_cut)
     return end
+
+
+async def _next_step(run: Run, reply: Reply) -> Step:
+    """Say what a reply asks for; of many calls so many at a time, for deadlines hold meanwhile too."""
+    if len(reply.tool_calls) <= BOUND_AT_A_TIME or reply.is_filtered:
+        return next_step(reply, run.tools)
+    calls: list[BoundCall] = []
+    for start in range(0, len(reply.tool_calls), BOUND_AT_A_TIME):
+        await checkpoint()
+        some = reply.tool_calls[start : start + BOUND_AT_A_TIME]
+        calls += bound_calls(some, run.tools, is_cut=reply.is_cut)
+    return CallTools(tuple(calls))
 
 
 async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: StopReason) -> _End | None:
     """Call tools; one of them may end the run."""
-    run.transcript.append(reply.message())
+    run.transcript.append(reply.message(), is_reply=True)
+    if reply.is_cut:
+        run.warn(f"a reply with tool calls was cut at the token limit: {RAISE_LIMIT}")
     rejected: tuple[str, str] | None = None
     for call, result in zip(reply.tool_calls, await answer_calls(run, calls), strict=True):
         tool = run.tools.get(result.tool_name)
@@ -127,17 +145,30 @@ async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: S
 
 async def _finish(run: Run, reply: Reply, text: str, last_word: StopReason) -> _End | None:
     """Take a text for the answer, or tell the model why not."""
-    run.transcript.append(reply.message())
-    if reply.finish_reason == "length":
-        run.warn("the answer was cut at the token limit: raise max_tokens to get all of it")
+    if reply.promises_calls and run.empty_replies == 0 and not run.feeds:
+        run.iterations -= 1
+        run.empty_replies += 1
+        return None
+    run.transcript.append(reply.message(), is_reply=True)
+    _warn_of_end(run, reply)
     if run.answer is None:
         return text, last_word
     try:
         return await run.answer.read(text), last_word
     except (OutputFault, AnswerRejected) as error:
-        correction = run.answer.reject(str(error), text)
+        correction = run.answer.reject(said_by(error), text)
     run.transcript.append({"role": "user", "content": correction})
     return None
+
+
+def _warn_of_end(run: Run, reply: Reply) -> None:
+    """Warn of an answer that may not be whole."""
+    if reply.is_cut:
+        run.warn(f"the answer was cut at the token limit: {RAISE_LIMIT}")
+    elif reply.promises_calls:
+        run.warn("the endpoint says that the model calls tools, and sent no call: the answer may not be the last word")
+    elif reply.is_doubtful:
+        run.warn(f"the endpoint ended the answer with {reply.finish_reason!r}: it may not be whole")
 
 
 def _next_iteration(run: Run) -> None:
@@ -154,4 +185,4 @@ def _why_cancelled(run: Run) -> RunError:
 
 def _is_cancellation(error: BaseException) -> bool:
     cancelled = anyio.get_cancelled_exc_class()
-    return all(isinstance(leaf, cancelled) for leaf in leaves(error))
+    return all(is_a(leaf, cancelled) for leaf in leaves(error))

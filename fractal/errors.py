@@ -20,6 +20,7 @@ FractalError
     │   ├── AllModelsFailed      none of several models gave an answer
     │   └── StatusError          it answered with an HTTP error
     │       ├── AuthenticationFailed   401, 403
+    │       ├── ContentFiltered        its filter does not let the request through
     │       ├── RateLimited            429
     │       └── ServerError            408, 409, 5xx
     ├── Refused                  the model declined
@@ -45,7 +46,10 @@ Facts are attributes, the text says what to do next, and every error survives pi
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from fractal._texts import said_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,6 +62,7 @@ __all__ = [
     "BudgetExceeded",
     "ClientBoundToLoop",
     "ConnectionFailed",
+    "ContentFiltered",
     "ContextWindowExceeded",
     "DeadlineExceeded",
     "DeadlineWouldPass",
@@ -231,7 +236,7 @@ class ModelError(RunError):
         retry_after: Seconds the endpoint asked us to wait, or None if it did not say.
     """
 
-    stop_reason = "model_error"
+    stop_reason: ClassVar[StopReason] = "model_error"
     error_type = "api_error"
     retryable: bool = False
 
@@ -300,7 +305,7 @@ class AllModelsFailed(ModelError):
 
     def __init__(self, errors: Sequence[RunError]) -> None:
         self.errors = tuple(errors)
-        reasons = "; ".join(f"({number}) {error}" for number, error in enumerate(self.errors, 1))
+        reasons = "; ".join(f"({number}) {said_by(error)}" for number, error in enumerate(self.errors, 1))
         again = [error for error in self.errors if isinstance(error, ModelError) and error.retryable]
         waits = [error.retry_after for error in again if error.retry_after is not None]
         super().__init__(
@@ -311,12 +316,45 @@ class AllModelsFailed(ModelError):
         self.retryable = bool(again)
 
 
+_REFUSALS = frozenset({400, 404, 405, 406, 415, 422, 500, 501})
+# What these say is said of something else than the form of a request.
+_NO_REFUSALS = frozenset(
+    {
+        "content_filter",
+        "context_length_exceeded",
+        "insufficient_quota",
+        "invalid_api_key",
+        "model_not_found",
+        "not_found_error",
+        "string_above_max_length",
+    }
+)
+
+
 class StatusError(ModelError):
     """The endpoint answered with an HTTP error; `status`, `code` and the text are its own."""
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it may say that the endpoint does not take requests of this form, by its status and code."""
+        is_busy = self.status == 500 and self.retry_after is not None
+        return self.status in _REFUSALS and self.code not in _NO_REFUSALS and not is_busy
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names in `param`, such as `messages` and `content` in `messages.[1].content`."""
+        return frozenset(re.findall(r"[a-zA-Z_]+", self.param or ""))
 
 
 class AuthenticationFailed(StatusError):
     """The endpoint does not accept the key (401) or does not allow this (403)."""
+
+
+class ContentFiltered(StatusError):
+    """The endpoint's filter did not let the request through; the text says what it says of it."""
+
+    stop_reason: ClassVar[StopReason] = "refusal"
+    error_type = "refusal"
 
 
 class RateLimited(StatusError):
@@ -343,19 +381,27 @@ class Refused(RunError):
     error_type = "refusal"
 
 
+RAISE_LIMIT = "raise max_tokens, or lower reasoning_effort"
+
+
 class NoContent(RunError):
-    """The model answered nothing, again and again.
+    """The model answered nothing, again and again, or its reply was cut at the token limit before it said anything.
 
     Attributes:
         replies: How many empty replies there were.
+        is_cut: Whether the last one was cut at the token limit; asked again, it would be cut there again.
     """
 
     stop_reason = "no_content"
     error_type = "no_content_after_retries"
 
-    def __init__(self, replies: int) -> None:
-        self.replies = replies
-        super().__init__(f"the model gave {replies} empty replies: no text and no tool call")
+    def __init__(self, replies: int, *, is_cut: bool = False) -> None:
+        self.replies, self.is_cut = replies, is_cut
+        super().__init__(
+            f"the reply was cut at the token limit before it said anything: {RAISE_LIMIT}"
+            if is_cut
+            else f"the model gave {replies} empty replies: no text and no tool call"
+        )
 
 
 class InvalidOutput(RunError):

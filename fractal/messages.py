@@ -2,16 +2,77 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from fractal._json import clean_text, encode, is_list, is_mapping, text_of
+from fractal._arguments import with_object_arguments
+from fractal._json import encode, is_list, is_mapping, text_of
+from fractal._texts import clean_text
 from fractal.errors import InvalidArguments, InvalidMessages
 
-__all__ = ["Message", "Transcript", "user_message"]
+__all__ = ["AS_WRITTEN", "Message", "MessageForm", "Transcript", "user_message"]
 
 Message = dict[str, Any]
 """One chat-completions message, as it goes over the wire: `{"role": "user", "content": "hi"}`."""
+
+
+class MessageForm(NamedTuple):
+    """How assistants' messages are sent to an endpoint that does not take them as they were written.
+
+    Attributes:
+        content: What stands for no content beside tool calls: `"as_written"`, `"blank"` for an empty text in place of
+            null, or `"null"` for null in place of an empty text.
+        extra: Which messages keep their further fields, such as `reasoning_content`: `"all"`, those with tool
+            `"calls"`, or `"none"`.
+        between: What stands between a tool's result and a user's turn right after it: `"nothing"`, or an assistant's
+            `"turn"`, where a run was cut.
+    """
+
+    content: Literal["as_written", "blank", "null"] = "as_written"
+    extra: Literal["all", "calls", "none"] = "all"
+    between: Literal["nothing", "turn"] = "nothing"
+
+
+AS_WRITTEN = MessageForm()
+
+_CUT_OFF = {"role": "assistant", "content": "…"}
+
+_STANDARD = frozenset({"role", "content", "name", "refusal", "tool_calls", "function_call", "audio"})
+_PLAIN = _STANDARD - {"audio"}
+_STANDARD_OF_CALL = frozenset({"id", "type", "function"})
+
+
+def _in_form(message: Message, form: MessageForm) -> Message:
+    """A message of the transcript as it is sent.
+
+    Args:
+        message: The message.
+        form: What the endpoint takes.
+
+    Returns:
+        The message itself, where it is sent as it stands.
+    """
+    if message["role"] != "assistant":
+        return message
+    audio = message.get("audio")
+    if is_mapping(audio) and "id" in audio and len(audio) > 1:  # endpoints take back the id alone
+        message = {**message, "audio": {"id": audio["id"]}}
+    if form == AS_WRITTEN:
+        return message
+    calls = message.get("tool_calls")
+    if form.extra == "none" or (form.extra == "calls" and not calls):
+        message = {name: value for name, value in message.items() if name in _STANDARD}
+        if calls:
+            message["tool_calls"] = [_without_extra(call) for call in calls]
+    if calls and not message.get("content") and form.content != "as_written":
+        message = {**message, "content": "" if form.content == "blank" else None}
+    return message
+
+
+def _without_extra(call: Any) -> Any:
+    return {name: value for name, value in call.items() if name in _STANDARD_OF_CALL}
+
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _PART_TYPES = frozenset({"text", "image_url", "input_audio", "file", "video_url", "refusal"})
@@ -46,11 +107,17 @@ class Transcript:
     """The messages of a run, without the system prompt.
 
     It only grows, and it is always one that an endpoint accepts: every tool call is answered exactly once, in
-    call order, before anything else is said. Each message is encoded once, so a request costs the new messages
-    and not a walk over the past.
+    call order, before anything else is said, and with arguments that are JSON objects. Each message is encoded once,
+    so a request costs the new messages and not a walk over the past.
 
     Args:
         messages: History to continue, as an earlier `AgentResult.messages` gave it.
+
+    Attributes:
+        traits: What is in it that some endpoint refuses: `"null_content"` and `"blank_content"` beside tool calls,
+            `"extra"` fields in a message without calls, `"call_extra"` in one with calls, `"user_after_tool"`; and
+            `"audio"`.
+        has_calls: Whether there is a tool call in it.
 
     Raises:
         InvalidMessages: The history is not one an endpoint would accept; says which message and why.
@@ -62,12 +129,14 @@ class Transcript:
         2
     """
 
-    __slots__ = ("_fragments", "_messages", "_open_calls")
+    __slots__ = ("_fragments", "_messages", "_open_calls", "has_calls", "traits")
 
     def __init__(self, messages: Iterable[Mapping[str, Any]] = ()) -> None:
         self._messages: list[Message] = []
-        self._fragments: list[bytes] = []
-        self._open_calls: list[str] = []
+        self._fragments: dict[MessageForm, list[bytes]] = {AS_WRITTEN: []}
+        self.traits = set[str]()
+        self.has_calls = False
+        self._open_calls: deque[str] = deque()
         for message in messages:
             self.append(message)
         self.require_answered()
@@ -89,8 +158,12 @@ class Transcript:
         """Ids of the tool calls that are not answered yet, in call order."""
         return tuple(self._open_calls)
 
-    def append(self, message: Mapping[str, Any]) -> None:
+    def append(self, message: Mapping[str, Any], *, is_reply: bool = False) -> None:
         """Add one message.
+
+        Args:
+            message: The message.
+            is_reply: Whether a `Reply` has made it, and so its arguments are objects already.
 
         Raises:
             InvalidMessages: An endpoint would refuse the history with it.
@@ -98,11 +171,21 @@ class Transcript:
         fault = self._fault(message)
         if fault is not None:
             raise InvalidMessages(len(self._messages), fault)
-        self._messages.append(dict(message))
+        content = message.get("content")
+        if type(content) is not str and isinstance(content, str):
+            message = {**message, "content": clean_text(content)}  # what is kept is what is sent: plain text
         if message["role"] == "tool":
-            self._open_calls.pop(0)
+            self._open_calls.popleft()
         else:
-            self._open_calls = [call["id"] for call in message.get("tool_calls") or ()]
+            self._open_calls = deque([call["id"] for call in message.get("tool_calls") or ()])
+            if self._open_calls:
+                self.has_calls, message = True, message if is_reply else with_object_arguments(message)
+            if message["role"] == "assistant":
+                if self._open_calls or (len(message) > 2 and not message.keys() <= _PLAIN):
+                    self.traits |= _traits_of(message)
+            elif self._messages and self._messages[-1]["role"] == "tool":
+                self.traits.add("user_after_tool")
+        self._messages.append(dict(message))
 
     def answer(self, call_id: str, content: str) -> None:
         """Answer the next open tool call."""
@@ -120,11 +203,40 @@ class Transcript:
                 f"tool call {self._open_calls[0]!r} has no result: add a tool message for it",
             )
 
-    def encoded(self) -> list[bytes]:
-        """Each message as JSON, encoded when first asked for and kept."""
-        for message in self._messages[len(self._fragments) :]:
-            self._fragments.append(encode(message))
-        return self._fragments
+    def encoded(self, form: MessageForm = AS_WRITTEN) -> list[bytes]:
+        """Each message as JSON, encoded when first asked for and kept.
+
+        Args:
+            form: What the endpoint takes.
+        """
+        fragments = self._fragments.setdefault(form, [])
+        if form == AS_WRITTEN and "audio" not in self.traits:
+            for message in self._messages[len(fragments) :]:
+                fragments.append(encode(message))
+            return fragments
+        for position in range(len(fragments), len(self._messages)):
+            fragments.append(b",".join(map(encode, self._sent(position, form))))
+        return fragments
+
+    def sent(self, kept: Sequence[int] | None, form: MessageForm) -> list[Message]:
+        """The messages as they are sent.
+
+        Args:
+            kept: Positions of those that are sent. None: all.
+            form: What the endpoint takes.
+        """
+        if form == AS_WRITTEN and "audio" not in self.traits:
+            return self.messages if kept is None else [self._messages[position] for position in kept]
+        positions = range(len(self)) if kept is None else kept
+        return [message for position in positions for message in self._sent(position, form)]
+
+    def _sent(self, position: int, form: MessageForm) -> list[Message]:
+        """The message at a position as it is sent, after what has to stand before it."""
+        message = self._messages[position]
+        follows_tool = position > 0 and self._messages[position - 1]["role"] == "tool"
+        if form.between == "turn" and message["role"] == "user" and follows_tool:
+            return [_CUT_OFF, message]
+        return [_in_form(message, form)]
 
     def _fault(self, message: object) -> str | None:
         if not is_mapping(message):
@@ -147,6 +259,20 @@ class Transcript:
         if call_id != self._open_calls[0]:
             return f"a result for {call_id!r} where {self._open_calls[0]!r} comes first: results go in call order"
         return None
+
+
+def _traits_of(message: Mapping[str, Any]) -> set[str]:
+    calls, traits = message.get("tool_calls") or (), set[str]()
+    if calls and not message.get("content"):
+        traits.add("null_content" if message.get("content") is None else "blank_content")
+    has_extra = not message.keys() <= _STANDARD
+    for call in () if has_extra else calls:
+        has_extra = has_extra or not call.keys() <= _STANDARD_OF_CALL
+    if has_extra:
+        traits.add("call_extra" if calls else "extra")
+    if "audio" in message:
+        traits.add("audio")
+    return traits
 
 
 def _fault_of_content(message: Mapping[str, Any], role: str) -> str | None:

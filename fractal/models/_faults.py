@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from fractal._json import decode, is_list, is_mapping
+from fractal._json import is_mapping
 from fractal.errors import (
-    AuthenticationFailed,
     BadReply,
     ConnectionFailed,
     ModelError,
-    RateLimited,
     RequestTimedOut,
     RunError,
-    ServerError,
     StatusError,
 )
 from fractal.models._masking import is_clean, mask, secrets_with
+from fractal.models._reported import status_error
 from fractal.models._secrets import NO_SECRETS, Secrets
-from fractal.models.base import Reply
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fractal.models.bounds import ReplyBounds
-
-__all__ = ["completion_from", "reply_from", "status_error", "translated"]
+__all__ = ["translated"]
 
 _UNWRITABLE = "the request cannot be written as HTTP: the key, or a header, has characters that no header can carry"
-
-_TAGS = re.compile(r"<[^>]*>|\s+")
 
 
 class translated:
@@ -87,77 +77,6 @@ def _cause_of(fault: RunError, error: Exception) -> BaseException | None:
     return cause if cause is not fault else None
 
 
-def reply_from(
-    status: int, headers: Mapping[str, str], body: bytes, bounds: ReplyBounds, secrets: Secrets = NO_SECRETS
-) -> Reply:
-    """The reply in an HTTP answer.
-
-    Raises:
-        StatusError: The status says that it failed.
-        BadReply: It is no chat completion.
-    """
-    return Reply.from_completion(completion_from(status, headers, body, secrets), bounds)
-
-
-def completion_from(status: int, headers: Mapping[str, str], body: bytes, secrets: Secrets = NO_SECRETS) -> Any:
-    """The JSON of an HTTP answer.
-
-    Raises:
-        StatusError: The status says that it failed.
-        BadReply: It is not JSON.
-    """
-    if status >= 400:
-        raise status_error(status, headers, body, secrets)
-    try:
-        return decode(body)
-    except ValueError as error:
-        is_page = "html" in headers.get("content-type", "")
-        hint = ": is the base URL right?" if is_page else ""
-        fault = BadReply(f"the endpoint answered {_shortened(body, secrets)!r}, which is not JSON{hint}", status=status)
-        fault.retryable = not is_page  # a web page will still be one next time
-        raise fault from error
-
-
-def status_error(status: int, headers: Mapping[str, str], body: object, secrets: Secrets = NO_SECRETS) -> StatusError:
-    """An HTTP error, with what the endpoint says of it.
-
-    Args:
-        status: HTTP status, 400 or above.
-        headers: Headers of the answer; names in lower case, or a mapping that does not care.
-        body: The answer: bytes, or the JSON value if somebody has read it already.
-        secrets: What no text may repeat.
-    """
-    details = _error_object(body)
-    said = details.get("message")
-    text = secrets.quoted(said) if isinstance(said, str) and said else _shortened(body, secrets)
-    error = _class_for(status)(
-        f"HTTP {status}: {text}" if text else f"HTTP {status} without a word",
-        status=status,
-        code=_text(details.get("code")) or _text(details.get("type")),
-        param=_text(details.get("param")),
-        request_id=headers.get("x-request-id"),
-        retry_after=_retry_after(headers),
-    )
-    match headers.get("x-should-retry"):
-        case "true":
-            error.retryable = True
-        case "false":
-            error.retryable = False
-        case _:
-            pass
-    return error
-
-
-def _class_for(status: int) -> type[StatusError]:
-    if status in (401, 403):
-        return AuthenticationFailed
-    if status == 429:
-        return RateLimited
-    if status >= 500 or status in (408, 409):
-        return ServerError
-    return StatusError
-
-
 def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> RunError | None:
     openai: Any = sys.modules.get("openai")
     if openai is not None and isinstance(error, openai.OpenAIError):
@@ -179,7 +98,8 @@ def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> RunError | No
 
 def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> RunError:
     if isinstance(error, openai.APIStatusError):
-        return status_error(error.status_code, error.response.headers, error.body, secrets)
+        body = {"error": error.body} if is_mapping(error.body) else error.body  # the client takes it out of there
+        return status_error(error.status_code, error.response.headers, body, secrets)
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__
         if isinstance(cause, RunError):  # one of ours that the SDK has wrapped
@@ -192,7 +112,7 @@ def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> RunError:
         return kind(str(error))
     if isinstance(error, openai.APIResponseValidationError):
         return BadReply(str(error))
-    return ModelError(str(error), code=_text(getattr(error, "code", None)))
+    return ModelError(str(error), code=getattr(error, "code", None))
 
 
 def _translate_http(error: Any, http: Any, secrets: Secrets) -> ModelError:
@@ -229,77 +149,3 @@ def _is_refused_certificate(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _error_object(body: object) -> Mapping[str, Any]:
-    """The endpoint's error object, wherever it put it."""
-    value = body
-    if isinstance(value, (bytes, str)):
-        try:
-            value = decode(value)
-        except ValueError:
-            return {}
-    if not is_mapping(value):
-        return {}
-    inner = value.get("error")
-    if is_mapping(inner):
-        return inner
-    if isinstance(inner, str):
-        return {"message": inner}
-    return _fastapi_error(value.get("detail")) or value
-
-
-def _fastapi_error(detail: object) -> Mapping[str, Any] | None:
-    """FastAPI's ways to say what is wrong: a text, or a list of faults with their places."""
-    if isinstance(detail, str):
-        return {"message": detail}
-    faults = [fault for fault in detail if is_mapping(fault)] if is_list(detail) else []
-    if not faults:
-        return None
-    places = [_place_of(fault) for fault in faults]
-    said = [f"{place or 'body'}: {fault.get('msg')}" for place, fault in zip(places, faults, strict=True)]
-    return {"message": "; ".join(said), "param": places[0]}
-
-
-def _place_of(fault: Mapping[str, Any]) -> str:
-    steps = fault.get("loc")
-    return ".".join(str(step) for step in steps if step != "body") if is_list(steps) else ""
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    value = headers.get("retry-after")
-    seconds = _number(value)
-    if seconds is not None or value is None:
-        return seconds
-    from email.utils import parsedate_to_datetime  # loads much, and dates are rare
-
-    try:
-        moment = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    try:
-        return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
-    except OverflowError:
-        return None
-
-
-def _number(value: str | None) -> float | None:
-    try:
-        number = float(value) if value is not None else None
-    except ValueError:
-        return None
-    return number if number is not None and 0 <= number < float("inf") else None
-
-
-def _text(value: object) -> str | None:
-    return str(value) if isinstance(value, (str, int)) and value != "" else None
-
-
-def _shortened(body: object, secrets: Secrets) -> str:
-    text = body.decode(errors="replace") if isinstance(body, bytes) else "" if body is None else str(body)
-    return secrets.quoted(" ".join(_TAGS.sub(" ", text[:20_000]).split()))[:300]

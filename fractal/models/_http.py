@@ -1,31 +1,24 @@
-"""Our own way to an endpoint, which needs no SDK; and how the answers of all HTTP ways are read."""
+"""Our own way to an endpoint, which needs no SDK."""
 
 from __future__ import annotations
 
-import math
 import os
-from typing import TYPE_CHECKING, Any
-
-import anyio
+from typing import TYPE_CHECKING
 
 from fractal.errors import MissingCredentials
 from fractal.models._address import DEFAULT_BASE_URL, address_of, ask_for_key
-from fractal.models._faults import reply_from, translated
+from fractal.models._answer_reader import read_answer, read_body
+from fractal.models._faults import translated
 from fractal.models._pool import pool_of_this_loop
-from fractal.models._secrets import Secrets
 from fractal.models._sending import Sending
-from fractal.models._sse import ReplyReader
-from fractal.models.base import show_whole
 
 if TYPE_CHECKING:
     from fractal.models._address import Key
-    from fractal.models._pool import Address, HttpAnswer
+    from fractal.models._pool import Address
     from fractal.models.base import ModelRequest, Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
-__all__ = ["HttpWire", "is_stream", "read_answer", "read_whole"]
-
-_LONGEST_END = 1.0  # seconds between the last word of a stream and the end of its body
+__all__ = ["HttpWire"]
 
 
 class HttpWire:
@@ -53,7 +46,7 @@ class HttpWire:
             pool = await pool_of_this_loop(self, self._max_connections)
             async with pool.place(request), pool.post(address, request.body(), sending) as answer:
                 body = await answer.aread()
-            return reply_from(answer.status_code, answer.headers, body, self._bounds, address.secrets)
+            return await read_body(answer.status_code, answer.headers, body, self._bounds, address.secrets)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it, read the reply as it comes."""
@@ -85,48 +78,3 @@ class HttpWire:
 
 
 _Facts = tuple[str, object, str | None, str | None]
-
-
-async def read_answer(response: HttpAnswer, sink: Sink, bounds: ReplyBounds, secrets: Secrets) -> Reply:
-    """Read an answer that may come piece by piece.
-
-    Args:
-        response: The answer; its connection is the caller's.
-        sink: Where the pieces go.
-        bounds: The most that is read.
-        secrets: What no error may repeat.
-
-    Raises:
-        ModelError: It is no whole answer.
-    """
-    if not is_stream(response):
-        return await read_whole(response, await response.aread(), sink, bounds, secrets)
-    reader = ReplyReader(sink, bounds, secrets)
-    try:
-        with anyio.CancelScope() as rest:
-            async for data in response.aiter_bytes():
-                await reader.read(data)
-                if reader.is_done and rest.deadline == math.inf:
-                    # The connection can be used again only when the body has ended; not every endpoint ends it.
-                    rest.deadline = anyio.current_time() + _LONGEST_END
-    except Exception as error:
-        if not reader.can_do_without_the_rest(error):
-            raise
-    return reader.reply()
-
-
-async def read_whole(response: HttpAnswer, body: bytes, sink: Sink, bounds: ReplyBounds, secrets: Secrets) -> Reply:
-    """The reply in an answer that came whole: an error, or that of an endpoint that does not stream.
-
-    Raises:
-        ModelError: It is no reply.
-    """
-    reply = reply_from(response.status_code, response.headers, body, bounds, secrets)
-    await show_whole(reply, sink)
-    return reply
-
-
-def is_stream(response: Any) -> bool:
-    """Whether an answer comes piece by piece."""
-    kind = response.headers.get("content-type", "")
-    return response.status_code < 400 and "json" not in kind and "html" not in kind

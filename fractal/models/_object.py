@@ -12,13 +12,14 @@ from fractal._json import is_list, is_mapping
 from fractal._threads import ThreadCall
 from fractal.errors import BadReply
 from fractal.models._faults import translated
-from fractal.models._sse import ReplyReader
-from fractal.models.base import Reply, show_whole
+from fractal.models._reading import reply_of
+from fractal.models._stream_reader import ReplyReader
+from fractal.models.base import show_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from fractal.models.base import ModelRequest, Sink
+    from fractal.models.base import ModelRequest, Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["ObjectWire", "plain"]
@@ -40,21 +41,21 @@ class ObjectWire:
     async def respond(self, request: ModelRequest) -> Reply:
         """Call `create`: awaited if it is a coroutine function, else from a worker thread."""
         with translated():
-            return Reply.from_completion(plain(await self._call(request)), self._bounds)
+            return reply_of(plain(await self._call(request)), self._bounds)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Call `create`, and read what it returns: chunks, awaited or not, or a whole completion after all."""
         with translated():
             answer = await self._call(request)
-            if is_list(_field(answer, "choices")):
-                reply = Reply.from_completion(plain(answer), self._bounds)
+            if _is_completion(answer):
+                reply = reply_of(plain(answer), self._bounds)
                 await show_whole(reply, sink)
                 return reply
             reader = ReplyReader(sink, self._bounds)
             async with aclosing(_chunks_of(answer)) as chunks:
                 async for chunk in chunks:
-                    await reader.add(_plain_chunk(chunk))
-            return reader.reply()
+                    await reader.add(plain(chunk))
+            return await reader.end()
 
     async def _call(self, request: ModelRequest) -> Any:
         create, parameters = self._create, request.parameters()
@@ -96,6 +97,11 @@ class _Chunks:
                 return
 
 
+def _is_completion(answer: Any) -> bool:
+    """Whether `create(stream=True)` returned a completion after all."""
+    return is_list(answer.get("choices") if is_mapping(answer) else getattr(answer, "choices", None))
+
+
 def _chunks_of(answer: Any) -> _Chunks:
     """How to read what `create(stream=True)` returned.
 
@@ -109,65 +115,64 @@ def _chunks_of(answer: Any) -> _Chunks:
     raise BadReply(f"create(stream=True) returned {answer!r}, which is neither a completion nor a stream of chunks")
 
 
-def plain(answer: Any) -> Any:
-    """A completion in JSON's own types, from a dict, a pydantic model, or objects with the same attributes."""
+_NAMES = {
+    "completion": ("choices", "usage", "error"),
+    "choice": ("message", "delta", "finish_reason", "index", "error"),
+    "message": ("content", "refusal", "reasoning_content", "tool_calls", "function_call"),
+    "call": ("id", "index", "function"),
+    "function": ("name", "arguments"),
+    "usage": ("prompt_tokens", "completion_tokens"),
+}
+"""What is read of an object by name, by what it is: a mock has every attribute, and tells of none."""
+
+_INNER = {"choices": "choice", "message": "message", "delta": "message", "tool_calls": "call", "function": "function"}
+_INNER["usage"] = "usage"
+_INNER["function_call"] = "function"
+
+
+def plain(answer: Any, what: str = "completion") -> Any:
+    """A completion or a chunk in JSON's own types, from a dict, a pydantic model, or objects with the same attributes.
+
+    Args:
+        answer: The object.
+        what: What it is; a key of the table of names.
+    """
+    if answer is None or _is_json(answer):
+        return answer
     if isinstance(answer, BaseModel):
         return answer.model_dump(mode="json", warnings=False)
-    if answer is None:
-        return None
-    # Read by name, since a mock has every attribute and only those set to plain values count.
-    choices = _field(answer, "choices")
-    return {
-        "choices": [_plain_choice(choice) for choice in cast("list[Any]", choices)]
-        if isinstance(choices, (list, tuple))
-        else [],
-        "usage": _fields(_field(answer, "usage"), "prompt_tokens", "completion_tokens"),
-        "error": _field(answer, "error"),
-    }
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys((*_NAMES[what], *_own_names(answer))):
+        value: Any = answer.get(name) if is_mapping(answer) else getattr(answer, name, None)
+        inner = _INNER.get(name)
+        if inner is None:
+            value = value if _is_json(value) else None
+        elif isinstance(value, (list, tuple)):
+            value = [plain(each, inner) for each in cast("list[Any]", value)]
+        elif name in ("choices", "tool_calls") or _says_nothing(value):
+            value = None
+        else:
+            value = plain(value, inner)
+        if value is not None:
+            found[name] = value
+    return found
 
 
-def _plain_chunk(chunk: Any) -> Any:
-    if isinstance(chunk, BaseModel):
-        return chunk.model_dump(mode="json", warnings=False)
-    if is_mapping(chunk):
-        return chunk
-    return {
-        "choices": [_plain_chunk_choice(choice) for choice in _items(_field(chunk, "choices"))],
-        "usage": _fields(_field(chunk, "usage"), "prompt_tokens", "completion_tokens"),
-    }
+def _own_names(source: object) -> Iterable[str]:
+    """Names of the fields, or of the attributes that somebody has set."""
+    if is_mapping(source):
+        return source
+    names = getattr(source, "__dict__", ())
+    return [name for name in names if not name.startswith("_") and name != "method_calls"]  # the latter is a mock's own
 
 
-def _plain_chunk_choice(choice: Any) -> dict[str, Any]:
-    delta = _field(choice, "delta")
-    plain_delta = _fields(delta, "content", "refusal", "reasoning_content")
-    plain_delta["tool_calls"] = [
-        {**_fields(call, "id", "index"), "function": _fields(_field(call, "function"), "name", "arguments")}
-        for call in _items(_field(delta, "tool_calls"))
-    ]
-    return {"delta": plain_delta, **_fields(choice, "finish_reason")}
+def _says_nothing(value: object) -> bool:
+    return value is None or isinstance(value, (str, int, float))
 
 
-def _plain_choice(choice: Any) -> dict[str, Any]:
-    message = _field(choice, "message")
-    plain_message = _fields(message, "content", "refusal")
-    calls = _field(message, "tool_calls")
-    if isinstance(calls, (list, tuple)):
-        plain_message["tool_calls"] = [
-            {**_fields(call, "id"), "function": _fields(_field(call, "function"), "name", "arguments")}
-            for call in _items(cast("list[Any]", calls))
-        ]
-    return {"message": plain_message if message is not None else None, **_fields(choice, "finish_reason")}
-
-
-def _items(value: object) -> list[Any]:
-    return list(cast("list[Any]", value)) if isinstance(value, (list, tuple)) else []
-
-
-def _fields(source: object, *names: str) -> dict[str, Any]:
-    return {name: _field(source, name) for name in names}
-
-
-def _field(source: Any, name: str) -> Any:
-    if isinstance(source, BaseModel):
-        source = source.model_dump(mode="json", warnings=False)
-    return source.get(name) if is_mapping(source) else getattr(source, name, None)
+def _is_json(value: object) -> bool:
+    if is_mapping(value):
+        return all(map(_is_json, value.values()))
+    if is_list(value):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, (str, int, float))

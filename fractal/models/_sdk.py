@@ -20,12 +20,11 @@ from fractal._scopes import cancellation_noted, single_error
 from fractal._threads import ThreadCall
 from fractal.errors import ClientBoundToLoop, InvalidArguments
 from fractal.models._address import JSON, ask_for_key
-from fractal.models._faults import reply_from, translated
-from fractal.models._http import is_stream, read_answer, read_whole
+from fractal.models._answer_reader import AnswerReader, read_answer, read_body
+from fractal.models._faults import translated
 from fractal.models._pool import pool_of_this_loop
 from fractal.models._secrets import Secrets
 from fractal.models._sending import Sending, current_sending
-from fractal.models._sse import ReplyReader
 
 if TYPE_CHECKING:
     from fractal.models.base import ModelRequest, Reply, Sink
@@ -109,7 +108,7 @@ async def _respond(client: Any, request: ModelRequest, bounds: ReplyBounds) -> R
         response = await _post(client, request.model, request.body())
         async with aclosing(response):
             body = await response.aread()
-        return reply_from(response.status_code, response.headers, body, bounds, sending.secrets)
+        return await read_body(response.status_code, response.headers, body, bounds, sending.secrets)
 
 
 async def _stream(client: Any, request: ModelRequest, sink: Sink, bounds: ReplyBounds) -> Reply:
@@ -144,32 +143,31 @@ class ThreadWire:
 
         with translated(sending.secrets):
             response, data = await _called(work, request, sending)
-            return reply_from(response.status_code, response.headers, data, self._bounds, sending.secrets)
+            return await read_body(response.status_code, response.headers, data, self._bounds, sending.secrets)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it from a worker thread, which hands over what comes until nobody wants it any more."""
         client, body = self._client_now(), request.body()
         sending = _sending(client, request, self._bounds)
-        reader = ReplyReader(sink, self._bounds, sending.secrets)
+        reader: AnswerReader | None = None
 
-        def work(call: ThreadCall[Any]) -> tuple[Any, bytes] | None:
+        def work(call: ThreadCall[Any]) -> None:
+            nonlocal reader
             with closing(_post(client, request.model, body)) as response:
-                if not is_stream(response):
-                    return response, response.read()
+                reader = AnswerReader(response.status_code, response.headers, sink, self._bounds, sending.secrets)
                 for data in response.iter_bytes():
                     call.join(partial(reader.read, data))  # raises when nobody wants it any more
-                return None
+                    if reader.is_done:
+                        break
 
-        whole: tuple[Any, bytes] | None = None
         with translated(sending.secrets):
             try:
-                whole = await _called(work, request, sending)
+                await _called(work, request, sending)
             except Exception as error:
-                if not reader.can_do_without_the_rest(error):
+                if reader is None or not reader.can_do_without_the_rest(error):
                     raise
-            if whole is None:
-                return reader.reply()
-            return await read_whole(*whole, sink, self._bounds, sending.secrets)
+            assert reader is not None
+            return await reader.end()
 
     def _client_now(self) -> Any:
         if self._http is None:

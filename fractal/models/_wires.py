@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fractal.errors import InvalidArguments
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from fractal.models.base import ModelRequest, Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
-__all__ = ["Wire", "streamed", "wire_for"]
+__all__ = ["Wire", "wire_for"]
 
 
 _SHORTEST_KEY = 8  # characters; the name of a model is often shorter, and worth to be seen
@@ -103,16 +102,3 @@ def _require_no_limit(client: object, max_connections: int | None) -> None:
         raise InvalidArguments(
             f"max_connections={max_connections!r}: {type(client).__name__} makes its connections itself; set it there"
         )
-
-
-def streamed(request: ModelRequest, *, include_usage: bool) -> ModelRequest:
-    """The request, for an answer that comes piece by piece.
-
-    Args:
-        request: The request.
-        include_usage: Ask for the tokens at the end; some endpoints do not know the field.
-    """
-    fields: dict[str, Any] = {"stream": True}
-    if include_usage:
-        fields["stream_options"] = {"include_usage": True}
-    return replace(request, fields={**request.fields, **fields})

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
-from uuid import uuid4
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
-from fractal._json import clean_text, encode, is_list
-from fractal.errors import BadReply, InvalidArguments, ReplyTooLarge
-from fractal.messages import Message, Transcript
-from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds
+from fractal._arguments import written_object
+from fractal._json import encode
+from fractal.errors import InvalidArguments
+from fractal.messages import AS_WRITTEN, Message, MessageForm, Transcript
 
 __all__ = [
+    "UNSAID",
     "Delta",
     "Model",
     "ModelRequest",
@@ -29,7 +30,49 @@ __all__ = [
 ]
 
 
-_Item = TypeVar("_Item")
+_OF_TOOLS = frozenset({"parallel_tool_calls", "tool_choice"})
+
+UNSAID = "unsaid"
+"""The finish reason of a stream that ended without one."""
+
+# Words of endpoints, in lower case, for why they stopped.
+_CUT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens", "token_limit"})
+_WHOLE = frozenset(
+    {
+        "complete",
+        "completed",
+        "done",
+        "end",
+        "end_of_turn",
+        "end_turn",
+        "eos",
+        "eos_token",
+        "finish",
+        "finished",
+        "function_call",
+        "normal",
+        "stop",
+        "stop_sequence",
+        "stop_token",
+        "tool_call",
+        "tool_calls",
+        "tool_use",
+    }
+)
+_FILTERED = frozenset(
+    {
+        "blocklist",
+        "content_filter",
+        "content_filtered",
+        "guardrail_intervened",
+        "image_safety",
+        "prohibited_content",
+        "recitation",
+        "safety",
+        "sensitive",
+        "spii",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +161,9 @@ class ModelRequest:
         tools: Tools on offer, or None for none.
         settings: Sampling settings and further fields.
         fields: Fields of this request alone, such as `response_format`.
-        instruction: A last word to the model for this request alone; not part of the transcript.
+        instruction: A last word to the model for this request alone, at the end of the system prompt; not part of
+            the transcript.
+        form: How the transcript's messages are sent, as far as the endpoint is known to refuse some form.
         control: The run's side of it, or None outside a run.
     """
 
@@ -131,6 +176,7 @@ class ModelRequest:
     settings: ModelSettings = field(default_factory=ModelSettings)
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
     instruction: str | None = None
+    form: MessageForm = AS_WRITTEN
     control: RequestControl | None = field(default=None, repr=False, compare=False)
 
     def charge(self) -> None:
@@ -154,35 +200,57 @@ class ModelRequest:
 
     @property
     def message_count(self) -> int:
-        """Messages of the conversation that are sent, with the one that stands for others."""
+        """Messages of the conversation that are sent, with one that stands for others if it is no system message."""
         kept = len(self.transcript) if self.kept is None else len(self.kept)
-        return kept + (self.summary is not None)
+        return kept + (self.summary is not None and self._system_text(self.summary) is None)
+
+    @property
+    def reply_tokens(self) -> int:
+        """Tokens that the reply may have at most, whichever field says it; 0 if none does."""
+        fields = {**self.settings.fields(), **self.fields}
+        limits = [fields.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        return max((limit for limit in limits if isinstance(limit, int)), default=0)
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether there are tools on offer."""
+        return self.tools is not None and bool(self.tools.schemas)
 
     def parameters(self) -> dict[str, Any]:
         """The request as the keyword arguments of `chat.completions.create`."""
-        messages = [*self._before(), *self._selected(self.transcript.messages), *self._after()]
-        parameters = {"model": self.model, "messages": messages, **self.settings.fields(), **self.fields}
+        sent = self.transcript.sent(self.kept, self.form)
+        parameters = {"model": self.model, "messages": [*self._before(), *sent], **self._fields()}
         if self.tools is not None and self.tools.schemas:
             parameters["tools"] = self.tools.schemas
         return parameters
 
     def body(self) -> bytes:
         """The request as JSON: joined from the messages' encoded forms, not walked anew."""
-        fragments = self._selected(self.transcript.encoded())
-        messages = b",".join([*map(encode, self._before()), *fragments, *map(encode, self._after())])
-        head = encode({"model": self.model, **self.settings.fields(), **self.fields})[:-1]
+        whole = self.transcript.encoded(self.form)
+        fragments = whole if self.kept is None else [whole[position] for position in self.kept]
+        messages = b",".join([*map(encode, self._before()), *fragments])
+        head = encode({"model": self.model, **self._fields()})[:-1]
         tools = b',"tools":' + self.tools.encoded() if self.tools is not None and self.tools.schemas else b""
         return b"".join((head, b',"messages":[', messages, b"]", tools, b"}"))
 
-    def _selected(self, whole: Sequence[_Item]) -> Sequence[_Item]:
-        return whole if self.kept is None else [whole[position] for position in self.kept]
+    def _fields(self) -> dict[str, Any]:
+        fields = self.settings.fields()
+        if not self.has_tools:  # endpoints refuse what is said of tools where there are none
+            fields = {name: value for name, value in fields.items() if name not in _OF_TOOLS}
+        return fields | dict(self.fields)
 
     def _before(self) -> list[Message]:
-        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, self.summary] if self.summary is not None else system
+        """What stands before the conversation: at most one system message, since many endpoints take no second."""
+        summary = self._system_text(self.summary) if self.summary is not None else None
+        others = [self.summary] if self.summary is not None and summary is None else []
+        said = "\n\n".join(filter(None, (self.system, summary, self.instruction)))
+        return [{"role": "system", "content": said}, *others] if said else others
 
-    def _after(self) -> list[Message]:
-        return [{"role": "system", "content": self.instruction}] if self.instruction else []
+    @staticmethod
+    def _system_text(message: Message) -> str | None:
+        """The text of a system message; None for any other."""
+        content = message.get("content")
+        return content if message.get("role") == "system" and isinstance(content, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +260,35 @@ class ToolCall:
     Args:
         id: Its id, unique within the reply.
         name: The tool's name.
-        arguments: The arguments as the model wrote them: JSON, if it did well.
+        arguments: The arguments as the model wrote them: the JSON of an object, if it did well.
+        extra: Further fields of the call as the endpoint wrote them, such as a signature; they go back to it.
+        is_object: Whether the arguments are known to be the JSON of an object.
     """
 
     id: str
     name: str
     arguments: str
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+    is_object: bool = field(default=False, repr=False, compare=False)
+
+    def wire_form(self) -> dict[str, Any]:
+        """The call as an entry of `tool_calls`."""
+        function = {"name": self.name, "arguments": self.arguments}
+        if not self.is_object:
+            function["arguments"] = written_object(self.arguments)
+        if not self.extra:
+            return {"id": self.id, "type": "function", "function": function}
+        function |= self.extra.get("function", {})
+        return {"id": self.id, "type": "function", **self.extra, "function": function}
+
+
+@functools.lru_cache(maxsize=256)
+def _meaning(finish_reason: str | None) -> Literal["whole", "cut", "filtered", "unknown"]:
+    """What an endpoint's word for why it stopped says of the answer."""
+    word = (finish_reason or "stop").lower()
+    if word in _WHOLE:
+        return "whole"
+    return "cut" if word in _CUT else "filtered" if word in _FILTERED else "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,9 +299,13 @@ class Reply:
         text: The text, or None.
         tool_calls: The calls it asks for, in order.
         refusal: Why it declines, or None.
-        finish_reason: The endpoint's word for why it stopped, or None.
+        finish_reason: The endpoint's word for why it stopped; `"unsaid"` if it ended a stream without one, or None.
         input_tokens: Prompt tokens, 0 if not told.
         output_tokens: Completion tokens, 0 if not told.
+        content: The content as the endpoint wrote it, where that is something else than `text`: a list of parts, an
+            empty text, a text with the model's thinking in it. None: `text` is all there is.
+        extra: Further fields of the message as the endpoint wrote them, such as `reasoning_content`; they go back to
+            it with the conversation.
     """
 
     text: str | None = None
@@ -219,45 +314,38 @@ class Reply:
     finish_reason: str | None = None
     input_tokens: int = 0
     output_tokens: int = 0
+    content: str | list[Any] | None = field(default=None, hash=False)
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ends where the token limit was, and not where the model meant to."""
+        return _meaning(self.finish_reason) == "cut"
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether the endpoint's filter has withheld it, or the rest of it."""
+        return _meaning(self.finish_reason) == "filtered"
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the endpoint's word for why it stopped does not tell that it is whole, nor that it is not."""
+        return _meaning(self.finish_reason) == "unknown"
+
+    @property
+    def promises_calls(self) -> bool:
+        """Whether the endpoint says that the model calls tools, and there is no call."""
+        return self.finish_reason in ("tool_calls", "function_call") and not self.tool_calls
 
     def message(self) -> Message:
-        """The reply as an assistant's message of the transcript."""
-        message: Message = {
-            "role": "assistant",
-            "content": self.text or (self.refusal if not self.tool_calls else None),
-        }
+        """The reply as an assistant's message of the transcript: as the endpoint wrote it, and fit to be sent back."""
+        content: Any = self.content if self.content is not None else self.text
+        if not content and self.refusal and not self.tool_calls:
+            content = self.refusal
+        message: Message = {"role": "assistant", "content": content, **self.extra}
         if self.tool_calls:
-            message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in self.tool_calls
-            ]
+            message["tool_calls"] = [call.wire_form() for call in self.tool_calls]
         return message
-
-    @classmethod
-    def from_completion(cls, completion: Any, bounds: ReplyBounds = DEFAULT_BOUNDS) -> Reply:
-        """Read a `chat.completion` object; fields nobody asked for are passed over.
-
-        Args:
-            completion: The object.
-            bounds: The most that is read of it.
-
-        Raises:
-            BadReply: It has no message.
-            ReplyTooLarge: It is over a bound.
-        """
-        match completion:
-            case {"choices": [{"message": {} as message} as choice, *_]}:
-                content, usage = message.get("content"), _get(completion, "usage", _OBJECT)
-            case _:
-                raise BadReply(_why_no_message(completion))
-        return cls(
-            text=_text(content, "text"),
-            tool_calls=_tool_calls(message, bounds),
-            refusal=_text(message.get("refusal"), "refusal") or _text(content, "refusal", parts_only=True),
-            finish_reason=_get(choice, "finish_reason", str),
-            input_tokens=_get(usage, "prompt_tokens", int) or 0,
-            output_tokens=_get(usage, "completion_tokens", int) or 0,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,46 +445,3 @@ async def show_whole(reply: Reply, sink: Sink) -> None:
     """Hand out the text of a reply that came whole as one piece."""
     if reply.text:
         await sink(Delta("text", reply.text))
-
-
-_OBJECT: Any = (dict, Mapping)  # nearly all are dicts, and that is asked sooner
-
-
-def _get(source: Any, name: str, kind: Any) -> Any:
-    """A field of a JSON object if it has the type it should have, else None: endpoints leave out what they like."""
-    value = source.get(name) if isinstance(source, _OBJECT) else None
-    return value if isinstance(value, kind) else None
-
-
-def _text(content: object, kind: str, *, parts_only: bool = False) -> str | None:
-    if is_list(content):  # some endpoints answer in parts
-        return clean_text("".join(_get(part, kind, str) or "" for part in content)) or None
-    return clean_text(content) or None if isinstance(content, str) and not parts_only else None
-
-
-def _tool_calls(message: object, bounds: ReplyBounds) -> tuple[ToolCall, ...]:
-    calls: list[ToolCall] = []
-    seen: set[str] = set()
-    written = _get(message, "tool_calls", list) or ()
-    if len(written) > bounds.calls:
-        raise ReplyTooLarge("calls", bounds.calls)
-    for raw in written:
-        function: Any = _get(raw, "function", _OBJECT) or _get(raw, "custom", _OBJECT) or {}
-        call_id = _get(raw, "id", str)
-        if not call_id or call_id in seen:
-            # Some endpoints send none, or one for all; a history needs an id of its own for each call.
-            call_id = f"call_{uuid4().hex[:24]}"
-        seen.add(call_id)
-        arguments = function.get("arguments", function.get("input"))
-        if not isinstance(arguments, str):  # some endpoints send the object itself
-            arguments = encode(arguments).decode() if arguments is not None else "{}"
-        name = _get(function, "name", str) or "unnamed"
-        calls.append(ToolCall(call_id, clean_text(name), clean_text(arguments)))
-    return tuple(calls)
-
-
-def _why_no_message(completion: object) -> str:
-    error = _get(completion, "error", _OBJECT) or _get(completion, "error", str)
-    if error:
-        return f"the endpoint answered with an error in place of a completion: {error}"
-    return f"the endpoint's answer has no choices[0].message: {str(completion)[:200]}"

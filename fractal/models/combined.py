@@ -5,7 +5,6 @@ Each is a `Model` like any other and can be a part of another one.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -16,11 +15,14 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 from anyio.lowlevel import RunVar, checkpoint
 
+from fractal._log import log
 from fractal._scopes import cancellation_noted, move_on_after, require_time, single_error, stop_if_cancelled
+from fractal._texts import said_by
 from fractal._threads import Gate, Waiting
 from fractal.errors import (
     AllModelsFailed,
     BudgetExceeded,
+    ContentFiltered,
     DeadlineWouldPass,
     InvalidArguments,
     ModelError,
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["CombinedModel", "FallbackModel", "LimitedModel", "RaceModel"]
-
-logger = logging.getLogger("fractal")
 
 _FAILURES = (ModelError, DeadlineWouldPass, BudgetExceeded)
 """What keeps one model from answering, but maybe not another one."""
@@ -86,9 +86,10 @@ class CombinedModel(ABC):
 class FallbackModel(CombinedModel):
     """Asks the first model and, when it fails, the next.
 
-    A model fails with any `ModelError`, whether asking it again could help or not, or when its turn would come too late
-    (`DeadlineWouldPass`). Once a piece of a reply has been streamed, a failure is final. Each further request counts
-    in the run's budget. The run's own retries ask them all once more, from the first.
+    A model fails with any `ModelError`, whether asking it again could help or not, when a content filter withholds its
+    answer, or when its turn would come too late (`DeadlineWouldPass`). Once a piece of a reply has been streamed, a
+    failure is final. Each further request counts in the run's budget. The run's own retries ask them all once more,
+    from the first.
 
     Args:
         *models: Two or more, in this order: models, or what an agent takes as `client=`. Each is asked for the agent's
@@ -118,14 +119,14 @@ class FallbackModel(CombinedModel):
         failures: list[RunError] = []
         for number, model in enumerate(self.models, 1):
             if failures:
-                logger.info("a model failed, the next is asked: %s", failures[-1])
+                log.info(f"a model failed, the next is asked: {said_by(failures[-1])}")
                 # What failed may have failed because of a cancellation, which comes first.
                 await stop_if_cancelled()
                 _charge(request, failures[-1])
             is_last = number == len(self.models)
             attempt = _Try(model, request, sink, seconds=math.inf if is_last else self._after)
             await attempt.run()
-            if attempt.reply is not None:
+            if attempt.reply is not None and (is_last or attempt.has_begun or not attempt.reply.is_filtered):
                 return attempt.reply
             failures.append(attempt.failed())
             if attempt.has_begun:
@@ -137,9 +138,10 @@ class RaceModel(CombinedModel):
     """Asks all models at once and takes the first good answer.
 
     The others are cancelled, and their connections closed, before the answer comes back. A reply with neither text nor
-    tool calls nor a refusal wins only if there is no better one. When streaming, the first to show a piece has won, and
-    a failure after that is final. All requests count in the run's budget; if that has not enough left, only the first
-    models are asked. `Limits.request_timeout` stands still while one of them waits in a `LimitedModel`.
+    tool calls nor a refusal, and one that a content filter has cut, win only if there is no better one. When streaming,
+    the first to show a piece has won, and a failure after that is final. All requests count in the run's budget; if
+    that has not enough left, only the first models are asked. `Limits.request_timeout` stands still while one of them
+    waits in a `LimitedModel`.
 
     Args:
         *models: Two or more: models, or what an agent takes as `client=`. Each is asked for the agent's `model`; for
@@ -161,6 +163,7 @@ class RaceModel(CombinedModel):
 
     async def _answer(self, request: ModelRequest, sink: Sink | None) -> Reply:
         winner: _Try | None = None
+        broken: BaseException | None = None
         running, over = 0, anyio.Event()
 
         def win(one: _Try) -> None:
@@ -171,11 +174,15 @@ class RaceModel(CombinedModel):
                     other.scope.cancel()
 
         async def run(one: _Try) -> None:
-            nonlocal running
+            nonlocal running, broken
             try:
                 await one.run()
-                if winner is None and one.reply is not None and not _is_empty(one.reply):
+                if winner is None and one.reply is not None and not _is_poor(one.reply):
                     win(one)
+            except (Exception, SystemExit) as error:
+                # Kept out of the group: trio takes the text of what ends one, which may raise; an exit ends asyncio.
+                broken = broken or error
+                group.cancel_scope.cancel()
             finally:
                 running -= 1
                 if not running:
@@ -189,6 +196,8 @@ class RaceModel(CombinedModel):
                     group.start_soon(run, one)
                 with cancellation_noted():
                     await over.wait()
+        if broken is not None:
+            raise broken
         return _outcome(tries, winner)
 
     def _affordable(self, request: ModelRequest) -> Sequence[Model]:
@@ -281,7 +290,9 @@ class _Try:
                 self._failure = error
 
     def failed(self) -> RunError:
-        """Why there is no reply."""
+        """Why there is no reply of use."""
+        if self.reply is not None:
+            return ContentFiltered("the endpoint's content filter withheld the answer")
         return self._failure or RequestTimedOut(f"the model did not begin to answer within {self._seconds:g} s")
 
     async def _hand_out(self, delta: Delta) -> None:
@@ -374,7 +385,7 @@ def _charge(request: ModelRequest, failure: RunError) -> None:
 
 
 def _outcome(tries: Sequence[_Try], winner: _Try | None) -> Reply:
-    """What a race came to: the winner's reply, else an empty one, else why there is none."""
+    """What a race came to: the winner's reply, else a poor one, else why there is none."""
     if winner is not None and winner.reply is None:
         raise winner.failed()
     for one in tries if winner is None else [winner]:
@@ -383,8 +394,8 @@ def _outcome(tries: Sequence[_Try], winner: _Try | None) -> Reply:
     raise _one_of([one.failed() for one in tries])
 
 
-def _is_empty(reply: Reply) -> bool:
-    return not (reply.text or reply.tool_calls or reply.refusal)
+def _is_poor(reply: Reply) -> bool:
+    return reply.is_filtered or not (reply.text or reply.tool_calls or reply.refusal)
 
 
 def _one_of(failures: Sequence[RunError]) -> RunError:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from fractal.errors import InvalidArguments, StatusError
+from fractal.errors import InvalidArguments
 from fractal.models._address import ApiKey, BaseUrl
+from fractal.models._dialect import Dialect
 from fractal.models._pool import leave_pool
-from fractal.models._wires import streamed, wire_for
-from fractal.models.base import Model, ModelRequest, Reply, Sink
+from fractal.models._thinking import ThinkingSink, without_thinking
+from fractal.models._wires import wire_for
+from fractal.models.base import Delta, Model, ModelRequest, Reply, Sink
 from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds
 
 __all__ = ["OpenAIModel", "model_for"]
@@ -33,11 +36,13 @@ class OpenAIModel:
             further requests wait their turn, in their order. None: it shares the loop's connections with all other
             models that say nothing: 1000, or half of the files that the process may open if that is less.
         bounds: The most that is read of one answer. None: the defaults of `ReplyBounds`.
+        thinking_tags: What stands before and after a model's thinking where the endpoint leaves it in the text, such as
+            `("<think>", "</think>")`: it is shown as reasoning, then, and is no part of the answer. None: text is text.
 
     Raises:
         InvalidArguments: `client` is something else, or makes its connections itself and `max_connections` is
             given, or comes with a `base_url` or `api_key`; one of these is of no use; or `model` is no name,
-            `max_connections` no number from 1 up, or `bounds` no `ReplyBounds`.
+            `max_connections` no number from 1 up, `bounds` no `ReplyBounds`, or `thinking_tags` no two texts.
 
     Example:
         >>> model = OpenAIModel(base_url="http://127.0.0.1:8000/v1")
@@ -52,6 +57,7 @@ class OpenAIModel:
         model: str | None = None,
         max_connections: int | None = None,
         bounds: ReplyBounds | None = None,
+        thinking_tags: tuple[str, str] | None = None,
     ) -> None:
         if model is not None and (not isinstance(model, str) or not model):
             raise InvalidArguments(f"model={model!r}: give the name of a model, or None")
@@ -67,7 +73,8 @@ class OpenAIModel:
             bounds=bounds or DEFAULT_BOUNDS,
         )
         self._model = model
-        self._tells_usage = True  # until the endpoint says that it does not know the field
+        self._dialect = Dialect()
+        self._tags = _checked_tags(thinking_tags)
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Answer one request.
@@ -75,7 +82,8 @@ class OpenAIModel:
         Raises:
             ModelError: The endpoint could not be reached, refused, or answered nonsense.
         """
-        return await self._wire.respond(self._named(request))
+        reply = await self._dialect.ask(self._named(request), self._wire.respond)
+        return reply if self._tags is None else without_thinking(reply, self._tags)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Answer one request, handing out each piece as it comes.
@@ -83,16 +91,27 @@ class OpenAIModel:
         Raises:
             ModelError: As in `respond`; also when the stream breaks off before the answer is whole.
         """
+        if self._tags is None:
+            return await self._stream(request, sink)
+        split = ThinkingSink(sink, self._tags)
+        reply = await self._stream(request, split)
+        await split.end()
+        return without_thinking(reply, self._tags)
+
+    async def _stream(self, request: ModelRequest, sink: Sink) -> Reply:
         request = self._named(request)
-        if self._tells_usage:
-            try:
-                return await self._wire.stream(streamed(request, include_usage=True), sink)
-            except StatusError as error:
-                if not (error.param or "").startswith("stream_options"):
-                    raise
-                self._tells_usage = False
-                request.charge()
-        return await self._wire.stream(streamed(request, include_usage=False), sink)
+        fields = {**request.fields, "stream": True, "stream_options": {"include_usage": True}}
+        request = replace(request, fields=fields)
+        if self._dialect.is_known(request):
+            return await self._dialect.ask(request, partial(self._wire.stream, sink=sink), _is_final)
+        was_shown = False
+
+        async def show(delta: Delta) -> None:
+            nonlocal was_shown
+            was_shown = True
+            await sink(delta)
+
+        return await self._dialect.ask(request, partial(self._wire.stream, sink=show), lambda: was_shown)
 
     async def aclose(self) -> None:
         """Close what was opened for the running event loop; further requests open it again."""
@@ -100,6 +119,21 @@ class OpenAIModel:
 
     def _named(self, request: ModelRequest) -> ModelRequest:
         return request if self._model is None else replace(request, model=self._model)
+
+
+def _checked_tags(tags: Any) -> tuple[str, str] | None:
+    if tags is None:
+        return None
+    match tags:
+        case (str() as opening, str() as closing) if opening and closing:
+            return opening, closing
+        case _:
+            raise InvalidArguments(f'thinking_tags={tags!r}: give two texts, such as ("<think>", "</think>"), or None')
+
+
+def _is_final() -> bool:
+    """Whether a failure is final: where all of a request has been taken before, it is no refusal of a part of it."""
+    return True
 
 
 def _is_count(value: object) -> bool:

@@ -10,8 +10,10 @@ from typing import Any, Self
 import anyio
 
 from fractal.errors import ConnectionFailed
-from fractal.models._faults import completion_from, status_error
+from fractal.models._reading import reply_from, reply_of
+from fractal.models._reported import status_error
 from fractal.models.base import ModelRequest, Reply
+from fractal.models.bounds import DEFAULT_BOUNDS
 from fractal.testing.answers import Answer, AnswerLike, ToolCallAnswer, as_answer
 
 __all__ = ["ScriptedModel"]
@@ -72,10 +74,10 @@ class ScriptedModel:
         headers = {name.lower(): value for name, value in answer.headers.items()}
         headers.setdefault("content-type", answer.content_type)
         if answer.body is not None:
-            return Reply.from_completion(completion_from(answer.status, headers, answer.body))
+            return reply_from(answer.status, headers, answer.body, DEFAULT_BOUNDS)
         if answer.status >= 400:
             raise status_error(answer.status, headers, {"error": answer.error or {}})
-        return Reply.from_completion(answer.completion(request.model))
+        return reply_of(answer.completion(request.model))
 
     @property
     def answers_left(self) -> int:

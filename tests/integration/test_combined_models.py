@@ -230,8 +230,10 @@ async def test_any_failure_of_a_model_makes_the_next_one_answer(
     reply = await ask(FallbackModel(at(first), at(second), at(third)), control)
     assert reply.text == "from the second"
     ask.assert_showed(reply.text)
-    assert [len(one.requests) for one in (first, second, third)] == [1, 1, 0]
-    assert control.charged == 1
+    # What may refuse the usage at the end of a stream is asked once more, without.
+    again = ask.streams and fault.status in (400, 500)
+    assert [len(one.requests) for one in (first, second, third)] == [1 + again, 1, 0]
+    assert control.charged == 1 + again
 
 
 async def test_an_endpoint_that_is_not_there_makes_the_next_one_answer(endpoint: StartEndpoint):
@@ -526,7 +528,7 @@ async def test_a_streamed_reply_has_its_place_until_it_is_whole(endpoint: StartE
 
 
 async def test_a_request_that_fails_gives_its_place_back(ask: Asked, endpoint: StartEndpoint):
-    one = endpoint([answers.failure(500), "ok"])
+    one = endpoint([answers.failure(503), "ok"])
     model = LimitedModel(at(one), max_concurrency=1)
     with pytest.raises(ServerError):
         await ask(model)
@@ -848,7 +850,7 @@ async def test_a_race_cut_from_a_blocking_caller_hangs_up(endpoint: StartEndpoin
 
 async def test_combinations_combine(ask: Asked, endpoint: StartEndpoint):
     bad, worse, slow, good = (
-        endpoint(answers.failure(500)),
+        endpoint(answers.failure(503)),
         endpoint(answers.nothing()),
         endpoint(answers.text("slow", delay=5)),
         endpoint("good"),
@@ -868,7 +870,7 @@ async def test_combinations_combine(ask: Asked, endpoint: StartEndpoint):
     with pytest.raises(AllModelsFailed) as caught:
         await ask(everything)
     assert isinstance(caught.value.errors[0], AllModelsFailed)
-    assert pickle.loads(pickle.dumps(caught.value)).errors[0].errors[1].errors[1].status == 500
+    assert pickle.loads(pickle.dumps(caught.value)).errors[0].errors[1].errors[1].status == 503
 
 
 async def test_a_race_goes_on_when_one_part_of_it_has_spent_the_budget(ask: Asked, endpoint: StartEndpoint):

@@ -148,7 +148,7 @@ async def test_unknown_fields_and_poor_tool_calls_of_an_endpoint_do_no_harm(endp
     result = await BaseAgent("A", "a").add_tool(lambda a=0: a, name="add").run("go")
     assert result.content == "done"
     assert [call.content for call in result.tool_results] == [1, 2, 0]
-    assert set(result.messages[1]) == {"role", "content", "tool_calls"}
+    assert set(result.messages[1]) == {"role", "content", "tool_calls", "reasoning_content"}
     assert_continuable(result)
 
 

@@ -122,7 +122,7 @@ async def test_a_delegate_cut_with_its_parent_says_what_it_waited_for():
 
 
 async def in_line(**options: Any) -> list[ToolResult]:
-    calls = [answers.call("one_at_a_time", {"seconds": 9e9})] * 2
+    calls = [answers.call("one_at_a_time", {"seconds": 9e9}) for _ in range(2)]
     agent = BaseAgent("A", "a", client=ScriptedModel([calls]))
     return (await agent.add_tool(one_at_a_time).run("go", **options)).tool_results
 
@@ -140,7 +140,7 @@ async def test_a_tool_call_whose_time_is_over_in_the_tools_queue_says_so(options
 @hours
 async def test_a_tool_call_cancelled_in_the_tools_queue_says_so():
     ended: list[AgentResult] = []
-    agent = BaseAgent("A", "a", client=ScriptedModel([[answers.call("one_at_a_time", {"seconds": 9e9})] * 2]))
+    agent = BaseAgent("A", "a", client=ScriptedModel([[answers.call("one_at_a_time", {"seconds": 9e9}) for _ in "12"]]))
     agent.observers = (lambda event: ended.append(event.result) if event.kind == "run_finished" else None,)
     with anyio.move_on_after(60):
         await agent.add_tool(one_at_a_time).run("go")
@@ -200,7 +200,7 @@ async def test_a_plain_tools_own_queue_is_told_from_that_of_the_threads():
     def work() -> None:
         release.wait(10)
 
-    model = ScriptedModel([[answers.call("work")] * 2, "done"])
+    model = ScriptedModel([[answers.call("work") for _ in range(2)], "done"])
     try:
         result = await BaseAgent("A", "a", client=model).add_tool(work).run("go")
     finally:

@@ -203,7 +203,7 @@ def turns(draw: st.DrawFn) -> list[dict[str, Any]]:
     messages = [say(draw(st.sampled_from(["system", "developer", "user", "assistant"])), name=draw(texts))]
     ids = draw(st.lists(texts.filter(bool), max_size=3, unique=True))
     if ids:
-        function = {"name": draw(texts), "arguments": draw(texts)}
+        function = {"name": draw(texts), "arguments": json.dumps(draw(st.dictionaries(texts, any_json, max_size=2)))}
         calls = [{**draw(unknown), "id": call_id, "type": "function", "function": function} for call_id in ids]
         messages.append({"role": "assistant", "content": draw(st.none() | content), "tool_calls": calls})
         messages += [say("tool", tool_call_id=call_id) for call_id in ids]

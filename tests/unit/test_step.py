@@ -32,7 +32,6 @@ GOOD = ToolCall("c1", "add", '{"a": 2}')
     [
         (Reply(text="hi"), Finish("hi")),
         (Reply(text="hi", finish_reason="length"), Finish("hi")),
-        (Reply(text="hi", finish_reason="content_filter"), Finish("hi")),
         (Reply(text="0"), Finish("0")),
         (Reply(refusal="no"), Decline("no")),
         (Reply(text="sorry", refusal="no"), Decline("no")),
@@ -48,8 +47,10 @@ def test_a_reply_without_calls_is_an_answer_a_refusal_or_nothing(reply: Reply, s
     assert next_step(reply, TOOLS) == step
 
 
-def test_a_withheld_answer_is_a_refusal() -> None:
-    step = next_step(Reply(finish_reason="content_filter"), TOOLS)
+@pytest.mark.parametrize("word", ["content_filter", "SAFETY", "recitation", "sensitive"])
+@pytest.mark.parametrize("said", [{}, {"text": "It is made of"}, {"tool_calls": (GOOD,)}], ids=["", "half", "call"])
+def test_an_answer_that_a_filter_has_withheld_or_cut_is_a_refusal(said: dict[str, Any], word: str) -> None:
+    step = next_step(Reply(finish_reason=word, **said), TOOLS)
     assert isinstance(step, Decline)
     assert "content filter" in step.reason
 
@@ -71,7 +72,6 @@ async def test_a_run_whose_answer_is_withheld_ends_with_a_refusal_and_a_history_
         Reply(tool_calls=(GOOD,), text="let me see"),
         Reply(tool_calls=(GOOD,), refusal="no"),
         Reply(tool_calls=(GOOD,), finish_reason="stop"),
-        Reply(tool_calls=(GOOD,), finish_reason="content_filter"),
     ],
     ids=repr,
 )
@@ -100,7 +100,7 @@ def test_calls_are_bound_in_order_and_one_that_fails_does_not_disturb_the_others
         ("", "{}", {}, ["there is no tool ''"]),
         ("ADD", "{}", {}, ["there is no tool 'ADD'"]),
         ("add", "{broken", "{broken", ["'add'", "not valid JSON"]),
-        ("add", "null", None, ["'add'", "JSON object"]),
+        ("add", "null", None, ["'add'", "'a' is missing"]),
         ("add", "[1]", [1], ["'add'", "JSON object"]),
         ("add", "{}", {}, ["'add'", "'a' is missing"]),
         ("add", '{"a": "x"}', {"a": "x"}, ["'add'", "'a'", "integer"]),

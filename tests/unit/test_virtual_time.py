@@ -236,7 +236,7 @@ async def test_a_tool_that_does_not_stop_is_named_when_its_grace_is_over():
 
 
 def offered(model: ScriptedModel) -> list[bool]:
-    return ["tools" in request for request in model.requests]
+    return ["tools" in request and request.get("tool_choice") != "none" for request in model.requests]
 
 
 async def closing_run(*script: object) -> tuple[AgentResult, ScriptedModel, float]:
@@ -254,7 +254,7 @@ async def test_when_only_the_reserve_is_left_tools_are_cut_and_a_final_answer_is
     assert (result.success, result.content, result.stop_reason) == (True, "what I have", "soft_deadline")
     assert outcomes(result) == ["timeout"]
     assert offered(model) == [True, False]
-    assert "final answer now" in model.requests[1]["messages"][-1]["content"]
+    assert "final answer now" in model.requests[1]["messages"][0]["content"]
     assert all("final answer now" not in str(message) for message in result.messages)
 
 

@@ -91,8 +91,11 @@ class Conversation:
         messages = json.loads(request.body())["messages"]
         assert messages == json.loads(encode(request.parameters()["messages"]))
         check_messages(messages)
-        assert messages[0] == {"role": "system", "content": SYSTEM}
-        return messages
+        # What stands for messages that are left out may be a part of the one system message.
+        prompt, *summaries = messages[0]["content"].split("\n\n")
+        assert (messages[0]["role"], prompt) == ("system", SYSTEM)
+        system = [{"role": "system", "content": text} for text in (prompt, *summaries)]
+        return [*system, *messages[1:]]
 
 
 # ---- what goes first

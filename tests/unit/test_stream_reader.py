@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from fractal._json import clean_text
+from fractal._texts import clean_text
 from fractal.errors import AuthenticationFailed, BadReply, ConnectionFailed, ModelError, RateLimited, ServerError
+from fractal.models._reading import reply_of
 from fractal.models._secrets import Secrets
-from fractal.models._sse import ReplyReader
+from fractal.models._stream_reader import ReplyReader
 from fractal.models.base import Delta, Reply, ToolCall
 from fractal.models.bounds import DEFAULT_BOUNDS
 from fractal.testing import answers
@@ -37,7 +38,7 @@ class Read:
 
     @property
     def reply(self) -> Reply:
-        return self.reader.reply()
+        return at_once(self.reader.end())
 
     @property
     def calls(self) -> list[tuple[str, str]]:
@@ -140,7 +141,7 @@ def test_however_the_bytes_are_cut_the_pieces_and_the_reply_are_the_same(stream:
     answer, data = stream
     whole, cut = read([data]), read(in_pieces(data, cuts))
     assert cut.deltas == whole.deltas
-    assert cut.reply == whole.reply == Reply.from_completion(answer.completion("m"))
+    assert cut.reply == whole.reply == reply_of(answer.completion("m"))
     assert cut.reader.is_done
 
 
@@ -148,7 +149,7 @@ def test_a_stream_may_come_byte_by_byte():
     answer = answers.calls(answers.call("add", {"a": "é😀"}, id="c1"), text="Let me see: 𝄞.")
     data = events(*answer.chunks("m", include_usage=True), "[DONE]")
     one = read(bytes([byte]) for byte in data)
-    assert one.reply == Reply.from_completion(answer.completion("m"))
+    assert one.reply == reply_of(answer.completion("m"))
     assert one.deltas == read([data]).deltas
 
 
@@ -216,7 +217,7 @@ def completions(draw: st.DrawFn) -> Cut:
 @given(completions())
 def test_however_a_completion_is_cut_into_chunks_it_is_the_same_reply_and_all_of_it_is_shown(cut: Cut):
     one = read([events(*cut.chunks)])
-    assert one.reply == Reply.from_completion(cut.completion)
+    assert one.reply == reply_of(cut.completion)
     assert one.shown("text") == (one.reply.text or "")
     assert one.shown("reasoning") == clean_text(cut.completion["choices"][0]["message"]["reasoning_content"] or "")
     for index, made in enumerate(one.reply.tool_calls):
@@ -273,10 +274,13 @@ def test_events_without_data_only_keep_the_line_open():
     assert read([data]).reply.text == "ab"
 
 
-def test_a_last_event_that_is_not_whole_does_not_count():
+def test_a_last_event_without_its_empty_line_counts_if_it_is_whole():
     data = events(chunk(content="a"), chunk("stop"))
-    with pytest.raises(ConnectionFailed, match="no finish reason"):
-        _ = read([data[:-1]]).reply
+    for end in (-1, -2):
+        assert read([data[:end]]).reply == Reply(text="a", finish_reason="stop")
+    for end in range(-3, -20, -1):
+        with pytest.raises(ConnectionFailed, match="no finish reason"):
+            _ = read([data[:end]]).reply
 
 
 @pytest.mark.parametrize(
@@ -310,16 +314,21 @@ def test_fields_of_the_wrong_type_are_passed_over(delta: object):
 
 
 def test_a_stream_without_a_finish_reason_is_cut_and_no_short_answer():
-    for payloads in ([chunk(content="half")], [chunk(content="half"), "[DONE]"], [chunk(call=1)], ["[DONE]"], []):
+    for payloads in ([chunk(content="half")], [chunk(call=1)], [chunk(content=""), "[DONE]"], ["[DONE]"], []):
         with pytest.raises(ConnectionFailed, match="no finish reason") as caught:
             _ = read([events(*payloads)]).reply
         assert caught.value.retryable
 
 
+def test_an_answer_with_the_last_word_and_without_a_finish_reason_is_one_that_says_so():
+    one = read([events(chunk(content="all of it"), "[DONE]")])
+    assert (one.reply.text, one.reply.finish_reason, one.reply.is_doubtful) == ("all of it", "unsaid", True)
+
+
 @pytest.mark.parametrize("nothing", ["", None, 5])
 def test_an_empty_finish_reason_is_none(nothing: object):
     with pytest.raises(ConnectionFailed):
-        _ = read([events(chunk(nothing, content="a"), chunk(nothing), "[DONE]")]).reply
+        _ = read([events(chunk(nothing, content="a"), chunk(nothing))]).reply
     assert read([events(chunk(nothing, content="a"), chunk("length"), chunk(nothing))]).reply.finish_reason == "length"
 
 
@@ -378,7 +387,7 @@ def test_a_refusal_comes_in_pieces_or_parts_and_is_not_shown():
         [{"content": None, "refusal": None}, {"refusal": ""}, {"refusal": "I would rather not"}],
     ):
         one = answered(*[chunk(**delta) for delta in deltas])
-        assert one.reply == Reply(refusal="I would rather not", finish_reason="stop")
+        assert (one.reply.text, one.reply.refusal) == (None, "I would rather not")
         assert one.deltas == []
 
 
@@ -392,10 +401,10 @@ def test_a_refusal_comes_in_pieces_or_parts_and_is_not_shown():
     ],
     ids=["reasoning_content", "reasoning", "both", "parts"],
 )
-def test_reasoning_is_shown_once_under_either_name_and_is_no_part_of_the_reply(deltas: list[dict[str, Any]]):
+def test_reasoning_is_shown_once_under_either_name_and_is_no_part_of_the_text(deltas: list[dict[str, Any]]):
     one = answered(*[chunk(**delta) for delta in deltas], chunk(content="yes"))
     assert one.deltas == [Delta("reasoning", "let me "), Delta("reasoning", "think"), Delta("text", "yes")]
-    assert one.reply == Reply(text="yes", finish_reason="stop")
+    assert one.reply.text == "yes"
 
 
 def test_only_the_first_of_several_choices_counts():
@@ -565,7 +574,7 @@ def test_calls_without_arguments_that_nothing_tells_apart_are_told_apart_by_thei
 def test_what_a_call_leaves_out_is_read_as_in_a_whole_completion(function: dict[str, Any] | None):
     sent = {"index": 0, "id": "c", "function": function}
     whole = {"choices": [{"message": {"content": None, "tool_calls": [sent]}, "finish_reason": "stop"}]}
-    assert called(sent).reply == Reply.from_completion(whole)
+    assert called(sent).reply == reply_of(whole)
 
 
 def test_calls_of_one_tool_without_arguments_are_told_apart_by_their_ids():
@@ -592,7 +601,7 @@ ERRORS = {  # the chunk: class, words, code, retryable
         {"error": {"message": "full", "status": 503, "code": "full"}}, ServerError, "HTTP 503: full", "full", True,
     ),
     "word beside a status": (
-        {"error": {"message": "full", "status": "DOWN", "code": 503}}, ServerError, "HTTP 503: full", "503", True,
+        {"error": {"message": "full", "status": "DOWN", "code": 503}}, ServerError, "HTTP 503: full", "DOWN", True,
     ),
     "status that says all is well": (
         {"error": {"message": "busy", "status": 200, "code": 429}}, RateLimited, "HTTP 429: busy", "429", True,
@@ -600,9 +609,9 @@ ERRORS = {  # the chunk: class, words, code, retryable
     "key": ({"error": {"message": "no", "code": 401}}, AuthenticationFailed, "HTTP 401: no", "401", False),
     "word": ({"error": {"message": "oops", "code": "broken"}}, ModelError, "broke off: oops", "broken", True),
     "nothing but a message": ({"error": {"message": "oops"}}, ModelError, "broke off: oops", None, True),
-    "no message": ({"error": {"message": None, "type": "odd"}}, ModelError, "'type': 'odd'", None, True),
+    "no message": ({"error": {"message": None, "type": "odd"}}, ModelError, "'type': 'odd'", "odd", True),
     "text": ({"error": "oops"}, ModelError, "broke off: oops", None, True),
-    "list": ({"error": ["oops", 1]}, ModelError, "['oops', 1]", None, True),
+    "list": ({"error": ["oops", 1]}, ModelError, "broke off: oops", None, True),
     "number": ({"error": 17}, ModelError, "broke off: 17", None, True),
     "beside a chunk": ({**chunk("error", content="x"), "error": {"message": "oops"}}, ModelError, "oops", None, True),
     "not under error": ({"object": "error", "message": "no", "code": 400}, ModelError, "HTTP 400: no", "400", False),
