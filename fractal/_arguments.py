@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from fractal._json import clean_text, decode, encode, is_list, is_mapping
+from fractal._json import decode, encode, is_list, is_mapping
+from fractal._texts import clean_text
 
 __all__ = ["object_text", "with_object_arguments", "written_object"]
 

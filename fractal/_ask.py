@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from fractal._copies import copied
 from fractal._hooks import call_user
 from fractal._scopes import require_time, time_limit
+from fractal._texts import said_by
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
 from fractal.models.base import Delta, ModelRequest, Reply, stream_or_respond
@@ -60,7 +62,7 @@ async def ask(run: Run) -> Reply:
         else:
             wait = _wait_before_next(run, failure, attempt)
             attempt += 1
-        await run.tell(RetryScheduled, attempt=question.attempt, wait=wait, error=str(failure))
+        await run.tell(RetryScheduled, attempt=question.attempt, wait=wait, error=said_by(failure))
         await anyio.sleep(wait)
 
 
@@ -107,7 +109,7 @@ class _Question:
             if run.is_heard:
                 await run.tell(
                     ModelResponded,
-                    message=reply.message(),
+                    message=copied(reply.message()),
                     finish_reason=reply.finish_reason,
                     input_tokens=reply.input_tokens,
                     output_tokens=reply.output_tokens,
@@ -243,7 +245,7 @@ def _wait_before_next(run: Run, error: ModelError, attempt: int) -> float:
     if wait > LONGEST_RETRY_AFTER:
         raise error
     try:
-        require_time(wait, f"after “{error}”, waiting to ask the model again")
+        require_time(wait, f"after “{said_by(error)}”, waiting to ask the model again")
     except DeadlineWouldPass as would_pass:
         raise would_pass from error
     return wait

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from fractal._copies import copied_arguments, with_own_content
 from fractal._current import WeakVar
 from fractal._scopes import waiting
 from fractal._stuck import place_in_thread, place_of
@@ -65,7 +66,7 @@ class Call:
         self._where: str | None = None  # and where it was then
         self.work: object = None  # what it waits for: the tool's coroutine, or a `ThreadCall`
         self.waits_for: str | None = None  # what it was waiting for when it was cut before it began
-        self.needs_approval = bound.tool is not None and bound.tool.options.requires_approval
+        self.needs_approval = bound.tool is not None and bool(bound.tool.options.requires_approval)
         self._told = 0 if run.is_heard else 2  # of its two events
 
     def end(self, outcome: Outcome, content: Any = None, error: str | None = None) -> None:
@@ -158,7 +159,15 @@ class Call:
         bound, run = self.bound, self.run
         if self._told == 0:
             self._told = 1
-            run.emit(ToolStarted, tool_name=bound.name, call_id=bound.call_id, arguments=bound.arguments)
+            arguments = copied_arguments(bound.arguments)
+            run.emit(ToolStarted, tool_name=bound.name, call_id=bound.call_id, arguments=arguments)
         if self._told == 1 and self.result is not None:
             self._told = 2
-            run.emit(ToolFinished, tool_name=bound.name, call_id=bound.call_id, result=self.result)
+            result = self._shown(self.result)
+            run.emit(ToolFinished, tool_name=bound.name, call_id=bound.call_id, result=result)
+
+    def _shown(self, result: ToolResult) -> ToolResult:
+        """The result for whoever listens: nothing that they do to it reaches what the run goes on with."""
+        shown = with_own_content(result) if self.ends_run else result.model_copy()
+        shown.metadata = {**result.metadata, "arguments": copied_arguments(self.bound.arguments)}
+        return shown

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from fractal._call import Call
-from fractal._invoke import explain, left_behind, run_call
+from fractal._explain import explain
+from fractal._invoke import left_behind, run_call
 from fractal._scopes import cancellation_noted, unexpected
+from fractal._texts import is_a
 from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 
 if TYPE_CHECKING:
@@ -22,6 +26,11 @@ if TYPE_CHECKING:
     from fractal.results import ToolResult
 
 __all__ = ["answer_calls", "call_tools"]
+
+CALLS_AT_A_TIME = 1000
+"""Calls of one reply that are under way at once; more wait for these. Each takes a task, and time to be cancelled."""
+
+_ENDED_FIRST = "not called: the run ended first"
 
 
 async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]:
@@ -38,16 +47,21 @@ async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]
         ToolErrors: Several of these.
         ToolIgnoredCancellation: A tool was left to itself.
     """
-    running = [Call(run, call) for call in calls]
+    made: list[Call] = []
     try:
-        await _call_all(run, running)
+        for some in _some_at_a_time(calls):
+            if made:
+                await checkpoint()  # where deadlines are looked at
+            running = [Call(run, call) for call in some]
+            made += running
+            await _call_all(run, running)
     finally:
-        for call in running:
+        for call in chain(made, (_never_begun(run, call) for call in calls[len(made) :])):
             assert call.result is not None
             run.transcript.answer(call.bound.call_id, call.text)
             run.tool_results.append(call.result)
-    _raise_for_errors(running)
-    return [call.result for call in running if call.result is not None]
+    _raise_for_errors(made)
+    return [call.result for call in made if call.result is not None]
 
 
 async def call_tools(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]:
@@ -61,11 +75,25 @@ async def call_tools(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]:
     return [call.result for call in running if call.result is not None]
 
 
+def _some_at_a_time(calls: Sequence[BoundCall]) -> Iterator[Sequence[BoundCall]]:
+    """Calls in their order, so many at a time: a reply may ask for any number."""
+    for start in range(0, len(calls), CALLS_AT_A_TIME):
+        yield calls[start : start + CALLS_AT_A_TIME]
+
+
+def _never_begun(run: Run, bound: BoundCall) -> Call:
+    """A call that the run has not come to."""
+    call = Call(run, bound)
+    call.end("skipped", error=_ENDED_FIRST)
+    call.tell_now()
+    return call
+
+
 def _raise_for_errors(calls: Sequence[Call]) -> None:
     failures = list(_failures(calls))
-    misuse = [failure for failure in failures if isinstance(failure, UserError)]
+    misuse = [failure for failure in failures if is_a(failure, UserError)]
     if len(failures) > 1 and not misuse:
-        raise ToolErrors([each if isinstance(each, RunError) else unexpected(each) for each in failures])
+        raise ToolErrors([each if is_a(each, RunError) else unexpected(each) for each in failures])
     for failure in misuse or failures:
         raise failure
 
@@ -76,13 +104,13 @@ def _failures(calls: Sequence[Call]) -> Iterator[BaseException]:
     for call in calls:
         tool, error = call.bound.tool, call.exception
         outcome = call.result.outcome if call.result is not None else None
-        if isinstance(error, BudgetExceeded) and outcome == "skipped":
+        if is_a(error, BudgetExceeded) and outcome == "skipped":
             if not spent:
                 spent = True  # told once
                 yield error
         elif tool is None or error is None or outcome == "denied":
             continue
-        elif tool.is_answer and not isinstance(error, AnswerRejected):
+        elif tool.is_answer and not is_a(error, AnswerRejected):
             yield error  # a validator failed: nothing that the model could mend
         elif tool.options.on_error == "raise":
             failure = ToolFailed(tool.name, explain(error))
@@ -96,35 +124,50 @@ async def _call_all(run: Run, calls: Sequence[Call]) -> None:
         # On asyncio a cancellation may reach its task a turn of the loop later than it was made.
         await run.stop_if_cancelled()
         is_heard = run.is_heard
+        spent: BudgetExceeded | None = None
         for call in calls:
             if is_heard:
                 await call.tell()
-            _admit(call)
+            spent = _admit(call, spent)
             if is_heard and call.result is not None:
                 await call.tell()
         for batch in _batches([call for call in calls if call.result is None]):
             await _Batch(run, batch).run_all()
     finally:
         for call in calls:
-            call.end("skipped", error="not called: the run ended first")
+            call.end("skipped", error=_ENDED_FIRST)
             call.tell_now()
 
 
-def _admit(call: Call) -> None:
-    """Answer at once what cannot be called, and reserve what can."""
-    if call.bound.fault is not None:
-        call.end("error", error=call.bound.fault)
-    elif call.bound.tool is not None and call.bound.tool.is_answer:
+def _admit(call: Call, spent: BudgetExceeded | None) -> BudgetExceeded | None:
+    """Charge a call, and answer at once what cannot be made.
+
+    Args:
+        call: The call.
+        spent: What an earlier call of the same reply was refused with, or None.
+
+    Returns:
+        What this one was refused with, or that.
+    """
+    run, bound = call.run, call.bound
+    named = bound.tool or run.tools.get(bound.name)
+    if named is not None and named.is_answer:
         pass  # none of the tools that limits are for
-    elif call.run.is_closing():
+    elif bound.fault is None and run.is_closing():
         call.end("skipped", error="not called: the time for tools is over, answer with what there is")
     else:
-        try:
-            call.run.budget.spend("tool_calls")
-        except BudgetExceeded as error:
-            call.exception = error
-            call.end("skipped", error=f"not called: {error}")
-            call.run.note_limit(error)
+        if spent is None:
+            try:
+                run.budget.spend("tool_calls")
+            except BudgetExceeded as error:
+                spent = error
+        if spent is not None:
+            call.exception = spent
+            call.end("skipped", error=f"not called: {spent}")
+            run.note_limit(spent)
+    if bound.fault is not None:
+        call.end("error", error=bound.fault)
+    return spent
 
 
 def _batches(calls: Sequence[Call]) -> Iterator[list[Call]]:

@@ -12,23 +12,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
 from fractal import sync
-from fractal._chat_screen import Screen, call_text, counted, json_text, usage_text
+from fractal._chat_input import Keyboard
+from fractal._chat_screen import Screen, call_text, counted, usage_text
 from fractal._chat_turn import Question, Turn
+from fractal._door import json_line, reports_shown, show
+from fractal._files import read_bounded, replace
 from fractal._json import decode, encode, is_list, is_mapping
-from fractal._tree import printable
+from fractal._texts import escaped, said_by
 from fractal.agent import AgentDefinition, BaseAgent
 from fractal.approval import Allow, Approval, Deny
 from fractal.errors import FractalError, InvalidMessages, RunCancelled
@@ -37,7 +38,7 @@ from fractal.results import Usage
 from fractal.sync._portal import PortalCall
 
 if TYPE_CHECKING:
-    from types import FrameType, ModuleType, TracebackType
+    from types import FrameType, TracebackType
 
     from fractal.results import AgentResult
 
@@ -47,7 +48,8 @@ _HELP = """\
 /save FILE   write the conversation as JSON     /load FILE   go on with one that was saved
 /new         begin another one                  /tools       what the agent can call
 /usage       what was used so far               /exit        leave, as Ctrl-D does
-A line that begins with // is sent with one slash. Ctrl-C stops an answer."""
+A line that begins with // is sent with one slash. Pasted lines are one question, and a line that ends
+with \\ goes on in the next. Ctrl-C stops an answer."""
 
 _PATIENCE = 0.5
 """Seconds an answer may take to stop until we say that it is waited for."""
@@ -80,7 +82,8 @@ def chat(
         stack.enter_context(_entered(agent, portal))
         interrupts = _Interrupts()
         if is_terminal:
-            stack.enter_context(_errors_alone_are_logged())
+            # Warnings are shown in the conversation itself.
+            stack.enter_context(reports_shown(logging.ERROR))
             stack.enter_context(interrupts)
         talk = _Talk(agent, portal, interrupts, messages, save, options, is_terminal)
         talk.go_on()
@@ -94,7 +97,7 @@ def load_messages(path: str) -> list[Message]:
         OSError: The file cannot be read.
         ValueError: It holds no conversation; says why.
     """
-    found = decode(Path(path).expanduser().read_bytes())
+    found = decode(read_bounded(path))
     messages = found.get("messages") if is_mapping(found) else found
     if not is_list(messages):
         raise ValueError("it holds no list of messages")
@@ -110,14 +113,8 @@ def save_messages(path: str, messages: list[Message]) -> None:
     Raises:
         OSError: It cannot be written; a file that is there is as it was.
     """
-    target = Path(path).expanduser().resolve()  # what a link points to, not the link
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     plain = decode(encode(messages))  # without what UTF-8 or JSON cannot carry
-    try:
-        draft.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    replace(path, escaped(json.dumps(plain, indent=1, ensure_ascii=False)) + "\n")
 
 
 @contextmanager
@@ -148,21 +145,6 @@ def _entered(agent: AgentDefinition, portal: sync.Portal) -> Generator[None]:
         call.cancel_from_thread()
         with suppress(RunCancelled):
             call.result()
-
-
-@contextmanager
-def _errors_alone_are_logged() -> Generator[None]:
-    """Keep Python from writing warnings over the conversation, which shows them itself; a user's own logging stays."""
-    logger, handler = logging.getLogger("fractal"), logging.StreamHandler()
-    if logger.hasHandlers():
-        yield
-        return
-    handler.setLevel(logging.ERROR)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 class _Interrupts:
@@ -228,22 +210,22 @@ class _Talk:
         self._messages, self._save_to, self._options = messages, save, options
         self._is_terminal = is_terminal
         self._screen = Screen(is_terminal)
-        self._editor = _line_editor() if is_terminal else None
+        self._keyboard = Keyboard(interrupts.welcome) if is_terminal else None
         self._last_usage = self._usage = Usage()
         self.has_answered = self.is_saved = True
         self._commands: dict[str, Callable[[str], None]] = {
-            "help": lambda _: print(_HELP),
+            "help": lambda _: show(_HELP),
             "save": self._save,
             "load": self._load,
             "new": self._begin_anew,
-            "tools": lambda _: print(printable(str(self._agent))),
+            "tools": lambda _: show(str(self._agent)),
             "usage": self._show_usage,
         }
 
     def go_on(self) -> None:
         """Take lines until there are none, or one says so."""
         if self._is_terminal:
-            print(f"{printable(self._agent.name)} listens. /help tells what else there is.")
+            show(f"{self._agent.name} listens. /help tells what else there is.")
         was_interrupted = False
         while True:
             try:
@@ -253,7 +235,7 @@ class _Talk:
             except KeyboardInterrupt:
                 if not self._is_terminal:
                     raise
-                print()
+                show("")
                 if was_interrupted:
                     return
                 was_interrupted = True
@@ -265,17 +247,10 @@ class _Talk:
             self._take(line)
 
     def _line(self) -> str:
-        if not self._is_terminal:
-            return input()
-        print()
-        with self._interrupts.welcome():
-            line = input("> ")
-        if self._editor is not None and line.strip():
-            self._editor.add_history(line)
-        return line
+        return self._keyboard.question() if self._keyboard is not None else input()
 
     def _take(self, line: str) -> None:
-        if line.startswith("/") and not line.startswith("//"):
+        if line.startswith("/") and not line.startswith("//") and "\n" not in line:
             name, _, rest = line[1:].partition(" ")
             command = self._commands.get(name)
             if command is None:
@@ -295,7 +270,7 @@ class _Talk:
             result = turn.result()
         except FractalError as error:
             self.has_answered = False
-            self._screen.note(f"no answer: {error}")
+            self._screen.note(f"no answer: {said_by(error)}")
             return
         if was_stopped:
             self._screen.note("stopped")
@@ -310,8 +285,8 @@ class _Talk:
                 for news in turn:
                     if not isinstance(news, Question):
                         self._screen.show(news)
-                    elif news.is_open:
-                        news.answer(self._decision(news))
+                    elif news.is_open and self._keyboard is not None:  # without one nobody is asked
+                        news.answer(self._decision(news, self._keyboard))
                 turn.wait()
         except BaseException as error:
             turn.cancel()
@@ -343,12 +318,13 @@ class _Talk:
 
     # ---- calls that need approval
 
-    def _decision(self, question: Question) -> Approval:
+    def _decision(self, question: Question, keyboard: Keyboard) -> Approval:
         self._screen.begin_line()
         agent = f"{question.agent_name}: " if question.depth else ""
-        print(printable(f"Call {agent}{call_text(question.call.tool_name, question.call.arguments)}?"))
+        # With escapes, not blanks: what is approved is what is shown.
+        show(escaped(f"Call {agent}{call_text(question.call.tool_name, question.call.arguments)}?"))
         while True:
-            word = self._ask("[y]es / [n]o / [e]dit, or a reason why not: ").strip()
+            word = keyboard.answer("[y]es / [n]o / [e]dit, or a reason why not: ").strip()
             match word.lower():
                 case "":
                     continue
@@ -357,19 +333,18 @@ class _Talk:
                 case "n" | "no":
                     return Deny()
                 case "e" | "edit":
-                    edited = self._edited(question.call.arguments)
+                    edited = self._edited(question.call.arguments, keyboard)
                     if edited is not None:
                         return Allow(edited)
                 case _:
                     return Deny(word)
 
-    def _edited(self, arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def _edited(self, arguments: Mapping[str, Any], keyboard: Keyboard) -> Mapping[str, Any] | None:
         """Other arguments for a call; None if what was written are none."""
-        now = json_text(arguments)
-        now = now if now.isprintable() else json.dumps(decode(now))
-        if self._editor is None:
-            print(now)
-        edited = self._ask("arguments as JSON: ", now)
+        now = json_line(arguments)
+        if not keyboard.has_editor:
+            show(now)
+        edited = keyboard.answer("arguments as JSON: ", now)
         try:
             found = decode(edited)
         except ValueError as error:
@@ -379,21 +354,6 @@ class _Talk:
             return found
         self._screen.note('give an object: {"name": value, …}')
         return None
-
-    def _ask(self, prompt: str, prefilled: str = "") -> str:
-        """Ask for a line, and take none that was typed before the question was there."""
-        editor = self._editor
-        _forget_what_was_typed()
-        if editor is not None:
-            editor.set_startup_hook(lambda: editor.insert_text(prefilled))
-        try:
-            return input(prompt)
-        except EOFError:
-            print()
-            raise
-        finally:
-            if editor is not None:
-                editor.set_startup_hook(None)
 
     # ---- commands
 
@@ -407,7 +367,7 @@ class _Talk:
     def _write(self, path: str) -> bool:
         try:
             save_messages(path, self._messages)
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:  # the latter: a home that nobody knows
             self._screen.note(f"not saved: {error}")
             is_saved = False
         else:
@@ -422,7 +382,7 @@ class _Talk:
             return
         try:
             self._messages = load_messages(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             self._screen.note(f"not loaded: {error}")
         else:
             self._screen.note(f"loaded from {path}: {counted(len(self._messages), 'message')}")
@@ -432,7 +392,7 @@ class _Talk:
         self._screen.note("a new conversation")
 
     def _show_usage(self, _: str) -> None:
-        print(f"last answer: {usage_text(self._last_usage)}\nin all:      {usage_text(self._usage)}")
+        show(f"last answer: {usage_text(self._last_usage)}\nin all:      {usage_text(self._usage)}")
 
 
 def _sum(one: Usage, other: Usage) -> Usage:
@@ -442,22 +402,3 @@ def _sum(one: Usage, other: Usage) -> Usage:
         input_tokens=one.input_tokens + other.input_tokens,
         output_tokens=one.output_tokens + other.output_tokens,
     )
-
-
-def _line_editor() -> ModuleType | None:
-    """What lets the user edit a line and go back to earlier ones, if it is here; `input` uses it once it is loaded."""
-    try:
-        import readline
-    except ImportError:
-        return None
-    readline.set_auto_history(False)  # answers to questions are none
-    return readline
-
-
-def _forget_what_was_typed() -> None:
-    try:
-        import termios
-    except ImportError:  # not on Windows
-        return
-    with suppress(termios.error):
-        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)

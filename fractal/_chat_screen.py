@@ -6,8 +6,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from fractal._json import encode, is_mapping, jsonable, text_of
-from fractal._tree import printable
+from fractal._door import json_line, say, show, tell
+from fractal._json import is_mapping, text_of
+from fractal._texts import escaped, printable
 from fractal.events import (
     Event,
     LimitHit,
@@ -22,7 +23,7 @@ from fractal.events import (
 if TYPE_CHECKING:
     from fractal.results import AgentResult, Usage
 
-__all__ = ["Screen", "call_text", "counted", "json_text", "usage_text"]
+__all__ = ["Screen", "call_text", "counted", "usage_text"]
 
 _LONGEST_ASIDE = 100
 
@@ -36,7 +37,7 @@ class Screen:
         has_arrows = (sys.stdout.encoding or "").lower().startswith("utf")
         self._begins, self._ends = ("→", "←") if has_arrows else ("->", "<-")
         self._ellipsis = "…" if has_arrows else "..."
-        self._written = ""  # of the reply that is being written
+        self._written: list[str] = []  # of the reply that is being written
         self._is_in_line = False
 
     def show(self, event: Event) -> None:
@@ -45,7 +46,7 @@ class Screen:
             return
         match event:
             case ModelRequested(depth=0):
-                self._written = ""
+                self._written = []
             case TextDelta(text=text, depth=0):
                 self._write(text)
             case ToolStarted(tool_name=name, arguments=arguments):
@@ -63,10 +64,10 @@ class Screen:
     def end(self, result: AgentResult) -> None:
         """Finish an answer: what has not been written piece by piece, and why there is none."""
         if result.success and not self._is_terminal:
-            print(text_of(result.content), flush=True)
+            say(_text(result))
         elif result.success and not self._has_written(result):
             self.begin_line()
-            self._write(text_of(result.content))
+            self._write(_text(result))
         elif not result.success and result.stop_reason != "cancelled":
             self.note(f"no answer ({result.stop_reason}): {result.error}")
         self.begin_line()
@@ -76,11 +77,11 @@ class Screen:
     def note(self, text: str) -> None:
         """Tell the user something that is no answer, in one line."""
         self.begin_line()
-        text = printable(" ".join(text.split()))
+        text = " ".join(text.split())
         if self._is_terminal:
-            print(self._dimmed(text), flush=True)
+            self._show_dim(text)
         else:
-            print(f"fractal chat: {text}", file=sys.stderr)
+            tell(f"fractal chat: {text}")
 
     def note_key(self) -> None:
         """Know that the terminal has shown a key, `^C`, where the cursor was."""
@@ -89,51 +90,60 @@ class Screen:
     def begin_line(self) -> None:
         """Be at the beginning of a line."""
         if self._is_in_line:
-            print(flush=True)
+            show("")
         self._is_in_line = False
 
     def _has_written(self, result: AgentResult) -> bool:
         """Whether the answer is what has been written piece by piece."""
+        written = "".join(self._written)
         if isinstance(result.content, str):
-            return result.content.strip() == self._written.strip()
-        return bool(self._written) and result.stop_reason != "terminated"
+            return result.content.strip() == written.strip()
+        return bool(written) and result.stop_reason != "terminated"
 
     def _write(self, text: str) -> None:
-        self._written += text
-        print(printable(text), end="", flush=True)
+        self._written.append(text)
+        show(text, end="")
         self._is_in_line = not text.endswith("\n")
 
     def _aside(self, event: Event, text: str) -> None:
-        text = " ".join(text.split())
+        text = " ".join(printable(text).split())
         if len(text) > _LONGEST_ASIDE:
             text = text[: _LONGEST_ASIDE - len(self._ellipsis)] + self._ellipsis
         self.begin_line()
-        print(self._dimmed("  " * (event.depth + 1) + printable(text)), flush=True)
+        self._show_dim("  " * (event.depth + 1) + text)
 
-    def _dimmed(self, text: str) -> str:
-        return f"\x1b[2m{text}\x1b[0m" if self._is_dim else text
+    def _show_dim(self, text: str) -> None:
+        show(text, dim=self._is_dim)
 
 
 def _agent(event: Event) -> str:
     return f"{event.agent_name}: " if event.depth else ""
 
 
+def _text(result: AgentResult) -> str:
+    content = result.content
+    return text_of(content) if isinstance(content, (str, bytes, bytearray)) else json_line(content)
+
+
 def call_text(name: str, arguments: object) -> str:
-    """A call as Python would write it, on one line."""
+    """A call as Python would write it, on one line; what does not show has escapes."""
     if not is_mapping(arguments):
-        return f"{name}({json_text(arguments)})"
-    named = ((key if key.isidentifier() else json_text(key), json_text(value)) for key, value in arguments.items())
-    return f"{name}({', '.join(f'{key}={value}' for key, value in named)})"
+        return f"{escaped(name)}({json_line(arguments)})"
+    named = ((_name(key), json_line(value)) for key, value in arguments.items())
+    return f"{escaped(name)}({', '.join(f'{key}={value}' for key, value in named)})"
 
 
-def json_text(value: object) -> str:
-    return encode(jsonable(value)).decode()
+def _name(key: object) -> str:
+    is_plain = isinstance(key, str) and key.isidentifier() and escaped(key) == key
+    return str(key) if is_plain else json_line(key)
 
 
 def usage_text(usage: Usage) -> str:
+    """What was used, in words."""
     requests, calls = counted(usage.requests, "request"), counted(usage.tool_calls, "tool call")
     return f"{requests}, {calls}, {usage.input_tokens} tokens in, {usage.output_tokens} out"
 
 
 def counted(number: int, word: str) -> str:
+    """A number of things, in words."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"

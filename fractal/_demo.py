@@ -19,8 +19,10 @@ from rich.panel import Panel
 from rich.text import Text
 
 from fractal._json import text_of
+from fractal._stand_in import without_proxy
 from fractal._terminal import WIDEST, look_of, result_table, timeline, watch
-from fractal._tree import RunTree, printable
+from fractal._texts import one_line, printable
+from fractal._tree import RunTree
 from fractal.agent import BaseAgent
 from fractal.models.openai import OpenAIModel
 from fractal.testing import answers
@@ -204,22 +206,8 @@ def _endpoint(base_url: str | None) -> Generator[Endpoint | None]:
     if base_url or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY"):
         yield None
     else:
-        with _no_proxy(), Endpoint(play) as endpoint:
+        with without_proxy(), Endpoint(play) as endpoint:
             yield endpoint
-
-
-@contextmanager
-def _no_proxy() -> Generator[None]:
-    """Keep requests to this machine away from a proxy that the environment names."""
-    before = {name: os.environ.get(name) for name in ("no_proxy", "NO_PROXY")}
-    os.environ |= {name: ",".join(filter(None, (value, "127.0.0.1"))) for name, value in before.items()}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            del os.environ[name]
-            if value is not None:
-                os.environ[name] = value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +254,8 @@ def run_demo(
         # A server of one's own needs no key: without one, no such header is sent.
         wire = OpenAIModel(base_url=endpoint.url if endpoint else base_url)
         planner = make_planner(wire, model, tree)
-        _show_opening(console, planner, "played by this process, no key and no network" if endpoint else planner.model)
+        models = "played by this process, no key and no network" if endpoint else one_line(planner.model)
+        _show_opening(console, planner, models)
 
         async def main() -> tuple[AgentResult, int]:
             before = len(anyio.get_running_tasks())
@@ -312,7 +301,8 @@ def _show_closing(console: Console, backend: Backend, tree: RunTree, result: Age
     look, width = look_of(console), min(console.width, WIDEST)
     if result.success:
         answer = Text(printable(text_of(result.content)))
-        console.print(Panel(answer, title=result.agent_name, title_align="left", border_style="cyan", width=width))
+        title = Text(one_line(result.agent_name))  # as text it is no markup
+        console.print(Panel(answer, title=title, title_align="left", border_style="cyan", width=width))
         console.print()
     console.print(result_table(tree, look, width))
     console.print()

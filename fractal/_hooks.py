@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
-from fractal._schema import SignatureFault, is_async, read_signature
+from fractal._callables import is_async
+from fractal._log import log
 from fractal._scopes import cancellation_noted, single_error, waiting
+from fractal._signature import SignatureFault, read_signature
 from fractal._stall import timed
+from fractal._texts import name_of, repr_of
 from fractal._threads import ThreadCall
 from fractal.context import RunContext, is_context
 from fractal.errors import InvalidArguments
 
-__all__ = ["Hook", "Warn", "call_user"]
-
-logger = logging.getLogger("fractal")
+__all__ = ["Hook", "Warn", "call_user", "is_plain"]
 
 Warn = Callable[[str], object]
 """Told what a user should know."""
@@ -40,11 +41,11 @@ class Hook:
 
     def __init__(self, function: Callable[..., Any], what: str) -> None:
         if not callable(function):
-            raise InvalidArguments(f"{what}={function!r}: give a function")
+            raise InvalidArguments(f"{what}={repr_of(function)}: give a function")
         self.function = function
         self._parameters, self._context_name = _parameters(function, what)
 
-    async def __call__(self, value: object, context: RunContext[Any], warn: Warn = logger.warning) -> Any:
+    async def __call__(self, value: object, context: RunContext[Any], warn: Warn = log.warning) -> Any:
         """Call it where it stops nobody; what it raises comes out as it is."""
         positional, by_name = self.arguments(value, context)
         return await call_user(warn, self.function, *positional, **by_name)
@@ -65,7 +66,7 @@ class Hook:
 async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: object, **by_name: object) -> Any:
     """Call a user's function where it stops nobody: awaited if it is async, else in a worker thread."""
     answers: list[Any] = []  # a thread must not hand over a bare coroutine on trio
-    name = getattr(function, "__name__", repr(function))
+    name = name_of(function)
 
     def work() -> None:
         answers.append(function(*arguments, **by_name))
@@ -73,6 +74,7 @@ async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: obj
     def queue(what: str) -> AbstractContextManager[None]:
         return waiting(what, lambda what: warn(f"{name} had not begun: it waited for {what}"))
 
+    raised: Exception | None = None
     with single_error():  # of a task group in the function, or of the one here
         if is_async(function):
             return await timed(function(*arguments, **by_name), name, warn)
@@ -81,10 +83,33 @@ async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: obj
             try:
                 with cancellation_noted():
                     await thread.run()
+            except Exception as error:
+                raised = error  # kept out of the group: trio takes the text of what ends one, and that may raise
             finally:
                 if thread.abandoned:
                     warn(f"{name} could not be stopped: it goes on in its thread, and nobody waits for it")
+        if raised is not None:
+            raise raised
         return await answers[0] if inspect.isawaitable(answers[0]) else answers[0]
+
+
+def is_plain(function: Callable[..., Any]) -> bool:
+    """Whether a function has done all it does when it returns: it is neither async nor a generator, in any form."""
+    inner: Any = function
+    while isinstance(inner, functools.partial):
+        inner = cast("Any", inner.func)
+    forms = [inner] if inspect.isroutine(inner) else [inner, cast("Any", type(inner)).__call__]
+    return not any(map(_is_lazy, forms))
+
+
+def _is_lazy(form: Any) -> bool:
+    try:
+        return any(is_lazy(form) for is_lazy in _LAZY)
+    except Exception:  # it asks a user's object for attributes
+        return False
+
+
+_LAZY = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
 
 
 def _parameters(function: Callable[..., Any], what: str) -> tuple[list[inspect.Parameter], str | None]:
@@ -92,7 +117,7 @@ def _parameters(function: Callable[..., Any], what: str) -> tuple[list[inspect.P
     try:
         signature, hints = read_signature(function, {"RunContext": RunContext})
     except SignatureFault as error:
-        raise InvalidArguments(f"{what}={function!r}: {error}") from None
+        raise InvalidArguments(f"{what}={repr_of(function)}: {error}") from None
     contexts = [parameter for parameter in signature if is_context(hints.get(parameter.name))]
     others = [p for p in signature if p not in contexts and p.kind is not p.VAR_KEYWORD]
     needed = [p for p in others if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
@@ -100,7 +125,7 @@ def _parameters(function: Callable[..., Any], what: str) -> tuple[list[inspect.P
         contexts = [needed.pop()]
     if len(contexts) > 1 or len(needed) > 1 or not others:
         raise InvalidArguments(
-            f"{what}={function!r}: give a function of one value, and of the run's context if it wants that, in a"
+            f"{what}={repr_of(function)}: give a function of one value, and of the run's context if it wants that, in a"
             " second parameter or in one annotated RunContext"
         )
     given = [(needed or others)[0], *contexts]

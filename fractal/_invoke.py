@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from fractal._approve import is_approved
 from fractal._background import Background
+from fractal._copies import recorded
 from fractal._current import current_call
+from fractal._explain import explain
 from fractal._json import text_of
-from fractal._schema import ArgumentsFault
+from fractal._returned import is_plain, read_in_thread, read_up
 from fractal._scopes import cancellation_was_meant, leaves
 from fractal._stall import timed
+from fractal._texts import is_a
 from fractal._threads import ThreadCall
-from fractal.approval import Allow, Deny, PendingCall
-from fractal.errors import AnswerRejected, RunError, ToolIgnoredCancellation
-from fractal.events import ApprovalAnswered, ApprovalRequested
+from fractal.errors import ToolIgnoredCancellation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,12 +34,9 @@ if TYPE_CHECKING:
     from fractal.results import Outcome
     from fractal.toolkit import Tool
 
-__all__ = ["explain", "left_behind", "run_call"]
+__all__ = ["left_behind", "run_call"]
 
 _NO_SCOPE = _NO_GATE = nullcontext()
-
-# What asyncio and trio say when a function of asyncio is called, or awaited, on trio. Used for a hint, nothing more.
-_ASYNCIO_ON_TRIO = ("no running event loop", "framework like asyncio")
 
 _CANCELLED_INSIDE = "the tool was cancelled from inside: something it awaited was cancelled"
 
@@ -61,8 +60,8 @@ async def run_call(call: Call, group: TaskGroup, start_clock: Callable[[Call], N
     except (Exception, SystemExit, BaseExceptionGroup) as error:
         # Outside the scope, so that the scope has taken its own cancellation out of a group already.
         cancelled = anyio.get_cancelled_exc_class()
-        raised = [leaf for leaf in leaves(error) if not isinstance(leaf, cancelled)]
-        if not all(isinstance(leaf, (Exception, SystemExit)) for leaf in raised):
+        raised = [leaf for leaf in leaves(error) if not is_a(leaf, cancelled)]
+        if not all(is_a(leaf, (Exception, SystemExit)) for leaf in raised):
             raise  # Ctrl-C and the like are not the tool's
         if raised:
             call.exception = raised[0] if len(raised) == 1 else error
@@ -74,7 +73,7 @@ async def run_call(call: Call, group: TaskGroup, start_clock: Callable[[Call], N
         stubborn = left_behind(error)
         if stubborn is not None:
             raise stubborn from stubborn.__cause__
-        if isinstance(error, BaseExceptionGroup):
+        if is_a(error, BaseExceptionGroup):
             meant, _ = error.split(cancelled)
             if meant is not None:
                 raise meant from None
@@ -85,7 +84,7 @@ async def _invoke_or_note_cut(call: Call, group: TaskGroup, start_clock: Callabl
     call.enter()
     try:
         if call.needs_approval:
-            if not await _is_approved(call):
+            if not await is_approved(call):
                 return
             start_clock(call)
         await call.run.stop_if_cancelled()  # a tool would run as far as its first await, and a thread would begin
@@ -102,9 +101,9 @@ def left_behind(error: BaseException) -> ToolIgnoredCancellation | None:
     """What tells of a tool that was left to itself, if anything does; no run makes a mere result of that."""
     found: ToolIgnoredCancellation | None = None
     for leaf in leaves(error):
-        if isinstance(leaf, ToolIgnoredCancellation):
+        if is_a(leaf, ToolIgnoredCancellation):
             found = found or leaf
-        elif not isinstance(leaf, (Exception, SystemExit, anyio.get_cancelled_exc_class())):
+        elif not is_a(leaf, (Exception, SystemExit, anyio.get_cancelled_exc_class())):
             return None  # Ctrl-C and the like come first
     return found
 
@@ -121,50 +120,6 @@ def _cut(call: Call, timed_out: bool) -> tuple[Outcome, None, str]:
     return ("timeout", None, why) if timed_out else ("cancelled", None, why)
 
 
-async def _is_approved(call: Call) -> bool:
-    """Have somebody say whether a call may be made, and with what; ends it if not."""
-    run, bound = call.run, call.bound
-    assert bound.tool is not None
-    facts: dict[str, Any] = {"tool_name": bound.name, "call_id": bound.call_id}
-    await run.tell(ApprovalRequested, arguments=bound.arguments, **facts)
-    answer = await _approval(call, PendingCall(arguments=bound.arguments, description=bound.tool.description, **facts))
-    if isinstance(answer, Allow) and answer.arguments is not None:
-        try:
-            call.bound = bound = replace(bound, arguments=bound.tool.parameters.check(answer.arguments))
-        except ArgumentsFault as fault:
-            answer = Deny(f"it was approved with other arguments, which do not fit: {fault}")
-    # Not by the reason alone: somebody may deny without one.
-    reason = str(answer.reason or Deny().reason) if isinstance(answer, Deny) else None
-    await run.tell(ApprovalAnswered, is_allowed=reason is None, arguments=call.bound.arguments, reason=reason, **facts)
-    if reason is not None:
-        call.end("denied", error=f"denied: {reason}")
-        return False
-    call.needs_approval = False
-    call.started = call.run.now()
-    return True
-
-
-async def _approval(call: Call, pending: PendingCall) -> Allow | Deny:
-    """Somebody's word; a call that nobody can answer for, or whose approver fails, is not made."""
-    run = call.run
-    if run.approve is None:
-        run.warn(f"tool {pending.tool_name!r} requires approval and there is nobody to ask: pass approve=")
-        return Deny("there is nobody to approve it")
-    context = run.context(tool_name=pending.tool_name, call_id=pending.call_id)
-    context.started()
-    try:
-        answer = await run.approve(pending, context, run.warn)
-    except Exception as error:
-        call.exception = error
-        return Deny(f"it could not be approved: {explain(error)}")
-    if isinstance(answer, bool):
-        return Allow() if answer else Deny()
-    if isinstance(answer, (Allow, Deny)):
-        return answer
-    run.warn(f"approve() answered {answer!r} for tool {pending.tool_name!r}: return Allow(…), Deny(…), True or False")
-    return Deny("the approval was not understood")
-
-
 async def _invoke(call: Call, group: TaskGroup) -> None:
     tool = call.bound.tool
     assert tool is not None
@@ -172,6 +127,9 @@ async def _invoke(call: Call, group: TaskGroup) -> None:
     if tool.parameters.context_names:
         context = call.run.context(tool_name=tool.name, call_id=call.bound.call_id)
     positional, by_name = tool.parameters.bind(call.bound.arguments, context)
+    record = recorded(call.bound.arguments)
+    if record is not call.bound.arguments:
+        call.bound = replace(call.bound, arguments=record)
     if call.run.twins and not tool.options.idempotent:
         await _wait_for_twins(call, tool)
     function = partial(tool.function, *positional, **by_name)
@@ -199,7 +157,11 @@ async def _in_loop(call: Call, function: Callable[[], Awaitable[Any]], context: 
         if context is not None:
             context.started()
         call.work = work = function()
-        content = await timed(work, f"tool {call.bound.name!r}", call.run.warn)
+        content: Any = work
+        if not hasattr(work, "__anext__"):  # an async generator is not awaited, but read
+            content = await timed(work, f"tool {call.bound.name!r}", call.run.warn)
+        if type(content) is not str and not is_plain(content):
+            content = await timed(read_up(content), f"tool {call.bound.name!r}", call.run.warn)
     call.returned(content, text_of(content))
 
 
@@ -241,9 +203,12 @@ async def _in_task_of_its_own(call: Call, make_call: Callable[[], Awaitable[None
 
 
 async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any], group: TaskGroup) -> tuple[Any, str]:
-    def work() -> tuple[Any, str]:
+    def work() -> tuple[Any, str | None]:
         content = function()
-        return content, "" if inspect.isawaitable(content) else text_of(content)
+        if inspect.isawaitable(content):
+            return content, None
+        content, is_whole = read_in_thread(content)
+        return content, text_of(content) if is_whole else None
 
     def ended_late(seconds: float) -> None:
         call.run.warn_late(_late(tool.name, seconds))
@@ -264,27 +229,11 @@ async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any], group:
         content, text = await thread.run()
     finally:
         call.abandoned = thread.abandoned
-    if inspect.isawaitable(content):  # a plain function that hands out a coroutine
-        content = await content
+    if text is None:  # a plain function that hands out a coroutine, or what has to be read in the loop
+        content = await read_up(await content if inspect.isawaitable(content) else content)
         text = text_of(content)
     return content, text
 
 
 def _late(name: str, seconds: float) -> str:
     return f"tool {name!r}, abandoned earlier, has ended {seconds:.2g} s after that"
-
-
-def explain(error: BaseException) -> str:
-    """What a tool raised, for the model: one phrase for each exception of a group."""
-    members = leaves(error)
-    if members != [error]:
-        return "; ".join(map(explain, members))
-    if isinstance(error, SystemExit):
-        return f"the tool called sys.exit({error.code!r})"
-    text = text_of(str(error))
-    if isinstance(error, (RunError, AnswerRejected)):  # written for the model already
-        return text
-    hint = ""
-    if isinstance(error, (RuntimeError, TypeError)) and any(words in text for words in _ASYNCIO_ON_TRIO):
-        hint = ": the tool uses asyncio, and this run is on another event loop; use anyio in it"
-    return f"{type(error).__name__}: {text}{hint}" if text else type(error).__name__

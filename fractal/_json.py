@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any, TypeGuard
+from collections import deque
+from collections.abc import Callable, Collection, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from typing import Any, Literal, TypeGuard, cast
 
+from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
-__all__ = ["clean_text", "decode", "encode", "is_list", "is_mapping", "is_same", "jsonable", "text_of"]
+from fractal._texts import clean_text, is_a, repr_of, str_of
 
+__all__ = ["decode", "encode", "is_list", "is_mapping", "is_same", "jsonable", "text_of"]
 
-def clean_text(text: str) -> str:
-    """Replace lone surrogates, which no UTF-8 wire can carry; every other character is kept."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Going through UTF-16 joins the halves of a pair that came in as two characters.
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+_DEEPEST = 100
+"""Values inside each other that `jsonable` keeps. Readers of JSON take 200, and what it gives stands inside others."""
 
 
 def encode(value: object) -> bytes:
     """One JSON value as compact UTF-8; lone surrogates are replaced, never an error."""
     try:
         # JSON has no NaN and no infinity.
-        return to_json(value, fallback=str, bytes_mode="base64", inf_nan_mode="null")
-    except (ValueError, RecursionError):  # lone surrogates, or a value that contains itself or goes too deep
+        return _written(value, "null")
+    except Exception:  # lone surrogates, or a value that contains itself or goes too deep
         pass
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=jsonable, allow_nan=False)
-    except ValueError:
-        value = to_jsonable_python(value, fallback=str, bytes_mode="base64", inf_nan_mode="null")
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_leaf, allow_nan=False)
+    except Exception:
+        return _written(_by_parts(value), "null")
     return clean_text(text).encode()
 
 
@@ -55,12 +52,13 @@ def decode(data: bytes | str) -> Any:
 
 def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
     """Whether a value is a JSON object."""
-    return isinstance(value, (dict, Mapping))  # nearly all are dicts, and that is asked sooner
+    kind = type(value)  # an object may say that it is of another
+    return kind is dict or issubclass(kind, Mapping)  # nearly all are dicts, and that is asked sooner
 
 
 def is_list(value: object) -> TypeGuard[list[Any]]:
     """Whether a value is a JSON array."""
-    return isinstance(value, list)
+    return issubclass(type(value), list)
 
 
 def is_same(one: object, other: object) -> bool:
@@ -72,41 +70,144 @@ def is_same(one: object, other: object) -> bool:
 
 
 def jsonable(value: object) -> Any:
-    """The value in JSON's own types; what JSON has no form for becomes its text."""
-    plain = to_jsonable_python(value, fallback=str, bytes_mode="base64", inf_nan_mode="constants")
+    """The value in JSON's own types; never an error, and no deeper than whatever reads JSON can take.
+
+    What JSON has no form for becomes its text, and so does what is too deep inside; where that cannot be made, the name
+    of its class. Lone surrogates are replaced.
+    """
     try:
-        json.dumps(plain, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return decode(encode(plain))
-    return plain
+        return _read_inside(_written(value, "constants"))
+    except Exception:
+        pass
+    try:
+        return _by_parts(value)
+    except Exception:  # the stack has no room left, say
+        return repr_of(value)
 
 
 def text_of(value: object) -> str:
-    """What a model sees of a Python value: text as it is, anything else as JSON.
+    """What a model sees of a Python value: text as it is, anything else as JSON; never an error.
 
-    Models, dataclasses, dates, sets, enums and the like have a JSON form; bytes are text if they are UTF-8 and
-    base64 if not; an object without a JSON form is shown by its `str()`.
+    Models, dataclasses, dates, sets, ranges, enums and the like have a JSON form; bytes are text if they are UTF-8 and
+    base64 if not; an object without a JSON form is shown by its `str()`. All this holds at every depth.
     """
-    if isinstance(value, str):
-        return clean_text(value)
-    if isinstance(value, (bytes, bytearray)):
-        return _text_of_bytes(bytes(value))
+    kind = type(value)  # an object may say that it is of another
+    if issubclass(kind, str):
+        return clean_text(cast("str", value))
+    if issubclass(kind, _BYTES):
+        return _text_of_bytes(cast("bytes", value))
+    texts: list[str] = []
+
+    def shown(part: object) -> Any:
+        form = _form_of(part)
+        if part is value and isinstance(form, str):
+            texts.append(form)  # no JSON: at the top a text is text
+        return form
+
     try:
-        return to_json(value, fallback=str, bytes_mode="base64", inf_nan_mode="constants").decode()
-    except (ValueError, RecursionError):  # lone surrogates, or a value that contains itself or goes too deep
-        pass
+        text = to_json(value, fallback=shown, bytes_mode="utf8", inf_nan_mode="constants").decode()
+    except Exception:  # bytes, or halves of surrogate pairs, or a value that goes too deep
+        text = _loose_text(value) or _loose_text(_by_parts(value)) or repr_of(value)
+    return texts[0] if texts else text
+
+
+def _written(value: object, nan: Literal["constants", "null"]) -> bytes:
+    return to_json(value, fallback=_form_of, bytes_mode="base64", inf_nan_mode=nan)
+
+
+def _read_inside(text: bytes) -> Any:
+    """The value of a JSON text, read inside so many lists that there is room around it."""
+    value = from_json(b"[" * _DEEPEST + text + b"]" * _DEEPEST)
+    for _ in range(_DEEPEST):
+        [value] = value
+    return value
+
+
+_BYTES = (bytes, bytearray, memoryview)
+_VIEWS = (range, KeysView, ValuesView, ItemsView)
+_LISTS = (set, frozenset, deque, *_VIEWS)
+
+
+def _form_of(part: object) -> Any:
+    """The form of what pydantic has none for."""
+    kind = type(part)
+    if issubclass(kind, _VIEWS):
+        return [*cast("Collection[Any]", part)]
+    return _text_of_bytes(cast("memoryview", part)) if issubclass(kind, memoryview) else str_of(part)
+
+
+def _text_of_bytes(value: bytes | bytearray | memoryview) -> str:
+    raw = bytes(memoryview(value))  # a subclass of bytes may have a `__bytes__` of its own
     try:
-        return clean_text(json.dumps(value, ensure_ascii=False, default=jsonable))
-    except (ValueError, TypeError, RecursionError):
+        return raw.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(raw).decode()
+
+
+def _loose_text(value: object) -> str | None:
+    """The text of a value that is JSON but for a few things; None where there is none."""
+    try:
+        return clean_text(json.dumps(value, ensure_ascii=False, default=_leaf))
+    except TypeError:  # a key that is none of JSON's: part by part there is more to show
+        return None
+    except Exception:  # it contains itself, or goes too deep
         pass
     try:
         return clean_text(repr(value))
-    except RecursionError:
-        return f"a {type(value).__name__} that is nested too deeply to be shown"
+    except Exception:
+        return None
 
 
-def _text_of_bytes(value: bytes) -> str:
+def _leaf(value: object) -> Any:
+    """The JSON form of an object that is none of JSON's own types; bytes in it may be left for another look."""
     try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return base64.b64encode(value).decode()
+        return to_jsonable_python(value, fallback=_form_of, bytes_mode="utf8", inf_nan_mode="constants")
+    except Exception:
+        pass
+    try:
+        return _inside(value)
+    except Exception:
+        return repr_of(value)
+
+
+def _inside(value: Any) -> Any:
+    """What is in an object, one level down."""
+    if is_a(value, _BYTES):
+        return _text_of_bytes(cast("bytes", value))
+    if is_a(value, BaseModel):
+        return value.model_dump()
+    if dataclasses.is_dataclass(value):
+        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    return [*value] if is_a(value, _LISTS) else repr_of(value)
+
+
+# What a subclass makes of it does not count: it may raise.
+_ITERATE: dict[type, Callable[[Any], Iterator[Any]]] = {
+    kind: vars(kind)["__iter__"] for kind in (list, tuple, set, frozenset)
+}
+
+
+def _by_parts(value: object, above: frozenset[int] = frozenset()) -> Any:
+    """A value that has no JSON form as a whole: what is odd in it becomes text, and the rest stays.
+
+    Args:
+        value: The value.
+        above: The values that it is in.
+    """
+    kind = type(value)
+    if issubclass(kind, str):
+        return text_of(value)
+    inside = above | {id(value)}
+    if id(value) in above or len(above) == _DEEPEST:
+        return _loose_text(value) or repr_of(value)
+    if issubclass(kind, dict):
+        members = cast("dict[Any, Any]", value)
+        return {text_of(key): _by_parts(member, inside) for key, member in dict[Any, Any].items(members)}
+    for sequence, iterate in _ITERATE.items():
+        if issubclass(kind, sequence):
+            return [_by_parts(item, inside) for item in iterate(value)]
+    try:
+        return _read_inside(_written(value, "constants"))
+    except Exception:
+        form = _leaf(value)
+    return _by_parts(form, inside) if issubclass(type(form), (dict, list)) else text_of(form)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from fractal._ask import ask
 from fractal._calls import answer_calls
+from fractal._log import log
 from fractal._output import OutputFault
 from fractal._scopes import cancellation_was_meant, leaves, single_error, time_limit, unexpected
-from fractal._step import AskAgain, CallTools, Decline, Finish, next_step
+from fractal._step import AskAgain, CallTools, Decline, Finish, bound_calls, next_step
+from fractal._texts import is_a, said_by
 from fractal.errors import (
     RAISE_LIMIT,
     AnswerRejected,
@@ -31,13 +33,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fractal._run import Run
-    from fractal._step import BoundCall
+    from fractal._step import BoundCall, Step
     from fractal.models.base import Reply
     from fractal.results import AgentResult
 
 __all__ = ["drive"]
 
-logger = logging.getLogger("fractal")
+BOUND_AT_A_TIME = 250
+"""Calls whose arguments are checked before other tasks, and clocks, have their turn."""
 
 _NO_SCOPE = nullcontext()
 
@@ -73,7 +76,7 @@ async def drive(run: Run) -> AgentResult:
             run.fail(unexpected(error))
             raise
         except Exception as error:
-            logger.debug("run %s failed", run.run_id, exc_info=True)
+            log.debug(f"run {run.run_id} failed", error)
             return run.fail(unexpected(error))
         except BaseException as error:
             if _is_cancellation(error) and not cancellation_was_meant(error):
@@ -95,7 +98,7 @@ async def _converse(run: Run) -> _End:
         _next_iteration(run)
         last_word = run.last_word()
         reply = await ask(run)
-        match next_step(reply, run.tools):
+        match await _next_step(run, reply):
             case CallTools(calls):
                 end = await _call(run, reply, calls, last_word)
             case Finish(text):
@@ -109,6 +112,18 @@ async def _converse(run: Run) -> _End:
                 if reply.is_cut or run.empty_replies > run.settings.max_retries:
                     raise NoContent(run.empty_replies, is_cut=reply.is_cut)
     return end
+
+
+async def _next_step(run: Run, reply: Reply) -> Step:
+    """Say what a reply asks for; of many calls so many at a time, for deadlines hold meanwhile too."""
+    if len(reply.tool_calls) <= BOUND_AT_A_TIME or reply.is_filtered:
+        return next_step(reply, run.tools)
+    calls: list[BoundCall] = []
+    for start in range(0, len(reply.tool_calls), BOUND_AT_A_TIME):
+        await checkpoint()
+        some = reply.tool_calls[start : start + BOUND_AT_A_TIME]
+        calls += bound_calls(some, run.tools, is_cut=reply.is_cut)
+    return CallTools(tuple(calls))
 
 
 async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: StopReason) -> _End | None:
@@ -141,7 +156,7 @@ async def _finish(run: Run, reply: Reply, text: str, last_word: StopReason) -> _
     try:
         return await run.answer.read(text), last_word
     except (OutputFault, AnswerRejected) as error:
-        correction = run.answer.reject(str(error), text)
+        correction = run.answer.reject(said_by(error), text)
     run.transcript.append({"role": "user", "content": correction})
     return None
 
@@ -170,4 +185,4 @@ def _why_cancelled(run: Run) -> RunError:
 
 def _is_cancellation(error: BaseException) -> bool:
     cancelled = anyio.get_cancelled_exc_class()
-    return all(isinstance(leaf, cancelled) for leaf in leaves(error))
+    return all(is_a(leaf, cancelled) for leaf in leaves(error))

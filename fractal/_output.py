@@ -17,9 +17,22 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
-from fractal._json import clean_text, decode, encode, is_list, is_mapping
-from fractal._schema import PlainJsonSchema, explain, first_line
+from fractal._json import encode, is_list, is_mapping
+from fractal._json_text import (
+    BLANK,
+    NOT_JSON,
+    OBJECT,
+    OBJECT_OR_LIST,
+    OutputFault,
+    bounded,
+    end_of_json,
+    find_json,
+    is_json,
+    unfenced,
+)
 from fractal._strict import strict_schema
+from fractal._texts import clean_text, described
+from fractal._types import PlainJsonSchema, adapter_for, explain, first_line, read_json
 from fractal.errors import InvalidArguments, StatusError
 
 __all__ = [
@@ -45,11 +58,6 @@ _WAYS: tuple[Way, ...] = ("native", "tool", "prompt")
 _MODES = ("auto", *_WAYS)
 _TOOL_NAME = "final_answer"
 WRAPPER = "result"
-_NOT_JSON = "the answer is not valid JSON"
-
-
-class OutputFault(ValueError):
-    """An answer does not fit; the text is short and meant for the model."""
 
 
 # ---- the type
@@ -77,6 +85,7 @@ class OutputType:
     """
 
     __slots__ = (
+        "_bare_schema",
         "_names",
         "_starts",
         "_takes_text",
@@ -90,11 +99,12 @@ class OutputType:
 
     def __init__(self, kind: Any) -> None:
         self.adapter, schema = _read(kind)
+        self._bare_schema = schema
         self.name = _name_of(kind)
         self.is_wrapped = schema.get("type") != "object"
         self.wrapper: TypeAdapter[Any] | None = None
         self._takes_text = self.is_wrapped and _takes(schema, "string", schema)
-        self._starts = _OBJECT_OR_LIST if self.is_wrapped and _takes(schema, "array", schema) else _OBJECT
+        self._starts = OBJECT_OR_LIST if self.is_wrapped and _takes(schema, "array", schema) else OBJECT
         if self.is_wrapped:
             self.wrapper, schema = _read(_wrapped(kind))
         schema.pop("title", None)
@@ -161,12 +171,12 @@ class OutputType:
         Raises:
             OutputFault: It holds no answer, more than one, or one that does not fit.
         """
-        text = _unfenced(clean_text(text).strip(_BLANK))
+        text = unfenced(clean_text(bounded(text)).strip(BLANK))
         is_scalar = not text.startswith(("{", "[", '"'))
         try:
             return self.check(self._single_value(text))
         except OutputFault:
-            if not (self._takes_text and is_scalar and _find_json(text, self._starts) is None):
+            if not (self._takes_text and is_scalar and find_json(text, self._starts) is None):
                 raise
         # "yes" where Literal["yes", "no"] was asked for: the quotes are missing, and nothing else.
         return self.check(json.dumps(text))
@@ -180,7 +190,7 @@ class OutputType:
         Raises:
             OutputFault: It does not fit.
         """
-        return self.check(clean_text(text).strip() or "{}")
+        return self.check(clean_text(bounded(text)).strip() or "{}")
 
     def check(self, text: str) -> Any:
         """The value of one JSON text, which may come without the `{"result": …}` if it is no object.
@@ -190,34 +200,30 @@ class OutputType:
         """
         text = text.strip()
         if self.wrapper is not None and text.startswith("{"):
-            return self._checked(self.wrapper, text)[WRAPPER]
-        return self._checked(self.adapter, text)
+            return self._checked(self.wrapper, text, self.json_schema)[WRAPPER]
+        return self._checked(self.adapter, text, self._bare_schema)
 
     def start_of_json(self, text: str) -> int | None:
         """Where the JSON begins in the text of an answer that is not complete; None if it has not begun."""
-        return _find_json(text, self._starts)
+        return find_json(text, self._starts)
 
-    def _checked(self, adapter: TypeAdapter[Any], text: str) -> Any:
+    def _checked(self, adapter: TypeAdapter[Any], text: str, schema: Mapping[str, Any]) -> Any:
         try:
-            return _validated(adapter, text)
+            return read_json(adapter, text, schema)
         except ValidationError as error:
             raise OutputFault(explain(error, self._names, whole="the answer", part="field")) from None
         except Exception as error:  # a validator of the user's own
-            raise OutputFault(f"{type(error).__name__}: {error}") from error
+            raise OutputFault(described(error)) from error
 
     def _single_value(self, text: str) -> str:
         """The one JSON value in a text."""
-        try:
-            _DECODER.decode(text)
-        except (ValueError, RecursionError):
-            pass
-        else:
+        if is_json(text):
             return text
-        start = _find_json(text, self._starts)
+        start = find_json(text, self._starts)
         if start is None:
-            raise OutputFault(f"{_NOT_JSON}: there is no {'JSON value' if self.is_wrapped else 'JSON object'} in it")
-        end = _end_of_json(text, start)
-        if _find_json(text, self._starts, end) is not None:
+            raise OutputFault(f"{NOT_JSON}: there is no {'JSON value' if self.is_wrapped else 'JSON object'} in it")
+        end = end_of_json(text, start)
+        if find_json(text, self._starts, end) is not None:
             raise OutputFault("there is more than one JSON value in the answer: give one")
         return text[start:end]
 
@@ -257,7 +263,7 @@ def _read(kind: Any) -> tuple[TypeAdapter[Any], dict[str, Any]]:
     if isinstance(kind, str) or inspect.isroutine(kind) or inspect.ismodule(kind):
         _refuse(kind, "it is no type")
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        adapter = adapter_for(kind)
         schema = adapter.json_schema(schema_generator=PlainJsonSchema)
     except SchemaError as error:  # a pattern that is none, say
         _refuse(kind, " ".join(str(error).split())[:200])
@@ -311,69 +317,9 @@ def _name_of(kind: Any) -> str:
     return re.sub(r"[^a-zA-Z0-9]+", "_", shown).strip("_")[:64] or "answer"
 
 
-# ---- JSON in text
+# ---- nulls that mean nothing
 
-_BLANK = " \t\r\n\ufeff"
-_FENCE = re.compile(r"```[\w-]*[ \t]*\r?\n(.*?)\s*```", re.DOTALL)
-# What looks like the beginning of JSON, and not like a bracket in a sentence.
-_OBJECT = re.compile(r"\{(?=\s*[\"}])")
-_OBJECT_OR_LIST = re.compile(r"\{(?=\s*[\"}])|\[(?=\s*(?:[\[\]{\"\d-]|(?:true|false|null)\b))")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"JSON has no {name}")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def _unfenced(text: str) -> str:
-    fenced = _FENCE.fullmatch(text)
-    return fenced[1].strip(_BLANK) if fenced else text
-
-
-def _find_json(text: str, starts: re.Pattern[str], position: int = 0) -> int | None:
-    """Where a JSON value seems to begin, from a position on."""
-    found = starts.search(text, position)
-    return found.start() if found else None
-
-
-def _end_of_json(text: str, start: int) -> int:
-    try:
-        return _DECODER.raw_decode(text, start)[1]
-    except ValueError as error:
-        raise OutputFault(f"{_NOT_JSON}: {error}") from None
-    except RecursionError:
-        raise OutputFault(f"{_NOT_JSON}: nested too deeply") from None
-
-
-def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
-    """Validate, and take a null that is refused as a field that is left out: in strict schemas it means that."""
-    try:
-        return adapter.validate_json(text)
-    except ValidationError as error:
-        nulls = [fault["loc"] for fault in error.errors(include_url=False) if fault["input"] is None and fault["loc"]]
-        if not nulls:
-            raise
-        value = decode(text)
-        for location in nulls:
-            _leave_out(value, location)
-        try:
-            return adapter.validate_json(encode(value))
-        except ValidationError:
-            raise error from None
-
-
-def _leave_out(value: Any, location: tuple[int | str, ...]) -> None:
-    """Take the member that a location leads to out of its object, if it is null there."""
-    holder, key = value, None
-    for step in location:
-        # Steps that are no keys name the members of unions.
-        if (is_mapping(value) and step in value) or (is_list(value) and isinstance(step, int) and step < len(value)):
-            within: Any = value
-            holder, key, value = within, step, within[step]
-    if value is None and isinstance(holder, dict):
-        del holder[key]
+_MOST_NULLS = 1000  # a model that writes null for what it leaves out does so in so many places at most
 
 
 # ---- the way

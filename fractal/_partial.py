@@ -10,8 +10,10 @@ This module is loaded by the first run that is watched so.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, cast
+
+from anyio.lowlevel import checkpoint
 
 from fractal._json import is_same
 from fractal._output import WRAPPER, OutputFault, OutputType
@@ -21,6 +23,10 @@ from fractal.events import Event, ModelRequested, RunFinished, TextDelta, ToolCa
 
 if TYPE_CHECKING:
     from fractal.streaming import RunStream
+
+_LOOKS = 256
+_LONGEST_STEP = 16_384
+"""Characters that are read in one go, while the event loop stands still."""
 
 __all__ = ["NOTHING", "PartialReader", "PartialStream", "Partials"]
 
@@ -44,12 +50,13 @@ class PartialReader:
         [['a'], ['ab', 'c'], ['ab', 'c']]
     """
 
-    __slots__ = ("_last", "_output", "_scanner", "_shapes")
+    __slots__ = ("_last", "_next_look", "_output", "_scanner", "_shapes")
 
     def __init__(self, output: OutputType) -> None:
         self._output, self._shapes = output, _shapes_of(output)
         self._scanner = Scanner(output.start_of_json)
         self._last: Any = NOTHING
+        self._next_look = 0
 
     def feed(self, text: str) -> Any:
         """Take the next piece of the answer.
@@ -58,8 +65,9 @@ class PartialReader:
         they are for reading.
 
         Returns:
-            The object as far as it goes; NOTHING if there is nothing to show or nothing new. When the JSON is complete,
-            the validated object, and from then on NOTHING.
+            The object as far as it goes; NOTHING if there is nothing to show, nothing new, or too little: a long one is
+            shown again when it has grown by a 256th. When the JSON is complete, the validated object, and from then on
+            NOTHING.
         """
         scanner = self._scanner
         if not scanner.feed(text):
@@ -69,6 +77,11 @@ class PartialReader:
                 return self._output.check(scanner.whole)
             except OutputFault:
                 return NOTHING
+        if scanner.length < self._next_look:
+            return NOTHING
+        # Each look costs as much as there is to see. All of them together cost no more than so many of the last one if
+        # they become rarer.
+        self._next_look = scanner.length + scanner.length // _LOOKS
         shown = self._shown()
         if shown is NOTHING or is_same(shown, self._last):
             return NOTHING
@@ -106,7 +119,11 @@ class PartialStream(AsyncIterator[Any]):
             StopAsyncIteration: The run is over.
         """
         while True:
-            value = self._partials.see(await self._stream.__anext__())
+            value: Any = NOTHING
+            for number, seen in enumerate(self._partials.steps(await self._stream.__anext__())):
+                if number:
+                    await checkpoint()
+                value = seen if seen is not NOTHING else value
             if value is not NOTHING:
                 return value
 
@@ -132,23 +149,37 @@ class Partials:
         Returns:
             The value that it completes, or `NOTHING`.
         """
-        value: Any = NOTHING
-        if event.run_id == self._run_id:
-            match event:
-                case ModelRequested():
-                    self._begin(None)
-                case TextDelta(text=text) if self._call is None:
-                    value = self._reader.feed(text)
-                case ToolCallDelta(tool_name=self._tool_name, index=index, arguments=arguments):
-                    if index != self._call:
-                        self._begin(index)
-                    value = self._reader.feed(arguments)
-                case RunFinished(result=result) if result.success and not is_same(result.content, self._last):
-                    value = result.content
-                case _:
-                    pass
-        self._last = value if value is not NOTHING else self._last
-        return value
+        values = [value for value in self.steps(event) if value is not NOTHING]
+        return values[-1] if values else NOTHING
+
+    def steps(self, event: Event) -> Iterator[Any]:
+        """Take the next event in steps that take a moment each.
+
+        Yields:
+            After each the value as far as it goes, or `NOTHING`.
+        """
+        for value in self._steps(event) if event.run_id == self._run_id else ():
+            self._last = value if value is not NOTHING else self._last
+            yield value
+
+    def _steps(self, event: Event) -> Iterator[Any]:
+        match event:
+            case ModelRequested():
+                self._begin(None)
+            case TextDelta(text=text) if self._call is None:
+                yield from self._read(text)
+            case ToolCallDelta(tool_name=self._tool_name, index=index, arguments=arguments):
+                if index != self._call:
+                    self._begin(index)
+                yield from self._read(arguments)
+            case RunFinished(result=result) if result.success and not is_same(result.content, self._last):
+                yield result.content
+            case _:
+                pass
+
+    def _read(self, text: str) -> Iterator[Any]:
+        for start in range(0, len(text), _LONGEST_STEP):
+            yield self._reader.feed(text[start : start + _LONGEST_STEP])
 
     def _begin(self, call: int | None) -> None:
         self._call, self._reader = call, PartialReader(self._kind)

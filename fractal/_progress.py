@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import anyio
 
 from fractal._background import Background
+from fractal._log import log
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["described", "shown"]
 
 T = TypeVar("T")
-
-logger = logging.getLogger("fractal")
 
 _BAR_COLUMNS = 40  # at most
 
@@ -75,8 +73,8 @@ async def _draw(display: _Display) -> None:
 def _try(show: Callable[[], None]) -> bool:
     try:
         show()
-    except Exception:  # the terminal has gone, say
-        logger.debug("progress cannot be shown", exc_info=True)
+    except Exception as error:  # the terminal has gone, say
+        log.debug("progress cannot be shown", error)
         return False
     return True
 

@@ -6,7 +6,6 @@ it. `current_run` is how a call made inside a tool finds the run it belongs to.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
@@ -14,7 +13,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -22,15 +21,18 @@ from anyio.lowlevel import checkpoint, current_token
 
 from fractal._answer import Answer, AnswerSettings
 from fractal._background import Background, end_all
+from fractal._copies import copied, with_own_content
 from fractal._current import current_call, current_run
 from fractal._feed import Inlet
-from fractal._scopes import waiting
-from fractal._stall import is_guarded, watched
+from fractal._log import log
+from fractal._observers import Brief, tell_all, without_repeats
+from fractal._scopes import unexpected, waiting
+from fractal._texts import said_by
 from fractal._twins import Twins
 from fractal._window import Window, WindowView
 from fractal.context import RunContext
 from fractal.errors import BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
-from fractal.events import Event, LimitHit, Observer, RunEvent, RunFinished, RunStarted, WarningRaised
+from fractal.events import Event, LimitHit, Observer, RunFinished, RunStarted, WarningRaised
 from fractal.limits import DEFAULT_LIMITS, Budget, Limits, limits_below
 from fractal.results import AgentResult, ToolResult, Usage
 
@@ -42,10 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "RunSettings", "run_watchers"]
 
-logger = logging.getLogger("fractal")
-
 _CLOCK_SLACK = 0.002
 _is_full = attrgetter("is_full")
+_STOP_REASONS = frozenset(get_args(StopReason))
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
@@ -168,7 +169,7 @@ class Run:
         self.abandoned: list[ToolResult] = []
         self.warnings: list[str] = []
         observers = settings.observers + (parent._observers if parent else ())
-        self._observers: tuple[Observer, ...] = _without_repeats(observers) if observers else ()
+        self._observers: tuple[Observer, ...] = without_repeats(observers) if observers else ()
         self.feeds: tuple[Inlet[Event], ...] = ()
         self._identity: dict[str, Any] = {  # what every event says
             "run_id": self.run_id,
@@ -257,7 +258,7 @@ class Run:
         finally:
             # Also a run that is cancelled here has a beginning.
             if self.is_heard:
-                self.emit(RunStarted, message=self.transcript.messages[-1], call_id=self._begun_by)
+                self.emit(RunStarted, message=copied(self.transcript.messages[-1]), call_id=self._begun_by)
         await self.pace()
         if self.parent is not None and self.depth > self.parent._depth_limit:
             raise DepthExceeded(int(self.parent._depth_limit))
@@ -331,47 +332,39 @@ class Run:
     @property
     def is_heard(self) -> bool:
         """Whether anybody listens; facts that cost something to find need not be found for nobody."""
-        return bool(self._observers or self.feeds) or logger.isEnabledFor(logging.DEBUG)
+        return bool(self._observers or self.feeds) or log.is_debugging()
 
     def emit(self, kind: Callable[..., Event], **facts: Any) -> None:
         """Tell observers, streams and the log without waiting; costs nothing when nobody listens."""
-        is_logging = logger.isEnabledFor(logging.DEBUG)
+        is_logging = log.is_debugging()
         if not self._observers and not self.feeds and not is_logging:
             return
         event = kind(**self._identity, **facts)
         if is_logging:
-            logger.debug("%s", _Brief(event))
-        for observe in self._observers:
-            try:
-                if is_guarded():
-                    self._watch(observe, event)
-                else:
-                    observe(event)
-            except Exception:
-                logger.exception("observer %r failed on %s", observe, event.kind)
+            log.debug(Brief(event))
+        if self._observers:
+            tell_all(self._observers, event, self._warn_of_observer)
         for feed in self.feeds:
             feed.put(event)
 
-    def _watch(self, observe: Observer, event: Event) -> None:
-        told: list[str] = []
-        with watched(f"observer {getattr(observe, '__name__', observe)!r}", told.append):
-            observe(event)
-        for message in told:
-            logger.warning("%s", message)
-            self.warnings.append(message)  # and no event, which would be one more for it to be slow on
+    def _warn_of_observer(self, message: str) -> None:
+        """Note what is wrong with an observer, once; no event tells of it, which would be one more for the observer."""
+        if message not in self.warnings:
+            log.warning(message)
+            self.warnings.append(message)
 
     def add_observer(self, observer: Observer) -> None:
         """Tell one more, of this run and of those below it."""
-        self._observers = _without_repeats((*self._observers, observer))
+        self._observers = without_repeats((*self._observers, observer))
 
     def note_limit(self, error: LimitReached) -> None:
         """Tell that a limit was hit."""
         limit = error.resource if isinstance(error, BudgetExceeded) else error.stop_reason
-        self.emit(LimitHit, limit=limit, message=str(error))
+        self.emit(LimitHit, limit=limit, message=said_by(error))
 
     def warn(self, message: str) -> None:
         """Note something odd, here and in the runs above."""
-        logger.warning("%s", message)
+        log.warning(message)
         self.emit(WarningRaised, message=message)
         run: Run | None = self
         while run is not None:
@@ -392,11 +385,11 @@ class Run:
             run = run.parent
         try:
             if run is None:
-                logger.info("%s", message)
+                log.info(message)
             else:
                 run._token.backend_class.run_sync_soon(run._warn_or_pass_on, (message,), run._token.native_token)
         except RuntimeError:  # the loop has ended
-            logger.info("%s", message)
+            log.info(message)
 
     def _warn_or_pass_on(self, message: str) -> None:
         if self.result is None:
@@ -436,7 +429,8 @@ class Run:
         """End the run without one."""
         if isinstance(error, LimitReached):
             self.note_limit(error)
-        error.result = result = self._result(str(error), error.stop_reason, error)
+        error = _sound(error)
+        error.result = result = self._result(said_by(error), error.stop_reason, error)
         return self._end(result)
 
     def _result(self, content: Any, stop_reason: StopReason, error: RunError | None) -> AgentResult:
@@ -463,34 +457,17 @@ class Run:
 
     def _end(self, result: AgentResult) -> AgentResult:
         self.result = result
-        self.emit(RunFinished, result=result)
+        # The run above is still to be told of the answer.
+        shown = with_own_content(result) if self.parent is not None and self.is_heard else result
+        self.emit(RunFinished, result=shown)
         return result
 
 
-class _Brief:
-    """An event as one line of a log, made only if the line is written."""
-
-    __slots__ = ("event",)
-
-    def __init__(self, event: RunEvent) -> None:
-        self.event = event
-
-    def __str__(self) -> str:
-        event: Any = self.event
-        facts = " ".join(f"{name}={_shown(getattr(event, name))}" for name in event.__slots__ if name != "kind")
-        return f"{event.kind} agent={event.agent_name!r} run={event.run_id[:8]} depth={event.depth} {facts}"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    text = repr(value) if value is None or type(value) in (str, int, dict) else repr(str(value))
-    return text if len(text) <= 200 else text[:200] + "…"
-
-
-def _without_repeats(observers: tuple[Observer, ...]) -> tuple[Observer, ...]:
-    unique: list[Observer] = []
-    for observer in observers:
-        if observer not in unique:
-            unique.append(observer)
-    return tuple(unique)
+def _sound(error: RunError) -> RunError:
+    """The error; or what stands for it, if it is of a user's class whose facts cannot be read."""
+    try:
+        error.result = None
+        is_sound = error.stop_reason in _STOP_REASONS and isinstance(error.error_type, str)
+    except Exception:
+        is_sound = False
+    return error if is_sound else unexpected(error)

@@ -9,12 +9,16 @@ from typing import Any
 
 from fractal._json import decode
 
-__all__ = ["Frame", "Scanner"]
+__all__ = ["DEEPEST", "Frame", "Scanner"]
 
+DEEPEST = 60
+"""Values inside each other that anybody looks into while they are open; deeper ones are seen when they are complete."""
+
+_READABLE = 255  # values inside each other; no reader of JSON takes so many
 _LONGEST_NUMBER = 5000
 
-# The end of a text in which JSON may begin, if the right thing follows.
-_MAY_BEGIN = re.compile(r"[{\[]\s*-?[a-z]{0,4}$")
+# The end of a text in which JSON may begin, if the right thing follows; blanks in between may be any number.
+_MAY_BEGIN = re.compile(r"([{\[])\s*(-?[a-z]{0,4})$")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRING_STOP = re.compile(r'["\\]')
 _SCALAR = re.compile(r"[-+.\w]*")
@@ -30,26 +34,38 @@ _MORE_OF_OBJECT, _MORE_OF_LIST = ",}", ",]"
 
 
 class _OpenString:
-    """A string that is not closed yet."""
+    """A string that is not closed yet.
 
-    __slots__ = ("_at", "_value", "start")
+    Attributes:
+        start: Where it begins.
+    """
+
+    __slots__ = ("_at", "_is_valid", "_parts", "start")
 
     def __init__(self, start: int) -> None:
         self.start = start
         self._at = start + 1
-        self._value: str | None = ""
+        self._parts = [""]
+        self._is_valid = True
 
-    def value(self, text: str) -> str | None:
-        """What there is of it; None if it is no valid string."""
-        part = _DECODABLE.match(text, self._at)
-        if self._value is None or part is None or part.end() == self._at:
-            return self._value
+    def grow(self, text: str) -> bool:
+        """Read what has come of it; whether there is more to see now, or less."""
+        part = _DECODABLE.match(text, self._at) if self._is_valid else None
+        if part is None or part.end() == self._at:
+            return False
         self._at = part.end()
         try:
-            self._value += json.loads(f'"{part[0]}"')
+            self._parts.append(json.loads(f'"{part[0]}"'))
         except ValueError:
-            self._value = None
-        return self._value
+            self._is_valid = False
+        return True
+
+    def value(self) -> str | None:
+        """What there is of it; None if it is no valid string."""
+        if not self._is_valid:
+            return None
+        self._parts = ["".join(self._parts)]
+        return self._parts[0]
 
 
 class Frame:
@@ -60,18 +76,26 @@ class Frame:
         start: Where it begins.
         members: Its members that are complete: key, if it is an object, and JSON text.
         key: The newest key; None if there is none yet.
-        open: The member that is open: a frame, what there is of a string, or None.
         seen: What shapes have made of the members.
     """
 
-    __slots__ = ("is_object", "key", "members", "open", "seen", "start")
+    __slots__ = ("_open", "is_object", "key", "members", "seen", "start")
 
     def __init__(self, is_object: bool, start: int) -> None:
         self.is_object, self.start = is_object, start
         self.members: list[tuple[str | None, str]] = []
         self.key: str | None = None
-        self.open: Frame | str | None = None
+        self._open: Frame | _OpenString | None = None
         self.seen: dict[Any, Any] = {}
+
+    @property
+    def open(self) -> Frame | str | None:
+        """The member that is open: a frame, what there is of a string, or None."""
+        return self._open.value() if isinstance(self._open, _OpenString) else self._open
+
+    @open.setter
+    def open(self, member: Frame | _OpenString | None) -> None:
+        self._open = member
 
 
 class Scanner:
@@ -113,23 +137,29 @@ class Scanner:
         Returns:
             Whether a value has begun, grown or been completed.
         """
-        self._text += text
+        # Python makes a text longer in its place if nothing else holds it; an attribute would be copied each time.
+        whole, self._text = self._text, ""
+        whole += text
+        self._text = whole
         self._is_new = False
         if self.root is None and not self._begin():
             return False
         while not self.is_over and self._advance():
             pass
         if self._string is not None and not self._is_key():
-            holder, value = self._stack[-1], self._string.value(self._text)
-            self._is_new |= value != holder.open
-            holder.open = value
+            self._is_new |= self._string.grow(self._text)
         return self._is_new
+
+    @property
+    def length(self) -> int:
+        """Characters so far, from where it begins."""
+        return len(self._text)
 
     def _begin(self) -> bool:
         start = self._find_start(self._text)
         if start is None:
             tail = _MAY_BEGIN.search(self._text)
-            self._text = tail[0] if tail else ""
+            self._text = tail[1] + tail[2] if tail else ""
             return False
         self._text = self._text[start:]
         return True
@@ -154,6 +184,9 @@ class Scanner:
         match token:
             case '"':
                 self._string = _OpenString(start)
+                if not self._is_key():
+                    self._stack[-1].open = self._string
+                    self._is_new = True
             case "{" | "[":
                 self._open(Frame(token == "{", start))
             case "}" | "]":
@@ -207,6 +240,9 @@ class Scanner:
         return True
 
     def _open(self, frame: Frame) -> None:
+        if len(self._stack) == _READABLE:
+            self.is_over = True
+            return
         if self._stack:
             self._stack[-1].open = frame
         else:
@@ -225,7 +261,8 @@ class Scanner:
 
     def _complete(self, start: int) -> None:
         frame = self._stack[-1]
-        frame.members.append((frame.key, self._text[start : self._position]))
+        if len(self._stack) <= DEEPEST + 1:  # nobody looks into deeper ones, and each holds what is in all below it
+            frame.members.append((frame.key, self._text[start : self._position]))
         frame.open = None
         self._is_new = True
         self._expected = _MORE_OF_OBJECT if frame.is_object else _MORE_OF_LIST

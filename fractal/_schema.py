@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-import functools
+import collections.abc
 import inspect
 import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Annotated, Any, NotRequired, Required, Union, cast
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NotRequired, Required, Union, cast, get_args, get_origin
 
+import typing_extensions
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.fields import FieldInfo
-from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import SchemaError, to_jsonable_python
 from typing_extensions import TypedDict
 
+from fractal._arguments import object_text
+from fractal._callables import bound_names, fixed_names
 from fractal._docstring import Documentation, ParameterText
-from fractal._json import clean_text
+from fractal._json import decode, is_mapping
+from fractal._signature import SignatureFault, read_signature, type_hints, with_types
+from fractal._texts import clean_text, described
+from fractal._types import (
+    PlainJsonSchema,
+    Validator,
+    adapter_for,
+    explain,
+    first_faults,
+    first_line,
+    fresh_validator,
+    read_json,
+    read_python,
+)
 from fractal.errors import InvalidTool
 
-__all__ = [
-    "ArgumentsFault",
-    "Parameters",
-    "PlainJsonSchema",
-    "SignatureFault",
-    "explain",
-    "first_line",
-    "is_async",
-    "read_signature",
-    "schema_of",
-]
+__all__ = ["ArgumentsFault", "Parameters", "schema_of"]
 
 _EMPTY = inspect.Parameter.empty
 _TYPE_WORDS: dict[str, Any] = {
@@ -42,46 +48,57 @@ _TYPE_WORDS: dict[str, Any] = {
     **{name: getattr(typing, name) for name in ("Any", "Optional", "Union", "List", "Dict", "Literal")},
 }
 _TYPE_TEXT = re.compile(r"[\w\s\[\],|'\"-]+")
+_UNPACK = {typing.Unpack, typing_extensions.Unpack}
+_QUALIFIERS = {typing.Required, typing.NotRequired, typing_extensions.ReadOnly}
 
 
 class ArgumentsFault(ValueError):
     """Arguments do not fit; the text is short and meant for the model."""
 
 
-class SignatureFault(ValueError):
-    """A signature cannot be read; the text says why."""
-
-
-class PlainJsonSchema(GenerateJsonSchema):
-    """JSON Schema as a model needs it: no warnings on the way, no titles that repeat the names."""
-
-    def emit_warning(self, kind: Any, detail: str) -> None:
-        """Nobody needs to hear that a default which JSON cannot take is not shown."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        """Titles repeat the names; a model does not need them twice."""
-        return False
-
-
 class Parameters:
     """The parameters of one function: what the model is told of them, and how its arguments are checked.
+
+    Args:
+        adapter: pydantic's view of the arguments, by name.
+        json_schema: JSON Schema of the arguments object.
+        signature: The parameters.
+        context_names: Those that get the run's context.
+        fixed_names: Names that only the function itself may give a value.
 
     Attributes:
         json_schema: JSON Schema of the arguments object.
         context_names: The parameters that get the run's context.
+        shown_names: What the model calls each parameter.
     """
 
-    __slots__ = ("_defaults", "_names", "_positional", "_validator", "context_names", "json_schema")
+    __slots__ = (
+        "_core",
+        "_defaults",
+        "_fixed",
+        "_paths",
+        "_positional",
+        "_takes_others",
+        "_validator",
+        "context_names",
+        "json_schema",
+        "shown_names",
+    )
 
     def __init__(
         self,
-        validator: TypeAdapter[dict[str, Any]],
+        adapter: TypeAdapter[dict[str, Any]],
         json_schema: dict[str, Any],
         signature: list[inspect.Parameter],
         context_names: set[str],
+        fixed_names: set[str],
     ) -> None:
-        self._validator, self.json_schema, self.context_names = validator, json_schema, context_names
-        self._names = [p.name for p in signature if p.name not in context_names and p.kind is not p.VAR_KEYWORD]
+        self._core, self._validator = adapter.core_schema, cast("Validator", adapter.validator)
+        self.json_schema, self.context_names = json_schema, context_names
+        self.shown_names = shown_names(adapter)
+        self._paths = _other_paths(adapter)
+        self._takes_others = json_schema.get("additionalProperties") is not False
+        self._fixed = fixed_names - self.shown_names.keys() - context_names
         self._positional = [p for p in signature if p.kind is p.POSITIONAL_ONLY]
         self._defaults = {p.name: p.default for p in signature if isinstance(p.default, FieldInfo)}
 
@@ -94,15 +111,57 @@ class Parameters:
         Raises:
             ArgumentsFault: They do not fit; says what is wrong with which.
         """
+        return self._checked(self._validator, arguments)
+
+    def check_beside(self, known: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The same of some arguments, beside others that have been checked before.
+
+        Args:
+            known: Those, by the function's names; they are taken as they are.
+            arguments: All others.
+        """
+        return {**self._checked(self._validator_without(known), arguments), **known}
+
+    def sent(self, arguments: object) -> Mapping[str, Any]:
+        """What was sent, by name, before anything was checked or converted."""
+        if isinstance(arguments, str):
+            with suppress(ValueError):
+                arguments = decode(object_text(clean_text(arguments)) or "")
+        return arguments if is_mapping(arguments) else {}
+
+    def _checked(self, validator: Validator, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
+        checked: dict[str, Any]
         try:
             if isinstance(arguments, str):
-                # No text at all is how many endpoints say "no arguments".
-                return self._validator.validate_json(clean_text(arguments).strip() or "{}")
-            return self._validator.validate_python(dict(arguments))
+                checked = self._read(validator, clean_text(arguments))
+            else:
+                checked = read_python(validator, dict(arguments), self.json_schema)
         except ValidationError as error:
-            raise ArgumentsFault(explain(error, self._names)) from None
+            self._refuse_fixed(fault["loc"][0] for fault in first_faults(error, 100) if fault["loc"])
+            raise ArgumentsFault(explain(error, [*self.shown_names.values()], paths=self._paths)) from None
         except Exception as error:  # a validator of the user's own
-            raise ArgumentsFault(f"{type(error).__name__}: {error}") from error
+            raise ArgumentsFault(described(error)) from error
+        if self._takes_others:
+            self._refuse_fixed(checked)
+            for name in self.context_names & checked.keys():
+                del checked[name]  # the run gives it
+        return checked
+
+    def _read(self, validator: Validator, text: str) -> dict[str, Any]:
+        try:
+            checked: dict[str, Any] = read_json(validator, text, self.json_schema)
+        except ValidationError:
+            written = object_text(text)
+            if written is None or written == text.strip():
+                raise
+            checked = read_json(validator, written, self.json_schema)
+        return checked
+
+    def _refuse_fixed(self, names: Iterable[int | str]) -> None:
+        """Refuse what only the function itself gives a value, though it takes arguments of any name."""
+        for name in self._fixed.intersection(names):
+            there_are = ", ".join(self.shown_names.values()) or "none"
+            raise ArgumentsFault(f"there is no parameter {name!r}, only {there_are}")
 
     def bind(self, arguments: Mapping[str, Any], context: object) -> tuple[list[Any], dict[str, Any]]:
         """Checked arguments as they are passed in a call: positional ones, and the rest by name."""
@@ -119,45 +178,109 @@ class Parameters:
                 positional.append(parameter.default)
         return positional, by_name
 
-
-def explain(
-    error: ValidationError, names: Sequence[str], *, whole: str = "the arguments", part: str = "parameter"
-) -> str:
-    """What is wrong with a value, as a short text for the model: at most ten faults.
-
-    Args:
-        error: What the validator says.
-        names: The names that a top-level object may have.
-        whole: What the value is called.
-        part: What a member of it is called.
-    """
-    faults = cast("list[dict[str, Any]]", error.errors(include_url=False)[:10])
-    return "; ".join(_explain_one(fault, names, whole, part) for fault in faults)
+    def _validator_without(self, known: Mapping[str, Any]) -> Validator:
+        """A validator of the other parameters alone."""
+        core: Any = self._core
+        inner = core["schema"] if core["type"] == "definitions" else core
+        fields = {name: each for name, each in inner["fields"].items() if name not in known}
+        less = inner | {"fields": fields}
+        return fresh_validator(less if inner is core else core | {"schema": less})
 
 
-def _explain_one(fault: dict[str, Any], names: Sequence[str], whole: str, part: str) -> str:
-    where = ".".join(str(step) for step in fault["loc"])
-    match fault["type"]:
-        case "json_invalid":
-            return f"{whole}: not valid JSON ({fault['msg'].removeprefix('Invalid JSON: ')})"
-        case "dict_type" | "model_type" | "dataclass_type" if not where:
-            return f"{whole} must be a JSON object"
-        case "missing":
-            return f"{where!r} is missing"
-        case "extra_forbidden" if len(fault["loc"]) == 1:
-            return f"there is no {part} {where!r}, only {', '.join(names) or 'none'}"
-        case _:
-            return f"{repr(where) if where else whole}: {fault['msg']} (got {repr(fault['input'])[:60]})"
+def _aliases_of(adapter: TypeAdapter[Any]) -> dict[str, list[list[int | str]]]:
+    """The ways in which each parameter may be given, as paths, the first before the others."""
+    core: Any = adapter.core_schema
+    fields = (core["schema"] if core["type"] == "definitions" else core)["fields"]
+    return {name: _paths_in(field.get("validation_alias", name)) for name, field in fields.items()}
 
 
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling a function, a partial of one, or a callable object gives something to await."""
-    inner: Any = function
-    while isinstance(inner, functools.partial):
-        inner = cast("Any", inner.func)
-    if inspect.iscoroutinefunction(inner):
-        return True
-    return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)
+def _paths_in(alias: Any) -> list[list[int | str]]:
+    if isinstance(alias, str):
+        return [[alias]]
+    return alias if isinstance(alias[0], list) else [alias]
+
+
+def shown_names(adapter: TypeAdapter[Any]) -> dict[str, str]:
+    """What the JSON Schema calls each parameter: the first of its names that is no path into something else."""
+    aliases = _aliases_of(adapter)
+    return {name: next((str(path[0]) for path in paths if len(path) == 1), name) for name, paths in aliases.items()}
+
+
+def _other_paths(adapter: TypeAdapter[Any]) -> dict[tuple[int | str, ...], str]:
+    names, aliases = shown_names(adapter), _aliases_of(adapter)
+    return {tuple(path): names[name] for name, paths in aliases.items() for path in paths if path != [names[name]]}
+
+
+# ---- the schema of a signature
+
+
+@dataclass(slots=True)
+class _Arguments:
+    """What a signature takes by name, while it is read."""
+
+    tool_name: str
+    documentation: Documentation
+    is_context: Callable[[Any], bool]
+    bound: set[str]
+    fields: dict[str, Any] = field(default_factory=dict[str, Any])
+    defaults: dict[str, Any] = field(default_factory=dict[str, Any])  # that can be shown
+    context_names: set[str] = field(default_factory=set[str])
+    others: Any = None  # the type of what has any other name; None if there is no other
+
+    def add(self, name: str, hint: Any, default: Any) -> None:
+        """Take one parameter."""
+        if self.is_context(hint):
+            self.context_names.add(name)
+            return
+        if any((get_origin(each) or each) is kind for each in _parts_of(hint) for kind in _READ_ONCE):
+            raise InvalidTool(self.tool_name, f"{name!r}: an iterator can be read only once: take list[…]")
+        self.fields[name] = _field(hint, default, self.documentation.parameters.get(name, ParameterText()))
+        if default is not _EMPTY and not isinstance(default, FieldInfo):
+            self.defaults[name] = default
+
+    def add_others(self, name: str, hint: Any) -> None:
+        """Take what `**` stands for."""
+        if get_origin(hint) in _UNPACK:
+            self._add_unpacked(name, get_args(hint)[0])
+        else:
+            text = self.documentation.parameters.get(name, ParameterText())
+            self.others = _described(_type_from_text(text.type) if hint is _EMPTY else hint, text)
+
+    def _add_unpacked(self, name: str, unpacked: Any) -> None:
+        kind = get_origin(unpacked) or unpacked
+        if not typing_extensions.is_typeddict(kind):
+            raise InvalidTool(self.tool_name, f"**{name}: Unpack[…] takes a TypedDict")
+        hints = _hints_of(kind, dict(zip(getattr(kind, "__parameters__", ()), get_args(unpacked), strict=False)))
+        for key, hint in hints.items():
+            if key not in self.bound:
+                self.add(key, hint, _EMPTY if key in kind.__required_keys__ else _LEFT_OUT)
+        others = getattr(kind, "__extra_items__", typing_extensions.NoExtraItems)
+        if others not in (None, typing_extensions.NoExtraItems):
+            self.others = others
+
+    def adapter(self) -> TypeAdapter[dict[str, Any]]:
+        """Pydantic's view of them.
+
+        Raises:
+            InvalidTool: It cannot have one.
+        """
+        make: Any = TypedDict  # the functional form wants names known beforehand; these are the function's
+        more = {} if self.others in (None, Any) else {"extra_items": self.others}
+        arguments: Any = make("Arguments", self.fields, **more)
+        arguments.__pydantic_config__ = ConfigDict(
+            extra="forbid" if self.others is None else "allow", arbitrary_types_allowed=False, validate_by_name=True
+        )
+        try:
+            return adapter_for(arguments)
+        except (PydanticSchemaGenerationError, PydanticUserError, SchemaError, TypeError, NameError) as error:
+            raise InvalidTool(self.tool_name, first_line(error)) from None
+
+
+_LEFT_OUT: Any = object()  # the default of what need not be given, where nobody says what it is then
+_READ_ONCE = (
+    *(collections.abc.Iterator, collections.abc.Generator),
+    *(collections.abc.AsyncIterable, collections.abc.AsyncIterator, collections.abc.AsyncGenerator),
+)
 
 
 def schema_of(
@@ -180,93 +303,94 @@ def schema_of(
     Raises:
         InvalidTool: The signature cannot be offered to a model.
     """
+    arguments = _Arguments(name, documentation, is_context, bound_names(function))
     try:
         signature, hints = read_signature(function, known_names)
+        for parameter in signature:
+            hint = hints.get(parameter.name, _EMPTY)
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                raise InvalidTool(name, f"*{parameter.name} has no form in JSON: take a list instead")
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments.add_others(parameter.name, hint)
+            else:
+                arguments.add(parameter.name, hint, parameter.default)
     except SignatureFault as error:
         raise InvalidTool(name, str(error)) from None
-    fields: dict[str, Any] = {}
-    context_names: set[str] = set()
-    extra = "forbid"
-    bound = function.keywords if isinstance(function, functools.partial) else {}
-    signature = [parameter for parameter in signature if parameter.name not in bound]
-    for parameter in signature:
-        hint = hints.get(parameter.name, _EMPTY)
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            raise InvalidTool(name, f"*{parameter.name} has no form in JSON: take a list instead")
-        if parameter.kind is parameter.VAR_KEYWORD:
-            extra = "allow"
-        elif is_context(hint):
-            context_names.add(parameter.name)
-        else:
-            text = documentation.parameters.get(parameter.name, ParameterText())
-            fields[parameter.name] = _field(parameter, hint, text)
-    validator = _validator(name, fields, extra)
-    schema = _json_schema(validator, name, signature)
-    return Parameters(validator, schema, signature, context_names)
+    adapter, schema = _shown_to_models(arguments)
+    return Parameters(adapter, schema, signature, arguments.context_names, fixed_names(function))
 
 
-def read_signature(
-    function: Callable[..., Any], known_names: Mapping[str, Any] | None = None
-) -> tuple[list[inspect.Parameter], dict[str, Any]]:
-    """The parameters of a function, and their annotations as types, by name.
-
-    Args:
-        function: The function as it will be called: bound, if it is a method.
-        known_names: Names that annotations may use even if their module has imported them for type checkers only.
-
-    Raises:
-        SignatureFault: It has no signature, or an annotation is no type.
-    """
+def _shown_to_models(arguments: _Arguments) -> tuple[TypeAdapter[dict[str, Any]], dict[str, Any]]:
+    """Pydantic's view of arguments, and their JSON Schema: what that does not show is not taken from anybody."""
+    adapter = arguments.adapter()
     try:
-        signature = list(inspect.signature(function).parameters.values())
-    except (ValueError, TypeError) as error:
-        raise SignatureFault(f"its signature cannot be read ({error}): wrap it in a function") from None
-    except NameError as error:  # annotations are evaluated late from Python 3.14 on
-        raise SignatureFault(_unknown_name(error)) from None
-    return signature, _type_hints(function, signature, known_names or {})
+        schema = adapter.json_schema(schema_generator=PlainJsonSchema)
+    except PydanticInvalidForJsonSchema as error:
+        raise InvalidTool(arguments.tool_name, first_line(error)) from None
+    properties = schema.setdefault("properties", {})
+    hidden = [name for name, shown in shown_names(adapter).items() if shown not in properties]
+    if hidden:
+        for name in hidden:
+            if get_origin(arguments.fields.pop(name)) is Required:
+                raise InvalidTool(arguments.tool_name, f"{name!r} is hidden from models: give it a default")
+        adapter = arguments.adapter()
+    for name, shown in shown_names(adapter).items():
+        if name in arguments.defaults:
+            with suppress(ValueError):
+                properties[shown]["default"] = _shown_default(arguments.defaults[name])
+    schema.pop("title", None)
+    # Endpoints differ in what they make of an object schema without properties.
+    return adapter, {"type": "object", "properties": properties, **schema}
 
 
-def _type_hints(
-    function: Callable[..., Any], signature: list[inspect.Parameter], known_names: Mapping[str, Any]
-) -> dict[str, Any]:
-    annotations = {p.name: p.annotation for p in signature if p.annotation is not _EMPTY}
-    inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
-    if not inspect.isroutine(inner):
-        inner = type(inner).__call__  # a callable object
-    namespace = {**known_names, **getattr(getattr(inner, "__func__", inner), "__globals__", {})}
-    holder = types.SimpleNamespace(__annotations__=annotations)
-    try:
-        return typing.get_type_hints(holder, globalns=namespace, include_extras=True)
-    except NameError as error:
-        raise SignatureFault(_unknown_name(error)) from None
-    except (TypeError, SyntaxError) as error:
-        raise SignatureFault(f"an annotation is no type: {error}") from None
-
-
-def _unknown_name(error: NameError) -> str:
-    return f"an annotation names {error.name!r}, which its module does not know: define or import it at module level"
-
-
-def _field(parameter: inspect.Parameter, hint: Any, text: ParameterText) -> Any:
+def _field(hint: Any, default: Any, text: ParameterText) -> Any:
     if hint is _EMPTY:
         hint = _type_from_text(text.type)
-    if parameter.default is None:
+    if default is None:
         hint = Union[hint, None]  # noqa: UP007  # a hint need not be a type that knows `|`
-    extras: list[Any] = []
-    if isinstance(parameter.default, FieldInfo):
-        extras.append(parameter.default)
-    if text.description and not _has_description(hint, parameter.default):
-        extras.append(Field(description=text.description))
-    annotated = Annotated[(hint, *extras)] if extras else hint
-    is_required = parameter.default is _EMPTY or (
-        isinstance(parameter.default, FieldInfo) and parameter.default.is_required()
-    )
-    return Required[annotated] if is_required else NotRequired[annotated]
+    hint = _described(hint, text, default)
+    if isinstance(default, FieldInfo):
+        hint = Annotated[hint, default]
+        return Required[hint] if default.is_required() else NotRequired[hint]
+    return Required[hint] if default is _EMPTY else NotRequired[hint]
 
 
-def _has_description(hint: Any, default: Any) -> bool:
-    metadata = getattr(hint, "__metadata__", ())
-    return any(isinstance(item, FieldInfo) and item.description for item in (*metadata, default))
+def _described(hint: Any, text: ParameterText, default: Any = None) -> Any:
+    """A type with a description: its own, that of the default, the docstring's, or a text that is annotated."""
+    notes = [note for each in _members_of(hint) for note in getattr(each, "__metadata__", ())]
+    if any(isinstance(note, FieldInfo) and note.description for note in (*notes, default)):
+        return hint
+    texts = (getattr(note, "documentation", note) for note in notes)
+    description = text.description or next((each for each in texts if isinstance(each, str) and each.strip()), None)
+    return Annotated[hint, Field(description=description)] if description else hint
+
+
+def _members_of(hint: Any) -> Iterator[Any]:
+    """A type, or the members of a union."""
+    if get_origin(hint) in (types.UnionType, Union):
+        for each in get_args(hint):
+            yield from _members_of(each)
+    else:
+        yield hint
+
+
+def _parts_of(hint: Any) -> Generator[Any]:
+    """A type, and all that stand in it."""
+    yield hint
+    for each in get_args(hint):
+        yield from _parts_of(each)
+
+
+def _hints_of(kind: Any, arguments: Mapping[Any, Any]) -> dict[str, Any]:
+    """The types of a TypedDict's keys."""
+    hints = type_hints(kind, None)
+    return {name: with_types(_unqualified(hint), arguments) for name, hint in hints.items()}
+
+
+def _unqualified(hint: Any) -> Any:
+    while get_origin(hint) in _QUALIFIERS:
+        hint = get_args(hint)[0]
+    return hint
 
 
 def _type_from_text(text: str | None) -> Any:
@@ -283,34 +407,6 @@ def _type_from_text(text: str | None) -> Any:
     return found
 
 
-def _validator(name: str, fields: dict[str, Any], extra: str) -> TypeAdapter[dict[str, Any]]:
-    make: Any = TypedDict  # the functional form wants names known beforehand; these are the function's
-    arguments: Any = make(name, fields)
-    arguments.__pydantic_config__ = ConfigDict(extra=cast("Any", extra), arbitrary_types_allowed=False)
-    try:
-        return TypeAdapter(arguments)
-    except (PydanticSchemaGenerationError, PydanticUserError, SchemaError, TypeError) as error:
-        raise InvalidTool(name, first_line(error)) from None
-
-
-def _json_schema(
-    validator: TypeAdapter[dict[str, Any]], name: str, signature: list[inspect.Parameter]
-) -> dict[str, Any]:
-    try:
-        schema = validator.json_schema(schema_generator=PlainJsonSchema)
-    except PydanticInvalidForJsonSchema as error:
-        raise InvalidTool(name, first_line(error)) from None
-    for parameter in signature:
-        shown = schema["properties"].get(parameter.name) if "properties" in schema else None
-        if shown is None or parameter.default is _EMPTY or isinstance(parameter.default, FieldInfo):
-            continue
-        with suppress(ValueError):
-            shown["default"] = _shown_default(parameter.default)
-    schema.pop("title", None)
-    # Endpoints differ in what they make of an object schema without properties.
-    return {"type": "object", "properties": {}, **schema}
-
-
 def _shown_default(default: object) -> Any:
     """A default in JSON's own types.
 
@@ -320,8 +416,3 @@ def _shown_default(default: object) -> Any:
     shown = to_jsonable_python(default)
     json.dumps(shown, allow_nan=False)
     return shown
-
-
-def first_line(error: Exception) -> str:
-    """The part of an error's text that says what it is."""
-    return str(error).splitlines()[0]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.lowlevel import checkpoint
 
+from fractal._texts import described, is_a
 from fractal.errors import DeadlineWouldPass, RunError, UnexpectedError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _is_marked(error: BaseException, mark: str) -> bool:
 def _is_of_anyio(error: BaseException) -> bool:
     """Whether a scope has made a cancellation; on trio nothing else can."""
     asyncio: Any = sys.modules.get("asyncio")
-    if asyncio is None or not isinstance(error, asyncio.CancelledError):
+    if asyncio is None or not is_a(error, asyncio.CancelledError):
         return True
     return str(error).startswith("Cancelled via cancel scope ")  # so does AnyIO itself
 
@@ -172,16 +173,19 @@ async def stop_if_cancelled() -> float:
 
 def leaves(error: BaseException) -> list[BaseException]:
     """The exceptions of a group, however deep; the exception itself if it is no group, or one error of ours."""
-    if not isinstance(error, BaseExceptionGroup) or isinstance(error, RunError):
+    if not is_a(error, BaseExceptionGroup) or is_a(error, RunError):
         return [error]
-    members = cast("tuple[BaseException, ...]", error.exceptions)  # pyright: ignore[reportUnknownMemberType]
+    members: tuple[BaseException, ...] = _members(error)  # not by its attribute, which a user's class may replace
     return [leaf for member in members for leaf in leaves(member)]
+
+
+_members: Any = vars(BaseExceptionGroup)["exceptions"].__get__
 
 
 def unexpected(error: BaseException) -> UnexpectedError:
     """What a run ends with that met an error of nobody's making."""
     members = leaves(error)
-    wrapped = UnexpectedError("; ".join(f"{type(each).__name__}: {each}" for each in members))
+    wrapped = UnexpectedError("; ".join(map(described, members)))
     wrapped.__cause__ = members[0] if len(members) == 1 else error
     return wrapped
 
@@ -196,7 +200,7 @@ def single_error() -> Generator[None]:
         yield
     except BaseExceptionGroup as group:
         cancelled = anyio.get_cancelled_exc_class()
-        errors = [leaf for leaf in leaves(group) if not isinstance(leaf, cancelled)]
+        errors = [leaf for leaf in leaves(group) if not is_a(leaf, cancelled)]
         if len(errors) == 1:
             raise errors[0] from errors[0].__cause__
         raise

@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 from pydantic_core import CoreConfig, CoreSchema, SchemaValidator
 
 from fractal._json import decode
-from fractal._scanner import Frame
+from fractal._scanner import DEEPEST, Frame
 
 __all__ = ["NOTHING", "Shape", "shape_of"]
 
@@ -31,8 +31,6 @@ class _Nothing(enum.Enum):
 
 NOTHING: Final = _Nothing.NOTHING
 """There is no object yet, or none that is new; None is a value."""
-
-_DEEPEST = 60  # an open value this deep inside others is shown when it is complete
 
 _Schema = dict[str, Any]
 
@@ -92,7 +90,7 @@ class Shape:
 
     def open(self, value: Frame | str | None, depth: int) -> Any:
         """What can be shown of a value that is open; NOTHING if that is nothing."""
-        if value is None or depth > _DEEPEST:
+        if value is None or depth > DEEPEST:
             return NOTHING
         return self.open_string(value) if isinstance(value, str) else self.open_frame(value, depth)
 

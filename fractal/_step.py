@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fractal._json import decode
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fractal.models.base import Reply, ToolCall
     from fractal.toolkit import Tool
 
-__all__ = ["AskAgain", "BoundCall", "CallTools", "Decline", "Finish", "Step", "bind", "next_step"]
+__all__ = ["AskAgain", "BoundCall", "CallTools", "Decline", "Finish", "Step", "bind", "bound_calls", "next_step"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,7 @@ class BoundCall:
         tool: The tool, or None if there is none or the arguments do not fit.
         arguments: The arguments as the function's own types; what the model sent, if they do not fit.
         fault: What the model is told is wrong with the call, or None.
+        sent: The arguments as they were sent: JSON text, or values by name.
     """
 
     call_id: str
@@ -33,6 +34,7 @@ class BoundCall:
     tool: Tool | None
     arguments: Any
     fault: str | None = None
+    sent: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,7 @@ def next_step(reply: Reply, tools: Mapping[str, Tool]) -> Step:
     if reply.is_filtered:
         return Decline("the endpoint's content filter withheld the answer, or a part of it")
     if reply.tool_calls:
-        calls = tuple(_bind_call(call, tools) for call in reply.tool_calls)
-        return CallTools(tuple(map(_told_of_cut, calls)) if reply.is_cut else calls)
+        return CallTools(tuple(bound_calls(reply.tool_calls, tools, is_cut=reply.is_cut)))
     if reply.refusal is not None:
         return Decline(reply.refusal)
     if reply.text is not None and not reply.text.isspace():
@@ -95,11 +96,13 @@ def bind(call_id: str, name: str, arguments: str | Mapping[str, Any], tools: Map
     except ArgumentsFault as error:
         fault = f"the call of {name!r} does not fit: {error}"
         return BoundCall(call_id=call_id, name=name, tool=None, arguments=_shown(arguments), fault=fault)
-    return BoundCall(call_id=call_id, name=name, tool=tool, arguments=checked)
+    return BoundCall(call_id=call_id, name=name, tool=tool, arguments=checked, sent=arguments)
 
 
-def _bind_call(call: ToolCall, tools: Mapping[str, Tool]) -> BoundCall:
-    return bind(call.id, call.name, call.arguments, tools)
+def bound_calls(calls: Iterable[ToolCall], tools: Mapping[str, Tool], *, is_cut: bool) -> list[BoundCall]:
+    """Hold the calls of a reply, which may have been cut at the token limit, against the tools there are."""
+    bound = [bind(call.id, call.name, call.arguments, tools) for call in calls]
+    return list(map(_told_of_cut, bound)) if is_cut else bound
 
 
 def _told_of_cut(call: BoundCall) -> BoundCall:

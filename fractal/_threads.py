@@ -347,10 +347,15 @@ class ThreadCall(Generic[T]):
             for gate in self._gates:
                 await gate.acquire(self._waiting)
                 self._places.append(gate)
-            return await anyio.to_thread.run_sync(self._work, abandon_on_cancel=self._abandon, limiter=_unlimited())
+            values, error = await anyio.to_thread.run_sync(
+                self._work, abandon_on_cancel=self._abandon, limiter=_unlimited()
+            )
         finally:
             self._leave()
             await self._end_joined()
+        if error is not None:
+            raise error
+        return values[0]
 
     def join(self, function: Callable[[], Awaitable[R]]) -> R:
         """Run an async function from within the thread: in the loop, under the deadline, in the context of the call.
@@ -402,7 +407,8 @@ class ThreadCall(Generic[T]):
         with anyio.CancelScope(shield=True):
             await self._joined_done.wait()
 
-    def _work(self) -> T:
+    def _work(self) -> tuple[list[T], BaseException | None]:
+        # What it raises is handed over as a value: AnyIO looks at it, and an exception may be of a class that raises.
         with self._lock:
             if self._state == "dropped":
                 # Cancelled before this thread began; nobody will look at what comes back.
@@ -411,7 +417,9 @@ class ThreadCall(Generic[T]):
             self.thread = threading.current_thread()
         current_thread_call.set(self)
         try:
-            return self._function()
+            return [self._function()], None
+        except BaseException as error:
+            return [], error
         finally:
             with self._lock:
                 self._state = "ended"

@@ -1,7 +1,7 @@
 """A tree of what happened, made from events: what the terminal's pictures are drawn from.
 
-All text that a model or a tool wrote goes through `one_line` or `printable`: it can neither colour a screen nor move
-the cursor.
+All text in it is for one line of a terminal: what a model or a tool wrote can neither colour a screen nor move the
+cursor.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal, cast
 
-from fractal._json import text_of
+from fractal._json import is_same, text_of
+from fractal._texts import one_line
 from fractal.events import (
     DelegationStarted,
     Event,
@@ -24,7 +26,7 @@ from fractal.events import (
     ToolStarted,
 )
 
-__all__ = ["Part", "RunTree", "one_line", "printable"]
+__all__ = ["Part", "RunTree"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -150,9 +152,9 @@ class RunTree:
         if call is not None and (event.parent_id, event.call_id) in self._delegating:
             # The call that delegates and the run it starts are one thing to whoever looks.
             run = call
-            run.kind, run.label, run.agent = "run", event.agent_name, event.agent_name
+            run.kind, run.label, run.agent = "run", one_line(event.agent_name), event.agent_name
         else:
-            run = Part(kind="run", label=event.agent_name, agent=event.agent_name, started=event.at)
+            run = Part(kind="run", label=one_line(event.agent_name), agent=event.agent_name, started=event.at)
             parent = call or self._runs.get(event.parent_id or "")
             (parent.parts if parent else self.roots).append(run)
         run.detail = one_line(text_of(event.message.get("content") or ""))
@@ -217,7 +219,7 @@ class RunTree:
     def _delegation_started(self, event: DelegationStarted) -> None:
         # A tool of the user's may ask another agent among other things; one that hands on what it was given is the run.
         given = self._arguments.get((event.run_id, event.call_id or ""))
-        if given == event.query or given == {"query": event.query}:
+        if is_same(given, event.query) or is_same(given, {"query": event.query}):
             self._delegating.add((event.run_id, event.call_id))
 
 
@@ -229,20 +231,10 @@ def _rows_below(part: Part, before: str, guides: tuple[str, str, str, str]) -> I
         yield from _rows_below(child, before + (below_last if is_last else below_inner), guides)
 
 
-def printable(text: str) -> str:
-    """Text without control characters, so that it cannot steer a terminal; line ends and tabs stay."""
-    return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
-
-
-def one_line(text: str, longest: int = 200) -> str:
-    """Text in one line, without control characters."""
-    return " ".join(printable(text[: 4 * longest]).split())[:longest]
-
-
 def _brief(arguments: object) -> str:
     if not isinstance(arguments, Mapping):
         return one_line(text_of(arguments))
-    values = cast("Mapping[str, object]", arguments).values()
+    values = islice(cast("Mapping[str, object]", arguments).values(), 10)  # more have no room in a line
     return ", ".join(one_line(text_of(value), 60) for value in values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fractal._callables import core_of, receiver_of
 from fractal._threads import Gate
 
 if TYPE_CHECKING:
@@ -25,6 +26,6 @@ class Twins:
 
     def gate(self, function: Callable[..., Any]) -> Gate:
         """Where a function's calls wait: each that could not be stopped holds a place until it ends."""
-        # A bound method is another object each time that it is looked up.
-        key = id(getattr(function, "__self__", None)), id(getattr(function, "__func__", function))
+        # A bound method is another object each time that it is looked up, and so may a partial be.
+        key = id(receiver_of(function)), id(core_of(function))
         return self._gates.setdefault(key, Gate(1, "an earlier call of this tool, which could not be stopped, to end"))

@@ -6,14 +6,14 @@ request which fits costs its new messages, and the place to cut is a search in a
 
 from __future__ import annotations
 
-import inspect
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fractal._hooks import Hook
+from fractal._hooks import Hook, is_plain
 from fractal._json import decode, encode, is_list, is_mapping
+from fractal._texts import described, repr_of
 from fractal.errors import ContextWindowExceeded, FractalError, InvalidArguments, UnexpectedError
 from fractal.messages import Message, Transcript
 
@@ -95,7 +95,7 @@ class Window:
     def __post_init__(self) -> None:
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
             raise InvalidArguments(f"the context window is {self.limit!r}: give a whole number of tokens from 1 up")
-        if not callable(self.count) or inspect.iscoroutinefunction(self.count):
+        if not callable(self.count) or not is_plain(self.count):
             raise InvalidArguments(f"the token counter is {self.count!r}: give a plain function of one message")
         if self.compact is not None:
             if not callable(self.compact):
@@ -113,11 +113,12 @@ class Window:
             tokens = self.count(message)
         except Exception as error:
             raise UnexpectedError(
-                f"the token counter failed on a {message['role']} message: {type(error).__name__}: {error}"
+                f"the token counter failed on a {message['role']} message: {described(error)}"
             ) from error
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
             raise InvalidArguments(
-                f"the token counter returned {tokens!r} for a {message['role']} message: give a whole number from 0 up"
+                f"the token counter returned {repr_of(tokens)} for a {message['role']} message:"
+                " give a whole number from 0 up"
             )
         return tokens
 
@@ -249,7 +250,7 @@ class WindowView:
         except FractalError:
             raise
         except Exception as error:
-            raise UnexpectedError(f"the compact function failed: {type(error).__name__}: {error}") from error
+            raise UnexpectedError(f"the compact function failed: {described(error)}") from error
 
     def _kept(self) -> list[int] | None:
         if self._cut <= self._head:
@@ -274,5 +275,6 @@ def _summary_message(answer: object) -> Message | None:
         if content and (isinstance(content, str) or (is_list(content) and all(map(is_mapping, content)))):
             return dict(answer)
     raise InvalidArguments(
-        f"the compact function returned {answer!r:.200}: return text, a system or user message with content, or None"
+        f"the compact function returned {repr_of(answer):.200}: return text, a system or user message with content, or"
+        " None"
     )

@@ -17,11 +17,13 @@ from fractal._calls import call_tools
 from fractal._current import current_run
 from fractal._hooks import Hook, Warn
 from fractal._loop import drive
+from fractal._observers import checked_observers
 from fractal._output import OutputMemory, OutputMode, output_for
 from fractal._run import Run, RunSettings
 from fractal._scopes import single_error
 from fractal._stall import timed, watched
 from fractal._step import bind
+from fractal._texts import name_of, repr_of
 from fractal._window import Compact, TokenCounter, Window, count_tokens as estimate_tokens
 from fractal.context import RunContext
 from fractal.delegation import Delegate, delegate_tool, run_delegate
@@ -111,7 +113,7 @@ class AgentDefinition:
         limits: What each run may use. None: the defaults of `Limits`.
         timeout: Seconds each run may take. None: no limit.
         system_context: Values for the placeholders of the system prompt.
-        observers: Called with every event of every run, and of the runs below.
+        observers: Called with every event of every run, and of the runs below: plain functions.
         approve: Answers for tools with `requires_approval`, with `Allow(…)`, `Deny(…)`, True or False: a function,
             plain or async, of the `PendingCall`, and of the run's `RunContext` if it has a second parameter.
             None: whom the run above asks; without any, such tools are not called.
@@ -165,11 +167,7 @@ class AgentDefinition:
         self.client = client
         self.limits = _checked_limits(limits)
         self.timeout = _checked_timeout(timeout)
-        self.observers = tuple(observers)
-        if not all(map(callable, self.observers)):
-            raise InvalidArguments(
-                f"observers={observers!r}: each is called with every event, and one cannot be called"
-            )
+        self.observers = checked_observers(observers)
         self.__system_prompt = system_prompt
         self.__system_context = dict(system_context or {})
         self.__settings = ModelSettings(
@@ -185,7 +183,8 @@ class AgentDefinition:
         self.__window = _window_of(context_window, count_tokens, compact)
         self.__model = model_for(client)
         self.__toolkit = AgentToolkit()
-        for inherited in toolkit or ():
+        # Not by iterating over the kit: its class may give that another meaning.
+        for inherited in toolkit.tools.values() if isinstance(toolkit, AgentToolkit) else toolkit or ():
             self.__toolkit.add_tool(inherited)
         self.__toolkit.add_methods(self)
 
@@ -376,12 +375,12 @@ class AgentDefinition:
                 return source
             values = self.__system_context
             return _PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), source)
-        name = getattr(source, "__name__", repr(source))
+        name = name_of(source)
         with watched(name, warn):
             prompt = source(context) if _takes_context(source) else source()
         prompt = await timed(prompt, name, warn) if inspect.isawaitable(prompt) else prompt
         if not isinstance(prompt, str):
-            raise InvalidArguments(f"the system_prompt function of {self.name!r} returned {prompt!r}, not text")
+            raise InvalidArguments(f"the system_prompt function of {self.name!r} returned {repr_of(prompt)}, not text")
         return prompt
 
     def __repr__(self) -> str:
@@ -619,4 +618,5 @@ def _signature_line(tool: Tool) -> str:
     for name, facts in schema["properties"].items():
         kind = facts.get("type", "any")
         parameters.append(f"{name}: {kind}" + ("" if name in required else " = …"))
-    return f"{tool.name}({', '.join(parameters)})" + (" → ends the run" if tool.options.terminate else "")
+    notes = {" → needs approval": tool.options.requires_approval, " → ends the run": tool.options.terminate}
+    return f"{tool.name}({', '.join(parameters)})" + "".join(note for note, is_so in notes.items() if is_so)

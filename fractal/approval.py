@@ -16,7 +16,7 @@ class PendingCall:
     Attributes:
         tool_name: The tool.
         call_id: Id of the call, as in the transcript and the events.
-        arguments: What it will be called with: checked, as the function's own types, by name.
+        arguments: What it will be called with: checked, as the function's own types, by name. A copy.
         description: What the model is told the tool does.
     """
 
@@ -31,8 +31,8 @@ class Allow:
     """Make the call.
 
     Args:
-        arguments: What to call it with in place of what the model sent: all arguments, checked as the model's are.
-            None: as they are.
+        arguments: What to call it with in place of what the model sent: all arguments. What was shown and is handed
+            back unchanged is taken as it is, the rest is checked as the model's are. None: as they are.
     """
 
     arguments: Mapping[str, Any] | None = None

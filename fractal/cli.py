@@ -1,4 +1,4 @@
-"""The command line: `fractal demo`, `fractal run`, `fractal chat` and `fractal run-many`.
+"""The command line: `fractal demo`, `run`, `chat`, `run-many` and `endpoint`.
 
 Exit status: 0 success, 1 the run gave no answer, 2 wrong use, 130 interrupted by Ctrl-C.
 """
@@ -6,33 +6,26 @@ Exit status: 0 success, 1 the run gave no answer, 2 wrong use, 130 interrupted b
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.metadata
-import inspect
+import importlib.util
 import io
-import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 from pydantic import BaseModel
 
-from fractal._json import jsonable
+from fractal._door import json_text, reports_shown, say, say_json, tell, tell_traceback
+from fractal._files import check_writable
 from fractal._scopes import leaves
+from fractal._texts import described, is_a, printable, said_by, str_of
+from fractal._which_agent import OTHER_ENDPOINTS, WrongUse, agent_at, assistant, checked_url
 from fractal.agent import AgentDefinition, BaseAgent
-from fractal.errors import FractalError, InvalidArguments
-from fractal.models.openai import OpenAIModel
+from fractal.errors import FractalError, InvalidArguments, MissingCredentials, UserError
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
-    from rich.console import Console
-
-    from fractal._tree import RunTree
     from fractal.results import AgentResult
 
 __all__ = ["main"]
@@ -40,10 +33,6 @@ __all__ = ["main"]
 FAILED = 1
 WRONG_USE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
-
-
-class _WrongUse(Exception):
-    """The command line asks for something that cannot be; the text says what there is."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,19 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The arguments cannot be read, or ask for help or the version.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.name is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(WRONG_USE)
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe that lacks a character is no reason to lose the answer.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
+        with reports_shown():
+            return command(options)
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except _WrongUse as error:
+    except WrongUse as error:
         return _fail(options, str(error), WRONG_USE)
     except BaseException as error:
         return _failed(options, error)
@@ -79,46 +73,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _failed(options: argparse.Namespace, error: BaseException) -> int:
     errors = leaves(error)
     # On trio, Ctrl-C may come out of a task group, and with others.
-    if any(isinstance(each, KeyboardInterrupt) for each in errors):
+    if any(is_a(each, KeyboardInterrupt) for each in errors):
         return _fail(options, "interrupted", INTERRUPTED)
-    if not all(isinstance(each, Exception) for each in errors):
+    if is_a(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
         raise error
     if getattr(options, "verbose", False):
-        traceback.print_exception(error)
-    return _fail(options, "; ".join(map(_described, errors)), FAILED)
+        tell_traceback(error)
+    status = WRONG_USE if all(is_a(each, UserError) for each in errors) else FAILED
+    return _fail(options, "; ".join(map(_told, errors)), status)
+
+
+def _told(error: BaseException) -> str:
+    if is_a(error, SystemExit):  # its text, which Python would write as it is
+        return str_of(error.code)
+    try:
+        notes = list(getattr(error, "__notes__", ()))
+    except Exception:  # of a user's class, whose attributes raise
+        notes = []
+    return "; ".join([described(error), *map(str_of, notes)])
 
 
 def _fail(options: argparse.Namespace, message: str, status: int) -> int:
-    print(f"fractal {options.name}: {message}", file=sys.stderr)
+    tell(f"fractal {options.name}: {message}")
     return status
 
 
-def _described(error: BaseException) -> str:
-    from fractal._tree import printable
+# ---- what there is to say
 
-    words = [f"{type(error).__name__}: {error}".removesuffix(": "), *getattr(error, "__notes__", ())]
-    return printable("; ".join(words))
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))  # which repeats what was given, in whatever characters
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fractal",
         description="LLM agents as structured concurrency.",
         epilog="Exit status: 0 success, 1 no answer, 2 wrong use, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"fractal {_version()}")
-    commands = parser.add_subparsers(title="commands", dest="name", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="name", metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="watch three agents work side by side", description=_DEMO))
     _add_run(
         commands.add_parser(
             "run",
             help="ask an agent one question",
             description=_RUN,
-            epilog="On a terminal the tree of what was done goes to standard error.",
+            epilog="On a terminal the tree of what was done goes to standard error, if rich is installed.",
         )
     )
     _add_chat(commands.add_parser("chat", help="talk with an agent", description=_CHAT))
     _add_run_many(commands.add_parser("run-many", help="ask an agent every line of a file", description=_RUN_MANY))
+    _add_endpoint(
+        commands.add_parser("endpoint", help="serve a stand-in for a model, to try things", description=_ENDPOINT)
+    )
     return parser
 
 
@@ -132,6 +141,10 @@ _RUN_MANY = """Ask an agent every line of a file, so many at a time. For each an
 `input` and `result` is written as it comes; how far it is goes to standard error."""
 
 _RUN = "Ask an agent one question and print its answer: text as it is, anything else as JSON."
+
+_ENDPOINT = """Serve chat completions on this machine until Ctrl-C, or as long as a command runs, which finds the
+endpoint in OPENAI_BASE_URL. No model answers: tools that the question names are called, and what they return is the
+answer."""
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -168,8 +181,21 @@ def _add_run_many(parser: argparse.ArgumentParser) -> None:
         "--on-error", choices=("collect", "fail_fast"), default="collect", help="whether a failed run ends it all"
     )
     parser.add_argument("--jsonl", action="store_true", help="each line is JSON, and not text")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the results there")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the results there; a file that is there stays")
+    more = parser.add_mutually_exclusive_group()
+    more.add_argument("--append", action="store_true", help="add the results to those in the output file")
+    more.add_argument(
+        "--resume", action="store_true", help="go on: leave out inputs that have an answer in the output file already"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="do not show how far it is")
+
+
+def _add_endpoint(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_endpoint)
+    parser.add_argument("--port", type=_port, default=0, metavar="N", help="where to listen; default: a free one")
+    parser.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="command to run meanwhile, with its arguments"
+    )
 
 
 def _add_agent(parser: argparse.ArgumentParser) -> None:
@@ -204,8 +230,15 @@ def _count(text: str) -> int:
     return count
 
 
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 1 << 16:
+        raise ValueError
+    return port
+
+
 # argparse names the type in "invalid … value".
-_seconds.__name__, _count.__name__ = "seconds", "count"
+_seconds.__name__, _count.__name__, _port.__name__ = "seconds", "count", "port"
 
 
 def _version() -> str:
@@ -215,19 +248,17 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _need_rich() -> None:
-    try:
-        importlib.import_module("rich")
-    except ImportError:
-        raise _WrongUse("the command line draws with rich, which is not here: pip install 'fractal[cli]'") from None
+# ---- the commands
 
 
 def _demo(options: argparse.Namespace) -> int:
-    _need_rich()
+    if not _has_rich():
+        raise WrongUse("the demo draws with rich, which is not here: pip install rich")
     from rich.console import Console
 
     from fractal._demo import run_demo
 
+    checked_url(options.base_url)
     result, left = run_demo(
         Console(highlight=False),
         backend=options.backend,
@@ -240,38 +271,53 @@ def _demo(options: argparse.Namespace) -> int:
     return 0 if left.is_clean else _fail(options, f"the run has ended, and yet: {left}", FAILED)
 
 
-def _no_answer(options: argparse.Namespace, result: AgentResult) -> int:
-    from fractal._tree import printable
-
-    reason, cause = result.error or "", result.exception and result.exception.__cause__
-    if isinstance(cause, FractalError):
-        reason += f"; before that: {cause}"
-    elif cause is not None and getattr(options, "verbose", False):
-        traceback.print_exception(cause)
-    return _fail(options, printable(f"{result.agent_name} gave no answer ({result.stop_reason}): {reason}"), FAILED)
-
-
 def _run(options: argparse.Namespace) -> int:
-    _need_rich()
-    from rich.console import Console
-
-    from fractal._terminal import look_of, result_table
-    from fractal._tree import RunTree
-
     agent = _agent(options)
     question = _question(options.question)
-    console, tree = Console(stderr=True, highlight=False), RunTree()
-    agent.observers = (*agent.observers, tree)
-    result = anyio.run(_ask, agent, question, options, console, tree, backend=options.backend)
-    if options.json:
-        print(result.model_dump_json(indent=2))
-    elif result.success:
-        print(_content(result.content))
-    sys.stdout.flush()  # before what goes to standard error, where both are one terminal
-    if options.verbose or sys.stderr.isatty():
-        console.print()
-        console.print(result_table(tree, look_of(console), console.width))
+    ask: Callable[[], Any] = lambda: _ask(agent, question, options)  # noqa: E731
+    if _has_rich():
+        from fractal._run_tree import asked_and_drawn
+
+        result = asked_and_drawn(agent, ask, options.backend, is_wanted=options.verbose, say=lambda r: _say(options, r))
+    else:
+        result = anyio.run(ask, backend=options.backend)
+        _say(options, result)
     return 0 if result.success else _no_answer(options, result)
+
+
+def _say(options: argparse.Namespace, result: AgentResult) -> None:
+    if options.json:
+        say_json(result.model_dump_json(indent=2))
+    elif result.success:
+        _say_content(result.content)
+
+
+def _say_content(content: object) -> None:
+    if isinstance(content, str):
+        say(content)
+    else:
+        say_json(content.model_dump_json(indent=2) if isinstance(content, BaseModel) else json_text(content))
+
+
+def _no_answer(options: argparse.Namespace, result: AgentResult) -> int:
+    reason, cause = result.error or "", result.exception and result.exception.__cause__
+    if isinstance(cause, FractalError):
+        reason += f"; before that: {said_by(cause)}"
+    elif cause is not None and getattr(options, "verbose", False):
+        tell_traceback(cause)
+    is_wrong_use = isinstance(result.exception, MissingCredentials)
+    if is_wrong_use:
+        reason += f"; {OTHER_ENDPOINTS}"
+    told = f"{result.agent_name} gave no answer ({result.stop_reason}): {reason}"
+    return _fail(options, told, WRONG_USE if is_wrong_use else FAILED)
+
+
+async def _ask(agent: AgentDefinition, question: str, options: argparse.Namespace) -> AgentResult:
+    given = _given(options)
+    if not isinstance(agent, BaseAgent):  # one whose verbs block
+        return await agent.drive(question, **given)
+    async with agent:  # it may open something of its own there
+        return await agent.run(question, **given)
 
 
 def _chat(options: argparse.Namespace) -> int:
@@ -281,22 +327,32 @@ def _chat(options: argparse.Namespace) -> int:
     try:
         messages = load_messages(options.conversation) if options.conversation is not None else []
     except (OSError, ValueError) as error:
-        words = (isinstance(error, OSError) and error.strerror) or error
-        raise _WrongUse(f"--continue {options.conversation}: {words}") from None
-    if options.save is not None and not Path(options.save).expanduser().resolve().parent.is_dir():
-        raise _WrongUse(f"--save {options.save}: there is no such directory")
+        raise WrongUse(f"--continue {options.conversation}: {_why(error)}") from None
+    if options.save is not None:
+        try:
+            check_writable(options.save)
+        except IsADirectoryError:
+            pass  # told when it is to be written
+        except OSError as error:
+            raise WrongUse(f"--save {options.save}: {_why(error)}") from None
     is_well = chat(agent, backend=options.backend, messages=messages, save=options.save, options=_given(options))
     return 0 if is_well else FAILED
 
 
+def _why(error: OSError | ValueError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or said_by(error)
+
+
 def _run_many(options: argparse.Namespace) -> int:
-    from fractal._batch import answer_file
+    from fractal._batch import Destination, answer_file
 
     try:
-        progress = answer_file(
+        is_added = options.append or options.resume
+        to = Destination(path=options.output, is_added=is_added, leaves_out=options.resume)
+        done = answer_file(
             _agent(options),
             options.inputs,
-            output=options.output,
+            to=to,
             as_json=options.jsonl,
             max_concurrency=options.max_concurrency,
             on_error=options.on_error,
@@ -305,10 +361,29 @@ def _run_many(options: argparse.Namespace) -> int:
             backend=options.backend,
         )
     except InvalidArguments as error:
-        raise _WrongUse(str(error)) from None
-    if progress.failed:
-        return _fail(options, f"{progress.failed} of {progress.done} runs gave no answer", FAILED)
-    return 0
+        raise WrongUse(str(error)) from None
+    failed = done.progress.failed
+    told = [f"{failed} of {done.progress.done} runs gave no answer", *done.why()] if failed else []
+    if done.unreadable:
+        raise WrongUse("\n  ".join([done.unreadable, *told]))
+    return _fail(options, "\n  ".join(told), FAILED) if failed else 0
+
+
+def _endpoint(options: argparse.Namespace) -> int:
+    from fractal._stand_in import run_endpoint
+    from fractal.testing.endpoint import EndpointError
+
+    words = options.words[1:] if options.words[:1] == ["--"] else options.words
+    try:
+        return run_endpoint(options.port, words)
+    except EndpointError as error:
+        raise WrongUse(f"--port {options.port}: {described(error.__cause__ or error)}") from None
+    except OSError as error:
+        raise WrongUse(f"{words[0]}: {error.strerror or error}") from None
+
+
+def _has_rich() -> bool:
+    return importlib.util.find_spec("rich") is not None
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
@@ -317,107 +392,18 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-async def _ask(
-    agent: AgentDefinition, question: str, options: argparse.Namespace, console: Console, tree: RunTree
-) -> AgentResult:
-    from fractal._terminal import watch
-
-    given = _given(options)
-    if not isinstance(agent, BaseAgent):  # one whose verbs block
-        return await watch(console, tree, lambda: agent.drive(question, **given))
-    async with agent:  # it may open something of its own there
-        return await watch(console, tree, lambda: agent.run(question, **given))
-
-
 def _question(given: str) -> str:
     question = sys.stdin.read() if given == "-" else given
     if not question.strip():
-        raise _WrongUse("there is no question" + (" on standard input" if given == "-" else ""))
+        raise WrongUse("there is no question" + (" on standard input" if given == "-" else ""))
     return question
-
-
-def _content(content: object) -> str:
-    if isinstance(content, str):
-        from fractal._tree import printable
-
-        # A file gets what the model wrote; a terminal is not to be steered by it.
-        return printable(content) if sys.stdout.isatty() else content
-    if isinstance(content, BaseModel):
-        return content.model_dump_json(indent=2)
-    return json.dumps(jsonable(content), indent=2, ensure_ascii=False)
 
 
 def _agent(options: argparse.Namespace) -> AgentDefinition:
     if options.agent is None:
-        client = OpenAIModel(base_url=options.base_url)
-        return BaseAgent("assistant", "You are a helpful assistant.", options.model, client)
+        return assistant(options.model, options.base_url)
     for name in ("model", "base_url"):
         if getattr(options, name) is not None:
             flag = name.replace("_", "-")
-            raise _WrongUse(f"--{flag} is for the default agent: what --agent names has its own")
-    return _made(options.agent, _found(options.agent))
-
-
-def _found(path: str) -> object:
-    module_name, colon, attribute = path.partition(":")
-    if not colon or not module_name or not attribute:
-        raise _WrongUse(f"--agent {path}: write module:attribute, as in app.agents:planner")
-    module = _imported(module_name)
-    found: object = module
-    for name in attribute.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            raise _WrongUse(f"module {module_name!r} has no {attribute!r}; {_agents_of(module)}") from None
-    return found
-
-
-def _imported(name: str) -> ModuleType:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and f"{name}.".startswith(f"{missing}."):
-            raise _WrongUse(f"there is no module {name!r}, neither installed nor in {os.getcwd()}") from None
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        # A syntax error names its own place.
-        where = "" if isinstance(error, SyntaxError) else f" ({place.filename}:{place.lineno})"
-        raise _WrongUse(f"module {name!r} cannot be imported: {type(error).__name__}: {error}{where}") from error
-
-
-def _agents_of(module: ModuleType) -> str:
-    names = [name for name, value in vars(module).items() if isinstance(value, AgentDefinition)]
-    return f"its agents: {', '.join(names)}" if names else "there is no agent in it"
-
-
-def _made(path: str, found: object) -> AgentDefinition:
-    """The agent that an attribute is, or makes."""
-    if isinstance(found, AgentDefinition):
-        return found
-    if not callable(found) or _is_other_class(found):
-        raise _WrongUse(f"{path} is {_kind(found)}, not an agent")
-    make: Callable[[], object] = found
-    if inspect.iscoroutinefunction(make):
-        raise _WrongUse(f"{path} is an async function: give a plain one that returns an agent")
-    try:
-        inspect.signature(make).bind()
-    except TypeError as error:
-        raise _WrongUse(f"{path} is {_kind(make)} that cannot be called without arguments: {error}") from None
-    agent = make()
-    if not isinstance(agent, AgentDefinition):
-        raise _WrongUse(f"{path}() is {_kind(agent)}, not an agent")
-    return agent
-
-
-def _is_other_class(found: object) -> bool:
-    return isinstance(found, type) and not issubclass(found, AgentDefinition)
-
-
-def _kind(found: object) -> str:
-    if isinstance(found, type):
-        return f"the class {found.__name__}"
-    if inspect.isroutine(found):
-        return "a function"
-    return "None" if found is None else f"of type {type(found).__name__}"
+            raise WrongUse(f"--{flag} is for the default agent: what --agent names has its own")
+    return agent_at(options.agent)

@@ -11,6 +11,7 @@ import anyio
 import anyio.from_thread
 from typing_extensions import TypeVar
 
+from fractal._copies import copied
 from fractal._scopes import remaining
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ class RunContext(Generic[Deps]):
 
     @property
     def messages(self) -> list[Message]:
-        """The transcript so far: a new list of chat-completions messages, without the system prompt."""
-        return self._run.messages
+        """The transcript so far: a copy of its chat-completions messages, without the system prompt."""
+        messages: list[Message] = copied(self._run.messages)
+        return messages
 
     def remaining(self) -> float:
         """Seconds left until the nearest deadline: the tool's, the run's, or one that encloses the run.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import Field
 
+from fractal._copies import copied, with_own_content
 from fractal._current import current_call, current_run
 from fractal._docstring import Documentation
 from fractal._json import is_mapping, text_of
@@ -109,14 +110,15 @@ async def run_delegate(delegate: Delegate, query: object, run: Run | None) -> Ag
     result: AgentResult | None = None
     facts: dict[str, Any] = {"call_id": current_call.get(), "to_agent": delegate.name}
     await run.pace()
-    run.emit(DelegationStarted, query=query, **facts)
+    run.emit(DelegationStarted, query=copied(query) if run.is_heard else query, **facts)
     try:
         await run.pace()
         result = await delegate.drive(query)
         await run.pace_in_time()
         return result
     finally:
-        run.emit(DelegationFinished, result=result, **facts)
+        shown = with_own_content(result) if result is not None and run.is_heard else result
+        run.emit(DelegationFinished, result=shown, **facts)
 
 
 def _known(delegate: Delegate, result: AgentResult) -> str:

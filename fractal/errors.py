@@ -49,6 +49,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from fractal._texts import said_by
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -303,7 +305,7 @@ class AllModelsFailed(ModelError):
 
     def __init__(self, errors: Sequence[RunError]) -> None:
         self.errors = tuple(errors)
-        reasons = "; ".join(f"({number}) {error}" for number, error in enumerate(self.errors, 1))
+        reasons = "; ".join(f"({number}) {said_by(error)}" for number, error in enumerate(self.errors, 1))
         again = [error for error in self.errors if isinstance(error, ModelError) and error.retryable]
         waits = [error.retry_after for error in again if error.retry_after is not None]
         super().__init__(

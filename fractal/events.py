@@ -2,17 +2,23 @@
 
 Observers, logs, traces and streams are all made from these. Events come in the order in which things happen; a tool
 call that ends first is told first.
+
+An event can be written as JSON, by `event.model_dump_json()`, and read again, by `TypeAdapter(Event).validate_json`;
+it can be pickled, printed and logged, whatever a model or a tool has put into it.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
+from typing import Any, Literal, Self, TypeVar, dataclass_transform
 
-if TYPE_CHECKING:
-    from fractal.results import AgentResult, ToolResult
+from pydantic import TypeAdapter
+
+from fractal._told import AnyMessage, AnyObject, Count, Text, portable, shown
+from fractal.results import AgentResult, ToolResult
 
 __all__ = [
     "ApprovalAnswered",
@@ -57,9 +63,9 @@ class RunEvent:
         at: Seconds since the epoch.
     """
 
-    run_id: str
-    parent_id: str | None
-    agent_name: str
+    run_id: Text
+    parent_id: Text | None
+    agent_name: Text
     depth: int
     at: float = field(default_factory=time.time)
 
@@ -70,12 +76,51 @@ class RunEvent:
         return hash((type(self), *_values(self)))
 
     def __repr__(self) -> str:
-        facts = zip(fields(self), _values(self), strict=True)
-        return f"{type(self).__qualname__}({', '.join(f'{field.name}={value!r}' for field, value in facts)})"
+        facts = ", ".join(f"{name}={shown(value)}" for name, value in _facts(self).items())
+        return f"{type(self).__qualname__}({facts})"
+
+    def __reduce__(self) -> tuple[Callable[..., RunEvent], tuple[Any, ...]]:
+        return _made, (type(self), {name: portable(value) for name, value in _facts(self).items()})
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)(**copy.deepcopy(_facts(self), memo))
+
+    def model_dump(self, *, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
+        """The event as a dict, as results give theirs.
+
+        Args:
+            mode: `"json"`: of JSON's own types alone.
+        """
+        dumped: dict[str, Any] = _adapter_of(type(self)).dump_python(self, mode=mode)
+        return dumped
+
+    def model_dump_json(self) -> str:
+        """The event as JSON text, as results give theirs."""
+        return _adapter_of(type(self)).dump_json(self).decode()
+
+
+def _facts(event: RunEvent) -> dict[str, Any]:
+    return {field.name: getattr(event, field.name) for field in fields(event)}
 
 
 def _values(event: RunEvent) -> tuple[Any, ...]:
-    return tuple(getattr(event, field.name) for field in fields(event))
+    return tuple(_facts(event).values())
+
+
+def _made(kind: type[RunEvent], facts: dict[str, Any]) -> RunEvent:
+    return kind(**facts)
+
+
+_adapters: dict[type[RunEvent], TypeAdapter[Any]] = {}
+
+
+def _adapter_of(kind: type[RunEvent]) -> TypeAdapter[Any]:
+    if kind not in _adapters:  # when it is first needed: many events are never written
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 @_event
@@ -88,8 +133,8 @@ class RunStarted(RunEvent):
     """
 
     kind: Literal["run_started"] = "run_started"
-    message: dict[str, Any]
-    call_id: str | None = None
+    message: AnyMessage
+    call_id: Text | None = None
 
 
 @_event
@@ -133,10 +178,10 @@ class ModelResponded(RunEvent):
     """
 
     kind: Literal["model_responded"] = "model_responded"
-    message: dict[str, Any]
-    finish_reason: str | None
-    input_tokens: int
-    output_tokens: int
+    message: AnyMessage
+    finish_reason: Text | None
+    input_tokens: Count
+    output_tokens: Count
     elapsed: float
 
 
@@ -149,7 +194,7 @@ class TextDelta(RunEvent):
     """
 
     kind: Literal["text_delta"] = "text_delta"
-    text: str
+    text: Text
 
 
 @_event
@@ -161,7 +206,7 @@ class ReasoningDelta(RunEvent):
     """
 
     kind: Literal["reasoning_delta"] = "reasoning_delta"
-    text: str
+    text: Text
 
 
 @_event
@@ -177,9 +222,9 @@ class ToolCallDelta(RunEvent):
 
     kind: Literal["tool_call_delta"] = "tool_call_delta"
     index: int
-    call_id: str | None
-    tool_name: str
-    arguments: str
+    call_id: Text | None
+    tool_name: Text
+    arguments: Text
 
 
 @_event
@@ -195,7 +240,7 @@ class RetryScheduled(RunEvent):
     kind: Literal["retry_scheduled"] = "retry_scheduled"
     attempt: int
     wait: float
-    error: str
+    error: Text
 
 
 @_event
@@ -209,9 +254,9 @@ class ToolStarted(RunEvent):
     """
 
     kind: Literal["tool_started"] = "tool_started"
-    tool_name: str
-    call_id: str
-    arguments: Any
+    tool_name: Text
+    call_id: Text
+    arguments: AnyObject
 
 
 @_event
@@ -225,9 +270,9 @@ class ApprovalRequested(RunEvent):
     """
 
     kind: Literal["approval_requested"] = "approval_requested"
-    tool_name: str
-    call_id: str
-    arguments: Any
+    tool_name: Text
+    call_id: Text
+    arguments: AnyObject
 
 
 @_event
@@ -243,11 +288,11 @@ class ApprovalAnswered(RunEvent):
     """
 
     kind: Literal["approval_answered"] = "approval_answered"
-    tool_name: str
-    call_id: str
+    tool_name: Text
+    call_id: Text
     is_allowed: bool
-    arguments: Any
-    reason: str | None
+    arguments: AnyObject
+    reason: Text | None
 
 
 @_event
@@ -261,8 +306,8 @@ class ToolFinished(RunEvent):
     """
 
     kind: Literal["tool_finished"] = "tool_finished"
-    tool_name: str
-    call_id: str
+    tool_name: Text
+    call_id: Text
     result: ToolResult
 
 
@@ -277,9 +322,9 @@ class DelegationStarted(RunEvent):
     """
 
     kind: Literal["delegation_started"] = "delegation_started"
-    call_id: str | None
-    to_agent: str
-    query: Any
+    call_id: Text | None
+    to_agent: Text
+    query: AnyObject
 
 
 @_event
@@ -293,8 +338,8 @@ class DelegationFinished(RunEvent):
     """
 
     kind: Literal["delegation_finished"] = "delegation_finished"
-    call_id: str | None
-    to_agent: str
+    call_id: Text | None
+    to_agent: Text
     result: AgentResult | None
 
 
@@ -309,8 +354,8 @@ class LimitHit(RunEvent):
     """
 
     kind: Literal["limit_hit"] = "limit_hit"
-    limit: str
-    message: str
+    limit: Text
+    message: Text
 
 
 @_event
@@ -322,7 +367,7 @@ class WarningRaised(RunEvent):
     """
 
     kind: Literal["warning_raised"] = "warning_raised"
-    message: str
+    message: Text
 
 
 Event = (

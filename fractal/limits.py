@@ -28,7 +28,7 @@ class Limits:
     Args:
         max_iterations: Turns of one run: a model's reply and the tool calls it asks for. Default 10.
         max_requests: Requests that reach the endpoint, retries included, over the whole tree of runs.
-        max_tool_calls: Tool calls that are started, over the whole tree.
+        max_tool_calls: Tool calls that models ask for, over the whole tree, those that cannot be made too.
         max_tokens: Prompt and completion tokens, over the whole tree. Reserved by estimate before a request and
             corrected by what the endpoint reports, so the last reply can go over by the error of the estimate.
         max_depth: Delegations inside each other below the first run. Default 8.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -25,9 +23,13 @@ from typing_extensions import Unpack
 
 from fractal._background import Background, FeedBlock
 from fractal._feed import Feed
+from fractal._hooks import is_plain
 from fractal._json import is_mapping
+from fractal._log import log
+from fractal._observers import note_unused
 from fractal._progress import shown
 from fractal._scopes import single_error
+from fractal._texts import described, repr_of
 from fractal.agent import AgentDefinition
 from fractal.errors import InvalidArguments
 
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from fractal.results import AgentResult
 
 __all__ = ["BatchItem", "BatchStream", "OnError", "Progress", "run_many", "stream_many"]
-
-logger = logging.getLogger("fractal")
 
 DEFAULT_CONCURRENCY = 8
 """Runs at a time."""
@@ -366,7 +366,7 @@ class _Batch:
         if self._error is None:
             error.add_note(f"this was input {index} of a batch, counted from 0")
         else:  # it failed before the first failure could cancel it
-            self._error.add_note(f"input {index} failed as well: {type(error).__name__}: {error}")
+            self._error.add_note(f"input {index} failed as well: {described(error)}")
         self._end_with(error)
 
     def _end_with(self, error: Exception) -> None:
@@ -376,9 +376,11 @@ class _Batch:
     def _tell_progress(self) -> None:
         if self._on_progress is not None:
             try:
-                self._on_progress(self.progress)
-            except Exception:
-                logger.exception("progress=%r failed", self._on_progress)
+                answer = self._on_progress(self.progress)
+                if answer is not None:
+                    note_unused("progress=", answer, log.warning)
+            except Exception as error:
+                log.failure(f"progress={repr_of(self._on_progress)} failed", error)
 
 
 @asynccontextmanager
@@ -411,7 +413,7 @@ async def _closed_here(inputs: AsyncIterator[object]) -> AsyncGenerator[None]:
                     await cast("AsyncGenerator[object]", inputs).aclose()
                 finally:
                     if scope.cancel_called:
-                        logger.warning("the generator of inputs has not cleaned up within %g s", _CLOSE_SECONDS)
+                        log.warning(f"the generator of inputs has not cleaned up within {_CLOSE_SECONDS:g} s")
 
 
 def _check(agent: object, inputs: object, max_concurrency: object, on_error: object, on_progress: object) -> None:
@@ -425,5 +427,5 @@ def _check(agent: object, inputs: object, max_concurrency: object, on_error: obj
         raise InvalidArguments(f"max_concurrency={max_concurrency!r}: give 1 or more")
     if on_error not in ("collect", "fail_fast"):
         raise InvalidArguments(f'on_error={on_error!r}: give "collect" or "fail_fast"')
-    if on_progress is not None and (not callable(on_progress) or inspect.iscoroutinefunction(on_progress)):
+    if on_progress is not None and (not callable(on_progress) or not is_plain(on_progress)):
         raise InvalidArguments(f"progress={on_progress!r}: give True, or a plain function that takes a Progress")

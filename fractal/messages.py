@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from fractal._arguments import with_object_arguments
-from fractal._json import clean_text, encode, is_list, is_mapping, text_of
+from fractal._json import encode, is_list, is_mapping, text_of
+from fractal._texts import clean_text
 from fractal.errors import InvalidArguments, InvalidMessages
 
 __all__ = ["AS_WRITTEN", "Message", "MessageForm", "Transcript", "user_message"]
@@ -134,7 +136,7 @@ class Transcript:
         self._fragments: dict[MessageForm, list[bytes]] = {AS_WRITTEN: []}
         self.traits = set[str]()
         self.has_calls = False
-        self._open_calls: list[str] = []
+        self._open_calls: deque[str] = deque()
         for message in messages:
             self.append(message)
         self.require_answered()
@@ -169,10 +171,13 @@ class Transcript:
         fault = self._fault(message)
         if fault is not None:
             raise InvalidMessages(len(self._messages), fault)
+        content = message.get("content")
+        if type(content) is not str and isinstance(content, str):
+            message = {**message, "content": clean_text(content)}  # what is kept is what is sent: plain text
         if message["role"] == "tool":
-            self._open_calls.pop(0)
+            self._open_calls.popleft()
         else:
-            self._open_calls = [call["id"] for call in message.get("tool_calls") or ()]
+            self._open_calls = deque([call["id"] for call in message.get("tool_calls") or ()])
             if self._open_calls:
                 self.has_calls, message = True, message if is_reply else with_object_arguments(message)
             if message["role"] == "assistant":

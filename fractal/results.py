@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import functools
+from copy import deepcopy
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from fractal._json import is_list, jsonable
+from fractal._json import is_list
+from fractal._texts import clean_text, str_of
+from fractal._told import AnyMessage, AnyObject, Count, Text, Told
 from fractal.errors import RunError, StopReason
-from fractal.messages import Message
 
 __all__ = ["AgentResult", "AgentReturnPart", "Outcome", "ToolResult", "ToolReturnPart", "Usage"]
 
@@ -21,11 +24,8 @@ on, in a worker thread or, with `Limits(on_stubborn="raise")`, in a task. `skipp
 required approval and got none.
 """
 
-# Any Python object is kept as it is; in JSON it takes the form it has there.
-_AnyObject = Annotated[Any, PlainSerializer(jsonable, when_used="json")]
 
-
-class Usage(BaseModel):
+class Usage(Told):
     """What a run used, together with every run it delegated to.
 
     Example:
@@ -35,10 +35,10 @@ class Usage(BaseModel):
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
-    requests: int = Field(default=0, description="Requests sent to the endpoint, retries included.")
-    tool_calls: int = Field(default=0, description="Tool calls started.")
-    input_tokens: int = Field(default=0, description="Prompt tokens, as the endpoint reported them.")
-    output_tokens: int = Field(default=0, description="Completion tokens, as the endpoint reported them.")
+    requests: Count = Field(default=0, description="Requests sent to the endpoint, retries included.")
+    tool_calls: Count = Field(default=0, description="Tool calls that the limits allowed.")
+    input_tokens: Count = Field(default=0, description="Prompt tokens, as the endpoint reported them.")
+    output_tokens: Count = Field(default=0, description="Completion tokens, as the endpoint reported them.")
 
     @property
     def total_tokens(self) -> int:
@@ -46,7 +46,7 @@ class Usage(BaseModel):
         return self.input_tokens + self.output_tokens
 
 
-class _Made(BaseModel):
+class _Made(Told):
     """What the engine makes often, and of values that it knows to fit."""
 
     model_config = ConfigDict(defer_build=True)
@@ -57,10 +57,23 @@ class _Made(BaseModel):
         made = cls.__new__(cls)
         set_attribute = object.__setattr__  # what `model_construct` does too, once it has asked each field for defaults
         set_attribute(made, "__dict__", facts)
-        set_attribute(made, "__pydantic_fields_set__", set(facts))
+        set_attribute(made, "__pydantic_fields_set__", _names_of(cls))
         set_attribute(made, "__pydantic_extra__", None)
         set_attribute(made, "__pydantic_private__", {"_exception": exception})
         return made
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy it, so that what refers to it refers to the copy: before 2.14.2, pydantic's own copies do not."""
+        memo = {} if memo is None else memo
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__setstate__(deepcopy(BaseModel.__getstate__(self), memo))
+        return made
+
+
+@functools.cache
+def _names_of(kind: type[BaseModel]) -> set[str]:
+    """The names of all fields: one set for all results that have them all, of which there may be many."""
+    return set(kind.model_fields)
 
 
 class ToolResult(_Made):
@@ -71,24 +84,27 @@ class ToolResult(_Made):
         'ok'
     """
 
-    content: _AnyObject = Field(default=None, description="What the tool returned, as the Python object it is.")
-    tool_name: str = Field(description="Name of the tool as the model called it.")
-    metadata: dict[str, _AnyObject] = Field(
+    content: AnyObject = Field(default=None, description="What the tool returned, as the Python object it is.")
+    tool_name: Text = Field(description="Name of the tool as the model called it.")
+    metadata: dict[Text, AnyObject] = Field(
         default_factory=dict, description="`arguments` as the tool got them, and `terminate`."
     )
-    error: str | None = Field(default=None, description="What the model was told went wrong; None if all went well.")
+    error: Text | None = Field(default=None, description="What the model was told went wrong; None if all went well.")
     outcome: Outcome = Field(default="ok", description="How the call ended.")
     elapsed: float = Field(
         default=0.0,
         description="Seconds from the start of the call to its end, waiting for approval left out.",
     )
-    call_id: str | None = Field(default=None, description="Id of the call, as in the transcript and the events.")
+    call_id: Text | None = Field(default=None, description="Id of the call, as in the transcript and the events.")
 
     _exception: BaseException | None = PrivateAttr(default=None)
 
     @property
     def exception(self) -> BaseException | None:
-        """The exception behind `error`, if a tool raised one; None too after a trip through JSON."""
+        """The exception behind `error`; None if there is none.
+
+        None too after a trip through JSON, or through a pickle that cannot take the exception.
+        """
         return self._exception
 
 
@@ -100,24 +116,24 @@ class AgentResult(_Made):
         True
     """
 
-    content: _AnyObject = Field(
+    content: AnyObject = Field(
         default=None,
         description="The answer: text, or what a terminating tool returned. After a failure the reason as text.",
     )
-    agent_name: str = Field(description="Name of the agent that ran.")
+    agent_name: Text = Field(description="Name of the agent that ran.")
     success: bool = Field(default=True, description="Whether there is an answer.")
-    metadata: dict[str, _AnyObject] = Field(
+    metadata: dict[Text, AnyObject] = Field(
         default_factory=dict,
         description="`iterations` and `messages`; after a failure also `reason`, `error` and `error_type`.",
     )
     stop_reason: StopReason = Field(default="finished", description="Why the run ended.")
-    error: str | None = Field(default=None, description="What went wrong, for a human; None after a success.")
-    messages: list[Annotated[Message, PlainSerializer(jsonable, when_used="json")]] = Field(
-        default_factory=list[Message],
+    error: Text | None = Field(default=None, description="What went wrong, for a human; None after a success.")
+    messages: list[AnyMessage] = Field(
+        default_factory=list[dict[str, Any]],
         description="The transcript, without the system prompt. Pass it as `messages=` to go on.",
     )
     usage: Usage = Field(default_factory=Usage, description="What was used, delegates included.")
-    run_id: str = Field(default="", description="Id of the run, as in its events.")
+    run_id: Text = Field(default="", description="Id of the run, as in its events.")
     tool_results: list[ToolResult] = Field(
         default_factory=list[ToolResult], description="Every tool call of the run itself, in call order."
     )
@@ -125,7 +141,7 @@ class AgentResult(_Made):
         default_factory=list[ToolResult],
         description="Calls, delegates' included, whose worker thread was still running when the run ended.",
     )
-    warnings: list[str] = Field(default_factory=list[str], description="What was odd, but stopped nothing.")
+    warnings: list[Text] = Field(default_factory=list[str], description="What was odd, but stopped nothing.")
     elapsed: float = Field(default=0.0, description="Seconds the run took.")
 
     _exception: RunError | None = PrivateAttr(default=None)
@@ -140,7 +156,10 @@ class AgentResult(_Made):
 
     @property
     def exception(self) -> RunError | None:
-        """The error behind `error`; None after a success. Rebuilt as a plain `RunError` after a trip through JSON."""
+        """The error behind `error`; None after a success.
+
+        A plain `RunError` with the same text after a trip through JSON, or through a pickle that cannot take the error.
+        """
         if self._exception is None and not self.success:
             self._exception = RunError(self.error or self.stop_reason)
             self._exception.result = self
@@ -160,7 +179,8 @@ class AgentResult(_Made):
         return self
 
     def __str__(self) -> str:
-        return f"{self.agent_name}: {self.content}" if self.success else f"{self.agent_name} failed: {self.error}"
+        text = f": {str_of(self.content)}" if self.success else f" failed: {self.error}"
+        return clean_text(self.agent_name + text)
 
 
 AgentReturnPart = AgentResult

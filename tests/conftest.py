@@ -7,8 +7,10 @@ import gc
 import inspect
 import os
 import signal
+import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -18,6 +20,8 @@ from fractal.models import _connections
 from fractal.models._pool import machine_tls
 from fractal.testing import Endpoint, assert_nothing_left
 from fractal.testing._leftovers import running_tasks, wait_until_empty
+from tests.certificate import CERTIFICATE, KEY
+from tests.clients import KINDS, Models
 from tests.support import BACKENDS
 
 # The same examples each time, so that a change is judged by what it changes, and not by chance. With
@@ -54,6 +58,33 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Endpoint
     yield start
     for one in started:
         one.close()
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
+    """A server's side of TLS, with a certificate that the environment names as trusted."""
+    for name, text in (("key", KEY), ("certificate", CERTIFICATE)):
+        (tmp_path / name).write_text(text)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate"))
+    machine_tls.cache_clear()
+    yield context
+    machine_tls.cache_clear()
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "TLS"])
+def maybe_tls(request: pytest.FixtureRequest) -> ssl.SSLContext | None:
+    """A server's side of TLS, and none."""
+    return request.getfixturevalue("tls") if request.param else None
+
+
+@pytest.fixture(params=KINDS)
+async def models(request: pytest.FixtureRequest) -> AsyncIterator[Models]:
+    """Makes models of each kind of client that sends over HTTP."""
+    made = Models(request.param)
+    yield made
+    await made.aclose()
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +136,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how often the tests that cancel everywhere have cancelled, and what."""
+    """Say how often the tests that cancel everywhere have cancelled, and what; and what others have counted."""
     visited = [
         point
         for report in terminalreporter.getreports("passed")
@@ -113,6 +144,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if name == "points"
         for point in points
     ]
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "numbers":
+                terminalreporter.write_line(str(value))
     if visited:
         scenarios, by_way = {scenario for scenario, *_ in visited}, Counter[str]()
         for _, backend, way, count in visited:

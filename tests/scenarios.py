@@ -531,6 +531,12 @@ def more_requests_than_connections(watch: Watch) -> Scenario:
 
 
 @over_http
+def a_long_request_over_http(watch: Watch) -> Scenario:
+    one = agent(watch, client=None)
+    return lambda: one.run("go " + "x" * 100_000)
+
+
+@over_http
 def a_stream_over_http(watch: Watch) -> Scenario:
     one = agent(watch, client=None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,21 @@ def outcomes(result: AgentResult) -> list[str]:
 def shown(value: object) -> str:
     """An id for a test's parameter that is the same in every process, which an object's address is not."""
     return re.sub(r" at 0x[0-9a-f]+", "", ascii(value))
+
+
+def assert_linear(work: Callable[[int], object], size: int) -> None:
+    """Twice as much takes about twice as long; what grows with the square takes four times."""
+
+    def seconds(size: int) -> float:
+        best = float("inf")
+        for _ in range(3):
+            began = time.process_time()
+            work(size)
+            best = min(best, time.process_time() - began)
+        return best
+
+    once, twice = seconds(size), seconds(2 * size)
+    assert twice < 3 * once + 0.05, f"{once:.3f} s, and twice as much {twice:.3f} s"
 
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One connection to an endpoint: HTTP/1.1 on a socket of AnyIO's.
+"""One connection to an endpoint: HTTP/1.1 on a stream of AnyIO's.
 
 This module loads httpx2, whose errors are raised here, so nothing imports it before the first request.
 """
@@ -6,32 +6,28 @@ This module loads httpx2, whose errors are raised here, so nothing imports it be
 from __future__ import annotations
 
 import math
-import select
-import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import h11
 import httpx2
-from anyio.abc import SocketAttribute
 
-from fractal._scopes import move_on_after
+from fractal._scopes import move_on_after, single_error
+from fractal.errors import ReplyTooLarge
+from fractal.models._connecting import LAST_PORT, WRITTEN_AT_ONCE, connect
+from fractal.models._decoding import DecodedPieces, decoder_for
 from fractal.models._incoming import Incoming
+from fractal.models._secrets import identity_of
 
 if TYPE_CHECKING:
-    import socket
-    import ssl
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
-    from anyio.abc import ByteStream
-
+    from fractal.models._connecting import MakeTls, Origin, Wired
     from fractal.models._incoming import Head
+    from fractal.models._proxies import Proxy
+    from fractal.models.bounds import ReplyBounds
 
-__all__ = ["Answer", "Connection", "Origin", "Template"]
-
-Origin: TypeAlias = tuple[str, str, int]
-"""Scheme, host and port."""
+__all__ = ["Answer", "Connection", "Template"]
 
 _READ_AT_ONCE = 64 * 1024
 _PORTS = {"http": 80, "https": 443}
@@ -42,6 +38,7 @@ class Template:
 
     Args:
         request: The request; its body is left out.
+        proxy: Whom to send it to; None: to the endpoint itself.
 
     Raises:
         httpx2.UnsupportedProtocol: It goes somewhere else than to an http or https URL.
@@ -49,23 +46,35 @@ class Template:
 
     Attributes:
         request: The request.
-        origin: Where it goes.
+        proxy: Whom to send it to, or None.
+        origin: The endpoint.
+        lane: What its connection may be shared with: requests to the same endpoint, by the same way, signed alike.
+            Whatever an endpoint holds against a connection, or says on it unasked, stays with those who have the key.
         has_answer_body: Whether there can be a body in the answer.
     """
 
-    __slots__ = ("_head", "_timeouts", "has_answer_body", "origin", "request")
+    __slots__ = ("_head", "_timeouts", "has_answer_body", "lane", "origin", "proxy", "request")
 
-    def __init__(self, request: httpx2.Request) -> None:
+    def __init__(self, request: httpx2.Request, proxy: Proxy | None = None) -> None:
         url = request.url
         if url.scheme not in _PORTS:
-            raise httpx2.UnsupportedProtocol(f"the URL has no http:// or https://: {url}", request=request)
-        self.request = request
-        self.origin: Origin = (url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
+            raise httpx2.UnsupportedProtocol("the URL has no http:// or https://", request=request)
+        port = _PORTS[url.scheme] if url.port is None else url.port
+        if not 0 < port <= LAST_PORT:
+            raise httpx2.UnsupportedProtocol(f"nobody can have the port {port}", request=request)
+        self.request, self.proxy = request, proxy
+        self.origin: Origin = (url.scheme, url.raw_host.decode("ascii"), port)
+        self.lane: object = (self.origin, proxy, identity_of(request))
         self.has_answer_body = request.method != "HEAD"
         self._timeouts: Mapping[str, float | None] = request.extensions.get("timeout", {})
         headers = [header for header in request.headers.raw if header[0].lower() not in _OF_THE_BODY]
+        target = url.raw_path
+        if proxy is not None and proxy.forwards(url.scheme):
+            target = b"%b://%b%b" % (url.raw_scheme, url.netloc, target)
+            if proxy.authorization is not None:
+                headers.append((b"Proxy-Authorization", proxy.authorization))
         try:
-            head = h11.Request(method=request.method, target=url.raw_path, headers=headers)
+            head = h11.Request(method=request.method, target=target, headers=headers)
             written = h11.Connection(h11.CLIENT).send(head)
         except h11.LocalProtocolError as error:
             raise httpx2.LocalProtocolError(str(error), request=request) from error
@@ -88,49 +97,56 @@ class Connection:
     """A connection, for one request after another.
 
     Args:
-        origin: Where it goes.
+        lane: What it is for: `Template.lane` of its requests.
 
     Attributes:
-        is_idle: Whether another request may be sent: the last answer has been read to its end.
+        lane: The same.
+        is_idle: Whether another request may be sent: the last answer has been read to its end, and nothing follows.
         idle_since: For whoever keeps it: when that was.
     """
 
-    def __init__(self, origin: Origin) -> None:
-        self.origin = origin
+    def __init__(self, lane: object) -> None:
+        self.lane = lane
         self.is_idle = False
         self.idle_since = 0.0
-        self._stream: ByteStream | None = None
-        self._has_news: Callable[[], bool] | None = None
+        self._wired: Wired | None = None
+        self._is_cut = False  # not all of a request was sent
         self._incoming = Incoming()
 
     @property
     def is_stale(self) -> bool:
         """Whether the endpoint has closed it, or said something that nobody has asked for."""
-        return self._has_news is None or self._has_news()
+        wired = self._wired
+        return wired is None or wired.has_read_ahead() or wired.is_readable()
 
-    async def send(self, request: Template, body: bytes, make_tls: Callable[[], Awaitable[ssl.SSLContext]]) -> Answer:
+    async def send(self, request: Template, body: bytes, make_tls: MakeTls, bounds: ReplyBounds) -> Answer:
         """Send a request, after connecting if need be, and wait for the head of the answer.
 
         Raises:
             httpx2.RequestError: There is none.
+            ReplyTooLarge: It is longer than the bounds allow.
         """
         self.is_idle = False
-        if self._stream is None:
-            tls = await make_tls() if self.origin[0] == "https" else None
-            self._stream = await self._connected(request, tls)
-            self._has_news = _readable(self._stream.extra(SocketAttribute.raw_socket))
+        if self._wired is None:
+            self._wired = await self._connected(request, make_tls)
         incoming = self._incoming
-        incoming.expect(has_body=request.has_answer_body)
-        self._feed(request, await self._exchange(request, request.with_body(body)))
-        while incoming.head is None:
-            self._feed(request, await self._read(request))
-        return Answer(self, request, incoming.head)
+        incoming.expect(has_body=request.has_answer_body, bounds=bounds)
+        data = request.with_body(body)
+        if len(data) > WRITTEN_AT_ONCE:
+            await self._exchange_long(request, data)
+        else:
+            self._feed(request, await self._exchange(request, data))
+            while incoming.head is None:
+                self._feed(request, await self._read(request))
+        assert incoming.head is not None
+        return Answer(self, request, incoming.head, bounds)
 
     async def next_piece(self, request: Template) -> bytes:
         """As much of the body as has come, as soon as there is any; nothing at its end.
 
         Raises:
             httpx2.RequestError: Nothing comes, or it is no HTTP.
+            ReplyTooLarge: More comes than the bounds allow.
         """
         incoming = self._incoming
         while not incoming.pieces and not incoming.is_whole:
@@ -139,39 +155,41 @@ class Connection:
             data = b"".join(incoming.pieces)
             incoming.pieces.clear()
             return data
-        self.is_idle = not incoming.is_last
+        wired = self._wired
+        assert wired is not None
+        self.is_idle = not (incoming.is_last or self._is_cut or wired.link.is_cut or wired.has_read_ahead())
         return b""
 
     async def aclose(self) -> None:
         """Close it."""
         self.is_idle = False
         self._incoming.close()
-        if self._stream is not None:
-            await self._stream.aclose()
+        if self._wired is not None:
+            await self._wired.stream.aclose()
 
-    async def _connected(self, request: Template, tls: ssl.SSLContext | None) -> ByteStream:
-        _, host, port = self.origin
+    async def _connected(self, request: Template, make_tls: MakeTls) -> Wired:
+        if request.origin[0] == "https":
+            await make_tls()  # now, since it is no time of the connecting
         try:
             with move_on_after(request.timeout("connect")):
-                if tls is None:
-                    return await anyio.connect_tcp(host, port)
-                # As in all of HTTP the end of an answer is told by its length, not by TLS.
-                return await anyio.connect_tcp(host, port, tls=True, ssl_context=tls, tls_standard_compatible=False)
+                return await connect(request.origin, request.proxy, make_tls)
         except TimeoutError as error:  # the system's own
             raise httpx2.ConnectTimeout(str(error), request=request.request) from error
-        except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
+        except (OSError, ValueError, anyio.BrokenResourceError, anyio.EndOfStream) as error:  # ValueError: the host
             raise httpx2.ConnectError(str(error), request=request.request) from error
         raise httpx2.ConnectTimeout("", request=request.request)
 
     async def _exchange(self, request: Template, data: bytes) -> bytes:
         """Write a request, and read the first that comes; under one scope, which costs as much as the parsing."""
-        assert self._stream is not None
+        assert self._wired is not None
         late: type[httpx2.TimeoutException] = httpx2.WriteTimeout
         with move_on_after(request.timeout("write")) as scope:
-            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-                # In one piece: a second one would be another turn of the event loop, and another packet.
-                await self._stream.send(data)
-            # An endpoint that takes no more may have said why.
+            # In one piece: a second one would be another turn of the event loop, and another packet. If it fails, the
+            # endpoint may have said why.
+            try:
+                await self._wired.stream.send(data)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                self._is_cut = True
             late, seconds = httpx2.ReadTimeout, request.timeout("read")
             seconds = math.inf if seconds is None else seconds
             now = anyio.current_time()
@@ -180,6 +198,32 @@ class Connection:
             return await self._receive(request)
         raise late("", request=request.request)
 
+    async def _exchange_long(self, request: Template, data: bytes) -> None:
+        """Write a request that may take its time, and read meanwhile: an endpoint that takes no more says why."""
+        assert self._wired is not None
+        has_come = anyio.Event()
+        late: type[httpx2.TimeoutException] = httpx2.WriteTimeout
+        with single_error():
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._hear, request, has_come)
+                with move_on_after(request.timeout("write")):
+                    await self._wired.patient.send(data)
+                    late = httpx2.ReadTimeout
+                if late is httpx2.ReadTimeout:
+                    with move_on_after(request.timeout("read")):
+                        await has_come.wait()
+                        return
+                raise late("", request=request.request)
+
+    async def _hear(self, request: Template, has_come: anyio.Event) -> None:
+        """Read the head of an answer, and see to it that no more is written if it is a refusal."""
+        assert self._wired is not None
+        while self._incoming.head is None:
+            self._feed(request, await self._receive(request))
+        has_come.set()
+        if self._incoming.head.status_code >= 300:
+            self._wired.link.give_up()
+
     async def _read(self, request: Template) -> bytes:
         """What comes next; nothing, if the endpoint has closed the connection."""
         with move_on_after(request.timeout("read")):
@@ -187,12 +231,12 @@ class Connection:
         raise httpx2.ReadTimeout("", request=request.request)
 
     async def _receive(self, request: Template) -> bytes:
-        assert self._stream is not None
+        assert self._wired is not None
         try:
-            return await self._stream.receive(_READ_AT_ONCE)
+            return await self._wired.stream.receive(_READ_AT_ONCE)
         except anyio.EndOfStream:
             return b""
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise httpx2.ReadError(str(error), request=request.request) from error
 
     def _feed(self, request: Template, data: bytes) -> None:
@@ -200,18 +244,22 @@ class Connection:
         if incoming.fault is None:
             incoming.feed(data)
         if incoming.fault is not None and not incoming.pieces:
+            if isinstance(incoming.fault, ReplyTooLarge):
+                raise incoming.fault
             raise httpx2.RemoteProtocolError(incoming.fault, request=request.request)
 
 
 class Answer:
     """The answer to a request: as much of an `httpx2.Response` as is read here, with the same names.
 
-    Its body is read once, as a whole or, as an iterator, piece by piece.
+    Its body is read once, as a whole or, as an iterator, piece by piece, and it is decompressed. Of an HTTP error the
+    beginning is read, and if the rest does not come, it is an error all the same.
 
     Args:
         connection: Where it comes from.
         request: The request.
         head: Its head.
+        bounds: The most that is read of it.
 
     Attributes:
         head: Its head.
@@ -219,17 +267,13 @@ class Answer:
         headers: The headers; names in lower case.
     """
 
-    __slots__ = ("_connection", "_request", "head", "headers", "status_code")
+    __slots__ = ("_bounds", "_connection", "_request", "_room", "head", "headers", "status_code")
 
-    def __init__(self, connection: Connection, request: Template, head: Head) -> None:
-        self._connection, self._request, self.head = connection, request, head
+    def __init__(self, connection: Connection, request: Template, head: Head, bounds: ReplyBounds) -> None:
+        self._connection, self._request, self.head, self._bounds = connection, request, head, bounds
         self.status_code = head.status_code
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in head.headers}
-
-    @property
-    def is_encoded(self) -> bool:
-        """Whether the body has to be decoded."""
-        return "content-encoding" in self.headers
+        self._room = bounds.body
 
     @property
     def is_elsewhere(self) -> bool:
@@ -237,12 +281,25 @@ class Answer:
         return 300 <= self.status_code < 400 and "location" in self.headers
 
     async def aread(self) -> bytes:
-        """The whole body."""
-        return b"".join([part async for part in self])
+        """The whole body.
 
-    def aiter_bytes(self) -> Self:
+        Raises:
+            httpx2.RequestError: It breaks off.
+            ReplyTooLarge: It is more than the bounds allow.
+            BadReply: It cannot be decompressed.
+        """
+        whole = bytearray()  # a list of what comes would be much longer, if it comes byte by byte
+        async for piece in self.aiter_bytes():
+            whole += piece
+        return bytes(whole)
+
+    def aiter_bytes(self) -> AsyncIterator[bytes]:
         """The body as it comes."""
-        return self
+        if self.status_code < 400 and "content-encoding" not in self.headers:
+            return self
+        codings = [value.decode("latin-1") for name, value in self.head.headers if name.lower() == b"content-encoding"]
+        decoder = decoder_for(self.status_code, ",".join(codings), self._bounds)
+        return DecodedPieces(self, decoder)
 
     def __aiter__(self) -> Self:
         return self
@@ -252,13 +309,7 @@ class Answer:
         piece = await self._connection.next_piece(self._request)
         if not piece:
             raise StopAsyncIteration
+        self._room -= len(piece)
+        if self._room < 0:
+            raise ReplyTooLarge("body", self._bounds.body)
         return piece
-
-
-def _readable(sock: socket.socket) -> Callable[[], bool]:
-    """Tells whether there is something to read, the end of it too."""
-    if sys.platform == "win32" or not hasattr(select, "poll"):
-        return lambda: bool(select.select([sock], [], [], 0)[0])
-    poll = cast("Any", select).poll()  # unlike `select`, it takes any number of a socket
-    poll.register(sock, select.POLLIN)
-    return lambda: bool(poll.poll(0))

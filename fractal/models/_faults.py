@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from fractal.errors import (
@@ -11,7 +12,10 @@ from fractal.errors import (
     ConnectionFailed,
     ModelError,
     RequestTimedOut,
+    RunError,
+    StatusError,
 )
+from fractal.models._masking import is_clean, mask, secrets_with
 from fractal.models._reported import status_error
 from fractal.models._secrets import NO_SECRETS, Secrets
 
@@ -27,12 +31,13 @@ class translated:
     """A block that turns what clients and HTTP libraries raise into a `ModelError` without secrets; leaves the rest.
 
     Args:
-        secrets: What no error may repeat.
+        secrets: What no error may repeat, in no text, attribute or cause. None: nobody can know it, as with a client
+            that is only an object; then the cause is what the object raised.
     """
 
     __slots__ = ("_secrets",)
 
-    def __init__(self, secrets: Secrets = NO_SECRETS) -> None:
+    def __init__(self, secrets: Secrets | None = None) -> None:
         self._secrets = secrets
 
     def __enter__(self) -> None:
@@ -41,23 +46,44 @@ class translated:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not isinstance(error, Exception):
+            return
+        secrets = secrets_with(error, self._secrets or NO_SECRETS)
         if isinstance(error, ModelError):
-            error.args = _clean(error.args, self._secrets)
-        elif isinstance(error, Exception):
-            mapped = _translate(error, self._secrets)
-            if mapped is not None:
-                mapped.args = _clean(mapped.args, self._secrets)
-                raise mapped from error
+            mask(error, secrets, error.__cause__)
+            return
+        fault = _translate(error, secrets)
+        if fault is None:
+            if is_clean(error, secrets):
+                return
+            fault = ModelError(f"{type(error).__name__}: {error}")
+        mask(fault, secrets, _cause_of(fault, error))
+        if self._secrets is None and is_clean(error, secrets):
+            raise fault from error
+        try:
+            raise fault
+        finally:
+            fault.__context__ = None  # Python has set it to what must not be seen
 
 
-def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> ModelError | None:
+def _cause_of(fault: RunError, error: Exception) -> BaseException | None:
+    """What an error of ours came from, as far as it says more than the error itself."""
+    if isinstance(fault, StatusError) or fault.args == (_UNWRITABLE,):
+        return None
+    openai: Any = sys.modules.get("openai")
+    is_of_sdk = openai is not None and isinstance(error, openai.OpenAIError)
+    cause = error.__cause__ if is_of_sdk else error  # the SDK's own has the request and the response
+    return cause if cause is not fault else None
+
+
+def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> RunError | None:
     openai: Any = sys.modules.get("openai")
     if openai is not None and isinstance(error, openai.OpenAIError):
         return _translate_sdk(error, openai, secrets)
     for name in ("httpx2", "httpx"):
         http: Any = sys.modules.get(name)
         if http is not None and isinstance(error, (http.HTTPError, http.InvalidURL)):
-            return _translate_http(error, http)
+            return _translate_http(error, http, secrets)
     if isinstance(error, UnicodeEncodeError):
         return ModelError(_UNWRITABLE)
     if isinstance(error, TimeoutError):
@@ -69,13 +95,15 @@ def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> ModelError | 
     return None
 
 
-def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> ModelError:
+def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> RunError:
     if isinstance(error, openai.APIStatusError):
         return status_error(error.status_code, error.response.headers, _body_of(error), secrets)
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__
+        if isinstance(cause, RunError):  # one of ours that the SDK has wrapped
+            return cause
         if isinstance(cause, Exception) and not isinstance(cause, openai.OpenAIError):
-            mapped = _translate(cause)
+            mapped = _translate(cause, secrets)
             if mapped is not None:
                 return mapped
         kind = RequestTimedOut if isinstance(error, openai.APITimeoutError) else ConnectionFailed
@@ -93,7 +121,12 @@ def _body_of(error: Any) -> object:
         return error.body
 
 
-def _translate_http(error: Any, http: Any) -> ModelError:
+def _translate_http(error: Any, http: Any, secrets: Secrets) -> ModelError:
+    if isinstance(error, http.HTTPStatusError):  # a hook of a user's HTTP client has looked at the status
+        answer, body = error.response, b""
+        with suppress(http.ResponseNotRead):
+            body = answer.content
+        return status_error(answer.status_code, answer.headers, body, secrets)
     text = str(error) or type(error).__name__
     try:
         where = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}"
@@ -110,8 +143,15 @@ def _translate_http(error: Any, http: Any) -> ModelError:
         fault.retryable = False
         return fault
     what = "no connection to" if isinstance(error, http.ConnectError) else "no whole answer from"
-    return ConnectionFailed(f"{what} {where}: {text}")
+    fault = ConnectionFailed(f"{what} {where}: {text}")
+    fault.retryable = not _is_refused_certificate(error)
+    return fault
 
 
-def _clean(texts: tuple[Any, ...], secrets: Secrets) -> tuple[str, ...]:
-    return tuple(map(secrets.quoted, texts))
+def _is_refused_certificate(error: BaseException | None) -> bool:
+    ssl: Any = sys.modules.get("ssl")
+    while error is not None and ssl is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

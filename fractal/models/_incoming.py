@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from fractal.errors import ReplyTooLarge
+from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds
+
 __all__ = ["Head", "Incoming"]
 
-_LONGEST_HEAD = 100 * 1024
-
 _LENGTHS = (b"content-length", b"transfer-encoding")
+_CODING = b"transfer-encoding"
 
 
 class Head(NamedTuple):
@@ -44,11 +46,16 @@ class Incoming:
     """
 
     __slots__ = (
+        "_begun",
+        "_bounds",
         "_has_body",
         "_headers",
+        "_is_coded",
+        "_most",
         "_parser",
         "_reason",
         "_size",
+        "_unread",
         "fault",
         "head",
         "is_last",
@@ -57,28 +64,24 @@ class Incoming:
     )
 
     def __init__(self) -> None:
-        self._parser: HttpResponseParser | None = HttpResponseParser(self)
-        # What h11 forgives too. Strict rules are against smuggling, for which somebody in between has to read by
-        # other rules.
-        self._parser.set_dangerous_leniencies(
-            lenient_headers=True,
-            lenient_chunked_length=True,
-            lenient_optional_cr_before_lf=True,
-            lenient_spaces_after_chunk_size=True,
-        )
-        self.fault: str | None = None
+        self._parser: HttpResponseParser | None = self._new_parser()
+        self.fault: ReplyTooLarge | str | None = None
         self.is_last = False
         self.expect(has_body=True)
 
-    def expect(self, *, has_body: bool) -> None:
+    def expect(self, *, has_body: bool, bounds: ReplyBounds = DEFAULT_BOUNDS) -> None:
         """Make ready for the answer to the next request.
 
         Args:
             has_body: Whether there can be one: not in an answer to HEAD.
+            bounds: The most that is read of it.
         """
-        self._has_body = has_body
-        self._size = 0
+        self._has_body, self._bounds = has_body, bounds
+        self._size = self._unread = 0  # bytes in all; bytes since there was a piece of the body, or the beginning
+        self._most = bounds.head + 2 * bounds.body  # chunks need bytes of their own
+        self._begun: list[bytes] = []  # what has come of a head that is not whole
         self._reason, self._headers = b"", list[tuple[bytes, bytes]]()
+        self._is_coded = False
         self.head: Head | None = None
         self.pieces: list[bytes] = []
         self.is_whole = False
@@ -88,21 +91,71 @@ class Incoming:
         if not data:
             self._end()
             return
+        head = self.head
+        self._size += len(data)
+        self._unread += len(data)
+        if head is None:
+            self._begun.append(data)
+        if self._parser is not None:
+            self._parse(data)
+        if self.head is None and self.is_last:
+            self._forgive()
+        if self._size > self._bounds.head and self.fault is None:
+            self._hold_bounds(is_beginning=head is None)
+
+    def close(self) -> None:
+        """Forget the parser, which holds on to this object."""
+        self._parser = None
+
+    def _new_parser(self) -> HttpResponseParser:
+        parser = HttpResponseParser(self)
+        # What h11 forgives too. Strict rules are against smuggling, for which somebody in between has to read by
+        # other rules.
+        parser.set_dangerous_leniencies(
+            lenient_headers=True,
+            lenient_chunked_length=True,
+            lenient_optional_cr_before_lf=True,
+            lenient_spaces_after_chunk_size=True,
+        )
+        return parser
+
+    def _parse(self, data: bytes) -> None:
         assert self._parser is not None
-        if self.head is None:
-            self._size += len(data)
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             self.is_last = True
             if not self.is_whole:
-                self.fault = f"the answer is no HTTP: {error}"
-        if self.head is None and self._size > _LONGEST_HEAD:
-            self.fault = "the head of the answer is too long"
+                why = "another protocol" if isinstance(error, HttpParserUpgrade) else error.__context__ or error
+                self.fault = f"the answer is no HTTP: {why}"
 
-    def close(self) -> None:
-        """Forget the parser, which holds on to this object."""
-        self._parser = None
+    def _forgive(self) -> None:
+        """Read a head that the parser refuses, if there is but one way to read it."""
+        from h11 import RemoteProtocolError  # most heads need none of it
+
+        from fractal.models._heads import forgiven
+
+        begun = b"".join(self._begun)
+        try:
+            data = forgiven(begun)
+        except RemoteProtocolError as error:
+            self.fault = self.fault or f"the answer is no HTTP: {error}"
+            return
+        if data is None and begun.startswith(b"HTTP/1."):
+            self._parser = self.fault = None  # until the rest of the head has come
+        elif data is not None:
+            self._parser, self.fault, self.is_last = self._new_parser(), None, False
+            self._reason, self._headers, self._is_coded = b"", [], False
+            self._parse(data)
+
+    def _hold_bounds(self, *, is_beginning: bool) -> None:
+        is_long = self.head is None or (is_beginning and _length_of(self.head) > self._bounds.head)
+        if is_long:
+            self.head, self.pieces = None, []  # nothing of it is of use
+        if is_long or self._unread > self._bounds.head:
+            self.fault = ReplyTooLarge("head", self._bounds.head)
+        elif self._size > self._most:
+            self.fault = ReplyTooLarge("body", self._bounds.body)
 
     def _end(self) -> None:
         self.is_last = True
@@ -123,14 +176,21 @@ class Incoming:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer, which nobody reads."""
-        self._headers.append((name, value.rstrip(b" \t")))  # those before it are no part of it to httptools either
+        if self.head is None:
+            value = value.rstrip(b" \t")  # those before it are no part of it to httptools either
+            self._headers.append((name, value))
+            if len(name) == len(_CODING) and name.lower() == _CODING:
+                self._is_coded |= value.lower() != b"chunked"
 
     def on_headers_complete(self) -> None:
         """All of a head."""
         assert self._parser is not None
         status = self._parser.get_status_code()
+        if self._is_coded:
+            raise ValueError("it has a Transfer-Encoding other than chunked, which nobody has asked for")
         if status >= 200 and not self.is_whole:
             self.head = Head(status, self._reason, self._parser.get_http_version(), self._headers)
+            self._begun.clear()
             if not self._has_body:
                 self.is_whole = self.is_last = True
         self._reason, self._headers = b"", []
@@ -139,6 +199,7 @@ class Incoming:
         """A piece of the body."""
         if not self.is_whole:
             self.pieces.append(data)
+            self._unread = 0
 
     def on_message_complete(self) -> None:
         """The end of the answer, or of a hint."""
@@ -146,3 +207,8 @@ class Incoming:
         if self.head is not None:
             self.is_whole = True
             self.is_last |= not self._parser.should_keep_alive()
+
+
+def _length_of(head: Head) -> int:
+    """Bytes of a head, but for the spaces in it."""
+    return len(head.reason) + 15 + sum(len(name) + len(value) + 4 for name, value in head.headers)

@@ -8,7 +8,7 @@ end, which makes a generator that waits in `try: yield` the one end-of-loop hook
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
     from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
 
     import httpx2
 
-    from fractal.models._connection import Answer, Template
-    from fractal.models._connections import Connections
+    from fractal.models._connection import Template
+    from fractal.models._connections import Connections, Exchange
     from fractal.models._secrets import Secrets
+    from fractal.models._sending import Sending
     from fractal.models.base import ModelRequest
 
 __all__ = [
@@ -87,9 +87,6 @@ class Pool:
 
     Args:
         limit: Connections that may be open at a time; further requests wait their turn.
-
-    Attributes:
-        clones: SDK clients of users, as copies that send through `client`.
     """
 
     def __init__(self, limit: int) -> None:
@@ -98,8 +95,7 @@ class Pool:
         self._opening = anyio.Lock()
         self._users: WeakSet[object] = WeakSet()
         self._keeper = self._keep()
-        self.clones: WeakKeyDictionary[object, Any] = WeakKeyDictionary()
-        self._templates: WeakKeyDictionary[Address, Template | None] = WeakKeyDictionary()
+        self._templates: WeakKeyDictionary[Address, Template] = WeakKeyDictionary()
         self._client: httpx2.AsyncClient | None = None
         self._connections: Connections | None = None
 
@@ -133,29 +129,19 @@ class Pool:
 
     @property
     def client(self) -> httpx2.AsyncClient:
-        """An HTTP client on these connections, for users' SDK clients and for what is seldom."""
+        """An HTTP client on these connections, for users' SDK clients."""
         assert self._client is not None, "the pool was not entered"
         return self._client
 
-    def post(self, address: Address, body: bytes) -> _Posting:
-        """Send a body.
+    def post(self, address: Address, body: bytes, sending: Sending) -> Exchange:
+        """Send a body, in a block with the answer.
 
         Raises:
             httpx2.HTTPError: There is no answer.
+            ModelError: There is none, and it is known why.
         """
-        return _Posting(self, address, body)
-
-    async def begin(self, address: Address, body: bytes) -> tuple[HttpAnswer, AbstractAsyncContextManager[Any]]:
-        """Send a body; the block that comes with the answer has been entered."""
-        if self._connections is not None and (template := self._template(address)) is not None:
-            ours = self._connections.send(template, body)
-            answer = await ours.__aenter__()
-            if not answer.is_elsewhere:
-                return (self._decoded(answer) if answer.is_encoded else answer), ours
-            await ours.__aexit__(None, None, None)
-            self._templates[address] = None
-        others = self.client.stream("POST", address.url, content=body, headers=address.headers)
-        return await others.__aenter__(), others
+        assert self._connections is not None, "the pool was not entered"
+        return self._connections.send(self._template(address), body, sending)
 
     async def _open_once(self) -> None:
         async with self._opening:
@@ -175,39 +161,17 @@ class Pool:
             _forget(self)
             await self.client.aclose()
 
-    def _template(self, address: Address) -> Template | None:
-        """The request without its body; None for what is left to the HTTP client: an address that redirects."""
-        if address not in self._templates:
-            from fractal.models._connection import Template
-
+    def _template(self, address: Address) -> Template:
+        """The request without its body."""
+        template = self._templates.get(address)
+        if template is None:
+            assert self._connections is not None
             request = self.client.build_request("POST", address.url, headers=address.headers)
-            self._templates[address] = Template(request)
-        return self._templates[address]
-
-    def _decoded(self, answer: Answer) -> HttpAnswer:
-        from fractal.models._connections import as_httpx2
-
-        return as_httpx2(answer)
-
-
-class _Posting:
-    """A body that is posted, and the answer, as a block; no generator, since every request has one."""
-
-    __slots__ = ("_address", "_block", "_body", "_pool")
-
-    def __init__(self, pool: Pool, address: Address, body: bytes) -> None:
-        self._pool, self._address, self._body = pool, address, body
-        self._block: AbstractAsyncContextManager[Any] | None = None
-
-    async def __aenter__(self) -> HttpAnswer:
-        answer, self._block = await self._pool.begin(self._address, self._body)
-        return answer
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        assert self._block is not None
-        await self._block.__aexit__(kind, error, traceback)
+            address.secrets.add_signed(request)
+            template = self._templates[address] = self._connections.template(request)
+            if template.proxy is not None:
+                address.secrets.add(*template.proxy.secrets)
+        return template
 
 
 @functools.cache
@@ -220,22 +184,20 @@ def machine_tls() -> ssl.SSLContext:
     return context
 
 
-def _new_client(limit: int) -> tuple[httpx2.AsyncClient, Connections | None]:
-    """An HTTP client, and the connections that it uses; None where it uses its own."""
-    from urllib.request import getproxies
-
+def _new_client(limit: int) -> tuple[httpx2.AsyncClient, Connections]:
+    """An HTTP client, and the connections that it uses."""
     import httpx2
 
-    from fractal.models._connections import Connections, Transport
+    from fractal.models._connections import Connections
+    from fractal.models._decoding import ACCEPTED_CODINGS
+    from fractal.models._proxies import Proxies
+    from fractal.models._transport import Transport
 
     # Waiting for a place is bounded by the run's own deadline; with a place, there is a connection.
     timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None)
-    if any(getproxies().get(scheme) for scheme in ("http", "https", "all")):
-        # Which of them is for which host, httpx2 alone knows; its own pool is slower with hundreds of connections.
-        limits = httpx2.Limits(max_connections=limit, max_keepalive_connections=limit)
-        return httpx2.AsyncClient(verify=machine_tls(), follow_redirects=True, limits=limits, timeout=timeout), None
-    connections = Connections(machine_tls, limit)
-    return httpx2.AsyncClient(transport=Transport(connections), follow_redirects=True, timeout=timeout), connections
+    connections = Connections(machine_tls, limit, Proxies())
+    headers = {"Accept-Encoding": ACCEPTED_CODINGS}
+    return httpx2.AsyncClient(transport=Transport(connections), headers=headers, timeout=timeout), connections
 
 
 _pools: RunVar[dict[object, Pool]] = RunVar("fractal_http_pools")

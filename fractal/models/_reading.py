@@ -10,7 +10,8 @@ from uuid import uuid4
 from pydantic_core import from_json
 
 from fractal._arguments import object_text
-from fractal._json import clean_text, decode, encode, is_list, is_mapping
+from fractal._json import decode, encode, is_list, is_mapping
+from fractal._texts import clean_text
 from fractal.errors import BadReply, ModelError, ReplyTooLarge
 from fractal.models._reported import briefly, is_page, quoted_body, reported_error, status_error
 from fractal.models._secrets import NO_SECRETS, Secrets

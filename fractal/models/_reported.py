@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from reprlib import Repr
 from typing import Any, NamedTuple
 
-from fractal._json import clean_text, decode, is_list, is_mapping
+from fractal._json import decode, is_list, is_mapping
+from fractal._texts import clean_text
 from fractal.errors import (
     AuthenticationFailed,
     ContentFiltered,

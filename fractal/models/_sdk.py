@@ -1,14 +1,16 @@
 """Ways to an endpoint through a user's `openai` client, with its auth, headers, URL and time-outs.
 
-The public `post` is used in place of `chat.completions.create`, whose walk over all parameters costs more with each
-message.
+Each request is sent by a copy of the client, which says what the client says at that time, and which has another HTTP
+client. The public `post` is used in place of `chat.completions.create`, whose walk over all parameters costs more with
+each message.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import aclosing, closing
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import anyio
@@ -16,22 +18,26 @@ from anyio.lowlevel import current_token
 
 from fractal._scopes import cancellation_noted, single_error
 from fractal._threads import ThreadCall
-from fractal.errors import ClientBoundToLoop
+from fractal.errors import ClientBoundToLoop, InvalidArguments
+from fractal.models._address import JSON, ask_for_key
 from fractal.models._answer_reader import AnswerReader, read_answer, read_body
 from fractal.models._faults import translated
-from fractal.models._http import JSON
-from fractal.models._pool import Pool, pool_of_this_loop
-from fractal.models._secrets import NO_SECRETS, Secrets
+from fractal.models._pool import pool_of_this_loop
+from fractal.models._secrets import Secrets
+from fractal.models._sending import Sending, current_sending
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from fractal.models.base import ModelRequest, Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["BoundSdkWire", "SdkWire", "ThreadWire", "async_twin_maker", "copier"]
 
+T = TypeVar("T")
+
 _REQUEST = "a request by a blocking client"
+
+Copy: TypeAlias = Callable[[Any], Any]
+"""Makes a client that says what the user's says now, and sends through the HTTP client it is given."""
 
 
 class BoundSdkWire:
@@ -45,6 +51,8 @@ class BoundSdkWire:
     def __init__(self, client: Any, bounds: ReplyBounds) -> None:
         self._client, self._bounds = client, bounds
         self._loop: object = None
+        self._http: Any = None
+        self._copy = Copies(client)
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it through the SDK, read the raw answer."""
@@ -60,61 +68,59 @@ class BoundSdkWire:
             self._loop = loop
         if self._loop is not loop:
             raise ClientBoundToLoop(type(self._client).__name__)
-        return self._client
+        if self._http is None:
+            import httpx2
+
+            from fractal.models._transport import Passage
+
+            self._http = httpx2.AsyncClient(transport=Passage(self._client._client))
+        return self._copy(self._http)
 
 
 class SdkWire:
-    """A user's `AsyncOpenAI`, or the async twin of a blocking one, as a copy for each event loop.
+    """A user's `AsyncOpenAI`, or the async twin of a blocking one, on the connections of each event loop.
 
     Args:
-        client: The user's client.
-        clone: Makes a copy that sends through the HTTP client it is given.
+        copy: Makes the client that sends a request.
         bounds: The most that is read of one answer.
         max_connections: Connections of its own in each event loop. None: those that all share.
     """
 
-    def __init__(
-        self, client: Any, clone: Callable[[Any], Any], bounds: ReplyBounds, max_connections: int | None = None
-    ) -> None:
-        self._bounds = bounds
-        self._client, self._clone, self._max_connections = client, clone, max_connections
+    def __init__(self, copy: Copy, bounds: ReplyBounds, max_connections: int | None = None) -> None:
+        self._copy, self._bounds, self._max_connections = copy, bounds, max_connections
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it through the SDK, read the raw answer."""
         pool = await pool_of_this_loop(self, self._max_connections)
         async with pool.place(request):
-            return await _respond(self._client_in(pool), request, self._bounds)
+            return await _respond(self._copy(pool.client), request, self._bounds)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it through the SDK, read the raw stream."""
         pool = await pool_of_this_loop(self, self._max_connections)
         async with pool.place(request):
-            return await _stream(self._client_in(pool), request, sink, self._bounds)
-
-    def _client_in(self, pool: Pool) -> Any:
-        clone = pool.clones.get(self._client)
-        if clone is None:
-            clone = pool.clones[self._client] = self._clone(pool.client)
-        return clone
+            return await _stream(self._copy(pool.client), request, sink, self._bounds)
 
 
 async def _respond(client: Any, request: ModelRequest, bounds: ReplyBounds) -> Reply:
-    secrets = _secrets_of(client)
-    with translated(secrets):
+    sending = _sending(client, request, bounds)
+    with translated(sending.secrets), current_sending(sending):
         response = await _post(client, request.model, request.body())
-        return await read_body(response.status_code, response.headers, response.content, bounds, secrets)
+        async with aclosing(response):
+            body = await response.aread()
+        return await read_body(response.status_code, response.headers, body, bounds, sending.secrets)
 
 
 async def _stream(client: Any, request: ModelRequest, sink: Sink, bounds: ReplyBounds) -> Reply:
-    secrets = _secrets_of(client)
-    with translated(secrets):
-        response = await _post(client, request.model, request.body(), stream=True)
+    sending = _sending(client, request, bounds)
+    with translated(sending.secrets), current_sending(sending):
+        response = await _post(client, request.model, request.body())
         async with aclosing(response):
-            return await read_answer(response, sink, bounds, secrets)
+            return await read_answer(response, sink, bounds, sending.secrets)
 
 
 class ThreadWire:
-    """A blocking SDK client that cannot be copied: its calls run in worker threads.
+    """A blocking SDK client that cannot be copied for an event loop: its calls run in worker threads.
 
     Args:
         client: The user's client.
@@ -123,67 +129,96 @@ class ThreadWire:
 
     def __init__(self, client: Any, bounds: ReplyBounds) -> None:
         self._client, self._bounds = client, bounds
+        self._http: Any = None
+        self._copy = Copies(client)
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it from a worker thread."""
-        client, body = self._client, request.body()
-        secrets = _secrets_of(client)
-        with translated(secrets):
-            call = ThreadCall(
-                lambda: _post(client, request.model, body), _REQUEST, waiting=request.paused, abandon=True
-            )
-            response = await call.run()
-            return await read_body(response.status_code, response.headers, response.content, self._bounds, secrets)
+        client, body = self._client_now(), request.body()
+        sending = _sending(client, request, self._bounds)
+
+        def work(call: ThreadCall[Any]) -> tuple[Any, bytes]:
+            with closing(_post(client, request.model, body)) as response:
+                return response, response.read()
+
+        with translated(sending.secrets):
+            response, data = await _called(work, request, sending)
+            return await read_body(response.status_code, response.headers, data, self._bounds, sending.secrets)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it from a worker thread, which hands over what comes until nobody wants it any more."""
-        client, body, secrets = self._client, request.body(), _secrets_of(self._client)
+        client, body = self._client_now(), request.body()
+        sending = _sending(client, request, self._bounds)
         reader: AnswerReader | None = None
 
-        def work() -> None:
+        def work(call: ThreadCall[Any]) -> None:
             nonlocal reader
-            with closing(_post(client, request.model, body, stream=True)) as response:
-                reader = AnswerReader(response.status_code, response.headers, sink, self._bounds, secrets)
+            with closing(_post(client, request.model, body)) as response:
+                reader = AnswerReader(response.status_code, response.headers, sink, self._bounds, sending.secrets)
                 for data in response.iter_bytes():
                     call.join(partial(reader.read, data))  # raises when nobody wants it any more
                     if reader.is_done:
                         break
 
-        with translated(secrets):
+        with translated(sending.secrets):
             try:
-                with single_error():
-                    async with anyio.create_task_group() as group:
-                        call = ThreadCall(work, _REQUEST, waiting=request.paused, abandon=True, group=group)
-                        with cancellation_noted():
-                            await call.run()
+                await _called(work, request, sending)
             except Exception as error:
                 if reader is None or not reader.can_do_without_the_rest(error):
                     raise
             assert reader is not None
             return await reader.end()
 
+    def _client_now(self) -> Any:
+        if self._http is None:
+            import httpx2
 
-def _post(client: Any, model: str, body: bytes, *, stream: bool = False) -> Any:
-    """Have an SDK client post; what comes back is the HTTP response, or an awaitable of it."""
+            from fractal.models._transport import BlockingPassage
+
+            self._http = httpx2.Client(transport=BlockingPassage(self._client._client))
+        return self._copy(self._http)
+
+
+async def _called(work: Callable[[ThreadCall[Any]], T], request: ModelRequest, sending: Sending) -> T:
+    """What a function returns that is called in a worker thread, and may call back from there."""
+    made: list[T] = []
+
+    async def charge() -> None:
+        request.charge()
+
+    with single_error(), current_sending(sending):
+        async with anyio.create_task_group() as group:
+            call = ThreadCall(lambda: work(call), _REQUEST, waiting=request.paused, abandon=True, group=group)
+            sending.charge = lambda: call.join(charge)
+            with cancellation_noted():
+                made.append(await call.run())
+    return made[0]
+
+
+def _sending(client: Any, request: ModelRequest, bounds: ReplyBounds) -> Sending:
+    known = (getattr(client, name, None) for name in ("api_key", "_azure_ad_token"))
+    secrets = Secrets(*(secret for secret in known if isinstance(secret, str)))
+    return Sending(bounds, request.charge, secrets)
+
+
+def _post(client: Any, model: str, body: bytes) -> Any:
+    """Have an SDK client post; what comes back is the HTTP response, its body not yet read, or an awaitable of it."""
     import httpx2
 
     # Its own retries are off: ours look at the deadline and at the budget.
     options = {"headers": JSON, "max_retries": 0}
     path = _path(client, model)
-    return client.post(path, cast_to=httpx2.Response, content=body, options=options, stream=stream)
+    return client.post(path, cast_to=httpx2.Response, content=body, options=options, stream=True)
 
 
 def _path(client: Any, model: str) -> str:
     """Where the SDK is to post; Azure has the deployment in the path, which the SDK adds only for JSON bodies."""
     azure = hasattr(client, "_api_version")
     if azure and "/deployments" not in client.base_url.path:
+        if model.strip(".") == "":
+            raise InvalidArguments(f"model={model!r}: Azure can have no deployment of that name")
         return f"/deployments/{quote(model, safe='')}/chat/completions"
     return "/chat/completions"
-
-
-def _secrets_of(client: Any) -> Secrets:
-    key = getattr(client, "api_key", None)
-    return Secrets(key) if isinstance(key, str) else NO_SECRETS
 
 
 def _has_default_http(client: Any) -> bool:
@@ -192,49 +227,53 @@ def _has_default_http(client: Any) -> bool:
     return type(http).__name__ in ("AsyncHttpxClientWrapper", "SyncHttpxClientWrapper")
 
 
-def copier(client: Any) -> Callable[[Any], Any] | None:
+def copier(client: Any) -> Copy | None:
     """How to copy an async client for another HTTP client; None if its own has to stay."""
-
-    def copy(http: Any) -> Any:
-        return client.copy(http_client=http)
-
-    return copy if _has_default_http(client) else None
+    return Copies(client) if _has_default_http(client) else None
 
 
-def async_twin_maker(client: Any, openai: Any) -> Callable[[Any], Any] | None:
+def async_twin_maker(client: Any, openai: Any) -> Copy | None:
     """How to make the async twin of a blocking client; None if something of it would be lost."""
-    is_azure = type(client) is openai.AzureOpenAI
-    if not (is_azure or type(client) is openai.OpenAI) or not _has_default_http(client):
+    kinds = {openai.OpenAI: openai.AsyncOpenAI, openai.AzureOpenAI: openai.AsyncAzureOpenAI}
+    kind = kinds.get(type(client))
+    if kind is None or not _has_default_http(client):
         return None
     if getattr(client, "workload_identity", None) or getattr(client, "_provider", None):
         return None
-    facts: dict[str, Any] = {
-        "api_key": _awaited(client._api_key_provider) or client.api_key,
-        "organization": client.organization,
-        "project": client.project,
-        "base_url": client.base_url,
-        "timeout": client.timeout,
-        "default_headers": client._custom_headers,
-        "default_query": client._custom_query,
-    }
-    if is_azure:
-        facts |= {
-            "api_version": client._api_version,
-            "azure_ad_token": client._azure_ad_token,
-            "azure_ad_token_provider": _awaited(client._azure_ad_token_provider),
-        }
-        if client._azure_ad_token or client._azure_ad_token_provider:
-            del facts["api_key"]
-    kind = openai.AsyncAzureOpenAI if is_azure else openai.AsyncOpenAI
-    return lambda http: kind(http_client=http, **facts)
+
+    copies = Copies(client, kind)
+
+    def copy(http: Any) -> Any:
+        twin = copies(http)
+        for name in ("_api_key_provider", "_azure_ad_token_provider"):
+            provider = getattr(twin, name, None)
+            if provider is not None:
+                setattr(twin, name, partial(ask_for_key, provider))
+        return twin
+
+    return copy
 
 
-def _awaited(provider: Callable[[], str] | None) -> Callable[[], Awaitable[str]] | None:
-    """A blocking key provider, called in a worker thread."""
-    if provider is None:
-        return None
+class Copies:
+    """Makes clients that say in all what a user's says now, and send through another HTTP client.
 
-    async def provide() -> str:
-        return await ThreadCall(provider, "the provider of a key", abandon=True).run()
+    The SDK's own `copy` makes it from what it was made of, so that what has changed since, or what a class of the
+    user's has added, would be lost. The blocking kind and the async one know themselves by the same names.
 
-    return provide
+    Args:
+        client: The user's client.
+        kind: The class of the copies. None: that of the client.
+    """
+
+    def __init__(self, client: Any, kind: Any = None) -> None:
+        self._client, self._kind = client, kind or client.__class__
+        self._last = client
+
+    def __call__(self, http: Any) -> Any:
+        """Make one."""
+        # What kind of machine this is, the SDK finds out in a thread at the first request of each client.
+        known = {"_client": http, "_platform": getattr(self._last, "_platform", None)}
+        copy = self._kind.__new__(self._kind)
+        copy.__dict__ = {**self._client.__dict__, **known}
+        self._last = copy
+        return copy

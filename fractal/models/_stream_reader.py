@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from fractal._json import clean_text, encode, is_list, is_mapping
+from fractal._json import encode, is_list, is_mapping
+from fractal._texts import clean_text
 from fractal.errors import BadReply, ConnectionFailed, ModelError, ReplyTooLarge
 from fractal.models._events import ErrorData, EventReader
 from fractal.models._merging import Merged

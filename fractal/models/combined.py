@@ -5,7 +5,6 @@ Each is a `Model` like any other and can be a part of another one.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -16,7 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 from anyio.lowlevel import RunVar, checkpoint
 
+from fractal._log import log
 from fractal._scopes import cancellation_noted, move_on_after, require_time, single_error, stop_if_cancelled
+from fractal._texts import said_by
 from fractal._threads import Gate, Waiting
 from fractal.errors import (
     AllModelsFailed,
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["CombinedModel", "FallbackModel", "LimitedModel", "RaceModel"]
-
-logger = logging.getLogger("fractal")
 
 _FAILURES = (ModelError, DeadlineWouldPass, BudgetExceeded)
 """What keeps one model from answering, but maybe not another one."""
@@ -120,7 +119,7 @@ class FallbackModel(CombinedModel):
         failures: list[RunError] = []
         for number, model in enumerate(self.models, 1):
             if failures:
-                logger.info("a model failed, the next is asked: %s", failures[-1])
+                log.info(f"a model failed, the next is asked: {said_by(failures[-1])}")
                 # What failed may have failed because of a cancellation, which comes first.
                 await stop_if_cancelled()
                 _charge(request, failures[-1])
@@ -164,6 +163,7 @@ class RaceModel(CombinedModel):
 
     async def _answer(self, request: ModelRequest, sink: Sink | None) -> Reply:
         winner: _Try | None = None
+        broken: BaseException | None = None
         running, over = 0, anyio.Event()
 
         def win(one: _Try) -> None:
@@ -174,11 +174,15 @@ class RaceModel(CombinedModel):
                     other.scope.cancel()
 
         async def run(one: _Try) -> None:
-            nonlocal running
+            nonlocal running, broken
             try:
                 await one.run()
                 if winner is None and one.reply is not None and not _is_poor(one.reply):
                     win(one)
+            except (Exception, SystemExit) as error:
+                # Kept out of the group: trio takes the text of what ends one, which may raise; an exit ends asyncio.
+                broken = broken or error
+                group.cancel_scope.cancel()
             finally:
                 running -= 1
                 if not running:
@@ -192,6 +196,8 @@ class RaceModel(CombinedModel):
                     group.start_soon(run, one)
                 with cancellation_noted():
                     await over.wait()
+        if broken is not None:
+            raise broken
         return _outcome(tries, winner)
 
     def _affordable(self, request: ModelRequest) -> Sequence[Model]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from fractal.errors import InvalidArguments
+from fractal.models._address import ApiKey, BaseUrl
 from fractal.models._dialect import Dialect
 from fractal.models._pool import leave_pool
 from fractal.models._thinking import ThinkingSink, without_thinking
@@ -25,8 +26,10 @@ class OpenAIModel:
     Args:
         client: `AsyncOpenAI`, `OpenAI`, their Azure kinds, or any object with `chat.completions.create`. None: our
             own HTTP, which needs no SDK.
-        base_url: Without a client: the endpoint. None: `OPENAI_BASE_URL`, or OpenAI's own.
-        api_key: Without a client: the key. None: `OPENAI_API_KEY`.
+        base_url: Without a client: the endpoint, as text or a URL of some library. None: `OPENAI_BASE_URL`, or OpenAI's
+            own.
+        api_key: Without a client: the key, as text, bytes or a `SecretStr`, or a function, plain or async, that makes
+            it for each request. None: `OPENAI_API_KEY`.
         model: Name of the model, in place of the agent's: for one of several models in combination. None: the
             agent's.
         max_connections: Connections that this model may have open in each event loop, besides those of other models;
@@ -38,8 +41,8 @@ class OpenAIModel:
 
     Raises:
         InvalidArguments: `client` is something else, or makes its connections itself and `max_connections` is
-            given; or `model` is no name, `max_connections` no number from 1 up, `bounds` no `ReplyBounds`, or
-            `thinking_tags` no two texts.
+            given, or comes with a `base_url` or `api_key`; one of these is of no use; or `model` is no name,
+            `max_connections` no number from 1 up, `bounds` no `ReplyBounds`, or `thinking_tags` no two texts.
 
     Example:
         >>> model = OpenAIModel(base_url="http://127.0.0.1:8000/v1")
@@ -49,8 +52,8 @@ class OpenAIModel:
         self,
         client: Any = None,
         *,
-        base_url: str | None = None,
-        api_key: str | None = None,
+        base_url: BaseUrl = None,
+        api_key: ApiKey = None,
         model: str | None = None,
         max_connections: int | None = None,
         bounds: ReplyBounds | None = None,

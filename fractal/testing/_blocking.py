@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from fractal.errors import InvalidArguments
+from fractal.models._secrets import without_secrets
 from fractal.testing.endpoint import endpoint_ports
 
 __all__ = ["RealRequestBlocked", "block_real_requests"]
@@ -22,7 +23,7 @@ class RealRequestBlocked(BaseException):
     Like Ctrl-C it is no `Exception`: no retry, fallback or tool shall make an answer of it.
 
     Attributes:
-        url: What was to be reached.
+        url: What was to be reached; without what may be secret, such as the query.
     """
 
     def __init__(self, url: str, allowed: str = "loopback addresses") -> None:
@@ -89,8 +90,9 @@ class _Block:
             if _is_loopback(url.host):
                 return
             allowed = "loopback addresses"
-        self.urls.append(str(url))
-        raise RealRequestBlocked(str(url), allowed)
+        shown = without_secrets(url)
+        self.urls.append(shown)
+        raise RealRequestBlocked(shown, allowed)
 
 
 _blocks: list[_Block] = []

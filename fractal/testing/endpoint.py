@@ -34,6 +34,7 @@ import anyio.abc
 import h11
 
 from fractal._json import is_mapping
+from fractal._texts import repr_of
 from fractal.testing import answers as _answers
 from fractal.testing._history import check_messages
 from fractal.testing.answers import Answer, AnswerLike, ToolCallAnswer, as_answer
@@ -108,6 +109,7 @@ class Endpoint:
         api_key: The key a request has to carry, as a bearer token or in an `api-key` header; a request
             without it is answered 401. None lets everyone in.
         strict: Answer 400 with the code "invalid_messages" to what `check_messages` refuses.
+        port: Where to listen. 0: the system chooses.
 
     Attributes:
         requests: Every request, refused ones included, in order of arrival.
@@ -125,6 +127,7 @@ class Endpoint:
         latency: float = 0.0,
         api_key: str | None = None,
         strict: bool = True,
+        port: int = 0,
     ) -> None:
         self.requests: list[RecordedRequest] = []
         self.connections = 0
@@ -140,6 +143,7 @@ class Endpoint:
         # Guards every attribute a user's thread may wait for; held for a few instructions only.
         self._changed = threading.Condition()
         self._faults: list[BaseException] = []
+        self._wanted_port = port
         self._port: int | None = None
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
@@ -196,7 +200,7 @@ class Endpoint:
         if self._faults:
             first, *others = self._faults
             cause = BaseExceptionGroup("several answers failed", self._faults) if others else first
-            raise EndpointError(f"the endpoint failed: {first!r}") from cause
+            raise EndpointError(f"the endpoint failed: {repr_of(first)}") from cause
 
     def __enter__(self) -> Self:
         return self.start()
@@ -268,7 +272,7 @@ class Endpoint:
             self._ready.set()
 
     async def _serve(self, stop: socket.socket) -> None:
-        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self._wanted_port)
         async with listener, anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, self._converse)
             self._port = listener.extra(anyio.abc.SocketAttribute.local_port)
@@ -317,7 +321,7 @@ class Endpoint:
             self._faults.append(error)
             # Without the header OpenAI's clients retry, and call the broken function again.
             header = {"x-should-retry": "false"}
-            return _reply(_answers.failure(500, f"no answer: {error!r}", headers=header), request)
+            return _reply(_answers.failure(500, f"no answer: {repr_of(error)}", headers=header), request)
 
     def _answer(self, request: RecordedRequest) -> Answer:
         if self._api_key is not None and not _carries(request, self._api_key):

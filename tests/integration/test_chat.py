@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
 import select
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from typing import Any
 import pytest
 
 import fractal
-from fractal._chat import _Interrupts
+from fractal._chat import _Interrupts, save_messages
 from fractal.cli import main
 from fractal.testing import Endpoint, answers, check_messages
 
@@ -420,7 +422,7 @@ class TestTerminal:
             terminal.type("//exit\n")
             terminal.wait_for("heard /exit well")
             says("/nonsense", "there is no /nonsense; /help tells what there is")
-            says("/tools", "remove(path: string)", "Remove a file.")
+            says("/tools", "remove(path: string) → needs approval\r\n", "Remove a file.")
             says("/usage", "last answer: 1 request, 0 tool calls, 10 tokens in, 5 out")
             terminal.wait_for("in all:      3 requests, 1 tool call, 30 tokens in, 15 out")
             says("/save", "saved in kept.json: 6 messages")
@@ -473,13 +475,47 @@ class TestTerminal:
     def test_neither_model_nor_tool_can_steer_the_terminal(self):
         with Terminal() as terminal:
             terminal.ask(r'call remove {"path": "a\u001b[2J\u009b2Jb\u202e"}')
-            terminal.wait_for(r'Call remove(path="a\u001b[2J 2Jb ")?')
+            terminal.wait_for(r'Call remove(path="a\u001b[2J\u009b2Jb\u202e")?')
             terminal.wait_for("why not: ")
             terminal.type("y\n")
             terminal.wait_for("removed a [2J 2Jb ")
             terminal.ask(r'call note {"a?\nCall b": "c"}')
             terminal.wait_for(r'Call note("a?\nCall b"="c")?')
             assert not {"\x1b", "\x9b", "\u202e"} & {*terminal.text}
+
+    @pytest.mark.parametrize("term", ["dumb", "xterm-256color"])
+    def test_pasted_lines_are_one_question(self, term: str, endpoint: Endpoint):
+        with Terminal(TERM=term, NO_COLOR="1") as terminal:
+            terminal.wait_for("\n> ")
+            if "\x1b[?2004h" in terminal.text:
+                terminal.type("\x1b[200~one\ntwo\n/three\x1b[201~\r")
+            else:
+                terminal.type("one\ntwo\n/three\n")
+            terminal.wait_for("well\r\n")
+            terminal.ask("you")
+            terminal.wait_for("heard you well")
+        assert told_by_users(endpoint) == ["one\ntwo\n/three", "you"]
+
+    def test_a_line_may_go_on_in_the_next(self, endpoint: Endpoint):
+        with Terminal() as terminal:
+            terminal.wait_for("\n> ")
+            terminal.type("one\\\n")
+            terminal.wait_for(". ")
+            terminal.type("two\n")
+            terminal.wait_for("well\r\n")
+        assert told_by_users(endpoint) == ["one\ntwo"]
+
+    def test_what_is_approved_is_what_is_shown(self):
+        odd = r"/srv/\u202etxt.seton\u200b\u3164\ufe0f\u00a0\u0007\u007f\udb40\udc41"
+        with Terminal() as terminal:
+            terminal.ask(f'call remove {{"path": "{odd}"}}')
+            assert f'→ remove(path="{odd}")\r\n' in terminal.wait_for(f'Call remove(path="{odd}")?\r\n')
+            terminal.wait_for("why not: ")
+            terminal.type("e\n")
+            terminal.wait_for(f'{{"path":"{odd}"}}')  # there to be edited
+            terminal.type("\n")
+            terminal.wait_for("the tool said: removed /srv/ txt.seton")
+            assert not {"\x1b", "\u202e", "\u200b", "\u3164", "\x07", "\x7f"} & {*terminal.text}
 
     def test_warnings_are_told_once(self):
         # Python itself writes a library's warnings to standard error where nobody has set up logging.
@@ -575,14 +611,122 @@ def test_an_agent_that_cannot_be_opened_is_told(chat: Chat, backend: str):
     assert chat("one\n", "--backend", backend, agent="Locked") == (1, "", "fractal chat: LookupError: no pool\n")
 
 
-def test_a_conversation_is_saved_where_a_link_leads_and_what_utf8_cannot_carry_is_replaced(chat: Chat, project: Path):
-    (project / "real.json").write_text("[]", encoding="utf-8")
-    if sys.platform != "win32":
-        (project / "a.json").symlink_to("real.json")
+def test_a_conversation_is_saved_without_what_utf8_cannot_carry(chat: Chat, project: Path):
     assert chat("é \ud800\n/save\n", "--save", "a.json")[0] == 0
-    if sys.platform != "win32":
+    assert json.loads((project / "a.json").read_text("utf-8"))[0]["content"] == "é \ufffd"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes and links are others there")
+class TestFiles:
+    def test_a_conversation_is_for_its_owner_and_a_file_that_is_there_keeps_its_mode(self, chat: Chat, project: Path):
+        for name, mode in (("open.json", 0o644), ("private.json", 0o600), ("odd.json", 0o4640)):
+            (project / name).write_text("[]", encoding="utf-8")
+            (project / name).chmod(mode)
+            assert chat("one\n", "--save", name)[0] == 0
+            assert (project / name).stat().st_mode & 0o7777 == mode & 0o777
+        before = os.umask(0)
+        try:
+            assert chat("one\n", "--save", "new.json")[0] == 0
+        finally:
+            os.umask(before)
+        assert (project / "new.json").stat().st_mode & 0o7777 == 0o600
+        assert [path.name for path in project.iterdir() if path.name.startswith(".")] == []
+
+    @pytest.mark.parametrize("to", ["real.json", "missing.json", "."])
+    def test_a_link_is_not_followed_and_that_is_told_before_anything_is_paid_for(
+        self, to: str, chat: Chat, project: Path, endpoint: Endpoint
+    ):
+        (project / "real.json").write_text("precious", encoding="utf-8")
+        (project / "a.json").symlink_to(to)
+        words = "it is a link: name the file that it leads to\n"
+        assert chat("one\n", "--save", "a.json") == (2, "", f"fractal chat: --save a.json: {words}")
+        assert not endpoint.requests
+        assert f"not saved: [Errno {errno.ELOOP}] {words[:-1]}" in chat("one\n/save a.json\n")[2]
+        assert (project / "real.json").read_text("utf-8") == "precious"
         assert (project / "a.json").is_symlink()
-        assert json.loads((project / "real.json").read_text("utf-8"))[0]["content"] == "é \ufffd"
+        assert not (project / "missing.json").exists()
+
+    def test_what_is_no_file_is_not_replaced(self, chat: Chat, project: Path):
+        os.mkfifo(project / "pipe")
+        assert chat("one\n", "--save", "pipe")[::2] == (2, "fractal chat: --save pipe: it is no regular file\n")
+        assert "it is no regular file" in chat("one\n/save pipe\n/save /dev/null\n")[2]
+        assert stat.S_ISFIFO((project / "pipe").stat().st_mode)
+        assert not os.path.isfile("/dev/null")
+
+    def test_what_cannot_be_written_loses_nothing(self, project: Path, monkeypatch: pytest.MonkeyPatch):
+        (project / "a.json").write_text("before", encoding="utf-8")
+
+        def fail(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, "no space")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="no space"):
+            save_messages("a.json", [{"role": "user", "content": "x"}])
+        assert (project / "a.json").read_text("utf-8") == "before"
+        assert {path.name for path in project.iterdir()} == {"a.json", "chat_agents.py"}
+
+    def test_a_draft_is_not_where_somebody_could_put_something(self, project: Path, monkeypatch: pytest.MonkeyPatch):
+        drafts: list[str] = []
+        replace = Path.replace
+        monkeypatch.setattr(Path, "replace", lambda path, to: (drafts.append(path.name), replace(path, to))[1])
+        for _ in range(2):
+            save_messages("a.json", [])
+        assert len(set(drafts)) == 2
+        monkeypatch.setattr("secrets.token_hex", lambda size: "guessed")
+        (project / ".fractal.guessed").symlink_to("a.json")
+        with pytest.raises(FileExistsError):
+            save_messages("a.json", [{"role": "user", "content": "x"}])
+        assert json.loads((project / "a.json").read_text("utf-8")) == []
+        assert (project / ".fractal.guessed").is_symlink()  # it is not ours to remove
+
+    def test_a_file_of_another_group_is_not_opened_to_the_own_one(self, project: Path, monkeypatch: pytest.MonkeyPatch):
+        (project / "a.json").write_text("[]", encoding="utf-8")
+        (project / "a.json").chmod(0o664)
+        monkeypatch.setattr(os, "fchown", lambda *facts: (_ for _ in ()).throw(PermissionError("no")))
+        facts = (project / "a.json").lstat()
+        other = os.stat_result((*facts[:5], facts.st_gid + 1, *facts[6:]))
+        monkeypatch.setattr("fractal._files._regular", lambda path: other)
+        save_messages("a.json", [])
+        assert (project / "a.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_saved_has_escapes_for_what_steers_a_terminal(chat: Chat, project: Path):
+    assert chat("a\x1b[2J\u202e\u200b é\n", "--save", "a.json")[0] == 0
+    text = (project / "a.json").read_text("utf-8")
+    assert r"a\u001b[2J\u202e\u200b é" in text
+    assert json.loads(text)[0]["content"] == "a\x1b[2J\u202e\u200b é"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b'[{"role": "user", "content": ' + b"9" * 5000 + b"}]", "Exceeds the limit"),
+        (b"\xff\xfe\x00", "codec can't decode"),
+        (b"", "Expecting value"),
+        (b"null", "it holds no list of messages"),
+        (b'{"messages": {}}', "it holds no list of messages"),
+        (b"[1]", "messages[0]: a message is a dict with a role, not int"),
+        (b'[{"role": ["user"]}]', "messages[0]: unknown role"),
+        (b'[{"role": "tool", "tool_call_id": "x", "content": "y"}]', "messages[0]: a result for tool call 'x'"),
+        (b'[{"role": "assistant", "tool_calls": [{"id": "\\ud800"}]}]', "has no result"),
+        (b'[{"role": "\\u001b[2J\\u202e"}]', r"messages[0]: unknown role '\x1b[2J\u202e'"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_file_that_is_no_conversation_is_told(data: bytes, words: str, chat: Chat, project: Path):
+    (project / "odd.json").write_bytes(data)
+    status, out, err = chat("one\n", "--continue", "odd.json")
+    assert (status, out) == (2, "")
+    assert err.startswith("fractal chat: --continue odd.json: ")
+    assert words in err
+    assert words in chat("/load odd.json\n")[2]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such device")
+def test_a_file_without_an_end_is_not_read(chat: Chat, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fractal._files.LONGEST_FILE", 2**20)
+    assert chat("one\n", "--continue", "/dev/zero")[2] == "fractal chat: --continue /dev/zero: it has more than 1 MiB\n"
 
 
 def test_a_conversation_that_could_not_be_saved_fails(chat: Chat, project: Path):

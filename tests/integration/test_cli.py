@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import anyio
+import pydantic
 import pytest
 
 import fractal
@@ -27,6 +29,7 @@ from rich.console import Console
 
 from fractal._terminal import UNICODE, live_table, timeline
 from fractal._tree import Part, RunTree
+from tests.odd import EXCEPTIONS
 
 BACKENDS = ["asyncio", "trio"]
 ROOT = Path(fractal.__file__).parents[1]
@@ -242,7 +245,7 @@ def test_ctrl_c_ends_the_demo(backend, wait):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo terminals")
 class TestTerminal:
-    def shown(self, *arguments: str, cwd: Path | None = None, **more: str) -> str:
+    def shown(self, *arguments: str, cwd: Path | None = None, status: int | None = 0, **more: str) -> str:
         import fcntl
         import pty
         import struct
@@ -266,7 +269,7 @@ class TestTerminal:
         except OSError:  # how Linux says that nobody writes any more
             pass
         os.close(ours)
-        assert process.wait(10) == 0
+        assert status in (None, process.wait(10))
         return pieces.decode()
 
     @pytest.mark.slow
@@ -291,6 +294,124 @@ class TestTerminal:
         shown = self.shown("run", "a\x1b[2Jb", "--agent", "project_agents:plain", cwd=project)
         assert "a [2Jb" in shown
         assert "\x1b[2J" not in shown
+
+    @pytest.mark.parametrize(
+        "agent", ["text", "typed", "model", "failing", "raising", "refusing", "noting", "watched", "spreading"]
+    )
+    @pytest.mark.parametrize("options", [[], ["--json"], ["-v"]], ids=str)
+    def test_nothing_that_anybody_wrote_steers_the_terminal(self, agent, options, evil_project):
+        shown = self.shown("run", "hi", *options, "--agent", f"evil_agents:{agent}", cwd=evil_project, status=None)
+        assert "\\u009b" in shown or "b [2J 31mc" in shown, ascii(shown)
+        assert not STEERS.search(OURS.sub("", shown)), ascii(shown)
+
+    def test_the_name_of_a_file_and_words_of_the_user_do_not_either(self, evil_project):
+        for arguments in (
+            ["run", "hi", "--agent", f"evil{EVIL}:x".replace("/", "")],
+            ["run", "hi", "--agent", f"evil_agents:{EVIL}"],
+            ["run", "hi", "--base-url", f"http{EVIL}"],
+            ["run-many", f"no{EVIL}".replace("/", "")],
+            ["chat", "--continue", f"no{EVIL}".replace("/", "")],
+            ["run", "hi", "--agent", "evil_module:x"],
+            ["run", "hi", f"--{EVIL}"],
+            [EVIL],
+        ):
+            shown = self.shown(*arguments, cwd=evil_project, status=2)
+            assert not STEERS.search(OURS.sub("", shown)), ascii(shown)
+
+
+EVIL = "a\x1b]0;title\x07b\x1b[2J\x9b31mc\u202ed\u200be\x7ff\u2028g\U000e0041h"
+# What steers a terminal, or is not seen; and what rich and we ourselves write.
+STEERS = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
+)
+OURS = re.compile(r"\x1b\[(?:[\d;]*m|\?25[lh]|2K|1A)|\r")
+
+
+@pytest.fixture
+def evil_project(tmp_path: Path) -> Path:
+    (tmp_path / "evil_agents.py").write_text(
+        f"""
+import json
+import logging
+import threading
+import warnings
+from pydantic import BaseModel
+from fractal import BaseAgent, tool
+from fractal.testing import ScriptedModel, answers
+
+EVIL = {EVIL!r}
+
+class City(BaseModel):
+    name: str
+
+def agent(*replies, **options):
+    return BaseAgent(EVIL, "a", EVIL, ScriptedModel(list(replies)), **options)
+
+@tool(on_error="raise")
+def fail() -> str:
+    raise ValueError(EVIL)
+
+@tool(terminate=True)
+def city() -> City:
+    return City(name=EVIL)
+
+@tool
+def note(text: str) -> str:
+    logging.getLogger("fractal").error(text)
+    raise RuntimeError(text)
+
+def broken(event):
+    raise RuntimeError(EVIL)
+
+@tool
+def spread() -> str:
+    def end():
+        raise RuntimeError(EVIL)
+    thread = threading.Thread(target=end, name=EVIL)
+    thread.start()
+    thread.join()
+    class Dropped:
+        def __del__(self):
+            raise RuntimeError(EVIL)
+        def __repr__(self):
+            return EVIL
+    Dropped()
+    warnings.warn(EVIL)
+    logging.getLogger("others").error(EVIL)
+    return EVIL
+
+def raise_it():
+    raise LookupError(EVIL)
+
+text = agent(EVIL)
+typed = agent(json.dumps({{"name": EVIL}}), output_type=City)
+model = agent(answers.call("city", {{}})).add_tool(city)
+failing = agent(answers.call("fail", {{}})).add_tool(fail)
+raising = BaseAgent(EVIL, raise_it, EVIL, ScriptedModel(["x"]))
+refusing = agent(answers.failure(400, EVIL, code=EVIL))
+noting = agent(answers.call("note", {{"text": EVIL}}, id=EVIL), answers.text(EVIL, finish_reason="length"))
+noting.add_tool(note)
+watched = agent(EVIL, observers=[broken])
+spreading = agent(answers.call("spread", {{}}), EVIL).add_tool(spread)
+""",
+        encoding="utf-8",
+    )
+    (tmp_path / "evil_module.py").write_text(f"raise ImportError({EVIL!r})", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("agent", ["text", "model", "failing"])
+def test_a_pipe_gets_text_as_it_is_and_json_with_escapes(agent, evil_project):
+    done = fractal_command("run", "hi", "--json", "--agent", f"evil_agents:{agent}", cwd=evil_project)
+    assert not STEERS.search(done.stdout.replace("\n", ""))
+    result = AgentResult.model_validate_json(done.stdout)
+    assert result.agent_name == EVIL
+    done = fractal_command("run", "hi", "--agent", f"evil_agents:{agent}", cwd=evil_project)
+    if agent == "text":
+        assert done.stdout == EVIL + "\n"
+    elif agent == "model":
+        assert not STEERS.search(done.stdout.replace("\n", ""))
+        assert json.loads(done.stdout) == {"name": EVIL}
 
 
 # ---- run
@@ -422,8 +543,84 @@ class TestRun:
     def test_no_key(self, monkeypatch, capsys):
         for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
             monkeypatch.delenv(name, raising=False)
-        assert main(["run", "hi"]) == 1
-        assert "OPENAI_API_KEY" in capsys.readouterr().err
+        for command in (["run", "hi"], ["chat"], ["run-many", "-"]):
+            assert main(command) == 2
+            words = capsys.readouterr().err
+            assert words.startswith(f"fractal {command[0]}: there is no API key: set OPENAI_API_KEY; ")
+            assert "`fractal endpoint` starts one" in words
+
+    def test_a_key_that_is_missing_only_then_is_wrong_use_too(self, project, monkeypatch, capsys):
+        for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+            monkeypatch.delenv(name, raising=False)
+        (project / "project_loop.py").write_text("from fractal import BaseAgent\nagent = BaseAgent('A', 'a')\n")
+        assert main(["run", "hi", "--agent", "project_loop:agent"]) == 2
+        assert "there is no API key" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("url", "words"),
+        [
+            ("localhost:8000", "localhost:8000: a URL begins with http:// or https://: write http://localhost:8000"),
+            ("htps://u:secret@host/v1", "htps://host/v1: a URL begins with http:// or https://: write http://host/v1"),
+            ("u:secret@host:1", "host:1: a URL begins with http:// or https://: write http://host:1"),
+            ("http://", "http://: write it with host and port"),
+            ("http://127.0.0.1:99999/v1", "http://127.0.0.1:99999/v1: Port out of range"),
+            ("http://[::1/v1", "Invalid IPv6 URL"),
+        ],
+    )
+    def test_a_base_url_that_is_none_is_told(self, url, words, monkeypatch, capsys):
+        assert main(["run", "hi", "--base-url", url]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("fractal run: --base-url ")
+        assert words in err
+        assert "secret" not in err
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        for command in (["run", "hi"], ["chat"], ["run-many", "-"], ["demo"]):
+            assert main(command) == 2
+            err = capsys.readouterr().err
+            assert err.startswith(f"fractal {command[0]}: OPENAI_BASE_URL ")
+            assert words in err
+
+    @pytest.mark.parametrize(
+        ("given", "meant"),
+        [
+            ("project_agents.py:plain", "project_agents:plain"),
+            ("./project_agents.py:plain", "project_agents:plain"),
+            ("app/agents.py:planner", "app.agents:planner"),
+            ("app/agents:planner", "app.agents:planner"),
+            ("travel.py", "travel:agent"),
+        ],
+    )
+    def test_a_file_in_place_of_a_module_is_told(self, given, meant, capsys):
+        assert main(["run", "hi", "--agent", given]) == 2
+        assert f"--agent {given}: give the module and not its file: write {meant}\n" in capsys.readouterr().err
+
+    def test_wrong_use_of_the_library_is_wrong_use(self, project, capsys):
+        (project / "project_loop.py").write_text(
+            "from fractal import BaseAgent, ScriptedModel\n"
+            if False
+            else "from fractal import BaseAgent\nagent = BaseAgent('A', lambda: 5)\n"
+        )
+        assert main(["run", "hi", "--agent", "project_loop:agent"]) == 2
+        assert "returned 5, not text" in capsys.readouterr().err
+
+    def test_a_factory_that_exits_says_so(self, project, capsys):
+        (project / "project_loop.py").write_text("import sys\ndef make(): sys.exit('no\x1b[2J table')\n")
+        assert main(["run", "hi", "--agent", "project_loop:make"]) == 1
+        assert capsys.readouterr().err == "fractal run: no [2J table\n"
+        (project / "project_loop.py").write_text("import sys\ndef make(): sys.exit(7)\n")
+        sys.modules.pop("project_loop")
+        with pytest.raises(SystemExit) as ended:
+            main(["run", "hi", "--agent", "project_loop:make"])
+        assert ended.value.code == 7
+
+    def test_an_exception_without_a_text_is_told(self, project, monkeypatch, capsys):
+        (project / "project_loop.py").write_text(
+            "import os\nfrom tests.odd import EXCEPTIONS\ndef make(): raise EXCEPTIONS[os.environ['KIND']]()\n"
+        )
+        for name in EXCEPTIONS:
+            monkeypatch.setenv("KIND", name)
+            assert main(["run", "hi", "-v", "--agent", "project_loop:make"]) == 1
+            assert "fractal run: " in capsys.readouterr().err
 
 
 # ---- the tree
@@ -525,7 +722,6 @@ def test_a_timeline_fits_at_any_scale(wall):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["juggle"],
         ["run"],
         ["run", "hi", "--timeout", "0"],
@@ -550,11 +746,121 @@ def test_version():
     assert done.stdout.startswith("fractal ")
 
 
-@pytest.mark.parametrize("command", [["demo"], ["run", "hi"]])
-def test_without_rich_it_says_what_to_install(command, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "rich", None)
-    assert main(command) == 2
-    assert "pip install 'fractal[cli]'" in capsys.readouterr().err
+def test_alone_it_says_which_commands_there_are(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([])
+    assert exit.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    for command in ("demo", "run", "chat", "run-many", "endpoint"):
+        assert re.search(rf"^    {command} +\w+", err, re.MULTILINE)
+
+
+WITHOUT_RICH = "import sys; sys.modules['rich'] = None; from fractal.cli import main; sys.exit(main())"
+
+
+def without_rich(*arguments: str, cwd: Path | None = None):
+    command = [sys.executable, "-c", WITHOUT_RICH, *arguments]
+    return subprocess.run(command, cwd=cwd, env=clean_environment(), capture_output=True, encoding="utf-8", timeout=50)
+
+
+def test_without_rich_the_demo_says_what_to_install():
+    done = without_rich("demo")
+    assert done.returncode == 2
+    assert done.stderr == "fractal demo: the demo draws with rich, which is not here: pip install rich\n"
+
+
+def test_without_rich_the_other_commands_work(project):
+    agent = ("--agent", "project_agents:plain")
+    done = without_rich("run", "hi", *agent, cwd=project)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "m-1 heard: hi\n", "")
+    done = without_rich("run", "hi", "-v", "--json", *agent, cwd=project)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert AgentResult.model_validate_json(done.stdout).content == "m-1 heard: hi"
+    (project / "inputs").write_text("one\n")
+    done = without_rich("run-many", "inputs", *agent, cwd=project)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["result"]["content"] == "m-1 heard: one"
+
+
+# ---- the stand-in
+
+
+def test_a_command_finds_the_stand_in_while_it_runs(tmp_path):
+    (tmp_path / "ask.py").write_text(
+        "import os, sys\n"
+        "from fractal import BaseAgent, sync, tool\n"
+        "@tool\n"
+        "def forecast(city: str) -> str:\n"
+        "    return f'sunny in {city}'\n"
+        "agent = BaseAgent('Weather', 'You know the weather.').add_tool(forecast)\n"
+        "print(sync.run(agent, 'What is the weather in Rome?').content, *sys.argv[1:])\n"
+        "sys.exit(3)\n"
+    )
+    for words in (["--"], []):
+        done = fractal_command("endpoint", *words, sys.executable, "ask.py", "--more", cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (3, "sunny in Rome --more\n", "")
+
+
+def test_the_thirty_seconds_of_the_readme_run_without_a_key(tmp_path):
+    text = (ROOT / "README.md").read_text("utf-8").partition("## Thirty seconds")[2].partition("\n## ")[0]
+    (tmp_path / "thirty.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))
+    done = fractal_command("endpoint", sys.executable, "thirty.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = re.findall(r"^ *#> (.*)$", text, re.MULTILINE)
+    assert len(expected) > 5
+    assert [line for line in expected if line not in done.stdout] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is not sent to one process there")
+def test_the_stand_in_serves_until_ctrl_c():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fractal", "endpoint"],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    with process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert re.fullmatch(r"export OPENAI_BASE_URL=http://127\.0\.0\.1:\d+/v1\n", line)
+        url = line.strip().partition("=")[2]
+        done = fractal_command("run", "How are you?", OPENAI_BASE_URL=url)
+        assert (done.returncode, done.stdout) == (0, "You asked: How are you?\n")
+        taken = fractal_command("endpoint", "--port", url.rpartition(":")[2].partition("/")[0])
+        assert taken.returncode == 2
+        assert "in use" in taken.stderr
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert err == f"a stand-in for a model answers at {url}; Ctrl-C ends it. In another terminal:\n"
+
+
+def test_a_command_that_is_not_there_is_told(capsys):
+    assert main(["endpoint", "no-such-command"]) == 2
+    assert capsys.readouterr().err == "fractal endpoint: no-such-command: No such file or directory\n"
+
+
+def test_the_stand_in_writes_what_a_schema_wants():
+    from fractal._stand_in import play
+    from fractal.testing.endpoint import RecordedRequest
+
+    class Tree(pydantic.BaseModel):
+        name: str
+        size: int
+        kind: Literal["oak", "elm"]
+        is_old: bool
+        above: "Tree | None"
+        beside: "list[Tree]"
+
+    schema = {"schema": Tree.model_json_schema()}
+    body = {
+        "messages": [{"role": "user", "content": "Trees of Rome, 7 of them"}],
+        "response_format": {"json_schema": schema},
+    }
+    tree = Tree.model_validate_json(play(RecordedRequest(method="POST", path="/", body=body)).text)
+    assert (tree.name, tree.size, tree.kind, tree.is_old) == ("Rome", 7, "oak", True)
 
 
 def test_a_terminal_without_unicode():

@@ -118,7 +118,23 @@ def test_runs_without_an_answer_are_results_and_tell_the_status(project: Path, c
     assert run_many(write(project, "one\nbad\n"), "-q") == 1
     out, err = capsys.readouterr()
     assert [record["result"]["success"] for record in records(out)] == [True, False]
-    assert err == "fractal run-many: 1 of 2 runs gave no answer\n"
+    assert err == "fractal run-many: 1 of 2 runs gave no answer\n  1 x model_error: HTTP 400: odd\n"
+
+
+def test_why_runs_failed_is_counted_and_the_rarest_reasons_are_only_counted(
+    project: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+):
+    def answer(request: Any) -> Any:
+        return answers.failure(400, request.body["messages"][-1]["content"].partition(" ")[0])
+
+    endpoint._source = answer
+    lines = "".join(f"{letter}\x1b[2J {n}\n" for letter in "abcdefg" for n in range(ord(letter) - ord("a") + 1))
+    assert run_many(write(project, lines), "-q") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "fractal run-many: 28 of 28 runs gave no answer",
+        *(f"  {n} x model_error: HTTP 400: {letter} [2J" for letter, n in zip("gfedc", (7, 6, 5, 4, 3), strict=True)),
+        "  and for 2 other reasons",
+    ]
 
 
 def test_the_first_failure_may_end_it(project: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]):
@@ -162,10 +178,185 @@ def test_wrong_use_is_told(
         assert (project / "inputs").read_text() == text
 
 
-def test_what_is_no_text_is_told(project: Path, capsys: pytest.CaptureFixture[str]):
-    (project / "inputs").write_bytes(b"\xff\xfe\n")
-    assert run_many("inputs", "-q") == 2
-    assert "inputs cannot be read: 'utf-8' codec can't decode" in capsys.readouterr().err
+@pytest.mark.parametrize("source", ["inputs", "-"])
+@pytest.mark.parametrize(
+    ("line", "options", "words"),
+    [
+        (b"\xff\xfe", [], "line 2 of inputs cannot be read: 'utf-8' codec can't decode byte 0xff"),
+        (b"not", ["--jsonl"], "line 2 is not JSON: "),
+        (b"null", ["--jsonl"], "line 2 is null: give text, an object or a list"),
+        (b"[" * 100_000, ["--jsonl"], "line 2 is not JSON: nested too deeply"),
+        (b"9" * 5000, ["--jsonl"], "line 2 is not JSON: Exceeds the limit"),
+        (b"x" * 3000, [], "line 2 has more than 2000 characters"),
+        (b"x" * 2001 + b"y" * 2001, [], "line 2 has more than 2000 characters"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_line_that_is_no_input_has_a_line_that_says_so_and_the_others_are_answered(
+    source: str,
+    line: bytes,
+    options: list[str],
+    words: str,
+    project: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("fractal._batch._LONGEST_LINE", 2000 if "2000" in words else 2**20)
+    (project / "inputs").write_bytes(b'"one"\n' + line + b'\n"three"\n')
+    if source == "-":
+        words = words.replace("inputs", "-")
+        descriptor = os.open(project / "inputs", os.O_RDONLY)
+        before = os.dup(0)
+        os.dup2(descriptor, 0)
+        os.close(descriptor)
+    try:
+        assert run_many(source, "-q", *options) == 2
+    finally:
+        if source == "-":
+            os.dup2(before, 0)
+            os.close(before)
+    out, err = capsys.readouterr()
+    assert err.startswith(f"fractal run-many: {words}")
+    found = records(out)
+    assert [record["index"] for record in found] == [0, 1, 2]
+    results = [AgentResult.model_validate(record["result"]) for record in found]
+    assert [result.success for result in results] == [True, False, True]
+    assert (results[1].error or "").startswith(words)
+    assert (results[1].agent_name, results[1].stop_reason) == ("Plain", "error")
+
+
+def test_a_line_that_is_no_input_may_end_it(project: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]):
+    path = write(project, '"one"\nnot\n"three"\n')
+    assert run_many(path, "-q", "--jsonl", "--on-error", "fail_fast", "--max-concurrency", "1") == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("fractal run-many: line 2 is not JSON: ")
+    assert [record["input"] for record in records(out)] == ["one"]
+
+
+def test_a_result_that_cannot_be_written_ends_nothing(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    dump = AgentResult.model_dump
+
+    def fail(result: AgentResult, **options: Any) -> Any:
+        if "two" in str(result.content):
+            raise OSError("it is broken")
+        return dump(result, **options)
+
+    monkeypatch.setattr(AgentResult, "model_dump", fail)
+    assert run_many(write(project, "one\ntwo\nthree\n"), "-q") == 0
+    found = records(capsys.readouterr().out)
+    assert [record["result"]["success"] for record in found] == [True, False, True]
+    assert found[1]["result"]["error"] == "the result cannot be written: it is broken"
+
+
+# ---- a file of answers that is there
+
+
+def test_a_file_of_answers_is_never_overwritten(project: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]):
+    path = write(project, "one\n")
+    (project / "results").write_text("precious")
+    assert run_many(path, "-q", "-o", "results") == 2
+    assert "results is there already: --append adds to it, --resume leaves out" in capsys.readouterr().err
+    assert (project / "results").read_text() == "precious"
+    for flag in ("--append", "--resume"):
+        assert run_many(path, "-q", flag) == 2
+        assert f"{flag} is for a file: name it with -o" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_many(path, "-o", "results", "--append", "--resume")
+    assert not endpoint.requests
+
+
+def inputs_of(path: Path) -> list[tuple[int, Any, bool]]:
+    found = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
+    return [(record["index"], record["input"], record["result"]["success"]) for record in found]
+
+
+@pytest.mark.parametrize("flag", ["--append", "--resume"])
+def test_a_file_that_is_not_there_is_made(flag: str, project: Path):
+    assert run_many(write(project, "one\n"), "-q", "-o", "results", flag) == 0
+    assert inputs_of(project / "results") == [(0, "one", True)]
+
+
+def test_results_are_added(project: Path):
+    path = write(project, "one\n")
+    assert run_many(path, "-q", "-o", "results") == 0
+    assert run_many(path, "-q", "-o", "results", "--append") == 0
+    assert inputs_of(project / "results") == [(0, "one", True)] * 2
+
+
+def test_a_batch_goes_on_where_it_was_interrupted(
+    project: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+):
+    path, order = write(project, "one\nbad\ntwo\ntwo\n"), ("--max-concurrency", "1")
+    assert run_many(path, "-q", "-o", "results", *order) == 1
+    lines = (project / "results").read_text("utf-8").splitlines(keepends=True)
+    (project / "results").write_text("".join(lines[:3]) + lines[3][:40], "utf-8")  # it was cut in the fourth
+    endpoint._source = lambda request: answers.text("now")
+    asked = len(endpoint.requests)
+    write(project, "new\none\nbad\ntwo\ntwo\n")
+    assert run_many(path, "-o", "results", "--resume", *order) == 0
+    assert re.search(r"^fractal: 3 of 3 done", capsys.readouterr().err, re.MULTILINE)
+    assert [request.body["messages"][-1]["content"] for request in endpoint.requests[asked:]] == ["new", "bad", "two"]
+    assert inputs_of(project / "results")[:3] == [(0, "one", True), (1, "bad", False), (2, "two", True)]
+    assert inputs_of(project / "results")[-3:] == [(0, "new", True), (2, "bad", True), (4, "two", True)]
+    asked = len(endpoint.requests)
+    assert run_many(path, "-q", "-o", "results", "--resume") == 0
+    assert len(endpoint.requests) == asked  # the cut line disturbs nobody
+
+
+def test_inputs_are_known_by_what_they_are_and_not_by_how_they_are_written(project: Path, endpoint: Endpoint):
+    path = write(project, '{"a": 1, "b": "\u202eé"}\n"\\ud800"\n')
+    assert run_many(path, "-q", "-o", "results", "--jsonl") == 0
+    write(project, '{"b":"\\u202e\\u00e9","a":1}\n"\\ud800"\n[1]\n')
+    assert run_many(path, "-q", "-o", "results", "--jsonl", "--resume") == 0
+    assert len(endpoint.requests) == 3
+    assert inputs_of(project / "results")[-1][:2] == (2, [1])
+
+
+def test_a_file_with_something_else_is_not_gone_on_with(project: Path, capsys: pytest.CaptureFixture[str]):
+    path = write(project, "one\n")
+    (project / "results").write_text('my diary\n{"input": 1}')
+    assert run_many(path, "-q", "-o", "results", "--resume") == 2
+    assert "results holds no results of run-many" in capsys.readouterr().err
+    assert (project / "results").read_text() == 'my diary\n{"input": 1}'
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes and links are others there")
+def test_answers_are_for_their_owner_and_go_through_no_link(project: Path, capsys: pytest.CaptureFixture[str]):
+    path = write(project, "one\n")
+    assert run_many(path, "-q", "-o", "results") == 0
+    assert (project / "results").stat().st_mode & 0o777 == 0o600
+    (project / "results").chmod(0o640)
+    assert run_many(path, "-q", "-o", "results", "--append") == 0
+    assert (project / "results").stat().st_mode & 0o777 == 0o640
+    (project / "victim").write_text("precious")
+    os.mkfifo(project / "pipe")
+    for name, to in (("link", "victim"), ("dangling", "nowhere"), ("source", "inputs")):
+        (project / name).symlink_to(to)
+    for name, words in (("link", "it is a link"), ("dangling", "it is a link"), ("pipe", "it is no regular file")):
+        for flag in ([], ["--append"], ["--resume"]):
+            assert run_many(path, "-q", "-o", name, *flag) == 2
+            err = capsys.readouterr().err
+            assert (words if flag else "is there already") in err
+    assert run_many(path, "-q", "-o", "source", "--append") == 2
+    assert "is read: name another file" in capsys.readouterr().err
+    assert (project / "victim").read_text() == "precious"
+    assert not (project / "nowhere").exists()
+
+
+def test_json_has_escapes_for_what_steers_a_terminal_wherever_it_goes(
+    project: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = write(project, "a\x1b[2J\x9b\u202e\u200b\x7f é\n")
+    assert run_many(path, "-q", "-o", "results") == 0
+    assert run_many(path, "-q") == 0
+    for text in (capsys.readouterr().out, (project / "results").read_text("utf-8")):
+        assert text[:-1].isprintable()
+        assert json.loads(text)["input"] == "a\x1b[2J\x9b\u202e\u200b\x7f é"
+
+
+def test_what_cannot_be_read_is_told(project: Path, capsys: pytest.CaptureFixture[str]):
     assert run_many(".", "-q") == 2
     assert "Is a directory" in capsys.readouterr().err
 
@@ -237,12 +428,13 @@ def test_standard_input_that_ends_ends_it(project: Path):
 
 
 def test_an_output_that_lacks_a_character_gets_json_all_the_same(project: Path):
-    write(project, "à € 😀\n")
+    write(project, "à € 😀\x7f\n")
     done = subprocess.run(
         command("inputs", "-q"), env=environment(PYTHONIOENCODING="latin-1"), capture_output=True, timeout=30
     )
     assert done.stderr == b""
-    assert json.loads(done.stdout.decode("ascii"))["input"] == "à € 😀"
+    assert json.loads(done.stdout.decode("ascii"))["input"] == "à € 😀\x7f"
+    assert b"\x7f" not in done.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo terminals")

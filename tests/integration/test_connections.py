@@ -9,7 +9,6 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
@@ -26,8 +25,8 @@ from fractal import (
     RequestTimedOut,
 )
 from fractal.models import _connection, _connections, _pool
+from fractal.models._sending import current_sending
 from fractal.testing import Endpoint, answers
-from tests.certificate import CERTIFICATE, KEY
 from tests.support import in_thread
 
 StartEndpoint = Callable[..., Endpoint]
@@ -84,6 +83,9 @@ def whole(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
     head = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*head, "", ""]).encode() + body
 
+
+ALONE = current_sending.get()
+"""What goes along with a request that no run has sent."""
 
 HELLO = json.dumps(answers.text("hello").completion("m")).encode()
 
@@ -153,7 +155,7 @@ async def test_a_connection_is_kept_only_if_its_answer_was_read_to_the_end(how: 
     connections = _connections.Connections(httpx2.create_ssl_context, 5)
     template = _connection.Template(httpx2.Request("POST", f"{one.url}/chat/completions"))
     with anyio.CancelScope() as scope, suppress(LookupError):
-        async with connections.send(template, b'{"messages": []}') as answer:
+        async with connections.send(template, b'{"messages": []}', ALONE) as answer:
             assert answer.status_code == 400  # an error that is read is an answer like any
             if how == "read":
                 await answer.aread()
@@ -218,19 +220,6 @@ async def test_a_connection_that_the_endpoint_has_closed_is_not_used_again():
             result = await agent.run("go", max_retries=0)
             assert result.content == "hello"
             await server.has_closed()
-
-
-@pytest.fixture
-def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
-    """A server's side of TLS, with a certificate that the environment names as trusted."""
-    for name, text in (("key", KEY), ("certificate", CERTIFICATE)):
-        (tmp_path / name).write_text(text)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate"))
-    _pool.machine_tls.cache_clear()
-    yield context
-    _pool.machine_tls.cache_clear()
 
 
 async def test_an_endpoint_behind_tls_is_asked(model: MakeModel, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch):
@@ -299,10 +288,9 @@ async def test_an_answer_is_read_in_each_form_that_http_has(answer: bytes):
     [
         (b"", "said nothing"),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "is no HTTP"),
-        (whole(HELLO, f"X-Long: {'x' * 200_000}"), "too long"),
         (whole(HELLO)[:-5], "without sending complete message body"),
     ],
-    ids=["nothing", "another protocol", "an endless head", "half of it"],
+    ids=["nothing", "another protocol", "half of it"],
 )
 async def test_what_is_no_answer_is_named_and_may_be_asked_again(answer: bytes, words: str):
     with serving(answer, answer) as server:
@@ -319,7 +307,7 @@ async def test_a_connection_on_which_more_came_than_was_asked_for_is_not_used_ag
     connections = _connections.Connections(httpx2.create_ssl_context, 5)
     with serving(whole(HELLO) + whole(b"not asked for")) as server:
         template = _connection.Template(httpx2.Request("POST", server.url))
-        async with connections.send(template, b"{}") as answer:
+        async with connections.send(template, b"{}", ALONE) as answer:
             assert await answer.aread() == HELLO
     assert len(connections) == 0
 
@@ -411,18 +399,6 @@ async def test_a_proxy_of_the_environment_is_asked_except_for_what_is_exempt(
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         assert (await BaseAgent("A", "a", client=model(max_connections=3)).run("go")).content == answer
     assert [request.path for request in proxy.requests] == ["http://elsewhere.invalid/v1/chat/completions"]
-
-
-async def test_a_redirect_is_followed(endpoint: StartEndpoint):
-    one = endpoint("hello")
-    there = whole(b"", f"Location: {one.url}/chat/completions", status="307 Temporary Redirect")
-    # Our own connections ask twice before it is known, and from then on leave it to httpx2.
-    with serving(*[there] * 3) as server:
-        agent = BaseAgent("A", "a", client=OpenAIModel(base_url=server.url, api_key="sk-test"))
-        assert (await agent.run("go")).content == "hello"
-        async with agent.stream("go") as stream:
-            assert [piece async for piece in stream.text()] == ["hello"]
-    assert [request.body["messages"][-1]["content"] for request in one.requests] == ["go", "go"]
 
 
 async def test_a_compressed_answer_is_read():

@@ -2,7 +2,7 @@
 
 The Python blocks of a page run in order and share one namespace. A block with a bare `await` runs as in a notebook
 cell. Where a block has `#>` comments, they are what it prints. A stand-in for a model answers over HTTP on this
-machine: `play` calls tools and repeats what they told it.
+machine, that of `fractal endpoint`: it calls tools and repeats what they told it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 import fractal
 import fractal.sync
 import fractal.testing
-from fractal.testing import Endpoint, answers
-from fractal.testing.endpoint import RecordedRequest
+from fractal._stand_in import play
+from fractal.testing import Endpoint
 from tests.unit.test_architecture import LEVELS
 
 ROOT = Path(__file__).parents[2]
@@ -52,69 +52,6 @@ def page_id(path: Path) -> str:
 
 
 # ---- who plays the model
-
-
-def play(request: RecordedRequest) -> answers.Answer:
-    """Call the tools that the question names, or else the first; then repeat what they told.
-
-    Where the request wants an object, that is the answer.
-    """
-    messages = request.body["messages"]
-    schemas = [tool["function"] for tool in request.body.get("tools", ())]
-    last_user = max(index for index, message in enumerate(messages) if message["role"] == "user")
-    question = _text(messages[last_user]["content"])
-    told = [message["content"] for message in messages[last_user:] if message["role"] == "tool"]
-    if not schemas and (wanted := request.body.get("response_format")):
-        return answers.text(json.dumps(_arguments(wanted["json_schema"]["schema"], question)))
-    if told:
-        return answers.text("; ".join(told))
-    if not schemas:
-        return answers.text(f"You asked: {question}")
-    named = [schema for schema in schemas if _is_named(schema["name"], question)] or schemas[:1]
-    return answers.calls(*(answers.call(each["name"], _arguments(each["parameters"], question)) for each in named))
-
-
-def _text(content: object) -> str:
-    if isinstance(content, list):
-        return " ".join(part.get("text", "") for part in content)
-    return str(content)
-
-
-def _is_named(tool_name: str, question: str) -> bool:
-    words = {word.rstrip("s") for word in re.findall(r"[a-z]{4,}", question.lower())}
-    name = {word.rstrip("s") for word in re.findall(r"[a-z]{4,}", tool_name.lower())} - {"delegate"}
-    return bool(words & name)
-
-
-def _arguments(schema: dict[str, Any], question: str) -> dict[str, Any]:
-    definitions = schema.get("$defs", {})
-    required = schema.get("required", [])
-    return {name: _value(name, schema["properties"][name], definitions, question) for name in required}
-
-
-def _value(name: str, schema: dict[str, Any], definitions: dict[str, Any], question: str) -> Any:
-    if "$ref" in schema:
-        schema = definitions[schema["$ref"].rpartition("/")[2]]
-    if "enum" in schema:
-        return schema["enum"][0]
-    if "anyOf" in schema:
-        return _value(name, schema["anyOf"][0], definitions, question)
-    match schema.get("type"):
-        case "object":
-            inner = schema.get("properties", {})
-            return {each: _value(each, inner[each], definitions, question) for each in schema.get("required", [])}
-        case "array":
-            return [_value(name, schema.get("items", {}), definitions, question)]
-        case "integer" | "number":
-            numbers = re.findall(r"\d+", question)
-            return int(numbers[0]) if numbers else 2
-        case "boolean":
-            return True
-        case _ if name in ("query", "question", "text"):
-            return question
-        case _:
-            # "What is the weather in Rome?" is about Rome.
-            return (re.findall(r"\b[A-Z]\w+", question) or ["nothing"])[-1]
 
 
 @pytest.fixture

@@ -252,7 +252,9 @@ def test_the_readme_lists_every_example() -> None:
 @contextmanager
 def serving(app: FastAPI, loop: str = "auto") -> Iterator[httpx2.Client]:
     """A client of an application that a server in a thread of its own serves."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, loop=loop, timeout_graceful_shutdown=5)
+    # No websockets: some versions warn of what they use of other people's.
+    options = {"log_config": None, "loop": loop, "timeout_graceful_shutdown": 5, "ws": "none"}
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()

@@ -778,9 +778,9 @@ class Served:
         async def tasks() -> int:
             return len(asyncio.all_tasks())
 
-        config = uvicorn.Config(
-            app, host="127.0.0.1", port=0, log_config=None, loop=loop, timeout_graceful_shutdown=5, lifespan="off"
-        )
+        # No websockets: some versions warn of what they use of other people's.
+        options = {"log_config": None, "loop": loop, "timeout_graceful_shutdown": 5, "lifespan": "off", "ws": "none"}
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, **options)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, name="server")
 

@@ -487,3 +487,13 @@ def test_a_valid_history_passes(messages: list[dict[str, Any]]) -> None:
 def test_an_invalid_history_is_refused_with_its_index_and_fault(messages: object, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         check_messages(messages)
+
+
+def test_it_listens_where_it_is_told():
+    with Endpoint("one") as first:
+        port = int(first.url.rpartition(":")[2].partition("/")[0])
+        with pytest.raises(EndpointError) as caught:
+            Endpoint("two", port=port).start()
+        assert isinstance(caught.value.__cause__, OSError)
+    with Endpoint("two", port=port) as second:
+        assert second.url == f"http://127.0.0.1:{port}/v1"

@@ -9,6 +9,7 @@ import h11
 import pytest
 from hypothesis import given, strategies as st
 
+from fractal import ReplyBounds, ReplyTooLarge
 from fractal.models._incoming import Incoming
 
 
@@ -83,6 +84,14 @@ ANSWERS = {
     "control": HEAD + b"X-Control: a\x01b\r\nContent-Length: 5\r\n\r\nhello",
     "spaces": HEAD + b"Transfer-Encoding: chunked\r\n\r\n5  \r\nhello\r\n0\r\n\r\n",
     "both lengths": HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "equal lengths": HEAD + b"Content-Length: 5\r\nX-A: b\r\ncontent-length: 5\r\n\r\nhello",
+    "equal lengths in one": HEAD + b"Content-Length: 5, 5\r\n\r\nhello",
+    "three equal lengths": HEAD + b"Content-Length: 5\r\n" * 3 + b"\r\nhello",
+    "hints and equal lengths": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+    + HEAD
+    + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+    "equal lengths and more": HEAD + b"Content-Length: 5\r\n" * 2 + b"\r\nhello" + HEAD + b"Content-Length: 0\r\n\r\n",
+    "a later version": HEAD.replace(b"1.1", b"1.9") + b"Content-Length: 5\r\n\r\nhello",
     "more than asked": HEAD + b"Content-Length: 5\r\n\r\nhello" + HEAD + b"Content-Length: 3\r\n\r\nbye",
 }
 
@@ -151,7 +160,12 @@ def test_what_came_before_a_fault_is_still_there():
         (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "is no HTTP"),
         (HEAD + b"Content-Length: five\r\n\r\n", "is no HTTP"),
         (HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", "is no HTTP"),
-        (HEAD + b"X-Long: " + b"x" * 200_000, "too long"),
+        (HEAD + b"Content-Length: 5, 6\r\n\r\n", "is no HTTP"),
+        (HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", "is no HTTP"),
+        (HEAD + b"Content-Length: 5\r\nContent-Length: 5", "said nothing"),
+        (HEAD + b"Transfer-Encoding: gzip\r\n\r\n", "Transfer-Encoding other than chunked"),
+        (HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "Transfer-Encoding other than chunked"),
+        (HEAD + b"X-Long: " + b"x" * 200_000, "too large: head"),
         (b"", "said nothing"),
         (b"HTTP/1.1 200", "said nothing"),
         (HEAD + b"Content-Length: 5\r\n\r\nhell", "complete message body"),
@@ -174,3 +188,64 @@ def test_what_comes_after_an_answer_that_says_close_does_no_harm_to_it():
     assert incoming.is_whole
     assert incoming.is_last
     assert incoming.pieces == [b"hello"]
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+@pytest.mark.parametrize("first", [True, False])
+def test_no_coding_is_one_that_is_called_identity(step: int, first: bool):
+    lines = [b"Transfer-Encoding: identity\r\n", b"Content-Length: 5\r\n"]
+    data = HEAD + b"".join(lines if first else reversed(lines)) + b"\r\nhello"
+    incoming = Incoming()
+    for start in range(0, len(data), step):
+        incoming.feed(data[start : start + step])
+    assert (incoming.fault, incoming.is_whole, incoming.is_last) == (None, True, False)
+    assert b"".join(incoming.pieces) == b"hello"
+
+
+def test_a_connection_goes_on_after_a_head_that_was_written_anew():
+    incoming = Incoming()
+    for body in (b"hello", b"again"):
+        incoming.expect(has_body=True)
+        incoming.feed(HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n" + body)
+        assert (incoming.fault, incoming.is_whole, incoming.is_last) == (None, True, False)
+        assert incoming.pieces == [body]
+
+
+BOUNDS = ReplyBounds(head=200, body=1000)
+
+
+@pytest.mark.parametrize("step", [1, 100, 10_000])
+@pytest.mark.parametrize(
+    ("data", "bound"),
+    [
+        (HEAD + b"X-More: " + b"x" * 200 + b"\r\nContent-Length: 2\r\n\r\n{}", "head"),
+        (HEAD + b"X-More: xxxxxxxxxxxxxxxx\r\n" * 10 + b"Content-Length: 2\r\n\r\n{}", "head"),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 10, "head"),
+        (HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\nX-More: " + b"x" * 400 + b"\r\n\r\nhello", "head"),
+    ],
+)
+def test_a_head_that_is_too_long_is_refused_in_whatever_pieces_it_comes(data: bytes, bound: str, step: int):
+    incoming = Incoming()
+    incoming.expect(has_body=True, bounds=BOUNDS)
+    for start in range(0, len(data), step):
+        incoming.feed(data[start : start + step])
+        if incoming.fault is not None:
+            break
+    assert isinstance(incoming.fault, ReplyTooLarge)
+    assert (incoming.fault.what, incoming.head, incoming.pieces) == (bound, None, [])
+
+
+def test_trailers_that_are_too_long_are_refused():
+    incoming = Incoming()
+    incoming.expect(has_body=True, bounds=BOUNDS)
+    incoming.feed(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
+    while incoming.fault is None:
+        incoming.feed(b"A: b\r\n")
+    assert isinstance(incoming.fault, ReplyTooLarge)
+    assert incoming.pieces == [b"{}"]
+
+
+def test_what_is_kept_of_a_head_is_let_go():
+    incoming = Incoming()
+    incoming.feed(HEAD + b"Content-Length: 50000\r\n\r\n" + b"x" * 50_000)
+    assert incoming._begun == []

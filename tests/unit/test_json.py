@@ -7,6 +7,7 @@ import json
 import math
 import re
 import uuid
+from collections import deque
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel
 
-from fractal._json import clean_text, decode, encode, jsonable, text_of
+from fractal._json import decode, encode, jsonable, text_of
+from fractal._texts import clean_text
 from tests.support import shown
 
 # Hypothesis leaves surrogates out of its texts unless told otherwise.
@@ -54,6 +56,36 @@ class Point:
 class Opaque:
     def __str__(self) -> str:
         return "an opaque thing"
+
+
+class Lines:
+    def __str__(self) -> str:
+        return "city people\nRome 2800000"
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise AttributeError("nobody has set it")
+
+
+class Text(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "something else"
+
+
+class TextColour(str, enum.Enum):  # noqa: UP042  # not as StrEnum: its str() is no value
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Held:
+    it: Any
+
+
+class HeldByModel(BaseModel):
+    it: Any
 
 
 def strict(data: bytes | str) -> Any:
@@ -173,12 +205,52 @@ CASES: list[tuple[Any, Any]] = [
     (Decimal("1.50"), "1.50"),
     (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
     (Path("/tmp/x"), "/tmp/x"),
-    ({"b": b"\xff\x00"}, {"b": "_wA="}),
-    (Opaque(), "an opaque thing"),
     ({"o": [Opaque()]}, {"o": ["an opaque thing"]}),
     (10**30, 10**30),
     ("ü😀\x00\n", "ü😀\x00\n"),
 ]
+
+
+BYTES = [b"hello", b"caf\xc3\xa9", b"\xff\xfe", b"", bytearray(b"\xff"), memoryview(b"ab"), memoryview(b"\xff\x00")]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda it: {"a": it},
+        lambda it: [1, it],
+        lambda it: (it, "x"),
+        lambda it: {"a": [{"b": it}]},
+        lambda it: deque([it]),
+        lambda it: Held(it),
+        lambda it: [Held(it), b"\xff"],
+        lambda it: HeldByModel(it=it),
+        lambda it: Pair(1, it),
+        lambda it: {"a": it, "lone": "\ud800"},
+        lambda it: {"a": it, "b": Opaque(), "c": dt.date(2024, 5, 6)},
+    ],
+    ids=["dict", "list", "tuple", "deep", "deque", "dataclass", "beside", "model", "named", "surrogate", "others"],
+)
+@pytest.mark.parametrize("value", BYTES, ids=lambda value: f"{type(value).__name__} {bytes(value)!r}")
+def test_bytes_are_shown_by_one_rule_wherever_they_stand(value: Any, around: Any) -> None:
+    text = text_of(value)
+    assert text == text_of(bytes(value))
+
+    def found(part: Any) -> bool:
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return part == text or any(map(found, inner))
+
+    assert found(strict(text_of(around(value)))), text_of(around(value))
+
+
+def test_keys_of_any_kind_are_text() -> None:
+    assert strict(text_of({b"\xff": 1, b"a": 2, None: 3, (1, 2): 4, 5: 6})) == {
+        "/w==": 1,
+        "a": 2,
+        "null": 3,
+        "[1,2]": 4,
+        "5": 6,
+    }
 
 
 @pytest.mark.parametrize(("value", "form"), CASES, ids=shown)
@@ -198,6 +270,21 @@ def test_a_value_has_the_same_json_form_for_results_and_for_the_model(value: Any
         (Word.YES, "yes"),
         (b"caf\xc3\xa9", "café"),
         (bytearray(b"ab"), "ab"),
+        (memoryview(b"ab"), "ab"),
+        (memoryview(b"\xff\xfe"), "//4="),
+        (Opaque(), "an opaque thing"),
+        (Lines(), "city people\nRome 2800000"),
+        ([Lines()], '["city people\\nRome 2800000"]'),
+        (Text("a"), "a"),
+        (TextColour.RED, "red"),
+        ({"a": Text("b"), Text("c"): TextColour.RED}, '{"a":"b","c":"red"}'),
+        (range(3), "[0,1,2]"),
+        ({"a": range(2)}, '{"a":[0,1]}'),
+        ({1: 2}.items(), "[[1,2]]"),
+        ([{1: 2}.keys(), {1: 2}.values()], "[[1],[2]]"),
+        (Unspeakable(), "Unspeakable"),
+        ([Unspeakable(), 1], '["Unspeakable",1]'),
+        ({"a": Unspeakable(), "b": b"\xff\xfe"}, '{"a": "Unspeakable", "b": "//4="}'),
         (b"\xff\xfe", "//4="),
         (None, "null"),
         (True, "true"),

@@ -153,6 +153,8 @@ class Queue:
                     self.scopes[which % len(self.scopes)].cancel()
                 elif what == "all settle":
                     await anyio.wait_all_tasks_blocked()
+                    await anyio.sleep(0)  # a place that was given on wakes its task from the loop, which is no task
+                    await anyio.wait_all_tasks_blocked()
                     assert self.gate.held == len(self.inside) == min(self.limit, len(self.inside) + len(self.waiting))
                     assert self.gate.waiting == len(self.waiting)
                 assert self.gate.held <= self.limit

@@ -460,8 +460,12 @@ def response(status: int, **options: Any) -> httpx2.Response:
 def translation_of(error: BaseException, secrets: Secrets = NO_SECRETS) -> ModelError:
     with pytest.raises(ModelError) as caught, translated(secrets):
         raise error
-    assert caught.value is error or caught.value.__cause__ is error
-    return caught.value
+    made = caught.value
+    assert made.__context__ is None
+    # A cause is a copy without the request: that has the key.
+    assert made.__cause__ is None or type(made.__cause__) in (type(error), type(error.__cause__))
+    assert made.__cause__ is not error
+    return made
 
 
 def caused_by(error: Exception, cause: Exception) -> Exception:

@@ -8,15 +8,27 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, Optional, TypeVar, Union, get_args
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, RootModel, TypeAdapter, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Json,
+    RootModel,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from typing_extensions import TypedDict
 
 from fractal import InvalidArguments
+from fractal._json_text import LONGEST_ANSWER, unfenced
 from fractal._output import (
     OutputFault,
     OutputMemory,
@@ -27,9 +39,10 @@ from fractal._output import (
     free_tool_name,
     output_for,
 )
+from fractal._schema import explain
 from fractal._strict import strict_schema
 from fractal.errors import AuthenticationFailed, RateLimited, ServerError, StatusError
-from tests.support import shown
+from tests.support import assert_linear, shown
 
 
 class Address(BaseModel):
@@ -842,3 +855,74 @@ def test_an_annotated_type_keeps_its_validators() -> None:
     kind = Annotated[int, AfterValidator(even)]
     assert output(kind).parse_text("4") == 4
     assert "must be even" in fault_of(kind, "3")
+
+
+# ---- how long it takes
+
+# What once took time that grew with the square, or might.
+LONG = {
+    "line ends in an open fence": lambda n: "```json\n" + "\n" * n + "x",
+    "blanks in an open fence": lambda n: "```json\n" + " " * n + "x",
+    "fences in a fence": lambda n: "```\n" * (n // 4) + "x",
+    "a word after a fence": lambda n: "```" + "a" * n,
+    "braces": lambda n: "{" * n,
+    "braces and blanks": lambda n: "{ " * (n // 2),
+    "a brace and blanks": lambda n: "{" + " " * n,
+    "brackets": lambda n: "[" * n,
+    "closed brackets": lambda n: "[" * (n // 2) + "]" * (n // 2),
+    "objects in prose": lambda n: 'a {" ' * (n // 5),
+    "digits": lambda n: "[" + "1" * n,
+    "half pairs": lambda n: '{"name": "' + "\\ud83d" * (n // 6),
+    "backslashes": lambda n: '{"name": "' + "\\\\" * (n // 2),
+    "members that do not fit": lambda n: "[" + "{}," * (n // 3) + "{}]",
+    "nulls": lambda n: "[" + "null," * (n // 5) + "null]",
+}
+
+
+@pytest.mark.parametrize("make", LONG.values(), ids=LONG)
+@pytest.mark.parametrize("kind", [Person, list[int], list[Address], Cat | Dog])
+def test_an_answer_is_read_in_time_that_grows_with_its_length(kind: Any, make: Callable[[int], str]) -> None:
+    def read(size: int) -> None:
+        with suppress(OutputFault):
+            output(kind).parse_text(make(size))
+
+    assert_linear(read, 1 << 16)
+
+
+def test_of_a_million_faults_the_first_are_told() -> None:
+    with pytest.raises(OutputFault) as caught:
+        output(list[int]).parse_text("[" + '"a",' * 200_000 + '"b"]')
+    told = str(caught.value).split("; ")
+    assert told[0] == "'0': Input should be a valid integer, unable to parse string as an integer (got 'a')"
+    assert len(told) == 10
+
+
+def test_what_has_no_form_in_json_is_told_of_too() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(list[int]).validate_python(["\ud800"] * 1000)
+    assert explain(caught.value, []).count(r"(got '\ud800')") == 10
+
+
+def test_a_longer_answer_is_not_read() -> None:
+    text = json.dumps({"result": ["a" * LONGEST_ANSWER]})
+    for read in (output(list[str]).parse_text, output(list[str]).parse_arguments):
+        with pytest.raises(OutputFault, match=rf"the answer has {len(text)} characters: no more than 1000000 are read"):
+            read(text)
+        assert read(json.dumps({"result": ["a" * (LONGEST_ANSWER - 100)]}))
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ("```json\n{}\n```", "{}"),
+        ("```\n{}```", "{}"),
+        ("```json  \r\n{}\r\n\r\n```", "{}"),
+        ("```\n```", ""),
+        ("```\n{}\n```\n```\n{}\n```", "{}\n```\n```\n{}"),
+        ("```\n``", "```\n``"),
+        ("```json {}```", "```json {}```"),
+        ("{}", "{}"),
+    ],
+)
+def test_what_is_in_a_fence(text: str, inside: str) -> None:
+    assert unfenced(text) == inside

@@ -6,10 +6,12 @@ import enum
 import itertools
 import json
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 
+import anyio
 import pydantic.dataclasses
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -33,8 +35,10 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from fractal import BaseAgent, ModelRequest, Reply
 from fractal._output import OutputFault, OutputType, output_for
 from fractal._partial import NOTHING, PartialReader
+from tests.support import assert_linear
 
 
 class Address(BaseModel):
@@ -756,3 +760,66 @@ def test_json_that_is_cut_and_broken_anywhere_does_no_harm(value: Any, data: st.
     broken = text[:at] + data.draw(st.text(alphabet='{}[]":,\\x01', min_size=1, max_size=2)) + text[at:]
     for kind in (Any, JsonValue, list[Person], Person | None):
         list(looks(kind, broken))
+
+
+# ---- how long it takes
+
+LONG = {
+    "numbers": (lambda n: "[" + "1," * (n // 2), 1),
+    "keys": (lambda n: "{" + ",".join(f'"{i}": 1' for i in range(n // 8)), 3),
+    "line ends in a list": (lambda n: "[" + "\n" * n, 1),
+    "line ends in an object": (lambda n: "{" + "\n" * n, 1),
+    "blanks before the answer": (lambda n: "see [ " + " " * n, 1),
+    "a string": (lambda n: '{"name": "' + "a" * n, 1),
+    "escapes": (lambda n: '{"name": "' + "\\n" * (n // 2), 1),
+    "a key": (lambda n: '{"' + "a" * n, 1),
+    "digits": (lambda n: "[" + "1" * n, 1),
+    "objects": (lambda n: "[" + '{"street": "a"},' * (n // 16), 3),
+    "brackets": (lambda n: "[" * n, 1),
+    "closed brackets": (lambda n: ("[" * 200 + "]" * 200 + ",") * (n // 400), 3),
+    "prose": (lambda n: "la { " * (n // 5), 1),
+}
+
+
+@pytest.mark.parametrize(("make", "size"), LONG.values(), ids=LONG)
+@pytest.mark.parametrize("kind", [Person, list[int], list[Cat | Dog], dict[str, Any], set[int], Any])
+def test_it_takes_time_that_grows_with_the_length(kind: Any, make: Callable[[int], str], size: int) -> None:
+    assert_linear(lambda length: deque(looks(kind, make(length), size), 0), 1 << 13)
+
+
+def test_a_long_answer_is_shown_again_when_it_has_grown_by_a_little() -> None:
+    text = "[" + ",".join(map(str, range(100_000)))
+    shown = [len(value) for value in looks(list[int], text, 6)]
+    assert 1000 < len(shown) < 5000
+    assert all(later - earlier <= earlier // 100 + 3 for earlier, later in itertools.pairwise(shown))
+    assert shown[-1] > 99_000
+
+
+class Whole:
+    """A model that cannot stream."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    async def respond(self, request: ModelRequest) -> Reply:
+        return Reply(text=self._text)
+
+
+async def test_what_comes_in_one_piece_is_read_in_steps_between_which_others_run() -> None:
+    text = json.dumps({"result": [1] * 200_000})
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        async with BaseAgent("A", "a", client=Whole(text), output_type=list[int]).stream("go") as stream:
+            partial = aiter(stream.partial())
+            group.start_soon(take_turns)
+            before = turns
+            assert len(await anext(partial)) == 200_000
+        group.cancel_scope.cancel()
+    assert turns - before >= len(text) // 16_384

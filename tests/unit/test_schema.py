@@ -7,16 +7,16 @@ import functools
 import json
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NewType, Optional, Union
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, Optional, Required, TypeVar, Union
 
 import pytest
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
-from typing_extensions import TypedDict
+from pydantic import AfterValidator, AliasChoices, AliasPath, BaseModel, ConfigDict, Field, JsonValue
+from typing_extensions import Doc, ReadOnly, TypedDict, Unpack
 
-from fractal import InvalidTool, RunContext, Tool
+from fractal import AgentToolkit, InvalidTool, RunContext, Tool, tool
 from fractal._schema import ArgumentsFault, Parameters
 from tests.support import shown
 
@@ -65,11 +65,35 @@ class Pair(NamedTuple):
     b: str
 
 
+class Stops(BaseModel):
+    places: Iterable[str]
+
+
+@dataclasses.dataclass
+class Legs:
+    lengths: Iterable[int]
+
+
+class Mixed(enum.Enum):
+    ONE = 1
+    NO = "no"
+
+
+class Red(BaseModel):
+    kind: Literal[Colour.RED]
+
+
+class Blue(BaseModel):
+    kind: Literal[Colour.BLUE]
+
+
 class Deps:
     pass
 
 
 UserId = NewType("UserId", int)
+T = TypeVar("T")
+U = TypeVar("U")
 MISSING: Any = object()
 
 
@@ -158,7 +182,28 @@ KINDS: list[tuple[Any, Any, Any, dict[str, Any] | None]] = [  # annotation, JSON
     (Person | None, ADA, Person(name="Ada", home=Address(street="High")), None),
     (Node, {"value": 1, "children": [{"value": 2}]}, Node(value=1, children=[Node(value=2)]), None),
     (Annotated[int, Field(ge=1, le=9)], 5, 5, {"type": "integer", "minimum": 1, "maximum": 9}),
-    (Annotated[str, "no concern of ours"], "a", "a", {"type": "string"}),
+    (Annotated[str, "Said beside it."], "a", "a", {"type": "string", "description": "Said beside it."}),
+    (Annotated[str, Doc("Said there.")], "a", "a", {"type": "string", "description": "Said there."}),
+    (Annotated[int, 5, object()], 5, 5, {"type": "integer"}),
+    (Iterable[int], [1, 2], [1, 2], {"type": "array", "items": {"type": "integer"}}),
+    (Iterable, [1, "a"], [1, "a"], {"type": "array", "items": {}}),
+    (list[Iterable[int]], [[1], [2]], [[1], [2]], None),
+    (Optional[Iterable[int]], [1], [1], None),  # noqa: UP045
+    (dict[str, Iterable[int]], {"a": [1]}, {"a": [1]}, None),
+    (Stops, {"places": ["a"]}, Stops.model_construct(places=["a"]), {"$ref": "#/$defs/Stops"}),
+    (list[Stops], [{"places": ["a"]}], [Stops.model_construct(places=["a"])], None),
+    (Legs, {"lengths": [1]}, Legs([1]), None),
+    (Literal[Colour.RED], "red", Colour.RED, {"type": "string", "const": "red"}),
+    (Literal[Colour.RED, "x", 1], "red", Colour.RED, {"enum": ["red", "x", 1]}),
+    (Literal[Colour.RED, "x", 1], "x", "x", None),
+    (Literal[Colour.RED, "red"], "red", "red", None),
+    (Literal[Level.LOW], 1, Level.LOW, None),
+    (Literal[Mixed.ONE, Mixed.NO], 1, Mixed.ONE, None),
+    (Literal[Mixed.ONE, Mixed.NO], "no", Mixed.NO, None),
+    (list[Literal[Colour.BLUE]], ["blue"], [Colour.BLUE], None),
+    (Red, {"kind": "red"}, Red(kind=Colour.RED), None),
+    (dict[str, Red | None], {"a": {"kind": "red"}}, {"a": Red(kind=Colour.RED)}, None),
+    (Annotated[Red | Blue, Field(discriminator="kind")], {"kind": "blue"}, Blue(kind=Colour.BLUE), None),
     (Annotated[str, Field(description="Said here.")], "a", "a", {"type": "string", "description": "Said here."}),
     (Annotated[int, AfterValidator(lambda n: n + 1)], 5, 6, {"type": "integer"}),
     ("list[Person]", [{"name": "Ada"}], [Person(name="Ada")], None),
@@ -221,8 +266,8 @@ def test_no_parameters_are_an_empty_object() -> None:
     assert called(f, "{}") is None
 
 
-@pytest.mark.parametrize("arguments", ["", "   ", "\n", "{}", " {} "])
-def test_no_text_at_all_means_no_arguments(arguments: str) -> None:
+@pytest.mark.parametrize("arguments", ["", "   ", "\n", "{}", " {} ", "null", " null\n", '"{}"', '" {} "'])
+def test_every_way_to_say_no_arguments_means_it(arguments: str) -> None:
     assert called(taking(int, 5), arguments) == 5
 
 
@@ -333,6 +378,36 @@ def test_an_alias_is_the_name_for_the_model_and_the_parameters_name_for_the_func
     assert called(function, '{"from": 1}') == 1
 
 
+def alias(kind: Any, *default: Any, **options: Any) -> Callable[..., Any]:
+    return taking(Annotated[kind, Field(**options)], *default)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "sent"),
+    [
+        ({"alias": "from"}, "from", {"from": 1}),
+        ({"validation_alias": "from"}, "from", {"from": 1}),
+        ({"alias": "other", "validation_alias": "from"}, "from", {"from": 1}),
+        ({"validation_alias": AliasChoices("from", "of")}, "from", {"of": 1}),
+        ({"validation_alias": AliasChoices(AliasPath("start", 0), "from")}, "from", {"start": [1]}),
+        ({"validation_alias": AliasPath("start", 0)}, "x", {"start": [1]}),
+        ({"serialization_alias": "from"}, "x", {"x": 1}),
+    ],
+    ids=str,
+)
+def test_one_name_is_shown_taken_and_told_however_it_is_given(
+    options: dict[str, Any], name: str, sent: dict[str, Any]
+) -> None:
+    function, optional = alias(int, **options), alias(int, 5, **options)
+    assert schema_of(function)["required"] == list(schema_of(function)["properties"]) == [name]
+    assert schema_of(optional)["properties"][name]["default"] == 5
+    for arguments in ({name: 1}, json.dumps({name: 1}), sent, {"x": 1}):
+        assert called(function, arguments) == 1
+    assert called(optional, "{}") == 5
+    assert fault_of(function, '{"z": 1}') == f"{name!r} is missing; there is no parameter 'z', only {name}"
+    assert fault_of(function, json.dumps({name: "many"})).startswith(f"{name!r}: ")
+
+
 def test_a_description_in_the_annotation_goes_before_the_docstrings() -> None:
     def f(a: Annotated[int, Field(description="A here.")], b: int = Field(description="B here."), c: int = 1) -> None:
         """Sum.
@@ -393,6 +468,115 @@ def test_further_keywords_reach_a_function_that_takes_them() -> None:
     assert called(f, '{"a": 1, "b": [2], "self": 3}') == (1, {"b": [2], "self": 3})
     assert list(schema_of(f)["properties"]) == ["a"]
     assert schema_of(f)["additionalProperties"] is True
+
+
+def points(**points: int) -> Any:
+    """Note points.
+
+    Args:
+        **points: By name.
+    """
+    return points
+
+
+def days(first: int, **days: dt.date) -> Any:
+    return first, days
+
+
+def people(**people: Person) -> Any:
+    return people
+
+
+def untyped(**more):  # type: ignore[no-untyped-def]
+    """Take more.
+
+    Args:
+        **more (int): Numbers.
+    """
+    return more
+
+
+def test_what_is_written_at_keywords_is_shown_checked_and_converted() -> None:
+    assert schema_of(points)["additionalProperties"] == {"type": "integer", "description": "By name."}
+    assert called(points, '{"ada": "7"}') == {"ada": 7}
+    assert "'ada': Input should be a valid integer" in fault_of(points, '{"ada": "many"}')
+    assert "'ada': Input should be a valid integer" in fault_of(points, '{"ada": null}')
+    assert called(days, '{"first": 1, "x": "2026-05-01"}') == (1, {"x": dt.date(2026, 5, 1)})
+    assert called(people, json.dumps({"a": ADA})) == {"a": Person(name="Ada", home=Address(street="High"))}
+    assert set(schema_of(people)["$defs"]) == {"Person", "Address"}
+    assert called(untyped, '{"a": "1"}') == {"a": 1}
+
+
+class Settings(TypedDict, total=False):
+    count: Required[int]
+    size: Annotated[int, "How big."]
+    day: ReadOnly[dt.date]
+
+
+class OpenSettings(TypedDict, extra_items=int):
+    count: int
+
+
+class Sized(TypedDict, Generic[T]):
+    size: T
+
+
+def configure(first: int = 0, **settings: Unpack[Settings]) -> Any:
+    """Set up.
+
+    Args:
+        count: How many.
+        day: Which day.
+    """
+    return first, settings
+
+
+def test_an_unpacked_typed_dict_is_shown_and_checked_field_by_field() -> None:
+    shown = schema_of(configure)
+    assert (shown["required"], shown["additionalProperties"]) == (["count"], False)
+    assert {name: facts.get("description") for name, facts in shown["properties"].items()} == {
+        "first": None,
+        "count": "How many.",
+        "size": "How big.",
+        "day": "Which day.",
+    }
+    assert called(configure, '{"count": "3", "day": "2026-05-01"}') == (
+        0,
+        {"count": 3, "day": dt.date(2026, 5, 1)},
+    )
+    assert called(configure, '{"count": 3, "size": null}') == (0, {"count": 3})
+    assert "'count' is missing" in fault_of(configure, "{}")
+    assert "there is no parameter 'colour'" in fault_of(configure, '{"count": 3, "colour": "red"}')
+
+
+def test_an_unpacked_typed_dict_may_be_open_or_generic_and_nothing_else_is_unpacked() -> None:
+    def opened(**settings: Unpack[OpenSettings]) -> Any:
+        return settings
+
+    def sized(**settings: Unpack[Sized[int]]) -> Any:
+        return settings
+
+    def wrong(**settings: Any) -> Any:
+        return settings
+
+    wrong.__annotations__["settings"] = Unpack[tuple[int]]  # type: ignore[misc]
+    assert called(opened, '{"count": 1, "a": "2"}') == {"count": 1, "a": 2}
+    assert called(sized, '{"size": "2"}') == {"size": 2}
+    with pytest.raises(InvalidTool, match=r"\*\*settings: Unpack\[…\] takes a TypedDict"):
+        parameters_of(wrong)
+
+
+def test_the_context_may_be_in_an_unpacked_typed_dict() -> None:
+    class WithContext(TypedDict):
+        ctx: RunContext[Any]
+        count: int
+
+    def f(**named: Any) -> Any:
+        return named
+
+    f.__annotations__["named"] = Unpack[WithContext]  # type: ignore[misc]
+    assert list(schema_of(f)["properties"]) == ["count"]
+    assert called(f, '{"count": 1}', CONTEXT) == {"count": 1, "ctx": CONTEXT}
 
 
 @pytest.mark.parametrize("source", ["*args", "a, *rest: int", "*args, **kwargs"])
@@ -564,6 +748,139 @@ def test_a_function_without_a_signature_is_an_invalid_tool() -> None:
 # ---- arguments that do not fit
 
 
+class Sized2(BaseModel):
+    size: int = 1
+    kinds: dict[str, int] = {}
+
+
+@pytest.mark.parametrize(
+    ("function", "sent", "received"),
+    [
+        (taking(int, 5), {"x": None}, 5),
+        (taking(list[int], [1]), {"x": None}, [1]),
+        (taking(Sized2), {"x": {"size": None}}, Sized2()),
+        (taking(list[Sized2]), {"x": [{"size": None}, {"size": 2}]}, [Sized2(), Sized2(size=2)]),
+        (taking(Sized2 | str), {"x": {"size": None}}, Sized2()),
+        (taking(int | None, 5), {"x": None}, None),
+    ],
+    ids=["default", "list", "field", "field in a list", "field in a union", "nullable"],
+)
+def test_null_for_what_has_a_default_means_that_it_is_left_out(
+    function: Callable[..., Any], sent: dict[str, Any], received: Any
+) -> None:
+    for arguments in (json.dumps(sent), sent):
+        assert called(function, arguments) == received
+
+
+@pytest.mark.parametrize(
+    ("function", "sent"),
+    [
+        (taking(int), {"x": None}),
+        (taking(int, 5), {"x": 1, "y": None}),
+        (taking(dict[str, int]), {"x": {"a": None}}),
+        (taking(list[int]), {"x": [None]}),
+        (taking(Sized2), {"x": {"kinds": {"a": None}}}),
+        (taking(Person), {"x": {"name": None}}),
+        (taking(Sized2), {"x": {"size": None, "kinds": {"a": "many"}}}),
+    ],
+    ids=["no default", "unknown", "key", "item", "key of a field", "required field", "and another fault"],
+)
+def test_null_for_anything_else_is_a_fault_and_nothing_is_lost(
+    function: Callable[..., Any], sent: dict[str, Any]
+) -> None:
+    before = json.dumps(sent)
+    assert fault_of(function, json.dumps(sent)) == fault_of(function, sent)
+    assert json.dumps(sent) == before
+
+
+def test_arguments_in_a_json_string_are_read_once() -> None:
+    assert called(taking(int), json.dumps(json.dumps({"x": 1}))) == 1
+    assert "must be a JSON object" in fault_of(taking(int), json.dumps(json.dumps(json.dumps({"x": 1}))))
+
+
+@pytest.mark.parametrize("kind", [Iterator[int], Generator[int], AsyncIterator[int], list[Iterator[int]]], ids=str)
+def test_what_can_be_read_only_once_is_refused(kind: Any) -> None:
+    with pytest.raises(InvalidTool, match=r"'x': an iterator can be read only once: take list\[…\]"):
+        parameters_of(taking(kind))
+
+
+def test_a_list_in_place_of_an_iterable_is_checked_whole_and_can_be_read_twice() -> None:
+    def f(numbers: Iterable[int], stops: Stops) -> Any:
+        return list(numbers), list(numbers), list(stops.places)
+
+    assert called(f, '{"numbers": ["1", 2], "stops": {"places": ["a"]}}') == ([1, 2], [1, 2], ["a"])
+    assert "'numbers.1'" in fault_of(f, '{"numbers": [1, "x"], "stops": {"places": []}}')
+    assert "'stops.places.0'" in fault_of(f, '{"numbers": [], "stops": {"places": [5]}}')
+
+
+def test_a_fault_names_the_values_that_the_schema_shows() -> None:
+    assert "Input should be one of 'red', 'x' (got 'green')" in fault_of(
+        taking(Literal[Colour.RED, "x"]), {"x": "green"}
+    )
+
+
+class Repo(AgentToolkit, Generic[T]):
+    @tool
+    def add(self, item: T, others: list[T] | None = None, *, more: "dict[str, T] | None" = None) -> Any:
+        return item, others, more
+
+    @tool
+    def count(self, number: int) -> int:
+        return number
+
+
+class Addresses(Repo[Address]):
+    pass
+
+
+class Renamed(Repo[U], Generic[U]):
+    pass
+
+
+class Numbers(Renamed[int]):
+    pass
+
+
+class Late(Repo["Person"]):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kit", "shown", "sent", "received"),
+    [
+        (Addresses, {"$ref": "#/$defs/Address"}, {"street": "High"}, Address(street="High")),
+        (Numbers, {"type": "integer"}, "5", 5),
+        (Late, {"$ref": "#/$defs/Person"}, {"name": "Ada"}, Person(name="Ada")),
+        (Repo, {}, "5", "5"),
+        (Repo[int], {"type": "integer"}, "5", 5),
+        (Renamed[int], {"type": "integer"}, "5", 5),
+    ],
+    ids=str,
+)
+def test_a_type_variable_of_a_generic_toolkit_is_what_its_class_says(
+    kit: Any, shown: dict[str, Any], sent: Any, received: Any
+) -> None:
+    found = kit().get("add")
+    parameters = found.parameters
+    assert parameters.json_schema["properties"]["item"] == shown
+    checked = parameters.check({"item": sent, "others": [sent], "more": {"a": sent}})
+    assert checked == {"item": received, "others": [received], "more": {"a": received}}
+
+
+def test_functions_that_a_generic_toolkit_was_made_with_stay() -> None:
+    kit = Repo[int](search)
+    assert list(kit.tools) == ["add", "count", "search"]
+    found = kit.get("add")
+    assert found is not None
+    assert found.parameters.json_schema["properties"]["item"] == {"type": "integer"}
+
+
+def test_two_classes_of_one_generic_toolkit_do_not_share_what_they_take() -> None:
+    kinds = [Numbers().get("add"), Addresses().get("add"), Numbers().get("add")]
+    shown = [each.parameters.json_schema["properties"]["item"] for each in kinds if each is not None]
+    assert shown == [{"type": "integer"}, {"$ref": "#/$defs/Address"}, {"type": "integer"}]
+
+
 def search(query: str, limit: int = 5, who: Person | None = None) -> Any:
     return query, limit, who
 
@@ -577,7 +894,8 @@ def search(query: str, limit: int = 5, who: Person | None = None) -> Any:
         ('{"query": "x"', ["not valid JSON"]),
         ('{"query": "x"} trailing', ["not valid JSON"]),
         ('{"query": "\\ud800"}', ["not valid JSON"]),
-        ("null", ["must be a JSON object"]),
+        ("null", ["'query' is missing"]),
+        ('"[]"', ["must be a JSON object"]),
         ("[]", ["must be a JSON object"]),
         ('["query"]', ["must be a JSON object"]),
         ('"query"', ["must be a JSON object"]),

@@ -100,7 +100,7 @@ def test_calls_are_bound_in_order_and_one_that_fails_does_not_disturb_the_others
         ("", "{}", {}, ["there is no tool ''"]),
         ("ADD", "{}", {}, ["there is no tool 'ADD'"]),
         ("add", "{broken", "{broken", ["'add'", "not valid JSON"]),
-        ("add", "null", None, ["'add'", "JSON object"]),
+        ("add", "null", None, ["'add'", "'a' is missing"]),
         ("add", "[1]", [1], ["'add'", "JSON object"]),
         ("add", "{}", {}, ["'add'", "'a' is missing"]),
         ("add", '{"a": "x"}', {"a": "x"}, ["'add'", "'a'", "integer"]),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from fractal._json import clean_text
+from fractal._texts import clean_text
 from fractal.errors import AuthenticationFailed, BadReply, ConnectionFailed, ModelError, RateLimited, ServerError
 from fractal.models._reading import reply_of
 from fractal.models._secrets import Secrets

@@ -1,5 +1,8 @@
 """How functions become tools: decorators, discovery, options, names."""
 
+import abc
+import copy
+import dataclasses
 import functools
 import inspect
 import json
@@ -8,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from fractal import (
     AgentToolkit,
@@ -19,6 +23,7 @@ from fractal import (
     RunContext,
     Tool,
     ToolNameTaken,
+    UserError,
     tool,
 )
 from fractal.toolkit import ToolOptions, options_of
@@ -477,6 +482,148 @@ def test_no_callable_object_is_looked_into() -> None:
             return x
 
     assert Tool.from_function(Touchy()).parameters.json_schema["required"] == ["x"]
+
+
+# ---- names
+
+
+def größe(city: str) -> str:
+    return city
+
+
+def long_named() -> None: ...
+
+
+long_named.__name__ = "a" * 65
+
+
+class Names(AgentToolkit):
+    @tool
+    def größe(self) -> None: ...
+
+
+class Größe:
+    def __call__(self, x: int) -> int:
+        return x
+
+
+REFUSED: list[Any] = [größe, long_named, functools.partial(größe, "Rome"), Größe(), functools.partial(Größe()), Größe]
+
+
+@pytest.mark.parametrize("function", REFUSED, ids=[str(n) for n in range(len(REFUSED))])
+def test_a_name_that_no_endpoint_takes_is_refused_when_the_tool_is_added(function: Any) -> None:
+    for add in (AgentToolkit, agent().add_tool, Tool.from_function):
+        with pytest.raises(InvalidTool, match="give it name=…"):
+            add(function)
+    assert names_of_added(function, name="fine") == ["fine"]
+    assert Tool.from_function(function, ToolOptions(name="fine")).name == "fine"
+
+
+def test_a_method_or_a_ready_tool_of_such_a_name_is_refused_too() -> None:
+    for make in (Names, lambda: dataclasses.replace(Tool.from_function(plain), name="two words")):
+        with pytest.raises(InvalidTool, match="give it name=…"):
+            make()
+    with pytest.raises(InvalidArguments, match="endpoints take"):
+        agent().register_delegate(agent(), tool_name="two words")
+    with pytest.raises(UserError):
+        agent().register_delegate(agent(), tool_name="\ud800")
+
+
+# ---- what a toolkit's class may be
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(AgentToolkit):
+    table: str
+
+    @tool
+    def read(self, row: int) -> str:
+        return f"{self.table} {row}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenSlots(AgentToolkit):
+    table: str
+
+    @tool
+    def read(self, row: int) -> str:
+        return f"{self.table} {row}"
+
+
+@dataclasses.dataclass
+class WithoutInit(AgentToolkit):
+    table: str
+
+    @tool
+    def read(self, row: int) -> str:
+        return f"{self.table} {row}"
+
+
+class Guarding(AgentToolkit):
+    __slots__ = ("table",)
+
+    def __init__(self, table: str) -> None:
+        object.__setattr__(self, "table", table)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("nothing is assigned")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("nothing is compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @tool
+    def read(self, row: int) -> str:
+        return f"{self.table} {row}"
+
+
+class Checked(BaseModel, AgentToolkit):  # whose objects iterate over their fields
+    table: str
+
+    def __init__(self, table: str) -> None:
+        super().__init__(table=table)
+
+    @tool
+    def read(self, row: int) -> str:
+        return f"{self.table} {row}"
+
+
+class Abstract(AgentToolkit, abc.ABC):
+    @tool
+    @abc.abstractmethod
+    def read(self, row: int) -> str: ...
+
+
+class Concrete(Abstract):
+    def __init__(self, table: str) -> None:
+        self.table = table
+
+    @tool
+    def read(self, row: int) -> str:
+        return f"{self.table} {row}"
+
+
+@pytest.mark.parametrize(
+    "kind", [Frozen, FrozenSlots, WithoutInit, Guarding, Checked, Concrete], ids=lambda kind: kind.__name__
+)
+async def test_a_toolkit_may_be_whatever_python_lets_a_class_be(kind: Any) -> None:
+    kit = kind("cities")
+    kit.add_tool(plain)
+    one = agent(toolkit=kit)
+    assert list(kit.tools) == list(one.get_tools()) == ["read", "plain"]
+    assert (await one.execute_tool("read", row=1)).content == "cities 1"
+    assert len(kit.get_tool_schemas()) == 2
+    assert len(kit.tools) == len(kind("more").tools) + 1, "nothing is shared by the instances of a class"
+
+
+@pytest.mark.parametrize("kind", [Frozen, WithoutInit, Concrete], ids=lambda kind: kind.__name__)
+def test_a_copy_of_a_toolkit_goes_on_on_its_own(kind: Any) -> None:
+    kit = kind("cities")
+    kit.add_tool(plain)
+    other = copy.copy(kit)
+    other.add_tool(coroutine)
+    assert (names(kit), names(other)) == (["read", "plain"], ["read", "plain", "coroutine"])
 
 
 # ---- the toolkit

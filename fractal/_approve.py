@@ -1,0 +1,142 @@
+"""How somebody is asked whether a call may be made, and with what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from fractal._copies import copied, copied_arguments, is_untouched
+from fractal._explain import explain
+from fractal._json import is_list, is_mapping, text_of
+from fractal._schema import ArgumentsFault
+from fractal._texts import repr_of
+from fractal.approval import Allow, Deny, PendingCall
+from fractal.events import ApprovalAnswered, ApprovalRequested
+
+if TYPE_CHECKING:
+    from fractal._call import Call
+    from fractal._step import BoundCall
+    from fractal.events import Event
+
+__all__ = ["is_approved"]
+
+
+async def is_approved(call: Call) -> bool:
+    """Have somebody say whether a call may be made, and with what; ends it if not."""
+    bound = call.bound
+    await _tell(call, ApprovalRequested)
+    answer = await _answer(call)
+    if isinstance(answer, Allow) and answer.arguments is not None:
+        try:
+            call.bound = replace(bound, arguments=_allowed(bound, answer.arguments))
+        except ArgumentsFault as fault:
+            answer = Deny(f"it was approved with other arguments, which do not fit: {fault}")
+    # Not by the reason alone: somebody may deny without one.
+    reason = text_of(answer.reason or Deny().reason) if isinstance(answer, Deny) else None
+    await _tell(call, ApprovalAnswered, is_allowed=reason is None, reason=reason)
+    if reason is not None:
+        call.end("denied", error=f"denied: {reason}")
+        return False
+    call.needs_approval = False
+    call.started = call.run.now()
+    return True
+
+
+async def _tell(call: Call, kind: type[Event], **facts: Any) -> None:
+    bound = call.bound
+    if call.run.is_heard:
+        arguments = copied_arguments(bound.arguments)
+        await call.run.tell(kind, tool_name=bound.name, call_id=bound.call_id, arguments=arguments, **facts)
+
+
+async def _answer(call: Call) -> Allow | Deny:
+    """Somebody's word; a call that nobody can answer for, or whose approver fails, is not made."""
+    run, bound = call.run, call.bound
+    assert bound.tool is not None
+    if run.approve is None:
+        run.warn(f"tool {bound.name!r} requires approval and there is nobody to ask: pass approve=")
+        return Deny("there is nobody to approve it")
+    arguments = copied_arguments(bound.arguments)
+    pending = PendingCall(
+        tool_name=bound.name, call_id=bound.call_id, arguments=arguments, description=bound.tool.description
+    )
+    context = run.context(tool_name=bound.name, call_id=bound.call_id)
+    context.started()
+    try:
+        answer = await run.approve(pending, context, run.warn)
+    except Exception as error:
+        call.exception = error
+        return Deny(f"it could not be approved: {explain(error)}")
+    if isinstance(answer, bool):
+        return Allow() if answer else Deny()
+    if isinstance(answer, (Allow, Deny)):
+        return answer
+    run.warn(f"approve() answered {repr_of(answer)} for tool {bound.name!r}: return Allow(…), Deny(…), True or False")
+    return Deny("the approval was not understood")
+
+
+def _allowed(bound: BoundCall, given: object) -> dict[str, Any]:
+    """The arguments that somebody has allowed.
+
+    What was shown has been converted. Handed back as it was it is not converted again; of what was changed, only the
+    changes are.
+
+    Raises:
+        ArgumentsFault: They do not fit.
+    """
+    assert bound.tool is not None
+    if not is_mapping(given):
+        raise ArgumentsFault(f"Allow(…) takes arguments by name, not {type(given).__name__}")
+    parameters = bound.tool.parameters
+    names = {shown: name for name, shown in parameters.shown_names.items() if shown not in parameters.shown_names}
+    sent, was = parameters.sent(bound.sent), bound.arguments
+    known: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
+    for key, value in given.items():
+        name = names.get(key, key)
+        if name in was and is_untouched(value, was[name]):
+            known[name] = was[name]
+        else:
+            shown = parameters.shown_names.get(name, name)
+            changed[shown] = _as_sent(copied(value), was.get(name, _MISSING), sent.get(shown, _MISSING))
+    return parameters.check_beside(known, changed)
+
+
+_MISSING: Any = object()
+
+
+def _as_sent(value: Any, was: Any, sent: Any) -> Any:
+    """A changed value in which all that is unchanged is as the model sent it, before it was converted."""
+    if is_untouched(value, was):
+        return sent
+    if is_mapping(value) and is_mapping(was) and is_mapping(sent):
+        return {
+            name: _as_sent(each, was[name], sent[name]) if name in was and name in sent else each
+            for name, each in value.items()
+        }
+    if _is_sequence(value) and _is_sequence(was) and is_list(sent) and len(was) == len(sent):
+        return _items_as_sent(value, was, sent)
+    return value
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (list, tuple))
+
+
+def _items_as_sent(value: Sequence[Any], was: Sequence[Any], sent: Sequence[Any]) -> list[Any]:
+    """The same for the items of a list, some of which may be new, gone, or at other places."""
+    shorter = min(len(value), len(was))
+    front = next((i for i in range(shorter) if not is_untouched(value[i], was[i])), shorter)
+    moved = len(was) - len(value)
+    items: list[Any] = []
+    for i, each in enumerate(value):
+        before = [j for j in dict.fromkeys((i, i + moved)) if 0 <= j < len(was)]
+        if i < front:
+            before = [i]
+        same = next((j for j in before if is_untouched(each, was[j])), None)
+        if same is not None:
+            items.append(sent[same])
+        else:
+            items.append(_as_sent(each, was[i], sent[i]) if i < len(was) else each)
+    return items

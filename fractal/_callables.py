@@ -1,0 +1,252 @@
+"""What stands behind a callable: partials, methods, wrappers and objects, down to the function that is called.
+
+All is looked up without running anything of an object: no property, no `__getattr__`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = [
+    "attribute_of",
+    "bound_names",
+    "core_of",
+    "described",
+    "fixed_names",
+    "has_overridden",
+    "is_async",
+    "is_async_generator",
+    "is_object",
+    "kind_of",
+    "layers",
+    "name_of",
+    "path_of",
+    "receiver_of",
+    "unbound",
+]
+
+_Kinds = tuple[type[Any], ...]
+
+_PARTIALS: _Kinds = (functools.partial, functools.partialmethod)
+_METHODS: _Kinds = (types.MethodType, staticmethod, classmethod)
+_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+# What holds a function, though nobody can call it as it is.
+_HOLDERS = {property: "fget", functools.cached_property: "func", functools.singledispatchmethod: "func"}
+
+
+def kind_of(value: object) -> type[Any]:
+    """The class of an object, whatever it says itself of its `__class__`."""
+    return type(value)
+
+
+def attribute_of(layer: Any, name: str) -> Any:
+    """An attribute as it is kept with an object or its class, or None."""
+    if type(layer) is types.FunctionType:  # nearly all are, and their dictionary says all
+        return layer.__dict__.get(name)
+    found = inspect.getattr_static(layer, name, None)
+    if isinstance(found, _SLOTS):  # of a proxy, say, that is written in C
+        try:
+            return found.__get__(layer, kind_of(layer))
+        except AttributeError:
+            return None
+    return found
+
+
+def layers(function: Any) -> list[Any]:
+    """A callable and all that it ends in, from the outside in; of a class's attributes also what is no callable yet."""
+    if type(function) is types.FunctionType and not function.__dict__:  # most of what a class has
+        return [function]
+    found: list[Any] = []
+    pending = [function]
+    while pending:
+        layer = pending.pop()
+        if all(layer is not each for each in found):
+            found.append(layer)
+            pending += reversed(_inner(layer))
+    return found
+
+
+def path_of(function: Any) -> Iterator[Any]:
+    """A callable and, one by one, what its call is handed on to."""
+    seen: list[Any] = []
+    inner = [function]
+    while inner and all(inner[0] is not each for each in seen):
+        seen.append(inner[0])
+        yield inner[0]
+        inner = _inner(inner[0])
+
+
+def unbound(function: Any) -> Any:
+    """The function inside a method, or a static or class method; anything else as it is."""
+    return function.__func__ if _is(function, _METHODS) else function
+
+
+def core_of(function: Any) -> Any:
+    """The function that a call comes to in the end."""
+    return list(path_of(function))[-1]
+
+
+def receiver_of(function: Any) -> Any:
+    """The object that a method is bound to, or the callable object itself; None for a plain function."""
+    for layer in path_of(function):
+        if _is(layer, _METHODS[:1]):
+            return layer.__self__
+        if is_object(layer):
+            return layer
+    return None
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling a function, a partial or method of one, or a callable object gives something to await."""
+    return any(map(inspect.iscoroutinefunction, _called_functions(function)))
+
+
+def is_async_generator(function: Any) -> bool:
+    """Whether calling it gives an async generator."""
+    return any(map(inspect.isasyncgenfunction, _called_functions(function)))
+
+
+def name_of(function: Any) -> str:
+    """The name of a function, or of what a partial or method ends in; that of its class for any other object."""
+    for layer in path_of(function):
+        if _is(layer, _METHODS) or _partial_method_of(layer) is not None:
+            continue  # the function behind it has the name
+        if inspect.isclass(layer) or _is_function(layer):
+            return layer.__name__ if layer.__name__.isidentifier() else type(layer).__name__
+        own = attribute_of(layer, "__name__")
+        if isinstance(own, str) and own.isidentifier():
+            return own
+        if is_object(layer):
+            return type(layer).__name__
+    return type(function).__name__
+
+
+def bound_names(function: Any) -> set[str]:
+    """The parameters that partials on the way bind by name, as far as a signature of its own does not offer them."""
+    names: set[str] = set()
+    for layer in path_of(function):
+        if attribute_of(layer, "__signature__") is not None:
+            break
+        if _is(layer, _PARTIALS):
+            names |= layer.keywords.keys()
+    return names
+
+
+def fixed_names(function: Any) -> set[str]:
+    """All names that some function on the way would take for a parameter of its own, offered or not."""
+    names: set[str] = set()
+    for layer in path_of(function):
+        if _is(layer, _PARTIALS):
+            names |= layer.keywords.keys()
+        elif _is_function(layer):
+            names |= _named_parameters(layer)
+    return names
+
+
+def described(function: Any) -> Any:
+    """The callable as `inspect.signature` has to see it.
+
+    That passes over a partial that has the `__wrapped__` of its function, and so over what the partial binds.
+    """
+    if inspect.isclass(function) or attribute_of(function, "__signature__") is not None:
+        return function
+    if _is(function, _PARTIALS[:1]):
+        return functools.partial(described(function.func), *function.args, **function.keywords)
+    if _is(function, _METHODS[:1]):
+        return types.MethodType(described(function.__func__), function.__self__)
+    wrapped = attribute_of(function, "__wrapped__")
+    if callable(wrapped):
+        return described(wrapped)
+    call = _call_of(function)
+    if _is(call, (staticmethod, functools.partial)):  # it has no parameter for the object
+        return described(unbound(call))
+    return function
+
+
+def has_overridden(layer: Any) -> list[Any]:
+    """What a method, or the `__call__` of an object, takes the place of in the classes above."""
+    if _is(layer, _METHODS[:1]):
+        receiver, name = layer.__self__, getattr(layer.__func__, "__name__", "")
+        owner = receiver if inspect.isclass(receiver) else kind_of(receiver)
+    elif _call_of(layer) is not None:
+        owner, name = kind_of(layer), "__call__"
+    else:
+        return []
+    return [vars(kind)[name] for kind in owner.__mro__ if name in vars(kind)]
+
+
+def _inner(layer: Any) -> list[Any]:
+    """What a layer passes its calls on to; first what its call comes to in the end."""
+    kind = kind_of(layer)
+    if issubclass(kind, _PARTIALS):
+        return [layer.func]
+    if issubclass(kind, _METHODS):
+        return [layer.__func__]
+    if kind in _HOLDERS:
+        return [getattr(layer, _HOLDERS[kind])]
+    if kind is weakref.CallableProxyType:
+        return [layer.__call__.__self__]
+    if issubclass(kind, type) or not callable(layer):
+        return []
+    inner = (_partial_method_of(layer), attribute_of(layer, "__wrapped__"), _call_of(layer))
+    return [each for each in inner if callable(each) or _is(each, (*_METHODS, *_PARTIALS))]
+
+
+def _is(layer: Any, kinds: _Kinds) -> bool:
+    return isinstance(layer, kinds)
+
+
+def _called_functions(function: Any) -> Iterator[Any]:
+    """A callable, or what it hands its call on to with the answer untouched; no object is looked at."""
+    layer = function
+    while layer is not None:
+        if _is(layer, _PARTIALS):
+            layer = layer.func
+        elif _is(layer, _METHODS):
+            layer = layer.__func__
+        elif _call_of(layer) is not None:
+            layer = _call_of(layer)
+        else:
+            yield layer
+            layer = _partial_method_of(layer)
+
+
+def _partial_method_of(layer: Any) -> Any:
+    """The partialmethod that a function was made of, or None."""
+    if type(layer) is not types.FunctionType or not layer.__dict__:
+        return None
+    return layer.__dict__.get("__partialmethod__", layer.__dict__.get("_partialmethod"))
+
+
+def is_object(layer: Any) -> bool:
+    """Whether a layer is an object that is called by its class's `__call__`, and no wrapper of something else."""
+    return _call_of(layer) is not None and not callable(attribute_of(layer, "__wrapped__"))
+
+
+def _call_of(layer: Any) -> Any:
+    """The `__call__` that an object's class defines in Python; None for functions, methods, partials and classes."""
+    kind = kind_of(layer)
+    if issubclass(kind, (type, types.FunctionType, *_METHODS, *_PARTIALS)):
+        return None
+    call = inspect.getattr_static(kind, "__call__", None)
+    return None if isinstance(call, types.WrapperDescriptorType) else call
+
+
+def _is_function(layer: Any) -> bool:
+    return isinstance(layer, (types.FunctionType, types.BuiltinFunctionType)) or (
+        # Functions of other makes, compiled ones say, look like Python's.
+        inspect.isroutine(layer) and _call_of(layer) is None and isinstance(getattr(layer, "__name__", None), str)
+    )
+
+
+def _named_parameters(function: Callable[..., Any]) -> set[str]:
+    try:
+        parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+    except (ValueError, TypeError, NameError):
+        return set()
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

@@ -1,0 +1,87 @@
+"""Errors without the secrets of the request that they are about, in all that is kept of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fractal.models._secrets import Secrets
+
+__all__ = ["clean_copy", "is_clean", "mask", "secrets_with"]
+
+_LONGEST_DOCUMENT = 1000  # characters that an error of JSON keeps of what was read
+
+
+def mask(error: BaseException, secrets: Secrets, cause: BaseException | None) -> None:
+    """Take secrets out of an error of ours: texts, attributes, notes; and give it a cause that has none."""
+    error.args = tuple(secrets.quoted(each) for each in error.args)
+    for name, value in list(vars(error).items()):
+        if isinstance(value, str):
+            setattr(error, name, secrets.quoted(value))
+    if getattr(error, "__notes__", None):
+        error.__notes__ = [secrets.quoted(note) for note in error.__notes__]
+    error.__cause__, error.__context__ = clean_copy(cause, secrets), None
+
+
+def clean_copy(error: BaseException | None, secrets: Secrets) -> BaseException | None:
+    """An error of the same type that says the same, without secrets; None if it cannot be had.
+
+    An error of an HTTP library has the request, and with it the key; so a copy is made without it.
+    """
+    if error is None:
+        return None
+    text = secrets.quoted(str(error))
+    if isinstance(error, json.JSONDecodeError):
+        return json.JSONDecodeError(secrets.quoted(error.msg), secrets.quoted(error.doc, _LONGEST_DOCUMENT), error.pos)
+    if _is_of_http(error):
+        return type(error)(text)
+    if isinstance(error, OSError):
+        return type(error)(*(each if isinstance(each, int) else secrets.quoted(each) for each in error.args))
+    return error if is_clean(error, secrets) else None
+
+
+def is_clean(error: BaseException, secrets: Secrets) -> bool:
+    """Whether neither an error nor anything it came from says a secret."""
+    return not any(secrets.are_in(text) for each in _family(error, set()) for text in _texts_of(each))
+
+
+def secrets_with(error: BaseException, secrets: Secrets) -> Secrets:
+    """The secrets, and what the request was signed with that an error has."""
+    try:
+        request = cast("Any", error).request
+    except (AttributeError, RuntimeError):  # of httpx2, if there is none
+        return secrets
+    return secrets.plus(request) if hasattr(request, "headers") and hasattr(request, "url") else secrets
+
+
+def _is_of_http(error: BaseException) -> bool:
+    for name in ("httpx2", "httpx"):
+        http: Any = sys.modules.get(name)
+        if http is not None and isinstance(error, (http.TransportError, http.DecodingError, http.InvalidURL)):
+            return True
+    return False
+
+
+def _family(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    yield error
+    yield from _family(error.__cause__, seen)
+    yield from _family(error.__context__, seen)
+    if isinstance(error, BaseExceptionGroup):
+        for member in cast("tuple[BaseException, ...]", error.exceptions):  # pyright: ignore[reportUnknownMemberType]
+            yield from _family(member, seen)
+
+
+def _texts_of(error: BaseException) -> Iterator[str]:
+    for show in (str, repr):
+        try:
+            yield show(error)
+        except Exception:  # what cannot be shown shows nothing
+            continue
+    yield from (str(note) for note in getattr(error, "__notes__", ()))
