@@ -110,7 +110,7 @@ async def _converse(run: Run) -> _End:
                 run.iterations -= 1  # an empty reply is not a turn
                 run.empty_replies += 1
                 if reply.is_cut or run.empty_replies > run.settings.max_retries:
-                    raise NoContent(run.empty_replies, is_cut=reply.is_cut)
+                    raise NoContent(run.empty_replies, is_cut=reply.is_cut, held=reply.media)
     return end
 
 

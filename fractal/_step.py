@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -86,17 +87,24 @@ def next_step(reply: Reply, tools: Mapping[str, Tool]) -> Step:
 
 def bind(call_id: str, name: str, arguments: str | Mapping[str, Any], tools: Mapping[str, Tool]) -> BoundCall:
     """Hold one call against the tools there are."""
-    tool = tools.get(name)
+    tool = tools.get(name) or _meant(name, tools)
     if tool is None:
         there_are = ", ".join(tools) or "none"
         fault = f"there is no tool {name!r}. Tools: {there_are}"
         return BoundCall(call_id=call_id, name=name, tool=None, arguments=_shown(arguments), fault=fault)
+    name = tool.name
     try:
         checked = tool.parameters.check(arguments)
     except ArgumentsFault as error:
         fault = f"the call of {name!r} does not fit: {error}"
         return BoundCall(call_id=call_id, name=name, tool=None, arguments=_shown(arguments), fault=fault)
     return BoundCall(call_id=call_id, name=name, tool=tool, arguments=checked, sent=arguments)
+
+
+def _meant(name: str, tools: Mapping[str, Tool]) -> Tool | None:
+    """The one tool in a name that a template has put words around, as in `functions.weather`; None if unsure."""
+    found = {part for part in re.split(r"[^\w-]+", name[:200]) if part in tools}
+    return tools[found.pop()] if len(found) == 1 else None
 
 
 def bound_calls(calls: Iterable[ToolCall], tools: Mapping[str, Tool], *, is_cut: bool) -> list[BoundCall]:

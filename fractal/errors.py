@@ -47,6 +47,7 @@ Facts are attributes, the text says what to do next, and every error survives pi
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from fractal._texts import said_by
@@ -390,17 +391,19 @@ class NoContent(RunError):
     Attributes:
         replies: How many empty replies there were.
         is_cut: Whether the last one was cut at the token limit; asked again, it would be cut there again.
+        held: What the last one held that is no text, such as `image_url` or `audio`.
     """
 
     stop_reason = "no_content"
     error_type = "no_content_after_retries"
 
-    def __init__(self, replies: int, *, is_cut: bool = False) -> None:
-        self.replies, self.is_cut = replies, is_cut
+    def __init__(self, replies: int, *, is_cut: bool = False, held: Sequence[str] = ()) -> None:
+        self.replies, self.is_cut, self.held = replies, is_cut, tuple(held)
+        only = f", only what is not read as an answer: {', '.join(held)}" if held else ""
         super().__init__(
             f"the reply was cut at the token limit before it said anything: {RAISE_LIMIT}"
             if is_cut
-            else f"the model gave {replies} empty replies: no text and no tool call"
+            else f"the model gave {replies} empty replies: no text and no tool call{only}"
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from fractal._arguments import written_object
-from fractal._json import encode
+from fractal._json import encode, is_mapping
 from fractal.errors import InvalidArguments
 from fractal.messages import AS_WRITTEN, Message, MessageForm, Transcript
 
@@ -336,6 +336,13 @@ class Reply:
     def promises_calls(self) -> bool:
         """Whether the endpoint says that the model calls tools, and there is no call."""
         return self.finish_reason in ("tool_calls", "function_call") and not self.tool_calls
+
+    @property
+    def media(self) -> list[str]:
+        """What it holds besides text: the kinds of its parts, and `audio` or `images` beside the content."""
+        parts = self.content if isinstance(self.content, list) else ()
+        kinds = {str(part.get("type")) for part in parts if is_mapping(part)} - {"text", "thinking", "reasoning"}
+        return sorted(kinds | {name for name in ("audio", "images") if self.extra.get(name)})
 
     def message(self) -> Message:
         """The reply as an assistant's message of the transcript: as the endpoint wrote it, and fit to be sent back."""

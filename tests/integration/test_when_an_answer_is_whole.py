@@ -572,6 +572,23 @@ async def test_thinking_without_an_answer_is_an_empty_reply():
     assert isinstance(result.exception, NoContent)
 
 
+@pytest.mark.parametrize(
+    ("said", "held"),
+    [
+        ({"content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}, ("image_url",)),
+        ({"content": None, "audio": {"id": "a", "data": "UklGRg=="}}, ("audio",)),
+        ({"content": "", "images": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}, ("images",)),
+        ({"content": ""}, ()),
+    ],
+    ids=str,
+)
+async def test_an_answer_of_pictures_or_sound_alone_is_said_to_be_one(said: Any, held: tuple[str, ...]):
+    result, _ = await answered(body(completion(said, "stop")))
+    assert isinstance(result.exception, NoContent)
+    assert result.exception.held == held
+    assert all(kind in str(result.error) for kind in held)
+
+
 @pytest.mark.parametrize("tags", ["<think>", ("<think>",), ("", "</think>"), (1, 2), ("a", "b", "c"), 5])
 def test_tags_that_are_no_two_texts_are_refused(tags: Any):
     with pytest.raises(TypeError, match="thinking_tags"):

@@ -216,6 +216,7 @@ def test_the_words_for_a_failure_are_those_of_the_contract(
         (errors.InvalidMessages(3, "no role"), ["messages[3]", "no role"]),
         (errors.ClientBoundToLoop("AsyncOpenAI"), ["AsyncOpenAI", "http_client"]),
         (errors.NoContent(4), ["4 empty"]),
+        (errors.NoContent(4, held=["audio"]), ["4 empty", "audio"]),
         (errors.AnswerRejected("too short"), ["too short"]),
         (errors.InvalidOutput(3, "'age' is missing", "{}"), ["3 answers", "'age' is missing"]),
         (errors.InvalidOutput(1, "'age' is missing", "{}"), ["1 answer,"]),

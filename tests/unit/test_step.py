@@ -92,6 +92,19 @@ def test_calls_are_bound_in_order_and_one_that_fails_does_not_disturb_the_others
 
 
 @pytest.mark.parametrize(
+    "name", ["functions.add", "add<|channel|>commentary", "<|start|>add", "functions.add:0", "add(", " add "]
+)
+def test_a_name_with_the_words_of_a_template_around_it_is_that_of_the_one_tool_in_it(name: str) -> None:
+    call = bind("c", name, '{"a": 2}', TOOLS)
+    assert (call.name, call.tool, call.arguments, call.fault) == ("add", TOOLS["add"], {"a": 2}, None)
+
+
+@pytest.mark.parametrize("name", ["add.now", "functions.plus", "adds", "now_add", "x" * 10_000 + ".add"])
+def test_a_name_in_which_no_tool_or_more_than_one_is_named_is_no_tool(name: str) -> None:
+    assert bind("c", name, '{"a": 2}', TOOLS).tool is None
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "shown", "words"),
     [
         ("nowhere", "{}", {}, ["there is no tool 'nowhere'", "add, now"]),
