@@ -7,11 +7,12 @@ import importlib
 import importlib.util
 import ipaddress
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 from fractal.errors import InvalidArguments
 from fractal.models._secrets import without_secrets
+from fractal.testing._patching import Patch
 from fractal.testing.endpoint import endpoint_ports
 
 __all__ = ["RealRequestBlocked", "block_real_requests"]
@@ -40,7 +41,7 @@ def block_real_requests(*, allow: Literal["loopback", "endpoints"] = "loopback")
 
     It sees what goes through our own connections, and through httpx2 and httpx, which all `openai` clients use, and
     through aiohttp; in all threads and event loops of the process. Nothing is sent: the run raises `RealRequestBlocked`
-    in its place.
+    in its place. What it puts in the place of methods of these libraries is taken back at the end.
 
     Args:
         allow: What may be reached: `"loopback"`, any address of this machine; `"endpoints"`, only a
@@ -66,13 +67,13 @@ def block_real_requests(*, allow: Literal["loopback", "endpoints"] = "loopback")
     """
     if allow not in ("loopback", "endpoints"):
         raise InvalidArguments(f'allow={allow!r}: it is "loopback" or "endpoints"')
-    _guard()
     block = _Block(allow)
-    _blocks.append(block)
-    try:
+    with ExitStack() as stack:
+        for patch in _patches():
+            stack.enter_context(patch)
+        _blocks.append(block)
+        stack.callback(_blocks.remove, block)
         yield block.urls
-    finally:
-        _blocks.remove(block)
 
 
 class _Block:
@@ -106,29 +107,24 @@ def _is_loopback(host: str) -> bool:
 
 
 @functools.cache
-def _guard() -> None:
-    """Have all ways to an endpoint ask before they send; outside of a block the answer is always yes."""
+def _patches() -> list[Patch]:
+    """What has all ways to an endpoint ask before they send."""
     from fractal.models._connections import Connections
 
-    _ask_first(Connections, "send")
+    found = [Patch(Connections, "send", _ask_first)]
     for name in ("httpx2", "httpx"):
         if importlib.util.find_spec(name) is not None:
             http = importlib.import_module(name)
             # Below the clients: their redirects come by here too, and transports that only play an endpoint do not.
-            _ask_first(http.AsyncHTTPTransport, "handle_async_request")
-            _ask_first(http.HTTPTransport, "handle_request")
+            found.append(Patch(http.AsyncHTTPTransport, "handle_async_request", _ask_first))
+            found.append(Patch(http.HTTPTransport, "handle_request", _ask_first))
     if importlib.util.find_spec("aiohttp") is not None:
-        _ask_first(importlib.import_module("aiohttp").TCPConnector, "connect")
+        found.append(Patch(importlib.import_module("aiohttp").TCPConnector, "connect", _ask_first))
+    return found
 
 
-def _ask_first(owner: type, method: str) -> None:
-    send: Callable[..., Any] = getattr(owner, method)
-
-    @functools.wraps(send)
-    def asking(self: Any, request: Any, *arguments: Any, **named: Any) -> Any:
-        for block in _blocks[:]:
-            # What our own connections send is a template, made of the request that has the URL.
-            block.ask(getattr(request, "request", request).url)
-        return send(self, request, *arguments, **named)
-
-    setattr(owner, method, asking)
+def _ask_first(send: Callable[..., Any], sender: Any, request: Any, *arguments: Any, **named: Any) -> Any:
+    for block in _blocks[:]:
+        # What our own connections send is a template, made of the request that has the URL.
+        block.ask(getattr(request, "request", request).url)
+    return send(sender, request, *arguments, **named)

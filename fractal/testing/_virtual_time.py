@@ -23,6 +23,7 @@ from fractal._invoke import _in_thread  # pyright: ignore[reportPrivateUsage]  #
 from fractal._stuck import place_above, place_of
 from fractal.errors import UserError
 from fractal.models._pool import pool_of_this_loop
+from fractal.testing._patching import Patch
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -86,12 +87,12 @@ class VirtualTime:
         """
         import trio.testing
 
-        _guard_threads()
         guard = _guard_class()()
         self._clocks.append(trio.testing.MockClock(autojump_threshold=0))
         options = {"clock": self._clocks[-1], "instruments": [guard]}
         try:
-            return anyio.run(guard.watch, scenario, arguments, backend="trio", backend_options=options)
+            with _threads_are_refused():
+                return anyio.run(guard.watch, scenario, arguments, backend="trio", backend_options=options)
         finally:
             if guard.refusal is not None:
                 raise guard.refusal from None
@@ -182,21 +183,18 @@ def _guard_class() -> type[_Guard]:
 
 
 @functools.cache
-def _guard_threads() -> None:
+def _threads_are_refused() -> Patch:
     """Have trio ask before it starts a thread; outside of virtual time the answer is always yes."""
-    threads: Any = importlib.import_module("trio._threads")
     # Private, but there is no other place that all threads pass before they start, and a failure here has its way out.
-    start = threads.start_thread_soon
+    return Patch(importlib.import_module("trio._threads"), "start_thread_soon", _ask_first)
 
-    @functools.wraps(start)
-    def start_thread_soon(*arguments: Any, **named: Any) -> None:
-        guard = _current_guard.get()
-        if guard is not None:
-            frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-            raise guard.refuse(f"{_asker(frame)} needs a thread; {_ADVICE}")
-        start(*arguments, **named)
 
-    threads.start_thread_soon = start_thread_soon
+def _ask_first(start: Callable[..., None], *arguments: Any, **named: Any) -> None:
+    guard = _current_guard.get()
+    if guard is not None:
+        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        raise guard.refuse(f"{_asker(frame)} needs a thread; {_ADVICE}")
+    start(*arguments, **named)
 
 
 def _asker(frame: FrameType | None) -> str:

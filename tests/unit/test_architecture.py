@@ -67,6 +67,7 @@ LEVELS = [
         "testing._seen_runs",
         "testing._steps",
         "testing._nothing_left",
+        "testing._patching",
         "testing._recording",
         "testing._virtual_time",
         "testing.endpoint",
