@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import anyio
 import anyio.to_thread
 
+from fractal import sync
 from fractal._door import json_line, say_json
 from fractal._feed import Feed
 from fractal._files import append_to, check_writable, create
@@ -245,7 +246,7 @@ class _Batch:
         """Answer all of them."""
         # An agent may open something of its own.
         async with (
-            self._agent if isinstance(self._agent, BaseAgent) else nullcontext(),
+            self._agent if isinstance(self._agent, (BaseAgent, sync.BaseAgent)) else nullcontext(),
             stream_many(self._agent, self._given(), **options) as batch,
         ):
 

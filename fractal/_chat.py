@@ -16,11 +16,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
-
-import anyio
 
 from fractal import sync
 from fractal._chat_input import Keyboard
@@ -32,10 +30,9 @@ from fractal._json import decode, encode, is_list, is_mapping
 from fractal._texts import escaped, said_by
 from fractal.agent import AgentDefinition, BaseAgent
 from fractal.approval import Allow, Approval, Deny
-from fractal.errors import FractalError, InvalidMessages, RunCancelled
+from fractal.errors import FractalError, InvalidMessages
 from fractal.messages import Message, Transcript
 from fractal.results import Usage
-from fractal.sync._portal import PortalCall
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -79,7 +76,7 @@ def chat(
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with ExitStack() as stack:
         portal = stack.enter_context(sync.portal(backend=backend))
-        stack.enter_context(_entered(agent, portal))
+        stack.enter_context(_entered(agent))
         interrupts = _Interrupts()
         if is_terminal:
             # Warnings are shown in the conversation itself.
@@ -117,34 +114,11 @@ def save_messages(path: str, messages: list[Message]) -> None:
     replace(path, escaped(json.dumps(plain, indent=1, ensure_ascii=False)) + "\n")
 
 
-@contextmanager
-def _entered(agent: AgentDefinition, portal: sync.Portal) -> Generator[None]:
-    """Have an agent open for the whole conversation, one that awaits in a task of the loop that runs it."""
-    if not isinstance(agent, BaseAgent):
-        with agent if isinstance(agent, sync.BaseAgent) else ExitStack():
-            yield
-        return
-    has_begun, is_open = threading.Event(), False
-
-    async def hold() -> None:
-        nonlocal is_open
-        try:
-            async with agent:
-                is_open = True
-                has_begun.set()
-                await anyio.sleep_forever()
-        finally:
-            has_begun.set()
-
-    call = PortalCall(hold, portal).start()
-    try:
-        has_begun.wait()
-        if is_open:
-            yield
-    finally:
-        call.cancel_from_thread()
-        with suppress(RunCancelled):
-            call.result()
+def _entered(agent: AgentDefinition) -> AbstractContextManager[object]:
+    """Have an agent open for the whole conversation, in the loop that runs it."""
+    if isinstance(agent, sync.BaseAgent):
+        return agent
+    return sync.enter(agent) if isinstance(agent, BaseAgent) else nullcontext()
 
 
 class _Interrupts:

@@ -6,6 +6,7 @@ of a request for minutes after the request has ended. So what belongs to one run
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import ReferenceType, ref
@@ -18,22 +19,35 @@ __all__ = ["WeakVar", "current_call", "current_run"]
 T = TypeVar("T")
 
 
+_Named = tuple[ReferenceType[T], int]
+"""A thing, and the process it is in."""
+
+
 class WeakVar(Generic[T]):
-    """Like a `ContextVar` of something or None; None, too, once nobody else has that something any more."""
+    """Like a `ContextVar` of something or None; None, too, once nobody else has that something any more.
+
+    It is None in a forked child as well: runs, and the threads of their tools, stay in the parent.
+    """
 
     def __init__(self, name: str) -> None:
-        self._var: ContextVar[ReferenceType[T] | None] = ContextVar(name, default=None)
+        self._var: ContextVar[_Named[T] | None] = ContextVar(name, default=None)
 
     def get(self) -> T | None:
         """What was set in this context, if it is still there."""
-        reference = self._var.get()
-        return reference() if reference is not None else None
+        named = self._var.get()
+        return named[0]() if named is not None and named[1] == os.getpid() else None
 
-    def set(self, value: T | None) -> Token[ReferenceType[T] | None]:
+    @property
+    def is_in_parent(self) -> bool:
+        """Whether there is something in this context that is in the parent of this process."""
+        named = self._var.get()
+        return named is not None and named[1] != os.getpid()
+
+    def set(self, value: T | None) -> Token[_Named[T] | None]:
         """Set it in this context."""
-        return self._var.set(ref(value) if value is not None else None)
+        return self._var.set((ref(value), os.getpid()) if value is not None else None)
 
-    def reset(self, token: Token[ReferenceType[T] | None]) -> None:
+    def reset(self, token: Token[_Named[T] | None]) -> None:
         """Set it back to what it was before `set`."""
         self._var.reset(token)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import anyio
 
 from fractal._callables import is_async
+from fractal._gates import Gate, approval_threads, hook_threads
 from fractal._log import log
 from fractal._scopes import cancellation_noted, single_error, waiting
 from fractal._signature import SignatureFault, read_signature
@@ -43,12 +44,14 @@ class Hook:
         if not callable(function):
             raise InvalidArguments(f"{what}={repr_of(function)}: give a function")
         self.function = function
+        # Whoever approves may take all the time of the world, and keeps no other hook waiting by that.
+        self._threads = approval_threads if what == "approve" else hook_threads
         self._parameters, self._context_name = _parameters(function, what)
 
     async def __call__(self, value: object, context: RunContext[Any], warn: Warn = log.warning) -> Any:
         """Call it where it stops nobody; what it raises comes out as it is."""
         positional, by_name = self.arguments(value, context)
-        return await call_user(warn, self.function, *positional, **by_name)
+        return await _call(warn, self.function, self._threads, positional, by_name)
 
     def arguments(self, value: object, context: RunContext[Any]) -> tuple[list[Any], dict[str, Any]]:
         """What it is called with: by position, and by name."""
@@ -65,6 +68,12 @@ class Hook:
 
 async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: object, **by_name: object) -> Any:
     """Call a user's function where it stops nobody: awaited if it is async, else in a worker thread."""
+    return await _call(warn, function, hook_threads, arguments, by_name)
+
+
+async def _call(
+    warn: Warn, function: Callable[..., Any], threads: Gate, arguments: Sequence[object], by_name: Mapping[str, object]
+) -> Any:
     answers: list[Any] = []  # a thread must not hand over a bare coroutine on trio
     name = name_of(function)
 
@@ -79,7 +88,7 @@ async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: obj
         if is_async(function):
             return await timed(function(*arguments, **by_name), name, warn)
         async with anyio.create_task_group() as group:  # where `fractal.sync` in the function joins the run
-            thread = ThreadCall(work, name, waiting=queue, abandon=True, group=group)
+            thread = ThreadCall(work, name, threads=threads, waiting=queue, abandon=True, group=group)
             try:
                 with cancellation_noted():
                     await thread.run()

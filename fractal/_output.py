@@ -9,7 +9,6 @@ import functools
 import inspect
 import json
 import re
-import threading
 from collections.abc import Container, Mapping
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
@@ -17,6 +16,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
+from fractal._forks import lock
 from fractal._json import encode, is_list, is_mapping
 from fractal._json_text import (
     BLANK,
@@ -331,7 +331,7 @@ class OutputMemory:
     __slots__ = ("_lock", "_refused", "_taken")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = lock()
         self._refused: set[tuple[str, Way]] = set()
         self._taken: set[tuple[str, Way]] = set()
 

@@ -10,9 +10,11 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
+from fractal._forks import in_child
 from fractal._stuck import place_in_thread
 
 if TYPE_CHECKING:
@@ -97,10 +99,14 @@ class _Guard:
     def __init__(self, threshold: float) -> None:
         self._pause = threshold / _TICKS
         self._steps: dict[threading.Thread, list[_Step]] = {}
+        self.told: list[str] = []
+        self._make_thread()
+        _guards.add(self)
+
+    def _make_thread(self) -> None:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="fractal stall guard", daemon=True)
         self._start = threading.Lock()
-        self.told: list[str] = []
 
     def __enter__(self) -> _Guard:
         return self
@@ -114,7 +120,9 @@ class _Guard:
         """Watch what this thread does from now on."""
         with self._start:
             if self._thread.ident is None:
-                self._thread.start()
+                # If there is no thread left for it, that is no fault of what is watched; the next time there may be.
+                with suppress(RuntimeError):
+                    self._thread.start()
         step = _Step(name)
         self._steps.setdefault(threading.current_thread(), []).append(step)
         return step
@@ -132,6 +140,12 @@ class _Guard:
             self.told.append(message)
             tell(message)
 
+    def forget_parent(self) -> None:
+        """Be as new, but for what the calling thread is about: this process is a fork of the one that was guarded."""
+        current = threading.current_thread()
+        self._steps = {thread: steps for thread, steps in self._steps.items() if thread is current}
+        self._make_thread()
+
     def _message(self, step: _Step) -> str:
         at = f", at {step.place}" if step.place else ""
         seconds = step.ticks * self._pause
@@ -144,6 +158,15 @@ class _Guard:
                     step.ticks += 1
                     if step.ticks == _TICKS:
                         step.place = place_in_thread(thread)
+
+
+_guards: WeakSet[_Guard] = WeakSet()
+
+
+@in_child
+def _forget_parent() -> None:
+    for guard in list(_guards):
+        guard.forget_parent()
 
 
 class _Timed(Generator[Any, Any, T], Awaitable[T]):

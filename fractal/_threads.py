@@ -1,8 +1,7 @@
 """Worker threads with an honest end.
 
 A thread cannot be killed. When nobody waits for it any more it is *abandoned*: it goes on, and it keeps its place in
-the limit until it really ends. AnyIO's own limiters give the place back at once on asyncio, and belong to one event
-loop; `Gate` does neither.
+the limit until it really ends.
 """
 
 from __future__ import annotations
@@ -11,21 +10,22 @@ import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import anyio
 import anyio.from_thread
-import anyio.to_thread
-from anyio.lowlevel import RunVar, current_token
+from anyio.lowlevel import EventLoopToken, current_token
 
+from fractal._crossing import Call
 from fractal._current import WeakVar, current_run
+from fractal._forks import end_child_with_this_step, in_child, leave_child
+from fractal._gates import Gate, Waiting, tool_threads
 from fractal._stuck import place_in_thread
-from fractal.errors import RunCancelled
+from fractal._workers import run_in_thread, wait_out
+from fractal.errors import OtherProcess, RunCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator, Sequence
@@ -33,148 +33,18 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
 __all__ = [
-    "WORKER_THREADS",
     "AbandonedThread",
-    "Call",
-    "Gate",
+    "JoinedCall",
     "ThreadCall",
-    "Waiting",
     "abandoned_threads",
-    "all_gates",
     "current_thread_call",
+    "threads_waited_for",
 ]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-Waiting = Callable[[str], AbstractContextManager[object]]
-"""Makes a block around a wait, out of what is waited for."""
-
-WORKER_THREADS = 128
-"""Tools in worker threads at a time, over the whole process."""
-
-
-class _Waiter:
-    __slots__ = ("event", "granted", "token")
-
-    def __init__(self) -> None:
-        self.event = anyio.Event()
-        self.token = current_token()
-        self.granted = False
-
-    def wake(self) -> None:
-        self.token.backend_class.run_sync_soon(self.event.set, (), self.token.native_token)
-
-
-class Gate:
-    """A first-come limit that tasks of any event loop wait at and any thread gives back.
-
-    Args:
-        limit: Holders at a time.
-        what: What whoever waits waits for, in words.
-    """
-
-    def __init__(self, limit: float, what: str) -> None:
-        self._limit, self._what = limit, what
-        self._lock = threading.Lock()
-        self._held = 0
-        self._waiters: deque[_Waiter] = deque()
-        all_gates.add(self)
-
-    @property
-    def held(self) -> int:
-        """Places taken now."""
-        return self._held
-
-    @property
-    def waiting(self) -> int:
-        """Tasks that wait for a place."""
-        return len(self._waiters)
-
-    def place(self, waiting: Waiting = nullcontext) -> _Place:
-        """Have a place in the block; waits for it as `acquire` does."""
-        return _Place(self, waiting)
-
-    async def acquire(self, waiting: Waiting = nullcontext) -> None:
-        """Wait for a place and take it.
-
-        Args:
-            waiting: Around the wait, if there is one.
-        """
-        with self._lock:
-            if self._held < self._limit and not self._waiters:
-                self._held += 1
-                return
-            waiter = _Waiter()
-            self._waiters.append(waiter)
-        try:
-            with waiting(self._what):
-                await waiter.event.wait()
-        except BaseException:
-            with self._lock:
-                granted = waiter.granted
-                if not granted and waiter in self._waiters:  # not there if its loop was found to have ended
-                    self._waiters.remove(waiter)
-            if granted:  # given to us in the moment we stopped waiting: pass it on
-                self.release()
-            raise
-
-    def take(self) -> None:
-        """Take a place without waiting, over the limit if need be."""
-        with self._lock:
-            self._held += 1
-
-    def release(self) -> None:
-        """Give a place back; the longest waiting task gets it. Works from any thread and never blocks."""
-        with self._lock:
-            self._held -= 1
-            while self._waiters and self._held < self._limit:
-                waiter = self._waiters.popleft()
-                try:
-                    waiter.wake()
-                except RuntimeError:  # its event loop has ended: nobody waits there
-                    continue
-                waiter.granted = True
-                self._held += 1
-
-    def forget_holders(self) -> None:
-        """Be as new: the threads that held places are gone."""
-        self._lock = threading.Lock()
-        self._held = 0
-        self._waiters.clear()
-
-
-class _Place:
-    """A place for a block; no generator, since every request has one."""
-
-    __slots__ = ("_gate", "_waiting")
-
-    def __init__(self, gate: Gate, waiting: Waiting) -> None:
-        self._gate, self._waiting = gate, waiting
-
-    async def __aenter__(self) -> None:
-        await self._gate.acquire(self._waiting)
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._gate.release()
-
-
-all_gates: WeakSet[Gate] = WeakSet()
-worker_gate = Gate(WORKER_THREADS, f"a free worker thread (there are {WORKER_THREADS})")
-
-_no_limit: RunVar[anyio.CapacityLimiter] = RunVar("fractal_no_limit")
 current_thread_call: WeakVar[ThreadCall[Any]] = WeakVar("fractal_thread_call")
-
-
-def _start_anew_after_fork() -> None:
-    # The threads that held places do not exist in the child.
-    _abandoned.clear()
-    for gate in list(all_gates):
-        gate.forget_holders()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew_after_fork)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,81 +98,15 @@ def abandoned_threads() -> tuple[AbandonedThread, ...]:
 _abandoned: dict[ThreadCall[Any], AbandonedThread] = {}
 
 
-class Call(Generic[T]):
-    """An async call that a thread started and waits for.
-
-    Args:
-        function: What to call; it runs in the context of whoever starts `run`.
-        deadline: When it is cancelled, on the clock of its event loop.
-    """
-
-    def __init__(self, function: Callable[[], Awaitable[T]], *, deadline: float = math.inf) -> None:
-        self._function, self._deadline = function, deadline
-        self._scope: anyio.CancelScope | None = None
-        self._is_cancelled = False
-        self._ended = threading.Event()
-        self._value: list[T] = []
-        self._error: BaseException | None = None
-
-    async def run(self) -> None:
-        """The task that makes the call; it raises nothing but a cancellation from outside."""
-        # Whatever happens is for the thread; an exception here would take down those who run beside it.
-        self._error = RunCancelled()
-        try:
-            with anyio.CancelScope(deadline=self._deadline) as self._scope:
-                if self._is_cancelled:
-                    self._scope.cancel()
-                value = await self._function()
-                self._value.append(value)
-                self._error = None
-        except anyio.get_cancelled_exc_class():
-            raise
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._ended.set()
-
-    def cancel(self) -> None:
-        """Cancel it; in its event loop's thread."""
-        self._is_cancelled = True
-        if self._scope is not None:
-            self._scope.cancel()
-
-    def drop(self) -> None:
-        """End it as cancelled without a start: there is no loop any more that could run it."""
-        self._error = RunCancelled("there is no event loop any more that could run this")
-        self._ended.set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait, in another thread, until it has ended, cleanup included.
-
-        Args:
-            timeout: Seconds; None: as long as it takes.
-
-        Returns:
-            Whether it has.
-        """
-        return self._ended.wait(timeout)
-
-    def result(self) -> T:
-        """What it returned, or raises what it raised; waits for it.
-
-        Raises:
-            RunCancelled: It was cancelled.
-        """
-        self.wait()
-        if self._error is not None:
-            raise self._error
-        return self._value[0]
-
-
 class ThreadCall(Generic[T]):
     """One function, called in one worker thread.
 
     Args:
         function: What to call, with no arguments; it runs in a copy of the caller's context.
         name: What to call it where it is listed as abandoned.
-        gates: Limits it waits at, and holds until the function has really ended, besides that of all worker threads.
+        threads: The limit of threads of its kind. None: it is something that the library needs for itself, and waits
+            for nobody.
+        gates: Limits it waits at before that one. All of them it holds until the function has really ended.
         abandon: Whether a cancelled `run()` returns at once and leaves the thread to itself. If not, it returns when
             the function has.
         waiting: As in `Gate.acquire`, for all of them.
@@ -316,6 +120,7 @@ class ThreadCall(Generic[T]):
         function: Callable[[], T],
         name: str,
         *,
+        threads: Gate | None = tool_threads,
         gates: Sequence[Gate] = (),
         waiting: Waiting = nullcontext,
         abandon: bool,
@@ -323,9 +128,11 @@ class ThreadCall(Generic[T]):
         twins: Callable[[], Gate] | None = None,
         on_late_end: Callable[[float], None] | None = None,
     ) -> None:
-        self._function, self._name, self._abandon, self._on_late_end = function, name, abandon, on_late_end
+        self.name, self.abandon = name, abandon
+        self._function, self._on_late_end = function, on_late_end
         self._twins, self._waiting = twins, waiting
-        self._gates = (*gates, worker_gate)
+        self.threads = threads
+        self._gates = gates if threads is None else (*gates, threads)
         self._places: list[Gate] = []
         self._lock = threading.Lock()
         self._state = "new"  # new → running → ended, or new → dropped
@@ -333,7 +140,10 @@ class ThreadCall(Generic[T]):
         self._deadline = math.inf
         self._joined: set[Call[Any]] = set()
         self._joined_done: anyio.Event | None = None
+        self._has_left = False
         self.abandoned = False
+        self._parent: int | None = None  # in a forked child: the process in which it goes on
+        self.token: EventLoopToken | None = None
         self.thread: threading.Thread | None = None
 
     async def run(self) -> T:
@@ -342,14 +152,12 @@ class ThreadCall(Generic[T]):
         Raises:
             Exception: Whatever the function raises.
         """
-        self._deadline = anyio.current_effective_deadline()
+        self._deadline, self.token = anyio.current_effective_deadline(), current_token()
         try:
             for gate in self._gates:
                 await gate.acquire(self._waiting)
                 self._places.append(gate)
-            values, error = await anyio.to_thread.run_sync(
-                self._work, abandon_on_cancel=self._abandon, limiter=_unlimited()
-            )
+            values, error = await run_in_thread(self._work, abandon=self.abandon)
         finally:
             self._leave()
             await self._end_joined()
@@ -366,46 +174,81 @@ class ThreadCall(Generic[T]):
             RunCancelled: The call was abandoned, so its loop takes nothing more from it.
             BaseException: The loop's cancellation exception, when the call is cancelled meanwhile.
         """
-        call = Call(function, deadline=self._deadline)
-
-        async def run_joined() -> None:
-            try:
-                await call.run()
-            finally:
-                self._joined.discard(call)
-                if not self._joined and self._joined_done is not None:
-                    self._joined_done.set()
-
-        def start() -> None:
-            self._require_waited_for()
-            assert self._group is not None
-            self._joined.add(call)
-            self._group.start_soon(run_joined)
-
-        # Asked here too: a loop that closes takes calls that it never makes, and the thread would wait for ever.
-        self._require_waited_for()
         with self._lent():
-            anyio.from_thread.run_sync(start)
             try:
-                return call.result()
+                return self.call(function).start().result()
             except RunCancelled:
                 # The loop's own exception, which a tool does not swallow by mistake, if the call is cancelled too.
-                anyio.from_thread.check_cancelled()
+                if not self._has_left:
+                    anyio.from_thread.check_cancelled()
                 raise
 
-    def _require_waited_for(self) -> None:
-        if self.abandoned or self._group is None:
-            raise RunCancelled("the run that called this tool is over")
+    def call(self, function: Callable[[], Awaitable[R]]) -> JoinedCall[R]:
+        """An async function to be started as `join` does, and not waited for; it ends with this call at the latest."""
+        return JoinedCall(function, self, self._deadline)
+
+    def begin(self, call: JoinedCall[Any]) -> None:
+        """Start what is to join.
+
+        Raises:
+            OtherProcess: The call goes on in the parent of this process.
+        """
+        if self._parent is not None:
+            raise OtherProcess(self._parent)
+        self._joined.add(call)
+        # Asked after it was added: what is there when the call is left is waited for, what comes later never runs.
+        if self._has_left or not self.soon(self._start, call):
+            self._joined.discard(call)
+            call.drop(_over())
+
+    def soon(self, function: Callable[..., object], *arguments: object) -> bool:
+        """Have a plain function called in the event loop of the call; whether that takes it."""
+        if self.token is None or self.is_over:
+            return False
+        try:
+            self.token.backend_class.run_sync_soon(function, arguments, self.token.native_token)
+        except RuntimeError:
+            return False
+        return True
+
+    def _start(self, call: JoinedCall[Any]) -> None:
+        if self._has_left or call.has_ended:
+            call.drop(_over())
+            self._note_end(call)
+            return
+        assert self._group is not None
+        self._group.start_soon(self._run_joined, call)
+
+    async def _run_joined(self, call: Call[Any]) -> None:
+        try:
+            await call.run()
+        finally:
+            self._note_end(call)
+
+    def _note_end(self, call: Call[Any]) -> None:
+        self._joined.discard(call)
+        if not self._joined and self._joined_done is not None:
+            self._joined_done.set()
 
     async def _end_joined(self) -> None:
         """Cancel and wait for what the thread runs in the loop, if the call ends before it."""
         if not self._joined:
             return
         self._joined_done = anyio.Event()
-        for call in self._joined:
+        for call in list(self._joined):
             call.cancel()
-        with anyio.CancelScope(shield=True):
-            await self._joined_done.wait()
+        await wait_out(self._joined_done)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the calling thread is the one that the function is in, and may join."""
+        in_process = self._parent is None and self._group is not None
+        return in_process and self.thread is threading.current_thread()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has been left, or is in another process: nothing can be joined any more."""
+        return self._has_left or self._parent is not None
 
     def _work(self) -> tuple[list[T], BaseException | None]:
         # What it raises is handed over as a value: AnyIO looks at it, and an exception may be of a class that raises.
@@ -416,11 +259,14 @@ class ThreadCall(Generic[T]):
             self._state = "running"
             self.thread = threading.current_thread()
         current_thread_call.set(self)
+        _at_work.add(self)
         try:
-            return [self._function()], None
-        except BaseException as error:
-            return [], error
+            values, error = self._outcome()
+            if self._parent is not None:
+                leave_child(error)
+            return values, error
         finally:
+            _at_work.discard(self)
             with self._lock:
                 self._state = "ended"
             self._release()
@@ -428,7 +274,14 @@ class ThreadCall(Generic[T]):
             if record is not None and self._on_late_end is not None:
                 self._on_late_end(record.seconds)
 
+    def _outcome(self) -> tuple[list[T], BaseException | None]:
+        try:
+            return [self._function()], None
+        except BaseException as error:
+            return [], error
+
     def _leave(self) -> None:
+        self._has_left = True
         with self._lock:
             never_began = self._state == "new"
             if never_began:
@@ -443,7 +296,7 @@ class ThreadCall(Generic[T]):
         assert self.thread is not None
         run = current_run.get()
         of_run = (run.run_id, run.settings.agent_name) if run is not None else (None, None)
-        _abandoned[self] = AbandonedThread(self._name, self.thread, time.monotonic(), *of_run)
+        _abandoned[self] = AbandonedThread(self.name, self.thread, time.monotonic(), *of_run)
         if self._twins is not None:
             gate = self._twins()
             gate.take()
@@ -459,18 +312,67 @@ class ThreadCall(Generic[T]):
 
         Otherwise tools that call agents whose tools need threads could use up all places and wait for each other.
         """
-        worker_gate.release()
+        if self.threads is None:
+            yield
+            return
+        self.threads.release()
         try:
             yield
         finally:
-            worker_gate.take()
+            self.threads.take()
+
+    def forget_parent(self) -> None:
+        """Be of the past: this process is a fork of the one in which the call goes on."""
+        self._parent = os.getppid()
+        for call in list(self._joined):
+            call.drop(OtherProcess(self._parent))
 
 
-def _unlimited() -> anyio.CapacityLimiter:
-    """AnyIO wants a limiter; ours is `worker_gate`, so this one never makes anyone wait."""
-    try:
-        return _no_limit.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(math.inf)
-        _no_limit.set(limiter)
-        return limiter
+class JoinedCall(Call[R]):
+    """An async call that a function in a worker thread makes in the event loop of its own call.
+
+    Args:
+        function: What to call; it runs in the context of whoever starts it.
+        thread_call: The call whose function it is.
+        deadline: When it is cancelled, on the clock of its event loop.
+    """
+
+    def __init__(self, function: Callable[[], Awaitable[R]], thread_call: ThreadCall[Any], deadline: float) -> None:
+        super().__init__(function, deadline=deadline)
+        self._thread_call = thread_call
+
+    def start(self) -> Self:
+        """Have it run; returns at once."""
+        self._thread_call.begin(self)
+        return self
+
+    def cancel_from_thread(self) -> None:
+        """Have it cancelled; returns at once, and does nothing if it has ended."""
+        self._thread_call.soon(self.cancel)
+
+
+_at_work: set[ThreadCall[Any]] = set()
+
+
+def threads_waited_for(token: EventLoopToken) -> list[ThreadCall[Any]]:
+    """The calls of an event loop that go on in threads, and that somebody waits for."""
+    return [
+        call
+        for call in list(_at_work)
+        if not call.abandoned and call.token is not None and call.token.native_token is token.native_token
+    ]
+
+
+@in_child
+def _forget_threads() -> None:
+    # But for the one that has forked they do not exist in the child, and that one belongs to nobody there.
+    for call in list(_at_work):
+        call.forget_parent()
+    _at_work.clear()
+    _abandoned.clear()
+    if current_run.is_in_parent:
+        end_child_with_this_step()
+
+
+def _over() -> RunCancelled:
+    return RunCancelled("the run that called this tool is over")

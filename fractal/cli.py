@@ -12,15 +12,18 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 from pydantic import BaseModel
 
+from fractal import sync
 from fractal._door import json_text, reports_shown, say, say_json, tell, tell_traceback
 from fractal._files import check_writable
 from fractal._scopes import leaves
 from fractal._texts import described, is_a, printable, said_by, str_of
+from fractal._threads import abandoned_threads
 from fractal._which_agent import OTHER_ENDPOINTS, WrongUse, agent_at, assistant, checked_url
 from fractal.agent import AgentDefinition, BaseAgent
 from fractal.errors import FractalError, InvalidArguments, MissingCredentials, UserError
@@ -68,6 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(options, str(error), WRONG_USE)
     except BaseException as error:
         return _failed(options, error)
+    finally:
+        if options.command in (_run, _run_many):  # `chat` has told it, and the tools of the demo do nothing
+            _tell_what_goes_on(options)
+
+
+def _tell_what_goes_on(options: argparse.Namespace) -> None:
+    """Say which functions go on that nobody could stop; the program does not wait for them."""
+    for each in abandoned_threads():
+        words = f"{each.name} could not be stopped and may still take effect"
+        if each.where is not None:
+            words += f"; as the program ends it is at {each.where}"
+        with suppress(OSError):  # whoever reads may have gone
+            tell(f"fractal {options.name}: {words}")
 
 
 def _failed(options: argparse.Namespace, error: BaseException) -> int:
@@ -314,10 +330,11 @@ def _no_answer(options: argparse.Namespace, result: AgentResult) -> int:
 
 async def _ask(agent: AgentDefinition, question: str, options: argparse.Namespace) -> AgentResult:
     given = _given(options)
-    if not isinstance(agent, BaseAgent):  # one whose verbs block
-        return await agent.drive(question, **given)
-    async with agent:  # it may open something of its own there
-        return await agent.run(question, **given)
+    # It may open something of its own.
+    async with agent if isinstance(agent, (BaseAgent, sync.BaseAgent)) else nullcontext():
+        if isinstance(agent, BaseAgent):
+            return await agent.run(question, **given)
+        return await agent.drive(question, **given)  # its verbs block
 
 
 def _chat(options: argparse.Namespace) -> int:

@@ -8,7 +8,9 @@ FractalError
 │   ├── ToolNameTaken            (ValueError) two tools of one name
 │   ├── InvalidMessages          (ValueError) a history that no endpoint would accept
 │   ├── ClientBoundToLoop        (RuntimeError) an HTTP client that cannot follow to a second event loop
-│   └── SyncInAsyncError         (RuntimeError) a blocking call where it would wait for itself
+│   ├── SyncInAsyncError         (RuntimeError) a blocking call where it would wait for itself
+│   ├── PortalClosed             (RuntimeError) a blocking call on an event loop whose block has been left
+│   └── OtherProcess             (RuntimeError) a forked child waits for what runs in its parent
 ├── AnswerRejected               raised by an output validator of yours: the model is told why, and asked again
 └── RunError                     why a run did not succeed: in `AgentResult`, raised by `raise_for_error()`
     ├── ModelError               the endpoint
@@ -79,6 +81,8 @@ __all__ = [
     "MissingCredentials",
     "ModelError",
     "NoContent",
+    "OtherProcess",
+    "PortalClosed",
     "RateLimited",
     "Refused",
     "ReplyTooLarge",
@@ -191,6 +195,36 @@ class ClientBoundToLoop(UserError, RuntimeError):
 
 class SyncInAsyncError(UserError, RuntimeError):
     """A blocking call was made on the very event loop that would have to answer it."""
+
+
+class PortalClosed(UserError, RuntimeError):
+    """A blocking call was made on an event loop of which the block, `with sync.portal()`, has been left.
+
+    Attributes:
+        backend: What the event loop ran on.
+    """
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        super().__init__(
+            f"the block of this {backend} portal has been left, and its event loop has ended: make the call inside the"
+            " block, or outside of a context that was copied in it"
+        )
+
+
+class OtherProcess(UserError, RuntimeError):
+    """A forked child waits for what runs in its parent.
+
+    Attributes:
+        pid: Id of the process in which it runs.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        super().__init__(
+            f"this runs in process {pid}, from which this one was forked: wait for it there, or make the call again in"
+            " this one"
+        )
 
 
 class AnswerRejected(FractalError):

@@ -18,11 +18,13 @@ import pytest
 from fractal import abandoned_threads
 from fractal.models import _connections
 from fractal.models._pool import machine_tls
+from fractal.sync import _portal
+from fractal.sync._portal import Portal
 from fractal.testing import Endpoint, assert_nothing_left
 from fractal.testing._leftovers import running_tasks, wait_until_empty
 from tests.certificate import CERTIFICATE, KEY
 from tests.clients import KINDS, Models
-from tests.support import BACKENDS
+from tests.support import BACKENDS, LOOPS
 
 # The same examples each time, so that a change is judged by what it changes, and not by chance. With
 # `--hypothesis-profile=fresh` each run has others, of a seed that a failure prints: to look for bugs.
@@ -41,6 +43,21 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object
 def backend(request: pytest.FixtureRequest) -> str:
     """For tests that start their event loops themselves."""
     return request.param
+
+
+@pytest.fixture(params=[pytest.param(each, marks=[pytest.mark.slow] if each == "uvloop" else []) for each in LOOPS])
+def loop(request: pytest.FixtureRequest) -> str:
+    """The same, with uvloop: for what is not the same on asyncio's own."""
+    return request.param
+
+
+@pytest.fixture
+def shared_portal(loop: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Portal]:
+    """A new one, on each loop, for blocking calls outside of portals' blocks."""
+    one = Portal(**LOOPS[loop])
+    monkeypatch.setattr(_portal, "_shared", one)
+    yield one
+    one.close()
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
 
-from fractal import AgentResult
+from fractal import AgentResult, Delta, ModelRequest, Reply
 from fractal.testing import answers, check_messages
 from fractal.testing.answers import AnswerLike, ToolCallAnswer
 from fractal.testing.endpoint import RecordedRequest
@@ -23,6 +23,34 @@ BACKENDS = [
 if importlib.util.find_spec("uvloop"):
     # The same code as on asyncio, as far as it is ours: with the slow tests.
     BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop", marks=pytest.mark.slow))
+
+
+# How `sync.portal` and, with other names, `anyio.run` are told of each event loop that there is.
+LOOPS: dict[str, dict[str, Any]] = {"asyncio": {}, "uvloop": {"use_uvloop": True}, "trio": {"backend": "trio"}}
+if not importlib.util.find_spec("uvloop"):
+    del LOOPS["uvloop"]
+
+
+def run_on(loop: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run an async function on one of `LOOPS`."""
+    if loop == "uvloop":
+        return anyio.run(function, *arguments, backend_options={"use_uvloop": True})
+    return anyio.run(function, *arguments, backend=loop)
+
+
+class Talkative:
+    """A model whose answer does not end."""
+
+    async def respond(self, request: ModelRequest) -> Reply:
+        return await self.stream(request, _to_nobody)
+
+    async def stream(self, request: ModelRequest, sink: Callable[[Delta], Awaitable[None]]) -> Reply:
+        while True:
+            await sink(Delta("text", "word "))
+            await anyio.sleep(0.002)
+
+
+async def _to_nobody(delta: Delta) -> None: ...
 
 
 def calls_then(answer: AnswerLike, *calls: ToolCallAnswer) -> Callable[[RecordedRequest], AnswerLike]:

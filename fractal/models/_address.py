@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, TypeAlias, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from fractal._gates import client_threads
 from fractal._threads import ThreadCall
 from fractal.errors import ConnectionFailed, InvalidArguments, MissingCredentials
 from fractal.models._pool import Address
@@ -105,7 +106,7 @@ async def ask_for_key(function: Callable[[], Any]) -> Any:
     if inspect.iscoroutinefunction(function):
         return await function()
     # In a list: a thread must not hand over a bare coroutine on trio.
-    [made] = await ThreadCall(lambda: [function()], "the provider of a key", abandon=True).run()
+    [made] = await ThreadCall(lambda: [function()], "the provider of a key", threads=client_threads, abandon=True).run()
     return await made if inspect.isawaitable(made) else made
 
 

@@ -88,7 +88,8 @@ class Connections:
             if self._tls is None:
                 # Reading the machine's certificates takes a tenth of a second: no event loop should stand still for it.
                 try:
-                    made = await ThreadCall(self._make_tls, "the reading of certificates", abandon=True).run()
+                    reading = ThreadCall(self._make_tls, "the reading of certificates", threads=None, abandon=True)
+                    made = await reading.run()
                 except OSError as error:  # those of TLS are among them
                     fault = ConnectionFailed(
                         f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR are of no use: {error}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import BaseModel
 
+from fractal._gates import client_threads
 from fractal._json import is_list, is_mapping
 from fractal._threads import ThreadCall
 from fractal.errors import BadReply
@@ -62,7 +63,9 @@ class ObjectWire:
         if inspect.iscoroutinefunction(create):
             return await create(**parameters)
         # In a list: a thread must not hand over a bare coroutine on trio.
-        call = ThreadCall(lambda: [create(**parameters)], _REQUEST, waiting=request.paused, abandon=True)
+        call = ThreadCall(
+            lambda: [create(**parameters)], _REQUEST, threads=client_threads, waiting=request.paused, abandon=True
+        )
         [answer] = await call.run()
         return await answer if inspect.isawaitable(answer) else answer
 
@@ -80,7 +83,8 @@ class _Chunks:
     async def __anext__(self) -> Any:
         if hasattr(self._source, "__anext__"):
             return await self._source.__anext__()
-        [chunk] = await ThreadCall(lambda: [next(self._source, self._end)], _REQUEST, abandon=True).run()
+        call = ThreadCall(lambda: [next(self._source, self._end)], _REQUEST, threads=client_threads, abandon=True)
+        [chunk] = await call.run()
         if chunk is self._end:
             raise StopAsyncIteration
         return chunk

@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary, WeakSet
 import anyio
 from anyio.lowlevel import RunVar
 
-from fractal._threads import Gate, ThreadCall
+from fractal._gates import Gate
+from fractal._threads import ThreadCall
 
 if TYPE_CHECKING:
     import ssl
@@ -148,7 +149,7 @@ class Pool:
             if not self._is_open:
                 # Importing httpx2 takes a tenth of a second: no event loop should stand still for it.
                 make = functools.partial(_new_client, self._limit)
-                made = await ThreadCall(make, "the making of an HTTP client", abandon=True).run()
+                made = await ThreadCall(make, "the making of an HTTP client", threads=None, abandon=True).run()
                 self._client, self._connections = made
                 # Runs up to the `yield` and does not wait, so it cannot be cancelled.
                 await self._keeper.__anext__()

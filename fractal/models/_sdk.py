@@ -16,6 +16,7 @@ from urllib.parse import quote
 import anyio
 from anyio.lowlevel import current_token
 
+from fractal._gates import client_threads
 from fractal._scopes import cancellation_noted, single_error
 from fractal._threads import ThreadCall
 from fractal.errors import ClientBoundToLoop, InvalidArguments
@@ -188,7 +189,14 @@ async def _called(work: Callable[[ThreadCall[Any]], T], request: ModelRequest, s
 
     with single_error(), current_sending(sending):
         async with anyio.create_task_group() as group:
-            call = ThreadCall(lambda: work(call), _REQUEST, waiting=request.paused, abandon=True, group=group)
+            call = ThreadCall(
+                lambda: work(call),
+                _REQUEST,
+                threads=client_threads,
+                waiting=request.paused,
+                abandon=True,
+                group=group,
+            )
             sending.charge = lambda: call.join(charge)
             with cancellation_noted():
                 made.append(await call.run())

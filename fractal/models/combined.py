@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 from anyio.lowlevel import RunVar, checkpoint
 
+from fractal._gates import Gate, Waiting
 from fractal._log import log
 from fractal._scopes import cancellation_noted, move_on_after, require_time, single_error, stop_if_cancelled
 from fractal._texts import said_by
-from fractal._threads import Gate, Waiting
 from fractal.errors import (
     AllModelsFailed,
     BudgetExceeded,

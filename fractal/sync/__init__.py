@@ -4,6 +4,7 @@ The same loop as `BaseAgent.run` is driven on an event loop in a thread of its o
 budgets and cancellation are those of the awaited verbs.
 """
 
+from fractal.sync._entered import Entered as Entered, call as call, enter as enter
 from fractal.sync._portal import LoopBlockedWarning as LoopBlockedWarning, Portal as Portal, portal as portal
 from fractal.sync.agent import (
     BaseAgent as BaseAgent,
@@ -18,10 +19,13 @@ from fractal.sync.streaming import RunStream as RunStream, stream as stream
 __all__ = [
     "BaseAgent",
     "BatchStream",
+    "Entered",
     "Handle",
     "LoopBlockedWarning",
     "Portal",
     "RunStream",
+    "call",
+    "enter",
     "execute_tool",
     "portal",
     "run",

@@ -24,10 +24,10 @@ class Block:
 
     _noun: ClassVar[str]
     _entered_by: ClassVar[str]
+    _call: Caller | None = None  # here too: Ctrl-C may end `__init__` before it is set
 
     def __init__(self, awaited: FeedBlock[Any]) -> None:
         self._awaited = awaited
-        self._call: Caller | None = None
 
     def __enter__(self) -> Self:
         if self._call is not None:
@@ -36,16 +36,20 @@ class Block:
         try:
             self._call(self._awaited.__aenter__)
         except BaseException:  # Ctrl-C may come when it has begun already
-            self._call(self._awaited.aclose)
+            self._call.end(self._awaited.aclose)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # What has ended needs no event loop to be left; a generator that the end of the program closes has none.
         if not self._awaited.is_settled:
-            self._caller(lambda: self._awaited.__aexit__(kind, error, traceback))
+            self._caller.end(lambda: self._awaited.__aexit__(kind, error, traceback))
+
+    def __del__(self) -> None:
+        # Not left: by Ctrl-C in the moment of leaving, say.
+        if self._call is not None and not self._awaited.is_settled and not self._call.is_over:
+            self._call.call(self._awaited.aclose).start()
 
     def __iter__(self) -> Self:
         return self

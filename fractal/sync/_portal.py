@@ -2,229 +2,206 @@
 
 from __future__ import annotations
 
-import atexit
-import logging
-import os
 import sys
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, Literal, Self, TypeVar
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, Token
+from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
-import anyio
-from anyio.abc import TaskGroup
-from anyio.lowlevel import EventLoopToken, current_token
+from anyio.lowlevel import current_token
 
-from fractal._threads import Call, ThreadCall, current_thread_call
-from fractal.errors import FractalError, InvalidArguments, SyncInAsyncError
+from fractal._forks import in_child, loop_of_fork
+from fractal._threads import JoinedCall, ThreadCall, current_thread_call
+from fractal.errors import FractalError, InvalidArguments, PortalClosed, RunCancelled, SyncInAsyncError
+from fractal.sync._event_loop import Backend, EventLoop, PortalCall
+from fractal.sync._garbage import is_collecting
 
 __all__ = ["Caller", "LoopBlockedWarning", "Portal", "PortalCall", "call_blocking", "here", "portal", "shared_portal"]
 
 T = TypeVar("T")
-
-logger = logging.getLogger("fractal")
-
-Backend = Literal["asyncio", "trio"]
-
-CLOSE_TIMEOUT = 10.0
-"""Seconds that closing a portal waits for what it has cancelled."""
 
 
 class LoopBlockedWarning(RuntimeWarning):
     """A blocking call was made on a thread whose event loop can do nothing else meanwhile."""
 
 
-class Portal:
-    """An event loop in a thread of its own, started when it is first needed.
+_portals: WeakSet[Portal] = WeakSet()
 
-    The thread holds the loop from start to end, and calls are handed to it without waiting. That is what makes every
-    combination work: AnyIO's own portal, opened by a thread whose own trio loop runs, waits for itself.
+
+class Portal:
+    """An event loop in a thread of its own, started when it is first needed, and anew when it has ended.
+
+    It ends when it is closed, or nobody has the portal any more.
 
     Args:
         backend: `"asyncio"` or `"trio"`.
         use_uvloop: On asyncio, run on uvloop, which must be installed.
     """
 
+    _loop: EventLoop | None = None
+
     def __init__(self, backend: Backend = "asyncio", *, use_uvloop: bool = False) -> None:
         self.backend: Backend = backend
-        self._options: dict[str, Any] = {"use_uvloop": True} if use_uvloop else {}
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._ready = threading.Event()
-        self._token: EventLoopToken | None = None
-        self._group: TaskGroup | None = None
-        self._failure: BaseException | None = None
-        self._pid = 0
+        self._use_uvloop = use_uvloop
+        # One that a signal handler, which may interrupt who holds it, can have as well.
+        self._starting = threading.RLock()
+        self._is_left = False
+        _portals.add(self)
 
     def start(self) -> None:
         """Start the event loop, if it does not run yet in this process.
 
         Raises:
             FractalError: It cannot be started.
+            PortalClosed: The portal's block has been left.
         """
+        self.running()
+
+    def running(self) -> EventLoop:
+        """The event loop, started if need be.
+
+        Raises:
+            FractalError: It cannot be started.
+            PortalClosed: The portal's block has been left.
+        """
+        loop = self._loop
+        if loop is not None and loop.takes_calls:
+            return loop
+        if self._is_left:
+            raise PortalClosed(self.backend)
         if sys.is_finalizing():
             raise FractalError("the program is ending: there is no event loop any more")
-        with self._lock:
-            if self._thread is None or self._pid != os.getpid():
-                self._ready = threading.Event()
-                self._pid, self._token, self._failure = os.getpid(), None, None
-                self._thread = threading.Thread(
-                    target=self._serve, args=(self._ready,), name=f"fractal portal ({self.backend})", daemon=True
-                )
-                self._thread.start()
-                _running.add(self)
-            self._ready.wait()  # also for who comes after a start that Ctrl-C interrupted here
-            if self._token is None:
-                self._thread = None
-                raise FractalError(f"no {self.backend} event loop: {self._failure}") from self._failure
+        with self._starting:
+            return self._started()
 
-    def spawn(self, call: Call[Any]) -> bool:
-        """Run a call as a task, in the caller's context; in the loop's thread.
-
-        Returns:
-            Whether there is a loop for it: not if it is closing.
-        """
-        if self._group is None:
-            return False
-        self._group.start_soon(call.run)
-        return True
-
-    def soon(self, function: Callable[..., object], *arguments: object) -> bool:
-        """Have a plain function called in the loop; returns at once.
-
-        Returns:
-            Whether the loop took it: not if it has ended.
-        """
-        token = self._token
-        if token is None:
-            return False
+    def _started(self) -> EventLoop:
+        if self._loop is not None and self._loop.takes_calls:
+            return self._loop
+        fresh = EventLoop(self.backend, use_uvloop=self._use_uvloop)
         try:
-            token.backend_class.run_sync_soon(function, arguments, token.native_token)
-        except RuntimeError:
-            return False
-        return True
+            fresh.start()
+            quicker = self._loop
+            if quicker is not None and quicker.takes_calls:  # started by a signal handler meanwhile
+                fresh.ask_to_end()
+                return quicker
+            self._loop = fresh
+            if self._is_left:
+                raise PortalClosed(self.backend)
+        except BaseException:
+            fresh.ask_to_end()
+            raise
+        return fresh
 
     @property
     def is_running(self) -> bool:
         """Whether its event loop is there."""
-        return self._thread is not None and self._pid == os.getpid()
+        return self._loop is not None and not self._loop.is_over
+
+    @property
+    def is_left(self) -> bool:
+        """Whether its block has been left, so that it does not start any more."""
+        return self._is_left
 
     def is_this_thread(self) -> bool:
         """Whether the caller is on the portal's own event loop."""
-        return self._thread is threading.current_thread() and self._pid == os.getpid()
+        return self._loop is not None and self._loop.is_this_thread()
 
     def close(self) -> None:
-        """Cancel what still runs, wait for it, and end the thread. Does nothing if it does not run."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-            if thread is None or self._pid != os.getpid():
-                return
-            self.soon(self._stop)
-            thread.join(CLOSE_TIMEOUT)
+        """Cancel what still runs, wait for it, and end the thread. Does nothing if it does not run.
 
-    def _stop(self) -> None:
-        if self._group is not None:
-            self._group.cancel_scope.cancel()
-            self._group = None  # calls that come now are dropped
-
-    def _serve(self, ready: threading.Event) -> None:
-        async def hold() -> None:
-            async with anyio.create_task_group() as group:
-                self._group = group
-                self._token = current_token()
-                ready.set()
-                await anyio.sleep_forever()
-
-        try:
-            anyio.run(hold, backend=self.backend, backend_options=self._options)
-        except BaseException as error:
-            self._failure = error
-            if self._token is None:
-                return  # `start` tells
-            if self._group is not None:
-                raise
-            # Closing at the interpreter's end: from Python 3.12 on asyncio cannot start the thread in which it shuts
-            # down its own pool there. Everything of ours has been closed before.
-            logger.debug("the event loop of the %s portal did not close cleanly", self.backend, exc_info=True)
-        finally:
-            ready.set()
-
-
-class PortalCall(Call[T]):
-    """A call on a portal.
-
-    Args:
-        function: What to call in the portal's loop, in the caller's context.
-        portal: Where.
-    """
-
-    def __init__(self, function: Callable[[], Awaitable[T]], portal: Portal) -> None:
-        super().__init__(function)
-        self._portal = portal
-        self._is_settled = False  # spawned, or never to be; decided in the loop's thread, in the order of the orders
-
-    def start(self) -> Self:
-        """Have it run; returns at once."""
-        self._portal.start()
-        self._settle(start=True)
-        return self
-
-    def cancel_from_thread(self) -> None:
-        """Have it cancelled, started or not; returns at once, and does nothing if it has ended."""
-        self._settle(start=False)
-
-    def _settle(self, *, start: bool) -> None:
-        def in_loop() -> None:
-            if not self._is_settled:
-                self._is_settled = True
-                if not (start and self._portal.spawn(self)):
-                    self.drop()
-            elif not start:
-                self.cancel()
-
-        if not self._portal.soon(in_loop) and not self._is_settled:
-            self.drop()
-
-    def result_or_cancel(self) -> T:
-        """Start it and wait for it, as a caller who lets nothing run on: an interrupted wait cancels it first.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C, after the cleanup; a second one does not wait for it.
+        What does not end within 10 s is named in the log and left to itself; but a tool with `on_cancel="wait"` is
+        waited for, as long as it takes. In the portal's own event loop, and in the garbage collector, nothing is waited
+        for.
         """
-        try:
-            # Started inside: a Ctrl-C that comes in between finds it, whether the loop has heard of it or not.
-            self.start()
-            self.wait()
-        except BaseException:
-            self.cancel_from_thread()
-            self.wait()
-            raise
-        return self.result()
+        if self._loop is not None:
+            self._loop.end()
+
+    def __del__(self) -> None:
+        self.leave(wait=False)  # nobody has it any more who could close it
+
+    def leave(self, *, wait: bool = True) -> None:
+        """Close it, and have it start no more.
+
+        Args:
+            wait: Whether to wait for the end, as `close` does.
+        """
+        self._is_left = True
+        loop = self._loop
+        if loop is not None and not loop.is_over:
+            loop.end() if wait else loop.ask_to_end()
+
+    def forget_parent(self) -> None:
+        """Be as new: this process is a fork of the one in which the event loop runs."""
+        self._starting = threading.RLock()
+        self._loop = None
 
 
-_running: WeakSet[Portal] = WeakSet()
-_chosen: ContextVar[Portal | None] = ContextVar("fractal_portal", default=None)
 _shared = Portal()
 
 
-def _start_anew_after_fork() -> None:
-    # The thread does not exist in the child, and its lock may have been held.
-    global _shared
-    _shared = Portal()
+@in_child
+def _start_anew() -> None:
+    for each in list(_portals):
+        each.forget_parent()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - there is no such thing on Windows
-    os.register_at_fork(after_in_child=_start_anew_after_fork)
+# ---- which portal
 
 
-@atexit.register
-def _close_all() -> None:
-    # While threads still run; an interpreter that is being taken apart lets no loop finish.
-    for each in list(_running):
-        each.close()
+class _Choice:
+    """A portal that a block has chosen, and the context in which it was entered."""
+
+    def __init__(self, portal: Portal) -> None:
+        self.portal, self.outer = portal, _chosen.get()
+        # Whether the block was left in another context than it was entered in, which chooses it still.
+        self.is_astray = False
+        self._token: Token[_Choice | None] | None = None
+
+    def make(self) -> None:
+        """Have the context choose it."""
+        self._token = _chosen.set(self)
+
+    def undo(self) -> bool:
+        """Have the context choose again what it chose before; not possible in any other than the one of the block."""
+        if self._token is None:  # Ctrl-C has come in the moment in which it was chosen, or before
+            _chosen.set(self.outer)
+            return True
+        with suppress(ValueError, RuntimeError):
+            _chosen.reset(self._token)
+            return True
+        return False
+
+
+class _Block:
+    """What has to be done at the end of a portal's block, also where Ctrl-C ends it in the moment of leaving."""
+
+    _is_left = True
+
+    def __init__(self, portal: Portal) -> None:
+        self._portal, self.choice = portal, _Choice(portal)
+        self._is_left = False
+
+    def leave(self) -> None:
+        """Have the portal end, and wait for that."""
+        try:
+            self._portal.leave()
+        finally:
+            self._undo()
+        self._is_left = True
+
+    def _undo(self) -> None:
+        self.choice.is_astray = not self.choice.undo()
+
+    def __del__(self) -> None:
+        if not self._is_left:
+            self._portal.leave(wait=False)
+            self._undo()
+
+
+_chosen: ContextVar[_Choice | None] = ContextVar("fractal_portal", default=None)
 
 
 @contextmanager
@@ -238,7 +215,7 @@ def portal(backend: Backend = "asyncio", *, use_uvloop: bool = False) -> Generat
         use_uvloop: On asyncio, run on uvloop, which must be installed.
 
     Yields:
-        The portal. At the end of the block what still runs on it is cancelled and waited for.
+        The portal. At the end of the block what still runs on it is cancelled and waited for, as `Portal.close` says.
 
     Raises:
         FractalError: The event loop cannot be started.
@@ -250,13 +227,13 @@ def portal(backend: Backend = "asyncio", *, use_uvloop: bool = False) -> Generat
         ```
     """
     own = Portal(backend, use_uvloop=use_uvloop)
-    own.start()
-    token = _chosen.set(own)
+    block = _Block(own)
     try:
+        own.start()
+        block.choice.make()
         yield own
     finally:
-        _chosen.reset(token)
-        own.close()
+        block.leave()
 
 
 def shared_portal() -> Portal:
@@ -264,13 +241,24 @@ def shared_portal() -> Portal:
     return _shared
 
 
+def _portal_of_context() -> Portal:
+    choice = _chosen.get()
+    while choice is not None and choice.portal.is_left:
+        # One that was left as it was entered is chosen in copies only, which were made to use it.
+        if not choice.undo() and not choice.is_astray:
+            raise PortalClosed(choice.portal.backend)
+        choice = choice.outer
+    return choice.portal if choice is not None else _shared
+
+
 def here() -> Portal:
     """The portal for the calling thread.
 
     Raises:
         SyncInAsyncError: The caller is on the portal's own loop and would wait for itself.
+        PortalClosed: The caller's context is a copy of one inside of a portal's block, which has been left.
     """
-    chosen = _chosen.get() or _shared
+    chosen = _portal_of_context()
     if chosen.is_this_thread():
         raise SyncInAsyncError(
             "a blocking call inside the event loop that would have to answer it: await the agent's own verbs here, or"
@@ -280,13 +268,18 @@ def here() -> Portal:
     return chosen
 
 
+# ---- calls
+
+
 def call_blocking(function: Callable[[], Awaitable[T]]) -> T:
     """Call an async function and wait for it, wherever the caller is.
 
     In a worker thread of a run it joins that run; anywhere else it goes through the portal.
     """
     thread_call = _thread_of_a_run()
-    return Caller(thread_call, here() if thread_call is None else None)(function)
+    if thread_call is not None:
+        return thread_call.join(function)
+    return PortalCall(function, here()).result_or_cancel()
 
 
 class Caller:
@@ -294,41 +287,84 @@ class Caller:
 
     Args:
         thread_call: The tool call whose worker thread the caller is in, or None.
-        portal: Else: the portal.
+        loop: Else: the event loop.
     """
 
-    def __init__(self, thread_call: ThreadCall[Any] | None, portal: Portal | None) -> None:
-        self._thread_call, self._portal = thread_call, portal
+    def __init__(self, thread_call: ThreadCall[Any] | None, loop: EventLoop | None) -> None:
+        self._thread_call, self._loop = thread_call, loop
 
     @classmethod
     def here(cls) -> Self:
-        """The one for where the caller is now."""
+        """The one for where the caller is now.
+
+        Raises:
+            FractalError: There is no event loop.
+        """
         thread_call = _thread_of_a_run()
-        return cls(thread_call, here() if thread_call is None else None)
+        return cls(thread_call, here().running() if thread_call is None else None)
 
     def __call__(self, function: Callable[[], Awaitable[T]]) -> T:
         """Call an async function and wait for it."""
         if self._thread_call is not None:
-            if self._thread_call.thread is not threading.current_thread():
-                raise InvalidArguments("what a plain tool has opened stays in the tool's thread")
+            self._require_own_thread()
             return self._thread_call.join(function)
-        assert self._portal is not None
-        return PortalCall(function, self._portal).result_or_cancel()
+        assert self._loop is not None
+        return PortalCall(function, self._loop).result_or_cancel()
+
+    def call(self, function: Callable[[], Awaitable[T]]) -> JoinedCall[T] | PortalCall[T]:
+        """An async function that can be started and is not waited for."""
+        if self._thread_call is not None:
+            return self._thread_call.call(function)
+        assert self._loop is not None
+        return PortalCall(function, self._loop)
+
+    def end(self, function: Callable[[], Awaitable[object]]) -> None:
+        """Call an async function that ends something, unless the event loop has ended, and has ended it.
+
+        Where the caller must not wait, in the garbage collector say, this returns at once.
+        """
+        if self.is_over:
+            return
+        try:
+            self.call(function).start() if self.must_not_wait else self(function)
+        except RunCancelled:
+            if not self.is_over:
+                raise
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the event loop has ended, or is in another process."""
+        if self._thread_call is not None:
+            return self._thread_call.is_over
+        assert self._loop is not None
+        return not self._loop.takes_calls
+
+    @property
+    def must_not_wait(self) -> bool:
+        """Whether the caller is in the event loop, or in the garbage collector, and would stop others by waiting."""
+        return is_collecting() or (self._loop is not None and self._loop.is_this_thread())
+
+    def _require_own_thread(self) -> None:
+        assert self._thread_call is not None
+        if self._thread_call.thread is not threading.current_thread():
+            raise InvalidArguments("what a plain tool has opened stays in the tool's thread")
 
 
 def _thread_of_a_run() -> ThreadCall[Any] | None:
     """The tool call whose worker thread the caller is in, or None."""
     thread_call = current_thread_call.get()
     # The context variable also reaches what the thread starts elsewhere; only the thread itself counts.
-    return thread_call if thread_call is not None and thread_call.thread is threading.current_thread() else None
+    return thread_call if thread_call is not None and thread_call.is_here else None
 
 
 def _warn_of_blocked_loop() -> None:
     try:
-        current_token()
+        token = current_token()
     except RuntimeError:
         return
-    if _in_ipython():  # a cell cannot do anything else meanwhile, and need not
+    parents = loop_of_fork()  # trio does not notice that it is none of this process
+    is_parents = parents is not None and parents.native_token is token.native_token
+    if is_parents or _in_ipython():  # a cell cannot do anything else meanwhile, and need not
         return
     warnings.warn(
         "a blocking fractal.sync call on a thread with a running event loop: nothing else on that loop runs until it"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from typing_extensions import Unpack
 
@@ -11,6 +13,7 @@ from fractal._loop import drive
 from fractal.agent import AgentDefinition, RunBounds, RunOptions
 from fractal.errors import RunCancelled
 from fractal.streaming import DEFAULT_BUFFER
+from fractal.sync._entered import Entered, enter
 from fractal.sync._portal import PortalCall, call_blocking, here
 from fractal.sync.streaming import RunStream, stream
 
@@ -22,6 +25,11 @@ if TYPE_CHECKING:
     from fractal.results import AgentResult, ToolResult
 
 __all__ = ["BaseAgent", "Handle", "execute_tool", "run", "start"]
+
+Agent = TypeVar("Agent", bound="BaseAgent")
+
+_Entry = tuple[int, Entered[Any]]
+"""The thread that has entered an agent, and the block."""
 
 
 def run(
@@ -75,8 +83,24 @@ def execute_tool(agent: AgentDefinition, tool_name: str, /, **arguments: Any) ->
     return call_blocking(lambda: agent.call_tool(tool_name, arguments))
 
 
+class _Started:
+    """A run, once there is an event loop for it."""
+
+    def __init__(self, agent: AgentDefinition, user_input: object, options: RunOptions) -> None:
+        self._agent, self._input, self._options = agent, user_input, options
+        self.run: Run | None = None
+
+    async def go(self) -> AgentResult:
+        """Make it, and take it to its end."""
+        self.run = self._agent.begin(self._input, **self._options)
+        return await drive(self.run)
+
+
 class Handle:
     """A run that goes on while its starter does something else; made by `start`, usable from any thread."""
+
+    _call: PortalCall[AgentResult]
+    _is_given_out = False
 
     def __init__(
         self,
@@ -84,13 +108,18 @@ class Handle:
         user_input: object,
         **options: Unpack[RunOptions],
     ) -> None:
-        self._run: Run | None = None
+        self._started = _Started(agent, user_input, options)
+        self._call = PortalCall(self._started.go, here())
+        self._call.start()
 
-        async def go() -> AgentResult:
-            self._run = agent.begin(user_input, **options)
-            return await drive(self._run)
+    def give_out(self) -> Self:
+        """Be the starter's from now on: if they drop it, the run goes on."""
+        self._is_given_out = True
+        return self
 
-        self._call = PortalCall(go, here()).start()
+    def __del__(self) -> None:
+        if not self._is_given_out and hasattr(self, "_call"):  # Ctrl-C has come first, and nobody has the handle
+            self._call.cancel_from_thread()
 
     def cancel(self) -> None:
         """Cancel the run; returns at once, `result` then tells when its cleanup is done."""
@@ -118,7 +147,7 @@ class Handle:
         try:
             return self._call.result()
         except RunCancelled as error:
-            error.result = self._run.result if self._run else None
+            error.result = self._started.run.result if self._started.run else None
             raise
 
 
@@ -143,7 +172,7 @@ def start(
         handle.cancel()
         ```
     """
-    return Handle(agent, user_input, **options)
+    return Handle(agent, user_input, **options).give_out()
 
 
 class BaseAgent(AgentDefinition):
@@ -220,10 +249,51 @@ class BaseAgent(AgentDefinition):
         """
         call_blocking(self.release)
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
+        """Open what the agent needs for more than one run: for classes that override it; it is called by `with` too."""
         return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        await self.release()
+        return None
+
+    def __enter__(self) -> Self:
+        block = enter(_opened(self))
+        entry = get_ident(), block
+        self.__entered.append(entry)
+        try:
+            return block.__enter__()
+        except BaseException:
+            self.__entered.remove(entry)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    ) -> bool:
+        entry: _Entry | None = None
+        try:
+            entry = self.__last_entered()
+            return entry[1].__exit__(kind, error, traceback)
+        finally:  # whatever came between: a block that nobody has any more is left
+            self.__entered.remove(entry or self.__last_entered())
+
+    def __last_entered(self) -> _Entry:
+        # Several threads may have entered it, each to leave its own block; one may also be left in another thread.
+        blocks = self.__entered
+        return next((entry for entry in reversed(blocks) if entry[0] == get_ident()), blocks[-1])
+
+    @property
+    def __entered(self) -> list[_Entry]:
+        return cast("list[_Entry]", vars(self).setdefault("_BaseAgent__blocks", []))
+
+
+@asynccontextmanager
+async def _opened(agent: Agent) -> AsyncGenerator[Agent]:
+    """An agent as its class opens and closes it; its connections are closed in any case."""
+    try:
+        async with agent as opened:
+            yield opened
+    finally:
+        await agent.release()

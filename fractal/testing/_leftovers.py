@@ -17,6 +17,7 @@ import anyio
 
 from fractal._stuck import place_in_thread
 from fractal._threads import abandoned_threads
+from fractal._workers import THREAD_NAME
 
 __all__ = ["Belongings", "Complaints", "running_tasks", "wait_until_empty"]
 
@@ -24,7 +25,15 @@ __all__ = ["Belongings", "Complaints", "running_tasks", "wait_until_empty"]
 _FOUND_BY_GC = tuple(f"close asyncgen {library}" for library in ("openai", "httpx2", "httpcore2"))
 
 # Threads that their makers keep for the next call, while they have nothing to do; and the portals of `fractal.sync`.
-_KEPT = ("AnyIO worker thread", "Trio thread", "asyncio_", "uvloop_", "fractal portal", "fractal stall guard")
+_KEPT = (
+    THREAD_NAME,
+    "AnyIO worker thread",
+    "Trio thread",
+    "asyncio_",
+    "uvloop_",
+    "fractal portal",
+    "fractal stall guard",
+)
 
 # By the first of them we look, and the others libraries open once and hold for good, as uvloop does.
 _NOBODYS = ("/proc/", "/dev/null", "/dev/urandom")

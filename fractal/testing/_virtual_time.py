@@ -14,15 +14,14 @@ import math
 import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, cast
 
 import anyio
 
-from fractal._hooks import call_user
-from fractal._invoke import _in_thread  # pyright: ignore[reportPrivateUsage]  # known by its frame
+from fractal._gates import approval_threads, hook_threads, tool_threads
 from fractal._stuck import place_above, place_of
+from fractal._threads import ThreadCall
 from fractal.errors import UserError
-from fractal.models._pool import pool_of_this_loop
 from fractal.testing._patching import Patch
 
 if TYPE_CHECKING:
@@ -201,11 +200,17 @@ def _asker(frame: FrameType | None) -> str:
     """Who wants a thread, in words."""
     inner = frame
     while frame is not None:
-        if frame.f_code is _in_thread.__code__:
-            return f"the plain tool {frame.f_locals['tool'].name!r}"
-        if frame.f_code is call_user.__code__:
-            return f"the plain function {frame.f_locals['function']!r}"
-        if frame.f_code is pool_of_this_loop.__code__:
-            return "a request to an endpoint"
+        if frame.f_code is _RUN:
+            call: ThreadCall[Any] = frame.f_locals["self"]
+            return _WORDS.get(call.threads, "{}").format(call.name)
         frame = frame.f_back
     return f"what is at {place_above(inner) or 'a place unknown'}"
+
+
+_RUN = cast("type[ThreadCall[Any]]", ThreadCall).run.__code__
+_WORDS = {
+    tool_threads: "the plain {}",
+    hook_threads: "the plain function {!r}",
+    approval_threads: "the plain function {!r}",
+    None: "a request to an endpoint",  # what the library does for itself, it does for that
+}

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
+import openai
 import pytest
 
-from fractal import AgentResult, BaseAgent, Limits, abandoned_threads, tool
+from fractal import AgentResult, BaseAgent, Limits, OpenAIModel, abandoned_threads, tool
+from fractal._gates import tool_threads
 from fractal.events import RunFinished, WarningRaised
 from fractal.testing import ScriptedModel, answers
-from tests.support import in_thread, outcomes
+from tests.support import in_thread, outcomes, run_on
 
 
 class Held:
@@ -282,3 +284,60 @@ async def test_a_tool_that_is_to_be_waited_for_is_so_for_native_cancellation(
         await task
     assert (held.inside, abandoned_threads()) == (0, ())
     assert outcomes(events[-1].result) == ["ok"]
+
+
+# ---- who needs threads beside them
+
+
+class Blocking:
+    """A blocking client."""
+
+    def __init__(self) -> None:
+        self.chat = self.completions = self
+
+    def create(self, **_: object) -> dict[str, Any]:
+        return {"choices": [{"message": {"content": "ok"}, "finish_reason": "stop"}]}
+
+
+def validated(url: str) -> BaseAgent:
+    one = BaseAgent("A", "a", client=ScriptedModel(["ok"]))
+    one.output_validator(lambda text: text)
+    return one
+
+
+def approved(url: str) -> BaseAgent:
+    @tool(requires_approval=True)
+    async def pay() -> str:
+        return "paid"
+
+    return BaseAgent("A", "a", client=ScriptedModel([PAY, "ok"]), approve=lambda call: True).add_tool(pay)
+
+
+NEEDS: dict[str, Callable[[str], BaseAgent]] = {
+    "an HTTP client": lambda url: BaseAgent("A", "a", client=OpenAIModel(base_url=url, api_key="any")),
+    "a key provider": lambda url: BaseAgent("A", "a", client=openai.OpenAI(base_url=url, api_key=lambda: "any")),
+    "a blocking client": lambda url: BaseAgent("A", "a", client=Blocking()),
+    "a validator": validated,
+    "an approver": approved,
+}
+
+
+@pytest.mark.parametrize("needs", NEEDS)
+def test_hung_tools_of_the_whole_process_keep_nothing_else_from_a_thread(
+    needs: str, loop: str, held: Held, endpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    url = endpoint("ok").url
+    monkeypatch.setattr(tool_threads, "_limit", 2)
+
+    @tool(idempotent=True, timeout=0.1)
+    def pay() -> str:
+        return held()
+
+    hung = agent(answers.calls(answers.call("pay"), answers.call("pay")), "done").add_tool(pay)
+    assert outcomes(run_on(loop, hung.run, "go")) == ["abandoned"] * 2
+    assert tool_threads.held == 2
+
+    async def ask() -> AgentResult:
+        return await NEEDS[needs](url).run("go", timeout=5)
+
+    assert run_on(loop, ask).content == "ok"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fractal import _threads, abandoned_threads
+from fractal import _gates, abandoned_threads
 from fractal.testing import CancellationFaults, Endpoint, cancel_everywhere
 from tests.scenarios import OVER_HTTP, SCENARIOS, answer_over_http, check_told
 from tests.streams import Watch
@@ -62,7 +62,7 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "a run that has ended is still the current one",
     ),
     "a place that comes too late is kept": (
-        "fractal._threads:Gate.acquire",
+        "fractal._gates:Gate.acquire",
         "if granted:",
         "if False:",
         "places_for_one_call_at_a_time",
@@ -77,8 +77,8 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "a thread is not waited for": (
         "fractal._threads:ThreadCall.run",
-        "abandon_on_cancel=self._abandon",
-        "abandon_on_cancel=True",
+        "abandon=self.abandon",
+        "abandon=True",
         "tools_in_threads",
         "a tool that must be waited for goes on",
     ),
@@ -97,7 +97,7 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "a connection is in use",
     ),
     "a place for a request or a tool is not given back": (
-        "fractal._threads:_Place.__aexit__",
+        "fractal._gates:_Place.__aexit__",
         "self._gate.release()",
         "self._gate.release() if exc[0] is None else None",
         "more_requests_than_connections",
@@ -123,7 +123,7 @@ def _places_given_back() -> Iterator[None]:
     deadline = time.monotonic() + 5
     while abandoned_threads() and time.monotonic() < deadline:
         threading.Event().wait(0.01)
-    for gate in list(_threads.all_gates):
+    for gate in list(_gates.all_gates):
         gate.forget_holders()
 
 

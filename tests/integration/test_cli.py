@@ -91,13 +91,17 @@ class Ready(BaseAgent):
     opened = False
 
     def __init__(self):
-        super().__init__("Ready", lambda: "open" if self.opened else 1 / 0, "m-2", model)
+        super(type(self), self).__init__("Ready", lambda: "open" if self.opened else 1 / 0, "m-2", model)
 
     async def __aenter__(self):
         self.opened = True
 
     async def __aexit__(self, *error):
         self.opened = False
+
+class ReadyBlocking(fractal.sync.BaseAgent):
+    __init__, __aenter__, __aexit__ = Ready.__init__, Ready.__aenter__, Ready.__aexit__
+    opened = False
 
 class Needy(BaseAgent):
     def __init__(self, pool):
@@ -440,6 +444,7 @@ class TestRun:
             ("plain", "m-1 heard: hi\n"),
             ("make", "m-1 heard: hi\n"),
             ("Ready", "m-2 heard: hi\n"),
+            ("ReadyBlocking", "m-2 heard: hi\n"),
             ("Blocking", "m-3 heard: hi\n"),
         ],
     )

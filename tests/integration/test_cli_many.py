@@ -53,11 +53,14 @@ def project(tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch)
         "class Ready(BaseAgent):\n"
         "    opened = False\n"
         "    def __init__(self):\n"
-        "        super().__init__('Ready', lambda: 'open' if self.opened else 1 / 0, 'm-2', model)\n"
+        "        super(type(self), self).__init__('Ready', lambda: 'open' if self.opened else 1 / 0, 'm-2', model)\n"
         "    async def __aenter__(self):\n"
         "        self.opened = True\n"
         "    async def __aexit__(self, *error):\n"
-        "        self.opened = False\n",
+        "        self.opened = False\n"
+        "class ReadyBlocking(fractal.sync.BaseAgent):\n"
+        "    __init__, __aenter__, __aexit__ = Ready.__init__, Ready.__aenter__, Ready.__aexit__\n"
+        "    opened = False\n",
         encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path)
@@ -83,7 +86,7 @@ def records(text: str) -> list[dict[str, Any]]:
     return sorted(map(json.loads, text.splitlines()), key=lambda record: record["index"])
 
 
-@pytest.mark.parametrize("agent", ["plain", "blocking", "Ready"])
+@pytest.mark.parametrize("agent", ["plain", "blocking", "Ready", "ReadyBlocking"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_each_line_is_answered_by_a_line_of_json(
     agent: str, backend: str, project: Path, capsys: pytest.CaptureFixture[str]

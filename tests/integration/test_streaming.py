@@ -51,7 +51,7 @@ from fractal import (
     ToolFinished,
     ToolStarted,
     _ask,
-    _threads,
+    _gates,
     sync,
     tool,
 )
@@ -1420,7 +1420,7 @@ async def test_a_blocking_client_of_the_users_own_is_left_at_once_and_hangs_up_w
                         await stream.result() if way == "timeout" else await anyio.sleep(5)
         result = await stream.result()
         told = len(watch)
-        await until(lambda: _threads.worker_gate.held == 0)
+        await until(lambda: _gates.client_threads.held == 0)
         await settled()
     assert result.stop_reason == ("finished" if way == "timeout" else "cancelled")
     assert_well_formed(watch)

@@ -28,6 +28,7 @@ from fractal import (
     sync,
     tool,
 )
+from fractal._gates import tool_threads
 from fractal.sync._portal import Portal
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.support import assert_continuable, calls_then, outcomes
@@ -258,9 +259,7 @@ async def test_in_a_plain_tool_it_shares_the_budget(endpoint: StartEndpoint):
 
 
 async def test_more_nested_calls_than_there_are_threads_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch):
-    from fractal import _threads
-
-    monkeypatch.setattr(_threads, "worker_gate", _threads.Gate(2, "a thread"))
+    monkeypatch.setattr(tool_threads, "_limit", 2)
     leaf = BaseAgent(
         "leaf", "l", client=ScriptedModel(lambda r: "leaf" if len(r.transcript) > 1 else answers.call("work"))
     )
@@ -269,7 +268,7 @@ async def test_more_nested_calls_than_there_are_threads_do_not_wait_for_each_oth
     with anyio.fail_after(10):
         result = await Nesting(leaf, client=model).run("go")
     assert outcomes(result) == ["ok"] * 6
-    assert _threads.worker_gate.held == 0
+    assert tool_threads.held == 0
 
 
 def test_context_variables_of_the_caller_reach_the_run(portal: object):
@@ -310,29 +309,20 @@ def test_a_handle_cancelled_at_once_never_asks(endpoint: StartEndpoint):
     assert one.in_flight == 0
 
 
-@pytest.mark.parametrize("when", ["before the loop heard of it", "after"])
-def test_an_interrupt_around_the_start_of_a_call_leaves_nothing_running(when: str, monkeypatch: pytest.MonkeyPatch):
-    from fractal.sync import _portal
+def test_a_handle_that_nobody_was_given_ends_its_run(portal: object):
+    began, ended = threading.Event(), threading.Event()
 
-    settle, asked = _portal.PortalCall._settle, []
+    async def wait() -> None:
+        began.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
 
-    def interrupted(self: Any, *, start: bool) -> None:
-        if start and when == "before the loop heard of it":
-            raise KeyboardInterrupt
-        settle(self, start=start)
-        if start:
-            raise KeyboardInterrupt
-
-    def answer(_: object) -> Any:
-        asked.append(1)
-        return answers.text("late", delay=5)
-
-    started = time.monotonic()
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(_portal.PortalCall, "_settle", interrupted)
-        sync.run(BaseAgent("A", "a", client=ScriptedModel(answer)), "go")
-    assert time.monotonic() - started < 2
-    assert when == "after" or asked == []
+    handle = sync.Handle(BaseAgent("A", "a", client=ScriptedModel([answers.call("wait")])).add_tool(wait), "go")
+    assert began.wait(5)
+    del handle  # as when Ctrl-C comes in the moment in which `start` returns
+    assert ended.wait(5)
 
 
 def test_leaving_a_portals_block_cancels_what_runs_on_it(endpoint: StartEndpoint, backend: Any):
@@ -385,33 +375,6 @@ def test_after_a_fork_the_child_has_a_loop_of_its_own(endpoint: StartEndpoint):
     process.join(20)
     assert process.exitcode == 0
     assert agent.run_sync("parent again").success
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_fork_while_another_thread_starts_the_loop_does_not_hang_the_child():
-    from fractal.sync import _portal
-
-    agent = echo()
-    held, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with _portal._shared._lock:
-            held.set()
-            release.wait(10)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait(5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        signal.alarm(10)
-        os._exit(0 if agent.run_sync("child").content == "child" else 1)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    release.set()
-    holder.join()
-    assert status == 0
 
 
 SCRIPT = """

@@ -25,7 +25,7 @@ from fractal import (
     OpenAIModel,
     RaceModel,
     ToolResult,
-    _threads,
+    _gates,
     tool,
 )
 from fractal.testing import Endpoint, ScriptedModel, answers, virtual_time
@@ -156,12 +156,15 @@ async def test_a_tool_call_cancelled_in_the_tools_queue_says_so():
 @pytest.fixture
 def no_free_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """All worker threads are taken; yields the words for them."""
-    gate = _threads.Gate(1, "a free worker thread (there is 1)")
-    monkeypatch.setattr(_threads, "worker_gate", gate)
-    gate.take()
+    kinds = (_gates.tool_threads, _gates.hook_threads, _gates.approval_threads, _gates.client_threads)
+    for gate in kinds:
+        monkeypatch.setattr(gate, "_limit", 1)
+        monkeypatch.setattr(gate, "_what", "a free worker thread (there is 1)")
+        gate.take()
     yield "a free worker thread (there is 1)"
-    gate.release()
-    assert (gate.held, gate.waiting) == (0, 0)
+    for gate in kinds:
+        gate.release()
+        assert (gate.held, gate.waiting) == (0, 0)
 
 
 async def test_a_plain_tool_whose_time_is_over_without_a_thread_says_so(no_free_thread: str):

@@ -17,7 +17,7 @@ PACKAGE = Path(fractal.__file__).parent
 # From the bottom up; a module may import modules of its own level or below.
 LEVELS = [
     [
-        *("", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "_callables", "_copies"),
+        *("", "errors", "_docstring", "_json", "_scanner", "_current", "_forks", "_arguments", "_callables", "_copies"),
         *("models.bounds", "models._secrets", "_texts", "_told", "_log"),
     ],
     [
@@ -29,6 +29,9 @@ LEVELS = [
         "_returned",
         "_stuck",
         "_stall",
+        "_gates",
+        "_crossing",
+        "_workers",
         "_threads",
         "_marks",
         "_types",
@@ -58,7 +61,20 @@ LEVELS = [
     ["_loop"],
     ["streaming"],
     ["agent"],
-    ["_progress", "many", "sync._portal", "sync._block", "sync.streaming", "sync.many", "sync.agent", "sync", "_names"],
+    [
+        "_progress",
+        "many",
+        "sync._garbage",
+        "sync._event_loop",
+        "sync._portal",
+        "sync._block",
+        "sync._entered",
+        "sync.streaming",
+        "sync.many",
+        "sync.agent",
+        "sync",
+        "_names",
+    ],
     [
         "testing.answers",
         "testing._blocking",
@@ -188,7 +204,16 @@ def test_importing_the_agent_class_loads_nothing_that_only_some_runs_need():
     code = "import sys; from fractal import BaseAgent; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     unwanted = {"asyncio", "ssl", "socket", "email", "http.client", "urllib.request", "tempfile", "multiprocessing"}
-    ours = {"_partial", "_shapes", "_scanner", "models._sdk", "models._object", "models._connection", "sync", "cli"}
+    ours = {
+        "_partial",
+        "_shapes",
+        "_scanner",
+        "models._sdk",
+        "models._object",
+        "models._connection",
+        "sync",
+        "cli",
+    }
     assert not (unwanted | {f"fractal.{name}" for name in ours}) & {*loaded}
 
 

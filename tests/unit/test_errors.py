@@ -27,6 +27,8 @@ SAMPLES: list[FractalError] = [
     errors.InvalidMessages(3, "no role"),
     errors.ClientBoundToLoop("AsyncOpenAI"),
     errors.SyncInAsyncError("text"),
+    errors.PortalClosed("trio"),
+    errors.OtherProcess(4711),
     errors.AnswerRejected("too short"),
     errors.RunError("text"),
     errors.ModelError("text", **FACTS),
