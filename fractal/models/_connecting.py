@@ -17,6 +17,8 @@ from anyio.abc import ByteStream, SocketAttribute, SocketStream
 from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSAttribute, TLSStream
 
+from fractal.models._dialing import dial
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
@@ -154,7 +156,7 @@ async def connect(origin: Origin, proxy: Proxy | None, make_tls: MakeTls) -> Wir
         anyio.BrokenResourceError: It broke at once.
     """
     scheme, host, port = origin
-    first = await anyio.connect_tcp(*(proxy.address if proxy is not None else (host, port)))
+    first = await dial(*(proxy.address if proxy is not None else (host, port)))
     is_readable = _readable(first.extra(SocketAttribute.raw_socket))
     looks = _looks_at_anyio(first)
     try:

@@ -1,0 +1,155 @@
+"""What was abandoned holds up nobody: no process, however it ends, and whatever has abandoned it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HANGS = 20
+"""Seconds that what hangs would hold up a process that waited for it; half of them is what a busy machine gets."""
+
+PROGRAM = f"""
+import asyncio, socket, sys, threading, time
+import anyio
+from fractal import BaseAgent, OpenAIModel, sync, tool
+from fractal.testing import ScriptedModel, answers
+
+kind, loop, end = sys.argv[1:]
+
+def hang(*_, **__):
+    print("hangs", flush=True)
+    time.sleep({HANGS})
+
+def tool_that_hangs():
+    def pay() -> None:
+        hang()
+    return BaseAgent("A", "a", client=ScriptedModel([answers.call("pay")])).add_tool(pay)
+
+def approver_that_hangs():
+    @tool(requires_approval=True)
+    async def pay() -> None: ...
+    return BaseAgent("A", "a", client=ScriptedModel([answers.call("pay")]), approve=lambda call: hang()).add_tool(pay)
+
+def validator_that_hangs():
+    agent = BaseAgent("A", "a", client=ScriptedModel(["done"]))
+    agent.output_validator(lambda text: hang())
+    return agent
+
+def client_that_hangs():
+    class Double:
+        def __init__(self):
+            self.chat = self.completions = self
+        def create(self, **_):
+            hang()
+    return BaseAgent("A", "a", client=Double())
+
+def name_that_is_looked_up():
+    look_up = socket.getaddrinfo
+    def slow(host, *more, **named):
+        at_once = host != "slow.invalid" or socket.AI_NUMERICHOST in (named.get("flags"), *more[4:])
+        return look_up(host, *more, **named) if at_once else hang()
+    socket.getaddrinfo = slow
+    return BaseAgent("A", "a", client=OpenAIModel(base_url="http://slow.invalid/v1", api_key="any"))
+
+agent = globals()[kind]()
+timeout = None if end == "Ctrl-C" else 0.5
+
+async def main() -> None:
+    await agent.run("go", timeout=timeout)
+    if end == "exception":
+        raise LookupError
+    if end == "sys.exit":
+        sys.exit(3)
+
+def go() -> None:
+    if loop == "sync":
+        sync.run(agent, "go", timeout=timeout)
+    elif loop == "uvloop":
+        anyio.run(main, backend_options={{"use_uvloop": True}})
+    else:
+        anyio.run(main, backend=loop)
+
+if end == "thread":
+    one = threading.Thread(target=go)
+    one.start()
+    one.join()
+else:
+    go()
+"""
+
+
+def seconds_of_the_end(*arguments: str) -> float:
+    """How long a program goes on after something in it began to hang."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"hangs\n"
+            began = time.monotonic()
+            if arguments[-1] == "Ctrl-C":
+                time.sleep(0.3)
+                process.send_signal(signal.SIGINT)  # once
+            process.communicate(timeout=2 * HANGS)
+        finally:
+            process.kill()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio", "sync"])
+def test_an_abandoned_tool_does_not_keep_its_process_alive(loop: str):
+    assert seconds_of_the_end("tool_that_hangs", loop, "return") < HANGS / 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+@pytest.mark.parametrize("loop", ["asyncio", "trio", "sync"])
+def test_one_ctrl_c_ends_a_program_with_a_tool_that_hangs(loop: str):
+    assert seconds_of_the_end("tool_that_hangs", loop, "Ctrl-C") < HANGS / 2
+
+
+@pytest.mark.parametrize("end", ["exception", "sys.exit", "thread"])
+def test_a_process_ends_at_once_however_it_ends(end: str):
+    assert seconds_of_the_end("tool_that_hangs", "asyncio", end) < HANGS / 2
+
+
+@pytest.mark.parametrize(
+    "kind", ["approver_that_hangs", "validator_that_hangs", "client_that_hangs", "name_that_is_looked_up"]
+)
+@pytest.mark.parametrize("loop", ["asyncio", pytest.param("sync", marks=pytest.mark.slow)])
+def test_whatever_is_abandoned_does_not_keep_the_process_alive(kind: str, loop: str):
+    assert seconds_of_the_end(kind, loop, "return") < HANGS / 2
+
+
+AGENT = f"""
+import time
+from fractal import BaseAgent
+from fractal.testing import ScriptedModel, answers
+
+def pay() -> None:
+    time.sleep({HANGS})
+
+agent = BaseAgent("Payer", "p", client=ScriptedModel([answers.call("pay")])).add_tool(pay)
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "run-many"])
+def test_the_command_line_ends_at_once_and_says_what_may_still_take_effect(command: str, backend: str, tmp_path: Path):
+    (tmp_path / "payer.py").write_text(AGENT)
+    (tmp_path / "inputs").write_text("one\n")
+    asked = "inputs" if command == "run-many" else "one"
+    options = [command, asked, "--agent", "payer:agent", "--timeout", "0.5", "--backend", backend]
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "fractal", *options], capture_output=True, text=True, cwd=tmp_path, timeout=2 * HANGS
+    )
+    assert time.monotonic() - began < HANGS / 2
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"fractal {command}: tool 'pay' could not be stopped and may still take effect;"
+        " as the program ends it is at payer.py:7 in pay"
+    )
