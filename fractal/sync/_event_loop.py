@@ -278,6 +278,8 @@ class EventLoop:
         async with anyio.create_task_group() as group:
             self._group, self._token = group, current_token()
             self._ready.open()
+            if self._is_ending:  # it was asked to before there was anybody to hear of it
+                self._stop()
             try:
                 while True:
                     await self._wait_for_cancellation()

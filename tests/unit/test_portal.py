@@ -59,6 +59,15 @@ def until(condition: Callable[[], bool]) -> None:
 # ---- beginning and end
 
 
+def test_a_loop_that_is_to_end_before_it_is_there_ends(loop: str):
+    options: dict[str, Any] = {"backend": "asyncio", "use_uvloop": False, **LOOPS[loop]}
+    one = EventLoop(**options)
+    one.ask_to_end()
+    with suppress(FractalError):
+        one.start()
+    until(lambda: one.is_over)
+
+
 def test_a_portal_that_has_not_begun_closes_at_once_and_a_call_of_it_can_be_cancelled(portal: Portal):
     call = PortalCall(never, portal)
     portal.close()
