@@ -13,11 +13,11 @@ import anyio
 
 from fractal._copies import copied
 from fractal._hooks import call_user
-from fractal._scopes import require_time, time_limit
+from fractal._scopes import move_on_after, require_time
 from fractal._texts import said_by
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
-from fractal.models.base import Delta, ModelRequest, Reply, stream_or_respond
+from fractal.models.base import Delta, ModelRequest, Reply, ask_model
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -142,16 +142,13 @@ class _Question:
         seconds = self._run.limits.request_timeout
         if seconds is None:
             return await self._ask_model(request)
-        with time_limit(seconds) as self._scope:
+        with move_on_after(seconds) as self._scope:
             return await self._ask_model(request)
         raise RequestTimedOut(f"the model did not answer within the {seconds:g} s that a request may take")
 
     async def _ask_model(self, request: ModelRequest) -> Reply:
         model = self._run.settings.model
-        if self._run.feeds:
-            reply = await stream_or_respond(model, request, self._show)
-        else:
-            reply = await model.respond(request)
+        reply = await ask_model(model, request, self._show if self._run.feeds else None)
         if not isinstance(reply, Reply):
             raise InvalidArguments(f"the model {model!r} answered with {reply!r}, not a Reply")
         return reply

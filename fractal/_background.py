@@ -1,8 +1,4 @@
-"""Tasks that are no children of the tasks that start them, and what they tell, as a block of the reader's.
-
-An async generator around a block may be closed by the garbage collector, in a task that has never seen the scopes of
-the one that entered it. So the block holds none: it owns a task of the event loop, and cancels and joins it at its end.
-"""
+"""Tasks of our own: one that whoever calls a function waits for, and one that goes on while its starter does others."""
 
 from __future__ import annotations
 
@@ -10,59 +6,195 @@ import contextvars
 import math
 import sys
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
+from anyio.lowlevel import checkpoint, current_token
 
-from fractal._feed import Feed
-from fractal._scopes import stop_if_cancelled
-from fractal.errors import InvalidArguments
+from fractal._log import log
+from fractal._scopes import remaining, stop_if_cancelled
+from fractal._texts import is_a
+from fractal._workers import wait_out
+from fractal.errors import RunCancelled, ToolIgnoredCancellation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable
-    from types import TracebackType
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
-__all__ = ["Background", "FeedBlock", "end_all"]
+    from anyio.lowlevel import EventLoopToken
+
+__all__ = [
+    "Background",
+    "Joinable",
+    "current_task_of",
+    "end_all",
+    "spawn",
+    "spawn_later",
+    "task_here",
+]
 
 T = TypeVar("T")
 
+_MOMENT = 0.1
+_SHORT = 0.01
+"""Seconds."""
 
-class Background:
-    """A task of the event loop, owned by whoever holds this and must `join` it; no child of the task that starts it.
+_NO_SCOPE = nullcontext()
+_NOTHING = object()
 
-    It starts with the context and the deadline of its starter.
+
+class Joinable(ABC):
+    """Something under way in an event loop, which others may cancel and wait for, from other event loops too.
 
     Args:
-        function: What it runs. What that raises is for `join`; when it is cancelled, `join` does not raise.
-        name: Name of the task.
+        token: The event loop.
     """
 
-    def __init__(self, function: Callable[[], Awaitable[object]], name: str) -> None:
-        self._scope = anyio.CancelScope(deadline=anyio.current_effective_deadline())
-        self._ended = anyio.Event()
-        self._error: BaseException | None = None
-        # Not kept: contexts that were copied in the task may live long, and know this, but not what the task had.
-        _spawn(partial(self._main, function), name, self._ended.set)
+    __slots__ = ("__weakref__", "_ended", "_token", "_waiting")
 
-    async def _main(self, function: Callable[[], Awaitable[object]]) -> None:
-        _around.set((*_around.get(), self))
-        try:
-            with self._scope:
-                await function()
-        except BaseException as error:
-            # Nobody is above this task to raise to; a native cancellation, as when the loop ends, is an end like any.
-            if not isinstance(error, anyio.get_cancelled_exc_class()):
-                self._error = error
-        finally:
-            self._ended.set()
+    def __init__(self, token: EventLoopToken) -> None:
+        self._token = token
+        self._ended: anyio.Event = token.backend_class.create_event()
+        self._waiting: tuple[Callable[[], object], ...] = ()
 
     @property
     def has_ended(self) -> bool:
         """Whether it is over, cleanup included."""
         return self._ended.is_set()
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Cancel it; returns at once, and works in any thread."""
+
+    async def join(self) -> None:
+        """Wait for its end, however often the waiting task is cancelled meanwhile; tells nothing."""
+        await wait_out(self._ended if self._is_here() else self._end_from_afar())
+
+    def when_ended(self, tell: Callable[[], object]) -> None:
+        """Have a function called at its end; in its own thread."""
+        self._waiting = (*self._waiting, tell)
+
+    def _end_from_afar(self) -> anyio.Event:
+        """An event for its end, of the event loop that runs in this thread."""
+        ended, here = anyio.Event(), current_token()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # that loop has ended: nobody waits there
+                here.backend_class.run_sync_soon(ended.set, (), here.native_token)
+
+        if not self._in_its_loop(lambda: tell() if self.has_ended else self.when_ended(tell)):
+            ended.set()
+        return ended
+
+    def end(self, _: object = None) -> None:
+        """Note its end; only the first time counts."""
+        self._ended.set()
+        waiting, self._waiting = self._waiting, ()
+        for tell in waiting:
+            tell()
+
+    def _in_its_loop(self, function: Callable[[], object]) -> bool:
+        """Call a function where it is under way; False: that event loop has ended."""
+        token = self._token
+        if self._is_here():
+            function()
+            return True
+        try:
+            token.backend_class.run_sync_soon(function, (), token.native_token)
+        except RuntimeError:
+            return False
+        return True
+
+    def _is_here(self) -> bool:
+        try:
+            return current_token().native_token is self._token.native_token
+        except RuntimeError:  # no event loop in this thread
+            return False
+
+
+def task_here() -> object:
+    """The current task itself, which AnyIO describes anew each time it is asked."""
+    return current_task_of(current_token())()
+
+
+def current_task_of(token: EventLoopToken) -> Callable[[], object]:
+    """What gives the current task in an event loop."""
+    # The backends are looked up, not imported: the one that runs here is there.
+    if hasattr(token.native_token, "call_later"):
+        current_task: Callable[[], object] = sys.modules["asyncio"].current_task
+    else:
+        current_task = sys.modules["trio"].lowlevel.current_task
+    return current_task
+
+
+class Background(Joinable, Generic[T]):
+    """A task of the event loop, owned by whoever holds this and must wait for it; no child of the task that starts it.
+
+    It starts with the context and the deadline of its starter.
+
+    Args:
+        function: What it runs. What that raises is for whoever waits.
+        name: Name of the task.
+        scope: What cancels it, which the function enters. None: one around the function.
+        token: The event loop that runs here, if that is known.
+
+    Attributes:
+        on_cancel: Called when it is cancelled, in its event loop, before it hears of that itself.
+        on_more_time: Called with its deadline when it is given more time.
+    """
+
+    __slots__ = ("_error", "_limit", "_starters", "_value", "on_cancel", "on_more_time", "scope")
+
+    def __init__(
+        self,
+        function: Callable[[], Awaitable[T]],
+        name: str,
+        scope: anyio.CancelScope | None = None,
+        token: EventLoopToken | None = None,
+    ) -> None:
+        token = token or current_token()
+        backend = token.backend_class
+        super().__init__(token)
+        self.scope = scope if scope is not None else backend.create_cancel_scope()
+        self._limit = self.scope.deadline  # of its own
+        self._starters = deadline = backend.current_effective_deadline()
+        if deadline < self._limit:
+            self.scope.deadline = deadline
+        self.on_cancel: Callable[[], object] | None = None
+        self.on_more_time: Callable[[float], object] | None = None
+        self._value: Any = _NOTHING
+        self._error: BaseException | None = None
+        # The function is not kept: contexts that were copied in the task may live long, and know this.
+        spawn(token, self._main(function, self.scope if scope is None else _NO_SCOPE), name, self.end)
+
+    async def _main(self, function: Callable[[], Awaitable[T]], scope: AbstractContextManager[Any]) -> None:
+        _around.set((*_around.get(), self))
+        try:
+            with scope:
+                self._value = await function()
+        except BaseException as error:
+            # Nobody is above this task to raise to; a native cancellation, as when the loop ends, is an end like any.
+            if not is_a(error, anyio.get_cancelled_exc_class()):
+                self._error = error
+        finally:
+            self.end()
+
+    def cancel(self) -> None:
+        """Cancel it; returns at once, and works in any thread."""
+        self._in_its_loop(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.scope.cancel_called:
+            return
+        self.scope.cancel()
+        if self.on_cancel is not None:
+            self.on_cancel()
+
+    def end(self, _: object = None) -> None:
+        """Note its end; only the first time counts."""
+        self.on_cancel = self.on_more_time = None  # which are a run's, and this may be remembered for longer
+        super().end()
 
     @property
     def is_settled(self) -> bool:
@@ -75,13 +207,47 @@ class Background:
         return self in _around.get() and not self.has_ended
 
     def allow_until(self, deadline: float) -> None:
-        """Give it more time than its starter had; never less."""
-        if deadline > self._scope.deadline:
-            self._scope.deadline = deadline
+        """Give it more time than its starter had, if it may have so much; never less."""
+        if deadline > self.scope.deadline:
+            self.scope.deadline = min(deadline, self._limit)
+            if self.on_more_time is not None:
+                self.on_more_time(self.scope.deadline)
 
-    def cancel(self) -> None:
-        """Cancel it; returns at once."""
-        self._scope.cancel()
+    async def result(self) -> T:
+        """Wait for its end in the task that started it, and give back what it returned; what every verb does.
+
+        No code of the user's runs in the task that calls a verb, and no scope of ours is open there. So whatever
+        cancellation arrives here is meant for that task: it waits for nothing that anybody else could cancel, and no
+        count of cancellations has to be asked, nor is one changed. What the user's code makes of a cancellation, an
+        error or nothing at all, is seen by the task inside alone.
+
+        Raises:
+            RunCancelled: The task was cancelled, and the caller was not.
+            BaseException: The caller's cancellation, whatever has come of it inside; else what the function raised.
+        """
+        try:
+            if self._starters != math.inf:
+                await self._follow_to_end()
+            await self._wait_for_end()
+        except BaseException as cancellation:
+            self.cancel()
+            with suppress(anyio.get_cancelled_exc_class()):  # another one, told by the first
+                await self.join()
+            if is_a(self._error, ToolIgnoredCancellation):  # leaves more behind than a cancellation says
+                raise self._error from cancellation
+            raise
+        if self._error is not None:
+            self._tell()
+        if self._value is _NOTHING:
+            raise RunCancelled
+        return cast("T", self._value)
+
+    async def _follow_to_end(self) -> None:
+        """Wait for its end, or nearly as long as there is time, and let it have what time the caller gets meanwhile."""
+        while not self._ended.is_set() and (left := remaining()) > _SHORT:
+            with anyio.move_on_after(left / 2):
+                await self._ended.wait()
+            self.allow_until(anyio.current_effective_deadline())
 
     async def wait(self) -> None:
         """Wait for its end.
@@ -89,38 +255,26 @@ class Background:
         Raises:
             BaseException: What it raised; told once.
         """
-        await self._ended.wait()
+        await self._wait_for_end()
         self._tell()
 
-    async def join(self, until: float = math.inf) -> None:
-        """Wait for its end, however often the waiting task is cancelled meanwhile; tells nothing.
+    async def _wait_for_end(self) -> None:
+        await self._ended.wait()
+        if not self.scope.cancel_called:
+            return
+        # It has the deadline of whoever waits, and may have met it a little sooner.
+        while -math.inf < anyio.current_effective_deadline() <= anyio.current_time():
+            await checkpoint()
+        await stop_if_cancelled()
 
-        Args:
-            until: When it is waited for no longer, on the clock of the event loop; infinity: as long as it takes.
-        """
-        interrupted: BaseException | None = None
-        while not self._ended.is_set():
-            try:
-                with anyio.CancelScope(shield=True, deadline=until) as patience:
-                    await self._ended.wait()
-                if patience.cancelled_caught:
-                    break
-            except anyio.get_cancelled_exc_class() as error:  # asyncio's own, which no shield keeps out
-                interrupted = error
-        if interrupted is not None:
-            raise interrupted
-
-    async def cancel_and_join(self, until: float = math.inf) -> None:
+    async def cancel_and_join(self) -> None:
         """Cancel it and wait for its end, however often the waiting task is cancelled meanwhile.
-
-        Args:
-            until: As in `join`.
 
         Raises:
             BaseException: What it raised, if nobody has been told yet.
         """
         self.cancel()
-        await self.join(until)
+        await self.join()
         # Without one more checkpoint, whose cancellation would replace the exception that made the caller leave.
         self._tell()
 
@@ -130,97 +284,8 @@ class Background:
             raise error
 
 
-class FeedBlock(ABC, Generic[T]):
-    """A background task and what it tells, as an async context manager; what streamed runs and batches share.
-
-    Args:
-        buffer: Items that may wait for the reader while the task goes on.
-
-    Raises:
-        InvalidArguments: `buffer` is no number of items.
-    """
-
-    _noun: ClassVar[str]
-    _entered_by: ClassVar[str]
-
-    def __init__(self, buffer: int) -> None:
-        if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
-            raise InvalidArguments(f"buffer={buffer!r}: give a whole number from 0 up")
-        self._buffer = buffer
-        self._opened: tuple[Feed[T], Background] | None = None
-
-    @abstractmethod
-    def _start(self, feed: Feed[T]) -> Background:
-        """Begin; the task closes the feed at its end."""
-
-    async def __aenter__(self) -> Self:
-        if self._opened is not None:
-            raise InvalidArguments(f"a {self._noun} is entered once: make another one")
-        feed: Feed[T] = Feed(self._buffer)
-        self._opened = feed, self._start(feed)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            await self.aclose()
-        except Exception as other:
-            if error is None:
-                raise
-            error.add_note(f"the {self._noun} ended with {type(other).__name__}: {other}")
-
-    async def aclose(self) -> None:
-        """End it, if it goes on, and wait for its cleanup; what leaving the block does.
-
-        Whatever belongs to it, a tool of a run say, can end it so, but not wait for it: there this returns at once.
-
-        Raises:
-            Exception: What it failed with, if nobody has been told yet.
-        """
-        if self._opened is None:
-            return
-        feed, task = self._opened
-        # In this order: a task that waits for its reader must not take one more step, and start a tool with it.
-        task.cancel()
-        feed.desert()
-        if not task.is_around_caller:
-            await task.cancel_and_join()
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it has ended, cleanup included, and told what it failed with: there is nothing to close."""
-        return self._opened is not None and self._opened[1].is_settled
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def _next(self) -> T:
-        feed, task = self._here()
-        # Whoever reads may have been given more time since the block was entered.
-        task.allow_until(await stop_if_cancelled())
-        if not feed.is_empty:
-            return feed.pop()
-        with suppress(StopAsyncIteration):
-            return await feed.next()
-        await task.wait()
-        raise StopAsyncIteration
-
-    def _for_reading(self) -> tuple[Feed[T], Background]:
-        feed, task = self._here()
-        # Whoever reads may have been given more time since the block was entered.
-        task.allow_until(anyio.current_effective_deadline())
-        return feed, task
-
-    def _here(self) -> tuple[Feed[T], Background]:
-        if self._opened is None:
-            raise InvalidArguments(f"the {self._noun} has not begun: write `{self._entered_by}`")
-        return self._opened
-
-
-async def end_all(tasks: Iterable[Background]) -> None:
-    """Cancel tasks that nobody has joined and wait for them; what they raised is dropped."""
-    tasks = list(tasks)
+async def end_all(tasks: Sequence[Joinable]) -> None:
+    """Cancel what goes on and wait for it, however often the waiting task is cancelled; what it raised is dropped."""
     for task in tasks:
         task.cancel()
     interrupted: BaseException | None = None
@@ -233,23 +298,59 @@ async def end_all(tasks: Iterable[Background]) -> None:
         raise interrupted
 
 
-_around: ContextVar[tuple[Background, ...]] = ContextVar("fractal_background", default=())
+_around: ContextVar[tuple[Background[Any], ...]] = ContextVar("fractal_background", default=())
 
 _tasks: set[Any] = set()  # asyncio's loop remembers its tasks only weakly
 
 
-def _spawn(function: Callable[[], Coroutine[Any, Any, None]], name: str, on_end: Callable[[], None]) -> None:
-    def ended(_: object) -> None:
-        on_end()
+def spawn_later(token: EventLoopToken, function: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    """Have an event loop run a function as a task soon, if it goes on; from any thread, whatever that is doing.
 
-    # AnyIO has no task without a group. The backends are looked up, not imported: the one that runs here is there.
-    asyncio: Any = sys.modules.get("asyncio")
-    if asyncio is not None and anyio.get_cancelled_exc_class() is asyncio.CancelledError:
-        task = asyncio.get_running_loop().create_task(function(), name=name)
+    Args:
+        token: The event loop.
+        function: What to run; what it raises is logged.
+        name: Name of the task.
+    """
+    loop: Any = token.native_token
+
+    async def run() -> None:
+        try:
+            await function()
+        except Exception as error:
+            log.failure(f"{name}: failed", error)
+
+    def begin() -> None:
+        task = loop.create_task(run(), name=name)
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
-        # A task that asyncio cancels before its first step never runs, and could not say that it has ended.
-        task.add_done_callback(ended)
+
+    def start() -> None:
+        if hasattr(loop, "call_later"):  # asyncio, which does not wait for what begins while it ends: then not at all
+            loop.call_later(_MOMENT, begin)
+        else:
+            sys.modules["trio"].lowlevel.spawn_system_task(run, name=name)
+
+    with suppress(RuntimeError):  # it has ended
+        token.backend_class.run_sync_soon(start, (), loop)
+
+
+def spawn(
+    token: EventLoopToken, main: Coroutine[Any, Any, None], name: str, on_end: Callable[[object], object]
+) -> None:
+    """Start a task, which no scope of the calling task reaches.
+
+    Args:
+        token: The event loop that runs here.
+        main: What it does; that must raise nothing.
+        name: Name of the task.
+        on_end: Called at its end on asyncio, for a task that is cancelled before its first step never runs there.
+    """
+    loop: Any = token.native_token
+    # AnyIO has no task without a group. The backends are looked up, not imported: the one that runs here is there.
+    if hasattr(loop, "create_task"):
+        task = loop.create_task(main, name=name)
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+        task.add_done_callback(on_end)
     else:
-        trio: Any = sys.modules["trio"]
-        trio.lowlevel.spawn_system_task(function, name=name, context=contextvars.copy_context())
+        sys.modules["trio"].lowlevel.spawn_system_task(lambda: main, name=name, context=contextvars.copy_context())

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fractal._copies import copied_arguments, with_own_content
-from fractal._current import WeakVar
+from fractal._current import WeakVar, current_call
 from fractal._scopes import waiting
 from fractal._stuck import place_in_thread, place_of
 from fractal.events import ToolFinished, ToolStarted
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from fractal._run import Run
     from fractal._step import BoundCall
 
-__all__ = ["Call"]
+__all__ = ["Call", "ended_late"]
+
+_LAST_CHANCE = 0.005
+"""Seconds in which a tool may stop that is cancelled for good at the end of its grace."""
 
 _around: WeakVar[Call] = WeakVar("fractal_call_around")
 
@@ -32,18 +35,25 @@ class Call:
         "__weakref__",
         "_above",
         "_below",
+        "_stopped_at",
         "_told",
         "_where",
         "abandoned",
         "bound",
         "cut_at",
         "exception",
+        "is_left",
+        "is_over",
+        "is_stopped",
+        "left_at",
+        "look_at",
         "named",
         "needs_approval",
         "result",
         "run",
         "scope",
         "started",
+        "task",
         "text",
         "waits_for",
         "work",
@@ -56,8 +66,15 @@ class Call:
         if above is not None:
             above._below.add(self)
         self.started = run.now()
-        self.cut_at = math.inf  # when its scope ends it
-        self.scope: anyio.CancelScope | None = None  # there is one where it has a time of its own
+        self.cut_at = math.inf  # when its own time is over
+        self.look_at = math.inf  # when the run has to see to it
+        self._stopped_at = math.inf  # when it was cut, by its own time or with the run
+        self.is_stopped = False  # with the run
+        self.is_over = False  # and its task has ended
+        self.is_left = False  # to itself, with all that it has begun
+        self.left_at = 0.0
+        self.scope: anyio.CancelScope | None = None  # in which its task works
+        self.task: object = None
         self.result: ToolResult | None = None
         self.text = ""  # what the model sees
         self.exception: BaseException | None = None
@@ -108,8 +125,67 @@ class Call:
         self.waits_for = what
 
     def enter(self) -> None:
-        """Be what later calls in this context belong to."""
+        """Be what later calls and runs in this context belong to."""
         _around.set(self)
+        current_call.set(self.bound.call_id)
+        self.task = self.run.current_task()
+
+    def start_clock(self, cut_at: float) -> None:
+        """Let its time begin.
+
+        Args:
+            cut_at: When its own is over; infinity: never.
+        """
+        run = self.run
+        self.cut_at = self.look_at = cut_at
+        self.started = run.now()
+        if self.scope is None:
+            self.new_scope(min(cut_at, run.deadline))
+        else:
+            self.follow()
+
+    def new_scope(self, deadline: float) -> anyio.CancelScope:
+        """Make the scope in which its task works from now on."""
+        self.scope = scope = self.run.new_scope(deadline=deadline)
+        return scope
+
+    def follow(self) -> None:
+        """Let it have what time it may take, after that of the run has changed."""
+        if self.scope is not None and not self.is_over:
+            self.scope.deadline = min(self.cut_at, self.run.deadline)
+
+    def stop(self, now: float) -> None:
+        """Cut it with the run."""
+        assert self.scope is not None
+        self.is_stopped = True
+        self._stopped_at = self.look_at = min(self._stopped_at, self.cut_at, now)
+        self.scope.cancel()
+
+    def see_to_it(self, now: float) -> bool:
+        """Cut what it has begun, once it is cut itself, and name it if it goes on after its grace.
+
+        Returns:
+            Whether it is to be left to itself then.
+        """
+        run = self.run
+        run.below.cancel_unreached(self.bound.call_id)
+        self._stopped_at = min(self._stopped_at, self.cut_at)
+        grace = run.limits.grace or 0.0
+        self.look_at = self._stopped_at + grace + (_LAST_CHANCE if self.may_be_left else 0.0)
+        if now < self.look_at:
+            return False
+        self.look_at = math.inf
+        if self.may_be_left:
+            return True
+        self.name_as_stuck(grace, "the run waits for it")
+        return False
+
+    def end_late(self) -> None:
+        """Note the end of its task, long after it was left to itself."""
+        tool, run = self.bound.tool, self.run
+        assert tool is not None
+        run.twins.gate(tool.function).release()
+        run.warn_late(ended_late(tool.name, run.now() - self.left_at))
 
     def bottom(self) -> Call:
         """What does not stop if this does not: one of the calls that it waits for, in runs below, or itself."""
@@ -130,7 +206,8 @@ class Call:
     def may_be_left(self) -> bool:
         """Whether the run goes on without it if it does not stop."""
         tool = self.bound.tool
-        return tool is not None and tool.is_async and self.run.limits.on_stubborn == "raise"
+        is_at_work = tool is not None and tool.is_async and self.work is not None
+        return is_at_work and self.run.limits.on_stubborn == "raise"
 
     @property
     def ends_run(self) -> bool:
@@ -141,7 +218,13 @@ class Call:
     @property
     def is_out_of_time(self) -> bool:
         """Whether its own time is over, or that of its run."""
-        return (self.scope is not None and self.scope.cancel_called) or self.run.is_out_of_time()
+        return self.is_past_own_time or self.run.is_out_of_time()
+
+    @property
+    def is_past_own_time(self) -> bool:
+        """Whether its own time has ended it."""
+        is_cut = self.scope is not None and self.scope.cancel_called and not self.is_stopped
+        return is_cut and self.run.has_come(self.cut_at)
 
     async def tell(self) -> None:
         """Tell what there is to tell by now, at the pace of whoever reads it."""
@@ -171,3 +254,8 @@ class Call:
         shown = with_own_content(result) if self.ends_run else result.model_copy()
         shown.metadata = {**result.metadata, "arguments": copied_arguments(self.bound.arguments)}
         return shown
+
+
+def ended_late(name: str, seconds: float) -> str:
+    """What is told of the end of a call that nobody waits for any more."""
+    return f"tool {name!r}, abandoned earlier, has ended {seconds:.2g} s after that"

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio.lowlevel import checkpoint
 
+from fractal._background import spawn
+from fractal._below import place_here
 from fractal._call import Call
 from fractal._explain import explain
-from fractal._invoke import left_behind, run_call
-from fractal._scopes import cancellation_noted, unexpected
+from fractal._invoke import leave, run_call
+from fractal._scopes import unexpected
 from fractal._texts import is_a
 from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from anyio.abc import TaskGroup
-
     from fractal._run import Run
     from fractal._step import BoundCall
     from fractal.results import ToolResult
 
-__all__ = ["answer_calls", "call_tools"]
+__all__ = ["answer_calls", "call_within"]
 
 CALLS_AT_A_TIME = 1000
 """Calls of one reply that are under way at once; more wait for these. Each takes a task, and time to be cancelled."""
@@ -64,15 +66,16 @@ async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]
     return [call.result for call in made if call.result is not None]
 
 
-async def call_tools(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]:
-    """Call tools without a transcript.
+async def call_within(run: Run, bound: BoundCall) -> ToolResult:
+    """Call a tool for a function of the user's that works for a run; no part of the run's transcript.
 
     Returns:
-        The results, in call order; what a tool raised is in its result.
+        How it ended; what the tool raised is in it.
     """
-    running = [Call(run, call) for call in calls]
-    await _call_all(run, running)
-    return [call.result for call in running if call.result is not None]
+    call = Call(run, bound)
+    await place_here().do(partial(_call_all, run, [call]), f"fractal call of {bound.name}")
+    assert call.result is not None
+    return call.result
 
 
 def _some_at_a_time(calls: Sequence[BoundCall]) -> Iterator[Sequence[BoundCall]]:
@@ -124,6 +127,8 @@ async def _call_all(run: Run, calls: Sequence[Call]) -> None:
         # On asyncio a cancellation may reach its task a turn of the loop later than it was made.
         await run.stop_if_cancelled()
         is_heard = run.is_heard
+        if is_heard:
+            await checkpoint()  # somebody who was told of the reply may have cancelled whoever has called the run
         spent: BudgetExceeded | None = None
         for call in calls:
             if is_heard:
@@ -186,53 +191,40 @@ def _batches(calls: Sequence[Call]) -> Iterator[list[Call]]:
 
 
 class _Batch:
-    """Calls that run side by side."""
+    """Calls that run side by side, each in a task of its own, also when it is only one."""
 
-    __slots__ = ("_calls", "_news", "_run", "_running")
+    __slots__ = ("_calls", "_fatal", "_news", "_run", "_running")
 
     def __init__(self, run: Run, calls: Sequence[Call]) -> None:
         self._run, self._calls = run, calls
         self._running = len(calls)
         self._news = anyio.Event()  # a call has got another deadline, or all are done
+        self._fatal: list[BaseException] = []  # what no outcome of a call stands for
 
     async def run_all(self) -> None:
         """Bring each to its outcome.
 
         Raises:
             ToolIgnoredCancellation: One was left to itself, and with it the run.
+            BaseException: Ctrl-C and the like.
         """
+        for call in self._calls:
+            call.start_clock(self._run.soft_deadline if call.needs_approval else self._cut_at(call))
+            self._run.open_calls[call.bound.call_id] = call
+            spawn(self._run.token, self._run_one(call), call.bound.name, partial(self._note_end, call))
         try:
-            await self._run_all()
-        except BaseExceptionGroup as group:
-            stubborn = left_behind(group)
-            if stubborn is None:
+            await self._wait_and_name()
+        except anyio.get_cancelled_exc_class():
+            self._stop()
+            await self._wait_and_name_all()
+            if not self._fatal:
                 raise
-            raise stubborn from stubborn.__cause__
-
-    async def _run_all(self) -> None:
-        # Every tool runs in a child task, a single one too: native asyncio cancellation hits only the task that called
-        # `run()`, which then cancels the children and waits for them as it must.
-        async with anyio.create_task_group() as group:
-            for call in self._calls:
-                call.started = self._run.now()
-                call.cut_at = self._run.soft_deadline if call.needs_approval else self._cut_at(call)
-                if call.cut_at < math.inf or call.needs_approval:
-                    call.scope = anyio.CancelScope(deadline=call.cut_at)
-                group.create_task(self._run_one(call, group), name=call.bound.name)
-            with cancellation_noted():
-                try:
-                    await self._wait_and_name()
-                except anyio.get_cancelled_exc_class():
-                    group.cancel_scope.cancel()
-                    for call in self._calls:
-                        call.cut_at = min(call.cut_at, self._run.now())
-                    await self._wait_and_name_all()
-                    raise
+        for error in sorted(self._fatal, key=lambda each: isinstance(each, Exception)):  # Ctrl-C comes first
+            raise error
 
     def _start_clock(self, call: Call) -> None:
         """Let the time of a call begin that has waited for approval."""
-        assert call.scope is not None
-        call.scope.deadline = call.cut_at = self._cut_at(call)
+        call.start_clock(self._cut_at(call))
         self._news.set()
 
     def _cut_at(self, call: Call) -> float:
@@ -240,43 +232,67 @@ class _Batch:
             return math.inf  # what time was kept back for; the run's own deadline holds
         return min(self._run.now() + _timeout_of(call), self._run.soft_deadline)
 
-    async def _run_one(self, call: Call, group: TaskGroup) -> None:
+    async def _run_one(self, call: Call) -> None:
+        run = self._run
         try:
             try:
-                await run_call(call, group, self._start_clock)
-            finally:
-                await self._run.end_streams(call.bound.call_id)
-            await call.tell()
+                await run_call(call, self._start_clock)
+            except GeneratorExit:  # an event loop that is closed in the middle of it
+                raise
+            except BaseException as error:
+                self._fail(error)
+            if run.below and not call.is_left:
+                await run.below.end(call.bound.call_id)
+            # Whatever begins later belongs to the run alone.
+            run.open_calls.pop(call.bound.call_id, None)
+            if run.feeds and not call.is_stopped:
+                with call.new_scope(run.deadline):
+                    await call.tell()
         finally:
-            call.tell_now()
-            self._running -= 1
-            if not self._running:
-                self._news.set()
+            self._note_end(call)
+
+    def _note_end(self, call: Call, _: object = None) -> None:
+        """Note the end of a call's task, which does not do so itself if asyncio cancels it before its first step."""
+        if call.is_over:
+            return
+        call.is_over = True
+        if call.is_left:
+            call.end_late()
+            return
+        call.tell_now()
+        self._count_down()
+
+    def _count_down(self) -> None:
+        self._running -= 1
+        if not self._running:
+            self._news.set()
+
+    def _fail(self, error: BaseException) -> None:
+        """End the calls, and the run with them."""
+        self._fatal.append(error)
+        self._stop()
+
+    def _stop(self) -> None:
+        now = self._run.now()
+        for call in self._calls:
+            if not call.is_over:
+                call.stop(now)
+        self._news.set()
 
     async def _wait_and_name_all(self) -> None:
-        """The same as `_wait_and_name`, for calls that are all cut, however often the run is cancelled meanwhile.
-
-        The group would wait just as long; here those that do not stop are named.
-        """
-        interrupted: BaseException | None = None
+        """Wait for calls that are all stopped, however often the run is cancelled meanwhile."""
         while self._running:
-            try:
+            with suppress(anyio.get_cancelled_exc_class()):  # asyncio's own, which no shield keeps out
                 with anyio.CancelScope(shield=True):
                     await self._wait_and_name()
-            except anyio.get_cancelled_exc_class() as error:  # asyncio's own, which no shield keeps out
-                interrupted = error
-        if interrupted is not None:
-            raise interrupted
 
     async def _wait_and_name(self) -> None:
-        """Wait for all calls, and name each that goes on for longer than its grace after it was cut."""
-        grace = self._run.limits.grace or 0.0
+        """Wait for all calls, and see to those that are cut."""
         while self._running:
-            unnamed = [call for call in self._calls if call.result is None and not call.named and not call.may_be_left]
-            await self._wait_for_news(min((call.cut_at + grace for call in unnamed), default=math.inf))
-            for call in unnamed:
-                if call.result is None and self._run.now() >= call.cut_at + grace:
-                    call.name_as_stuck(grace, "the run waits for it")
+            until = min([call.look_at for call in self._calls if call.result is None], default=math.inf)
+            await self._wait_for_news(until)
+            if until != math.inf:
+                self._see_to_cut_calls()
 
     async def _wait_for_news(self, until: float) -> None:
         if until == math.inf:
@@ -286,6 +302,14 @@ class _Batch:
                 await self._news.wait()
         if self._running and self._news.is_set():
             self._news = anyio.Event()
+
+    def _see_to_cut_calls(self) -> None:
+        """End what calls that are cut have begun, and name those that go on after their grace, or leave them."""
+        now = self._run.now()
+        for call in self._calls:
+            if call.result is None and now >= call.look_at and call.see_to_it(now):
+                self._fail(leave(call))
+                self._count_down()
 
 
 def _timeout_of(call: Call) -> float:

@@ -12,8 +12,9 @@ import anyio
 
 from fractal._callables import is_async
 from fractal._gates import Gate, approval_threads, hook_threads
+from fractal._grace import answered, settled
 from fractal._log import log
-from fractal._scopes import cancellation_noted, single_error, waiting
+from fractal._scopes import single_error, waiting
 from fractal._signature import SignatureFault, read_signature
 from fractal._stall import timed
 from fractal._texts import name_of, repr_of
@@ -83,15 +84,12 @@ async def _call(
     def queue(what: str) -> AbstractContextManager[None]:
         return waiting(what, lambda what: warn(f"{name} had not begun: it waited for {what}"))
 
-    raised: Exception | None = None
-    with single_error():  # of a task group in the function, or of the one here
-        if is_async(function):
-            return await timed(function(*arguments, **by_name), name, warn)
+    async def in_thread() -> None:
+        raised: Exception | None = None
         async with anyio.create_task_group() as group:  # where `fractal.sync` in the function joins the run
             thread = ThreadCall(work, name, threads=threads, waiting=queue, abandon=True, group=group)
             try:
-                with cancellation_noted():
-                    await thread.run()
+                await thread.run()
             except Exception as error:
                 raised = error  # kept out of the group: trio takes the text of what ends one, and that may raise
             finally:
@@ -99,7 +97,12 @@ async def _call(
                     warn(f"{name} could not be stopped: it goes on in its thread, and nobody waits for it")
         if raised is not None:
             raise raised
-        return await answers[0] if inspect.isawaitable(answers[0]) else answers[0]
+
+    with single_error():  # of a task group in the function, or of the one here
+        if is_async(function):
+            return await answered(timed(function(*arguments, **by_name), name, warn), name)
+        await settled(in_thread(), name)
+        return await answered(answers[0], name) if inspect.isawaitable(answers[0]) else answers[0]
 
 
 def is_plain(function: Callable[..., Any]) -> bool:

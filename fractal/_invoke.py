@@ -3,107 +3,131 @@
 from __future__ import annotations
 
 import inspect
-import math
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from fractal._approve import is_approved
 from fractal._background import Background
+from fractal._call import Call, ended_late
 from fractal._copies import recorded
-from fractal._current import current_call
 from fractal._explain import explain
+from fractal._grace import graced
 from fractal._json import text_of
 from fractal._returned import is_plain, read_in_thread, read_up
-from fractal._scopes import cancellation_was_meant, leaves
+from fractal._scopes import is_cancellation, is_cut, leaves
 from fractal._stall import timed
 from fractal._texts import is_a
 from fractal._threads import ThreadCall
 from fractal.errors import ToolIgnoredCancellation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
-    from anyio.abc import TaskGroup
-
-    from fractal._call import Call
     from fractal.context import RunContext
     from fractal.results import Outcome
     from fractal.toolkit import Tool
 
-__all__ = ["left_behind", "run_call"]
+__all__ = ["leave", "run_call"]
 
-_NO_SCOPE = _NO_GATE = nullcontext()
+_NO_GATE = nullcontext()
 
 _CANCELLED_INSIDE = "the tool was cancelled from inside: something it awaited was cancelled"
 
 
-async def run_call(call: Call, group: TaskGroup, start_clock: Callable[[Call], None]) -> None:
-    """Run one call to its outcome. Cancellation passes through; everything else becomes a result.
+async def run_call(call: Call, start_clock: Callable[[Call], None]) -> None:
+    """Run one call to its outcome, in a task of its own; cancelled too, and then it is the run that passes that on.
 
     Args:
         call: The call.
-        group: Where its thread, if it needs one, may start tasks.
         start_clock: Called when somebody has approved it, and its own time begins.
 
     Raises:
-        ToolIgnoredCancellation: It has not stopped, or something in a run below it has not, and was left to itself.
+        ToolIgnoredCancellation: Something in a run below it was left to itself.
+        BaseException: Ctrl-C and the like.
     """
+    assert call.scope is not None
     try:
-        with call.scope or _NO_SCOPE:
-            await _invoke_or_note_cut(call, group, start_clock)
-        if call.result is None:  # only where the scope has caught a whole group of cancellations
-            call.end(*_cut(call, timed_out=True))
-    except (Exception, SystemExit, BaseExceptionGroup) as error:
+        with call.scope:
+            await _approve_and_invoke(call, start_clock)
+    except BaseException as error:
         # Outside the scope, so that the scope has taken its own cancellation out of a group already.
-        cancelled = anyio.get_cancelled_exc_class()
-        raised = [leaf for leaf in leaves(error) if not is_a(leaf, cancelled)]
-        if not all(is_a(leaf, (Exception, SystemExit)) for leaf in raised):
-            raise  # Ctrl-C and the like are not the tool's
-        if raised:
-            call.exception = raised[0] if len(raised) == 1 else error
-            was_cut = call.scope is not None and call.scope.cancel_called
-            outcome: Outcome = "abandoned" if call.abandoned else "timeout" if was_cut else "error"
-            call.end(outcome, error="; ".join(map(explain, raised)))
-        else:
-            call.end(*_cut(call, timed_out=call.is_out_of_time))
-        stubborn = left_behind(error)
-        if stubborn is not None:
-            raise stubborn from stubborn.__cause__
-        if is_a(error, BaseExceptionGroup):
-            meant, _ = error.split(cancelled)
-            if meant is not None:
-                raise meant from None
+        await _end_with(call, error)
+    if call.result is None:  # the scope has caught the cancellation
+        call.end(*_cut(call, timed_out=call.is_out_of_time))
+    if getattr(call.task, "_must_cancel", False):  # by which AnyIO, too, knows what asyncio has yet to tell
+        with suppress(anyio.get_cancelled_exc_class()):
+            await checkpoint()  # a tool has cancelled its own task: no matter of anybody else
 
 
-async def _invoke_or_note_cut(call: Call, group: TaskGroup, start_clock: Callable[[Call], None]) -> None:
-    current_call.set(call.bound.call_id)  # each call has a task, and so a context, of its own
+def leave(call: Call) -> ToolIgnoredCancellation:
+    """Leave a call to itself, which does not stop; returns what tells of that.
+
+    Where else would it be told? Whoever cancels a run believes that nothing of it is left.
+    """
+    tool, run = call.bound.tool, call.run
+    assert tool is not None
+    call.is_left = call.abandoned = True
+    call.left_at = run.now()
+    run.twins.gate(tool.function).take()
+    run.below.leave(call.bound.call_id)
+    run.open_calls.pop(call.bound.call_id, None)
+    stuck, grace = call.bottom(), run.limits.grace or 0.0
+    where = stuck.name_as_stuck(grace, "the run ends without it")
+    error = ToolIgnoredCancellation(
+        stuck.bound.name,
+        where,
+        grace,
+        call_id=stuck.bound.call_id,
+        through=call.bound.name if stuck is not call else None,
+    )
+    call.exception = error
+    call.end("abandoned", error=explain(error))
+    call.tell_now()
+    return error
+
+
+async def _approve_and_invoke(call: Call, start_clock: Callable[[Call], None]) -> None:
     call.enter()
-    try:
-        if call.needs_approval:
-            if not await is_approved(call):
-                return
-            start_clock(call)
-        await call.run.stop_if_cancelled()  # a tool would run as far as its first await, and a thread would begin
-        await _invoke(call, group)
-    except anyio.get_cancelled_exc_class() as error:
-        if cancellation_was_meant(error):
-            call.end(*_cut(call, timed_out=call.is_out_of_time))
-            raise
+    if call.needs_approval:
+        if not await is_approved(call):
+            return
+        await call.run.hear()  # whoever allows a call of a run that somebody cancels in this moment is late
+        start_clock(call)
+    await call.run.stop_if_cancelled()  # a tool would run as far as its first await, and a thread would begin
+    await _invoke(call)
+
+
+async def _end_with(call: Call, error: BaseException) -> None:
+    """Give a call the outcome that an exception stands for; pass on what is not the tool's."""
+    raised = [leaf for leaf in leaves(error) if not is_cancellation(leaf)]
+    if not all(is_a(leaf, (Exception, SystemExit)) for leaf in raised):
+        raise error
+    if raised:
+        call.exception = raised[0] if len(raised) == 1 else error
+        outcome: Outcome = "abandoned" if call.abandoned else "timeout" if call.is_past_own_time else "error"
+        call.end(outcome, error="; ".join(map(explain, raised)))
+    elif (call.scope is not None and call.scope.cancel_called) or await is_cut():
+        call.end(*_cut(call, timed_out=call.is_out_of_time))
+    else:
         call.exception = error
         call.end("error", error=_CANCELLED_INSIDE)
+    stubborn = _left_behind(error)
+    if stubborn is not None:
+        raise stubborn from stubborn.__cause__
 
 
-def left_behind(error: BaseException) -> ToolIgnoredCancellation | None:
+def _left_behind(error: BaseException) -> ToolIgnoredCancellation | None:
     """What tells of a tool that was left to itself, if anything does; no run makes a mere result of that."""
     found: ToolIgnoredCancellation | None = None
     for leaf in leaves(error):
         if is_a(leaf, ToolIgnoredCancellation):
             found = found or leaf
-        elif not is_a(leaf, (Exception, SystemExit, anyio.get_cancelled_exc_class())):
+        elif not (is_a(leaf, (Exception, SystemExit)) or is_cancellation(leaf)):
             return None  # Ctrl-C and the like come first
     return found
 
@@ -120,7 +144,7 @@ def _cut(call: Call, timed_out: bool) -> tuple[Outcome, None, str]:
     return ("timeout", None, why) if timed_out else ("cancelled", None, why)
 
 
-async def _invoke(call: Call, group: TaskGroup) -> None:
+async def _invoke(call: Call) -> None:
     tool = call.bound.tool
     assert tool is not None
     context: RunContext[Any] | None = None
@@ -134,14 +158,11 @@ async def _invoke(call: Call, group: TaskGroup) -> None:
         await _wait_for_twins(call, tool)
     function = partial(tool.function, *positional, **by_name)
     if tool.is_async:
-        if call.may_be_left:
-            await _in_task_of_its_own(call, partial(_in_loop, call, function, context))
-        else:
-            await _in_loop(call, function, context)
+        await _in_loop(call, function, context)
     else:
         if context is not None:
             context.started()
-        call.returned(*await _in_thread(call, tool, function, group))
+        call.returned(*await _in_thread(call, tool, function))
 
 
 async def _wait_for_twins(call: Call, tool: Tool) -> None:
@@ -159,50 +180,29 @@ async def _in_loop(call: Call, function: Callable[[], Awaitable[Any]], context: 
         call.work = work = function()
         content: Any = work
         if not hasattr(work, "__anext__"):  # an async generator is not awaited, but read
-            content = await timed(work, f"tool {call.bound.name!r}", call.run.warn)
+            content = await graced(timed(work, f"tool {call.bound.name!r}", call.run.warn))
         if type(content) is not str and not is_plain(content):
-            content = await timed(read_up(content), f"tool {call.bound.name!r}", call.run.warn)
+            content = await graced(timed(read_up(content), f"tool {call.bound.name!r}", call.run.warn))
     call.returned(content, text_of(content))
 
 
-async def _in_task_of_its_own(call: Call, make_call: Callable[[], Awaitable[None]]) -> None:
-    """Call a tool where no task group waits for it, so that it can be left to itself if it does not stop."""
-    assert call.bound.tool is not None
-    twins, function = call.run.twins, call.bound.tool.function
+class _Joining:
+    """Starts what the thread of a call runs in the event loop, which ends with the call.
 
-    async def work() -> None:
-        try:
-            await make_call()
-        finally:
-            if call.abandoned:
-                twins.gate(function).release()
-                call.run.warn_late(_late(call.bound.name, call.run.now() - abandoned_at))
+    Args:
+        call: The call.
+    """
 
-    abandoned_at = math.inf
-    task = Background(work, f"fractal tool {call.bound.name}")
-    try:
-        await task.wait()
-    except anyio.get_cancelled_exc_class() as cancellation:
-        grace = call.run.limits.grace or 0.0
-        try:
-            await task.cancel_and_join(call.run.now() + grace)
-        finally:
-            if not task.has_ended:
-                call.abandoned, abandoned_at = True, call.run.now()
-                twins.gate(function).take()
-                stuck = call.bottom()
-                where = stuck.name_as_stuck(grace, "the run ends without it")
-                through = call.bound.name if stuck is not call else None
-                # Where else would it be told? Who cancels a run believes that nothing of it is left.
-                raise ToolIgnoredCancellation(
-                    stuck.bound.name, where, grace, call_id=stuck.bound.call_id, through=through
-                ) from cancellation
-        raise
-    if call.result is None:
-        call.end("error", error=_CANCELLED_INSIDE)
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], /, *arguments: Any) -> None:
+        """Start a task; in the event loop, and in the context of the thread."""
+        task = Background(partial(function, *arguments), f"fractal call in tool {self._call.bound.name}")
+        self._call.run.note_below(task, is_reached=False)
 
 
-async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any], group: TaskGroup) -> tuple[Any, str]:
+async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any]) -> tuple[Any, str]:
     def work() -> tuple[Any, str | None]:
         content = function()
         if inspect.isawaitable(content):
@@ -210,8 +210,8 @@ async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any], group:
         content, is_whole = read_in_thread(content)
         return content, text_of(content) if is_whole else None
 
-    def ended_late(seconds: float) -> None:
-        call.run.warn_late(_late(tool.name, seconds))
+    def tell_late(seconds: float) -> None:
+        call.run.warn_late(ended_late(tool.name, seconds))
 
     gates = (tool.gate,) if tool.gate is not None else ()
     abandon = tool.options.on_cancel == "abandon"
@@ -221,19 +221,19 @@ async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any], group:
         gates=gates,
         waiting=call.waiting,
         abandon=abandon,
-        group=group,
+        group=_Joining(call),
         twins=partial(call.run.twins.gate, tool.function),
-        on_late_end=ended_late,
+        on_late_end=tell_late,
     )
     try:
         content, text = await thread.run()
     finally:
         call.abandoned = thread.abandoned
     if text is None:  # a plain function that hands out a coroutine, or what has to be read in the loop
-        content = await read_up(await content if inspect.isawaitable(content) else content)
+        content = await graced(_read(content))
         text = text_of(content)
     return content, text
 
 
-def _late(name: str, seconds: float) -> str:
-    return f"tool {name!r}, abandoned earlier, has ended {seconds:.2g} s after that"
+async def _read(content: Any) -> Any:
+    return await read_up(await content if inspect.isawaitable(content) else content)

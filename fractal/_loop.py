@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from anyio.lowlevel import checkpoint
 
+from fractal._arguments import written_object
 from fractal._ask import ask
 from fractal._calls import answer_calls
+from fractal._json import text_of
 from fractal._log import log
 from fractal._output import OutputFault
-from fractal._scopes import cancellation_was_meant, leaves, single_error, time_limit, unexpected
+from fractal._scopes import is_cancellation, stop_if_cancelled, unexpected
 from fractal._step import AskAgain, CallTools, Decline, Finish, bound_calls, next_step
-from fractal._texts import is_a, said_by
+from fractal._texts import said_by
 from fractal.errors import (
     RAISE_LIMIT,
     AnswerRejected,
@@ -25,6 +27,7 @@ from fractal.errors import (
     RunCancelled,
     RunError,
     StopReason,
+    ToolFailed,
     ToolIgnoredCancellation,
     UserError,
 )
@@ -35,18 +38,23 @@ if TYPE_CHECKING:
     from fractal._run import Run
     from fractal._step import BoundCall, Step
     from fractal.models.base import Reply
-    from fractal.results import AgentResult
+    from fractal.results import AgentResult, ToolResult
 
-__all__ = ["drive"]
+__all__ = ["call_alone", "conduct", "converse", "drive"]
 
 BOUND_AT_A_TIME = 250
 """Calls whose arguments are checked before other tasks, and clocks, have their turn."""
 
-_NO_SCOPE = nullcontext()
+_End = tuple[Any, StopReason]
+_Work = Callable[["Run"], Awaitable[_End]]
 
 
-async def drive(run: Run) -> AgentResult:
-    """Take a run from its first event to its last, in the caller's task.
+async def drive(run: Run, work: _Work | None = None) -> AgentResult:
+    """Take a run from its first event to its last, in a task of its own.
+
+    Args:
+        run: The run.
+        work: What it does between them. None: it asks its model, and calls tools.
 
     Returns:
         How it ended. Failures of the run are in the result, as is the end of its own time.
@@ -54,44 +62,105 @@ async def drive(run: Run) -> AgentResult:
     Raises:
         UserError: The package was used in a way that cannot work.
         ToolIgnoredCancellation: A tool that does not stop was left to itself.
+        RunCancelled: The run above has ended, and with it this one, which a task of the user's own still awaited.
         BaseException: Cancellation from outside, after the cleanup; the run's last event has the partial result.
     """
-    timeout = run.timeout()
-    with single_error():
+    run.start_clock()
+    result = await run.place.do(
+        partial(conduct, run, work or converse),
+        run.task_name,
+        run.scope,
+        run.token,
+        on_cancel=run.cut,
+        on_more_time=run.has_until,
+    )
+    if result.stop_reason == "cancelled":
+        result.raise_for_error()
+    return result
+
+
+async def conduct(run: Run, work: _Work) -> AgentResult:
+    """Take a run from its first event to its last, in the calling task, which is one of ours and is the run's alone.
+
+    Args:
+        run: The run.
+        work: What it does between them.
+
+    Returns:
+        As `drive`.
+
+    Raises:
+        BaseException: As `drive`.
+    """
+    run.enter()
+    was_cancelled = False
+    with run.scope:
+        was_cancelled = await _conduct(run, work)
+    if was_cancelled:
+        await stop_if_cancelled()  # by what is around it
+    assert run.result is not None
+    return run.result
+
+
+async def _conduct(run: Run, work: _Work) -> bool:
+    """Take a run to its result, inside its scope; returns whether it was cancelled."""
+    try:
+        await run.open()
         try:
-            with time_limit(timeout) if timeout is not None else _NO_SCOPE, run.entered():
-                await run.open()
-                try:
-                    content, stop_reason = await _converse(run)
-                finally:
-                    await run.end_streams()
-                await run.pace_in_time()
-                return run.succeed(content, stop_reason)
-        except ToolIgnoredCancellation as error:
-            run.fail(error)
-            raise
-        except RunError as error:
-            return run.fail(error)
-        except UserError as error:
-            run.fail(unexpected(error))
-            raise
-        except Exception as error:
-            log.debug(f"run {run.run_id} failed", error)
-            return run.fail(unexpected(error))
-        except BaseException as error:
-            if _is_cancellation(error) and not cancellation_was_meant(error):
-                return run.fail(unexpected(error))  # something the model awaited was cancelled, and not this run
-            run.fail(_why_cancelled(run) if _is_cancellation(error) else unexpected(error))
-            raise
-    # Nothing was returned or raised, so the scope above has caught its own deadline.
-    assert timeout is not None
-    return run.fail(DeadlineExceeded(timeout, run.waited_for))
+            content, stop_reason = await work(run)
+        finally:
+            await run.below.end()
+        await run.pace_in_time()
+        run.succeed(content, stop_reason)
+    except ToolIgnoredCancellation as error:
+        run.fail(error)
+        raise
+    except RunError as error:
+        run.fail(error)
+    except UserError as error:
+        run.fail(unexpected(error))
+        raise
+    except Exception as error:
+        log.debug(f"run {run.run_id} failed", error)
+        run.fail(unexpected(error))
+    except BaseException as error:
+        if is_cancellation(error):
+            run.fail(_why_cancelled(run))
+            return True
+        run.fail(unexpected(error))
+        raise
+    return False
 
 
-_End = tuple[Any, StopReason]
+async def call_alone(run: Run, call: BoundCall) -> ToolResult:
+    """Call one tool, in a run that does nothing else.
+
+    Returns:
+        How it ended; what the tool raised is in it, and in the result of the run.
+
+    Raises:
+        DepthExceeded: It is too deep below the first run.
+        BaseException: As `drive`.
+    """
+
+    async def work(run: Run) -> _End:
+        function = {"name": call.name, "arguments": written_object(text_of(call.arguments))}
+        asked = {"id": call.call_id, "type": "function", "function": function}
+        run.transcript.append({"role": "assistant", "content": None, "tool_calls": [asked]})
+        [result] = await answer_calls(run, [call])
+        if result.error is not None:
+            raise ToolFailed(call.name, result.error) from result.exception
+        return result.content, "terminated"
+
+    ended = await drive(run, work)
+    if not run.tool_results:  # it has not come so far
+        ended.raise_for_error()
+    [result] = run.tool_results
+    return result
 
 
-async def _converse(run: Run) -> _End:
+async def converse(run: Run) -> _End:
+    """Ask the model of a run, and call the tools that it asks for, until it has answered."""
     run.system = await run.settings.system_prompt(run.context(), run.warn)
     end: _End | None = None
     while end is None:
@@ -132,7 +201,8 @@ async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: S
     if reply.is_cut:
         run.warn(f"a reply with tool calls was cut at the token limit: {RAISE_LIMIT}")
     rejected: tuple[str, str] | None = None
-    for call, result in zip(reply.tool_calls, await answer_calls(run, calls), strict=True):
+    results = await answer_calls(run, calls)
+    for call, result in zip(reply.tool_calls, results, strict=True):
         tool = run.tools.get(result.tool_name)
         if tool is not None and tool.options.terminate and result.outcome == "ok":
             return result.content, last_word if tool.is_answer else "terminated"
@@ -140,6 +210,7 @@ async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: S
             rejected = result.error or "", call.arguments
     if rejected is not None and run.answer is not None:
         run.answer.reject(*rejected)  # the model has been told by the result of its call
+    await run.hear_clock()
     return None
 
 
@@ -180,9 +251,9 @@ def _next_iteration(run: Run) -> None:
 
 def _why_cancelled(run: Run) -> RunError:
     # The deadline of a run above is the reason here too, though that run's scope has caused the cancellation.
-    return DeadlineExceeded(run.now() - run.started, run.waited_for) if run.is_out_of_time() else RunCancelled()
-
-
-def _is_cancellation(error: BaseException) -> bool:
-    cancelled = anyio.get_cancelled_exc_class()
-    return all(is_a(leaf, cancelled) for leaf in leaves(error))
+    if not run.is_out_of_time():
+        return RunCancelled()
+    seconds = run.settings.timeout
+    if seconds is None or run.started + seconds > run.deadline:
+        seconds = min(run.now(), run.scope.deadline) - run.started
+    return DeadlineExceeded(seconds, run.waited_for)

@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, get_args
-from weakref import WeakKeyDictionary
 
 import anyio
 from anyio.lowlevel import checkpoint, current_token
 
 from fractal._answer import Answer, AnswerSettings
-from fractal._background import Background, end_all
+from fractal._background import current_task_of
+from fractal._below import Below, place_of
 from fractal._copies import copied, with_own_content
 from fractal._current import current_call, current_run
 from fractal._feed import Inlet
@@ -37,6 +37,8 @@ from fractal.limits import DEFAULT_LIMITS, Budget, Limits, limits_below
 from fractal.results import AgentResult, ToolResult, Usage
 
 if TYPE_CHECKING:
+    from fractal._background import Joinable
+    from fractal._call import Call
     from fractal._hooks import Hook, Warn
     from fractal.messages import Message, Transcript
     from fractal.models.base import Model, ModelSettings, ToolSchemas
@@ -45,6 +47,11 @@ if TYPE_CHECKING:
 __all__ = ["Run", "RunSettings", "run_watchers"]
 
 _CLOCK_SLACK = 0.002
+"""Seconds."""
+
+_A_TURN = 0.1
+"""Seconds after its time in which an event loop has long seen to a deadline, if it sees to anything."""
+
 _is_full = attrgetter("is_full")
 _STOP_REASONS = frozenset(get_args(StopReason))
 
@@ -104,34 +111,40 @@ class Run:
         "__weakref__",
         "_begun_by",
         "_clock",
+        "_deadline_around",
         "_depth_limit",
         "_effective_deadline",
         "_identity",
         "_observers",
         "_own_deadline",
-        "_streams",
-        "_token",
+        "_task",
         "_was_closing",
         "abandoned",
         "agent",
         "answer",
         "approve",
+        "below",
         "budget",
-        "deadline",
+        "current_task",
         "deps",
         "depth",
         "empty_replies",
         "feeds",
         "iterations",
         "limits",
+        "new_scope",
         "now",
+        "open_calls",
         "parent",
+        "place",
         "result",
         "run_id",
+        "scope",
         "settings",
         "soft_deadline",
         "started",
         "system",
+        "token",
         "tool_results",
         "tool_schemas",
         "tools",
@@ -143,9 +156,9 @@ class Run:
     )
 
     def __init__(self, settings: RunSettings, transcript: Transcript) -> None:
-        parent = current_run.get()
-        if parent is not None and parent.result is not None:
-            parent = None  # the context was copied out of a run that has ended
+        self._join_loop()
+        self.place = place = place_of(self.current_task())
+        parent = place.run
         self.settings, self.transcript, self.parent = settings, transcript, parent
         self.twins: Twins = parent.twins if parent else Twins()
         self.run_id = os.urandom(16).hex()
@@ -179,10 +192,10 @@ class Run:
         }
         self._depth_limit: float = self.depth + (self.limits.max_depth or 0)
         self.result: AgentResult | None = None
-        # Runs below that were begun as streams, with the tool calls that began them; made when there is one.
-        self._streams: WeakKeyDictionary[Background, str | None] | None = None
+        self.open_calls: dict[str, Call] = {}  # of tools that are at work
+        self._task: object = None
+        self.below = Below()
         self._begun_by: str | None = None  # the call of the run above
-        self._join_loop()
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
             is_near = parent.is_near(self)
@@ -191,16 +204,24 @@ class Run:
             watch(self)
 
     def _join_loop(self) -> None:
-        self._token = token = current_token()
+        self.token = token = current_token()
         # Asked many times in each run. AnyIO looks for the backend each time, and its backend for the loop, which has a
         # clock itself on asyncio.
         self.now: Callable[[], float] = getattr(token.native_token, "time", token.backend_class.current_time)
         self._effective_deadline: Callable[[], float] = token.backend_class.current_effective_deadline
+        self.new_scope: Callable[..., anyio.CancelScope] = token.backend_class.create_cancel_scope
+        self.current_task = current_task_of(token)
         self.started, self._clock = self.now(), time.monotonic()
-        self.deadline = math.inf  # the nearest of all that enclose the run
+        self.scope = self.new_scope()  # around all that the run does
+        self._deadline_around = math.inf  # the nearest around that
         self.soft_deadline = self._own_deadline = math.inf  # the latter: the nearest of the runs' own
         self._was_closing = False
         self.waited_for: str | None = None  # what it was waiting for when its time was over
+
+    @property
+    def task_name(self) -> str:
+        """What to call its task."""
+        return f"fractal run {self.run_id[:8]} of {self.settings.agent_name}"
 
     @property
     def usage(self) -> Usage:
@@ -218,34 +239,54 @@ class Run:
         """The transcript so far."""
         return self.transcript.messages
 
-    def timeout(self) -> float | None:
-        """Seconds this run has: its own, and what is left to a parent that runs in another event loop.
+    @property
+    def deadline(self) -> float:
+        """The nearest of all deadlines of the run and around it."""
+        return min(self.scope.deadline, self._deadline_around)
 
-        A parent in the same loop encloses this run with its scope, and needs no telling.
+    def time_left(self) -> float:
+        """Seconds that the run has of itself and of the run above; infinity without a limit.
+
+        The scopes of the run above need not reach it: a task of the user's own has begun it, or another event loop. If
+        that run's time is over already, it is in what cleans up after it, which has its grace.
         """
-        timeout, parent = self.settings.timeout, self.parent
-        if parent is None or parent.is_near(self) or math.isinf(parent.deadline):
-            return timeout
-        left = parent.deadline - parent.started - (time.monotonic() - parent._clock)
-        return max(min(left, timeout if timeout is not None else math.inf), 0.0)
+        left = self.settings.timeout if self.settings.timeout is not None else math.inf
+        parent = self.parent
+        if parent is not None and not self.place.is_enclosed and (deadline := parent.deadline) != math.inf:
+            now = self.now() if parent.is_near(self) else parent.started + time.monotonic() - parent._clock
+            if deadline > now:
+                left = min(left, deadline - now)
+        return left
 
-    @contextmanager
-    def entered(self) -> Generator[None]:
-        """Be the current run; call it where the run's deadline already holds."""
-        self.deadline = self._effective_deadline()
-        timeout = self.timeout()
-        self._own_deadline = self.started + timeout if timeout is not None else math.inf
-        if self.parent is not None and self.parent.is_near(self):
-            self._own_deadline = min(self._own_deadline, self.parent._own_deadline)
-        self.soft_deadline = self.deadline - self.limits.reserve if self.limits.reserve else math.inf
-        # What this run's own functions start is begun by none of the calls above it.
-        self._begun_by = current_call.get() if self.parent is not None else None
-        run_token, call_token = current_run.set(self), current_call.set(None)
-        try:
-            yield
-        finally:
-            current_call.reset(call_token)
-            current_run.reset(run_token)
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has been taken up, and so will have an end."""
+        return self._task is not None
+
+    def start_clock(self) -> None:
+        """Let its time begin; call it in the task that begins the run."""
+        left, timeout, parent = self.time_left(), self.settings.timeout, self.parent
+        if left != math.inf:
+            self.scope.deadline = self.started + left
+            self._own_deadline = self.started + timeout if timeout is not None else math.inf
+        if parent is not None:
+            above = parent._own_deadline if parent.is_near(self) else self.scope.deadline
+            self._own_deadline = min(self._own_deadline, above)
+            self._begun_by = parent.open_call()
+
+    def enter(self) -> None:
+        """Be the current run of its task; then enter `scope`."""
+        self._deadline_around = self._effective_deadline()
+        if self.limits.reserve:
+            self.soft_deadline = self.deadline - self.limits.reserve
+        self._task = self.current_task()
+        current_run.set(self)
+        current_call.set(None)  # what this run's own functions start is begun by none of the calls above it
+
+    def open_call(self) -> str | None:
+        """The tool call of this run that the current task works for, unless that has ended."""
+        call_id = current_call.get()
+        return call_id if call_id in self.open_calls else None
 
     async def open(self) -> None:
         """Tell that the run begins.
@@ -263,16 +304,50 @@ class Run:
         if self.parent is not None and self.depth > self.parent._depth_limit:
             raise DepthExceeded(int(self.parent._depth_limit))
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a scope around the current task is cancelled."""
+        return self._effective_deadline() == -math.inf
+
     async def stop_if_cancelled(self) -> None:
         """Let a cancellation that is meant for the caller arrive; without one, go on at once."""
         # As the function of that name, which looks for the backend each time.
         if self._effective_deadline() == -math.inf:
             await checkpoint()
 
+    async def hear_clock(self) -> None:
+        """Let the deadline cut the run if its time is over: a tool may have blocked the event loop until then."""
+        deadline = self.deadline
+        if self.now() >= deadline:
+            while not self.is_cut and self.now() < deadline + _A_TURN:
+                await checkpoint()
+            await checkpoint()
+
+    async def hear(self) -> None:
+        """Let a cancellation arrive that was made, of the task that has called the run, before this is called."""
+        for _ in range(2):  # turns of the loop: one until that task hears of it, one until this one does
+            await checkpoint()
+
+    def cut(self) -> None:
+        """Stop its calls, and what is below it, when it is cancelled and has yet to hear of that."""
+        for call in self.open_calls.values():
+            call.stop(self.now())
+        self.below.cancel()
+
     def is_out_of_time(self) -> bool:
         """Whether the time of this run, or of one above it, is over: its own timeout, not a scope of the caller's."""
-        # A deadline fires by the loop's own clock, which may read a hair less than the deadline when we look at it.
-        return self.now() + _CLOCK_SLACK >= self._own_deadline
+        return self.has_come(self._own_deadline)
+
+    def has_come(self, moment: float) -> bool:
+        """Whether a deadline is reached."""
+        # It fires by the loop's own clock, which may read a hair less than the deadline when we look at it.
+        return self.now() + _CLOCK_SLACK >= moment
+
+    def has_until(self, deadline: float) -> None:
+        """Note that there is more time around the run."""
+        self._deadline_around = max(self._deadline_around, deadline)
+        for call in self.open_calls.values():
+            call.follow()
 
     def waiting(self, what: str) -> AbstractContextManager[None]:
         """A block around a wait, for the error to say so if the run's time is over meanwhile."""
@@ -373,7 +448,12 @@ class Run:
 
     def is_near(self, other: Run) -> bool:
         """Whether another run is in the same event loop."""
-        return self._token.native_token is other._token.native_token
+        return self.token.native_token is other.token.native_token
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is in the event loop that runs in this thread."""
+        return self.token.native_token is current_token().native_token
 
     def warn_late(self, message: str) -> None:
         """Note, in any thread, what comes too late for a run that may have ended: the nearest above that has not tells.
@@ -387,7 +467,7 @@ class Run:
             if run is None:
                 log.info(message)
             else:
-                run._token.backend_class.run_sync_soon(run._warn_or_pass_on, (message,), run._token.native_token)
+                run.token.backend_class.run_sync_soon(run._warn_or_pass_on, (message,), run.token.native_token)
         except RuntimeError:  # the loop has ended
             log.info(message)
 
@@ -397,22 +477,19 @@ class Run:
         else:
             self.warn_late(message)
 
-    def note_stream(self, task: Background) -> None:
-        """Note the task of this run, which was begun as a stream, so that it cannot outlive the run above."""
-        parent = self.parent
-        if parent is not None and parent.is_near(self):
-            if parent._streams is None:
-                parent._streams = WeakKeyDictionary()
-            parent._streams[task] = current_call.get()
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be a part of it any more."""
+        return self.below.is_over or self.result is not None
 
-    async def end_streams(self, call_id: str | None = None) -> None:
-        """End the streams that a tool call has begun and, being cut itself, could not close.
+    def is_task(self, task: object) -> bool:
+        """Whether a task is that of this run or of its call, whose scopes reach what it awaits."""
+        call_id = self.open_call()
+        return task is (self._task if call_id is None else self.open_calls[call_id].task)
 
-        Args:
-            call_id: The call. None: all that there are.
-        """
-        if self._streams:
-            await end_all([task for task, begun_by in self._streams.items() if call_id in (None, begun_by)])
+    def note_below(self, task: Joinable, *, is_reached: bool) -> None:
+        """Note what the current task begins, so that it cannot outlive this run; see `Below.note`."""
+        self.below.note(task, self.open_call(), is_reached=is_reached)
 
     def note_abandoned(self, result: ToolResult) -> None:
         """Note a call whose thread goes on, here and in the runs above."""

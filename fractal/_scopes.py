@@ -8,26 +8,26 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
 from fractal._texts import described, is_a
 from fractal.errors import DeadlineWouldPass, RunError, UnexpectedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
 
 __all__ = [
-    "cancellation_noted",
-    "cancellation_was_meant",
+    "is_cancellation",
+    "is_cut",
     "leaves",
     "move_on_after",
     "remaining",
     "require_time",
     "single_error",
     "stop_if_cancelled",
-    "time_limit",
     "unexpected",
     "waiting",
+    "without_cancellations",
 ]
 
 
@@ -36,25 +36,6 @@ def move_on_after(seconds: float | None) -> anyio.CancelScope:
     if seconds is None or math.isinf(seconds):
         return anyio.CancelScope()
     return anyio.move_on_after(seconds)
-
-
-@contextmanager
-def time_limit(seconds: float | None) -> Generator[anyio.CancelScope]:
-    """The same, but that it keeps no cancellation for itself that is not its own.
-
-    AnyIO tells a native one of asyncio's from its own by how many asyncio has counted, which can be too few: see
-    `cancellation_was_meant`. What is out of time and cleans up, and then is cancelled natively, would not notice.
-    """
-    native: BaseException | None = None
-    with move_on_after(seconds) as scope:
-        try:
-            yield scope
-        except anyio.get_cancelled_exc_class() as error:
-            if scope.cancel_called and _is_native(error):
-                native = error
-            raise
-    if native is not None:
-        raise native
 
 
 def remaining() -> float:
@@ -87,73 +68,41 @@ def waiting(what: str, note: Callable[[str], object]) -> Generator[None]:
         raise
 
 
-def cancellation_was_meant(error: BaseException) -> bool:
-    """Whether a cancellation that was just caught is meant for the current task.
+def is_cancellation(error: BaseException) -> bool:
+    """Whether an exception is a cancellation of any event loop's, or a group of nothing else.
 
-    On asyncio a task also meets `CancelledError` when something it awaited was cancelled on its own, such as a task
-    that a tool started itself. That is a failure of the tool, not an order to stop.
-
-    A yes is kept with the exception. Ask for it inside a task group, not only around it: when children of the group
-    were cancelled for a reason of their own meanwhile, AnyIO takes back more of the task's cancellations than it has
-    made, and asyncio does not count a native one any more.
+    `asyncio.CancelledError` also comes to trio, out of a thread with a loop of its own.
     """
-    if any(_is_marked(leaf, _MEANT) for leaf in leaves(error)):
-        return True
-    meant = _is_cancelled()
-    if meant:
-        for leaf in leaves(error):
-            setattr(leaf, _MEANT, True)
-            setattr(leaf, _NATIVE, not _is_of_anyio(leaf))
-    return meant
+    return all(is_a(leaf, _cancellations()) for leaf in leaves(error))
 
 
-def _is_native(error: BaseException) -> bool:
-    """Whether a cancellation is asyncio's own, and meant."""
-    if _is_marked(error, _NATIVE):
-        return True
-    return not any(map(_is_of_anyio, _contexts(error))) and cancellation_was_meant(error) and _is_marked(error, _NATIVE)
+def _cancellations() -> tuple[type[BaseException], ...]:
+    # Looked up, not imported: what nobody has imported, nobody has raised.
+    modules: tuple[Any, Any] = sys.modules.get("asyncio"), sys.modules.get("trio")
+    return tuple(
+        kind
+        for module, name in zip(modules, ("CancelledError", "Cancelled"), strict=True)
+        if (kind := getattr(module, name, None)) is not None
+    )
 
 
-_MEANT, _NATIVE = "__fractal_meant__", "__fractal_native__"
+def without_cancellations(group: BaseExceptionGroup[BaseException]) -> BaseExceptionGroup[BaseException]:
+    """The exceptions of a group that are no cancellations, of which there is one at least."""
+    _, others = group.split(is_cancellation)
+    assert others is not None
+    return others
 
 
-def _is_marked(error: BaseException, mark: str) -> bool:
-    return any(getattr(each, mark, False) for each in _contexts(error))
+async def is_cut() -> bool:
+    """Whether the task is cancelled, by a scope that encloses it.
 
-
-def _is_of_anyio(error: BaseException) -> bool:
-    """Whether a scope has made a cancellation; on trio nothing else can."""
-    asyncio: Any = sys.modules.get("asyncio")
-    if asyncio is None or not is_a(error, asyncio.CancelledError):
-        return True
-    return str(error).startswith("Cancelled via cancel scope ")  # so does AnyIO itself
-
-
-def _contexts(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:  # a second cancellation takes the place of the first
-        yield error
-        error = error.__context__
-
-
-@contextmanager
-def cancellation_noted() -> Generator[None]:
-    """Keep in mind of a cancellation that passes by here whether it was meant."""
-    try:
-        yield
-    except anyio.get_cancelled_exc_class() as error:
-        cancellation_was_meant(error)
-        raise
-
-
-def _is_cancelled() -> bool:
+    Of the tasks that are made here nothing else is an order to stop: `Task.cancel` is for the task that awaits a run,
+    which cancels the scope of its tasks. When all tasks are cancelled at once, that may be a turn of the loop later.
+    """
     if anyio.current_effective_deadline() == -math.inf:
         return True
-    # A native `Task.cancel()` leaves no mark on AnyIO's scopes. asyncio is looked up, not imported: if nobody has
-    # imported it, this is not its loop.
-    asyncio: Any = sys.modules.get("asyncio")
-    if asyncio is None or anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
-        return True
-    return bool(asyncio.current_task().cancelling())
+    await cancel_shielded_checkpoint()
+    return anyio.current_effective_deadline() == -math.inf
 
 
 async def stop_if_cancelled() -> float:

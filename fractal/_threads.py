@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -28,9 +28,7 @@ from fractal._workers import run_in_thread, wait_out
 from fractal.errors import OtherProcess, RunCancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Generator, Sequence
-
-    from anyio.abc import TaskGroup
+    from collections.abc import Awaitable, Coroutine, Generator, Sequence
 
 __all__ = [
     "AbandonedThread",
@@ -98,6 +96,14 @@ def abandoned_threads() -> tuple[AbandonedThread, ...]:
 _abandoned: dict[ThreadCall[Any], AbandonedThread] = {}
 
 
+class Starter(Protocol):
+    """What starts a task of the event loop; a task group does."""
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], /, *arguments: Any) -> object:
+        """Start it."""
+        ...
+
+
 class ThreadCall(Generic[T]):
     """One function, called in one worker thread.
 
@@ -124,7 +130,7 @@ class ThreadCall(Generic[T]):
         gates: Sequence[Gate] = (),
         waiting: Waiting = nullcontext,
         abandon: bool,
-        group: TaskGroup | None = None,
+        group: Starter | None = None,
         twins: Callable[[], Gate] | None = None,
         on_late_end: Callable[[float], None] | None = None,
     ) -> None:
@@ -168,7 +174,7 @@ class ThreadCall(Generic[T]):
     def join(self, function: Callable[[], Awaitable[R]]) -> R:
         """Run an async function from within the thread: in the loop, under the deadline, in the context of the call.
 
-        It is a task of the call's group, so that it cannot outlive the call on either backend.
+        It cannot outlive the call, on either backend.
 
         Raises:
             RunCancelled: The call was abandoned, so its loop takes nothing more from it.

@@ -10,17 +10,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, get_args
 from uuid import uuid4
 
+from anyio.lowlevel import RunVar
 from typing_extensions import Unpack
 
 from fractal._answer import AnswerSettings
-from fractal._calls import call_tools
+from fractal._calls import call_within
 from fractal._current import current_run
+from fractal._grace import answered
 from fractal._hooks import Hook, Warn
-from fractal._loop import drive
+from fractal._loop import call_alone, drive
 from fractal._observers import checked_observers
 from fractal._output import OutputMemory, OutputMode, output_for
 from fractal._run import Run, RunSettings
-from fractal._scopes import single_error
 from fractal._stall import timed, watched
 from fractal._step import bind
 from fractal._texts import name_of, repr_of
@@ -302,11 +303,18 @@ class AgentDefinition:
 
     def begin(self, user_input: object, **options: Unpack[RunOptions]) -> Run:
         """Make the run that `drive` takes to its end; call it inside the event loop."""
+        settings, transcript = self.__checked(options)
+        transcript.append(user_message(user_input))
+        return Run(settings, transcript)
+
+    def check(self, **options: Unpack[RunOptions]) -> None:
+        """Raise what `begin` would raise because of the options, before there is an input."""
+        self.__checked(options)
+
+    def __checked(self, options: RunOptions) -> tuple[RunSettings, Transcript]:
         if not options.keys() <= _RUN_OPTIONS:
             unknown = sorted(options.keys() - _RUN_OPTIONS)
             raise InvalidArguments(f"a run has no options {unknown}, only {sorted(_RUN_OPTIONS)}")
-        transcript = Transcript(options.get("messages") or ())
-        transcript.append(user_message(user_input))
         max_iterations, max_retries = options.get("max_iterations"), options.get("max_retries", 3)
         given = options.get("limits")
         limits = self.limits if given is None else _checked_limits(given).over(self.limits)
@@ -314,8 +322,7 @@ class AgentDefinition:
             limits = limit_of_iterations(max_iterations).over(limits)
         if not isinstance(max_retries, int) or max_retries < 0:
             raise InvalidArguments(f"max_retries={max_retries!r}: give a whole number from 0 up")
-        settings = self.__run_settings(limits, options, max_retries)
-        return Run(settings, transcript)
+        return self.__run_settings(limits, options, max_retries), Transcript(options.get("messages") or ())
 
     def open_stream(self, user_input: object, buffer: int, **options: Unpack[RunOptions]) -> RunStream:
         """Make the stream of a run; what every `stream` calls."""
@@ -323,20 +330,19 @@ class AgentDefinition:
 
     async def call_tool(self, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """Call one tool as the model would; what every `execute_tool` calls."""
-        run = current_run.get()
-        if run is None or run.agent is not self or run.result is not None:
-            run = Run(self.__run_settings(self.limits, {}, 0), Transcript())
         call = bind(f"direct_{uuid4().hex[:24]}", tool_name, arguments, self.__toolkit.tools)
-        with single_error():
-            [result] = await call_tools(run, [call])
-        return result
+        run = current_run.get()
+        if run is not None and run.agent is self and run.is_here and not run.is_over:
+            return await call_within(run, call)
+        transcript = Transcript([user_message(f"Call {tool_name}.")])
+        return await call_alone(Run(self.__run_settings(self.limits, {}, 0), transcript), call)
 
     async def ask_agent(self, other: Delegate, query: object) -> AgentResult:
         """Ask another agent; what every `call_agent` calls."""
         return await run_delegate(other, query, current_run.get())
 
     async def release(self) -> None:
-        """Close what the agent opened in the running event loop."""
+        """Close what the agent opened in the running event loop, once nobody's requests need it any more."""
         if isinstance(self.__model, (OpenAIModel, CombinedModel)):
             await self.__model.aclose()
 
@@ -378,7 +384,7 @@ class AgentDefinition:
         name = name_of(source)
         with watched(name, warn):
             prompt = source(context) if _takes_context(source) else source()
-        prompt = await timed(prompt, name, warn) if inspect.isawaitable(prompt) else prompt
+        prompt = await answered(timed(prompt, name, warn), name) if inspect.isawaitable(prompt) else prompt
         if not isinstance(prompt, str):
             raise InvalidArguments(f"the system_prompt function of {self.name!r} returned {repr_of(prompt)}, not text")
         return prompt
@@ -556,17 +562,37 @@ class BaseAgent(AgentDefinition):
     async def aclose(self) -> None:
         """Close what the agent opened in the running event loop; a later run opens it again.
 
-        Connections are shared by the agents of a loop: they stay while another agent that used them is there.
+        Connections are shared by the agents of a loop: they stay while another agent that used them is there, and while
+        somebody's request is on its way or waits for one. Of several blocks `async with agent:`, the last that is left
+        closes them.
         """
         await self.release()
 
     async def __aenter__(self) -> Self:
+        blocks = _blocks_here()
+        blocks[id(self)] = blocks.get(id(self), 0) + 1
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.aclose()
+        blocks = _blocks_here()
+        blocks[id(self)] -= 1
+        if not blocks[id(self)]:
+            del blocks[id(self)]
+            await self.aclose()
+
+
+_blocks: RunVar[dict[int, int]] = RunVar("fractal_blocks")
+
+
+def _blocks_here() -> dict[int, int]:
+    """How many blocks `async with agent:` are open in this event loop, by the id of the agent."""
+    try:
+        return _blocks.get()
+    except LookupError:
+        _blocks.set({})
+        return _blocks.get()
 
 
 def _takes_context(function: Callable[..., Any]) -> bool:

@@ -667,7 +667,10 @@ class DepthExceeded(LimitReached):
 
 
 class RunCancelled(RunError):
-    """The run was cancelled from another thread, so there is no answer; `result` has what was done."""
+    """The run was cancelled, and whoever awaits it was not, so there is no answer; `result` has what was done.
+
+    It was cancelled from another thread, or the run above it has ended.
+    """
 
     stop_reason = "cancelled"
     error_type = "cancelled"

@@ -31,7 +31,8 @@ class Limits:
         max_tool_calls: Tool calls that models ask for, over the whole tree, those that cannot be made too.
         max_tokens: Prompt and completion tokens, over the whole tree. Reserved by estimate before a request and
             corrected by what the endpoint reports, so the last reply can go over by the error of the estimate.
-        max_depth: Delegations inside each other below the first run. Default 8.
+        max_depth: Delegations inside each other below the run. Default 8 below the first one; a run below another keeps
+            to that one's limit, and can only have a nearer one.
         request_timeout: Seconds one request to the endpoint may take; a retry starts anew. None: as long as the
             client allows.
         tool_timeout: Seconds for tools that have no timeout of their own.
@@ -95,8 +96,11 @@ def _of_iterations(max_iterations: int) -> Limits:
 
 @functools.lru_cache(maxsize=256)
 def limits_below(above: Limits) -> Limits:
-    """What holds for a run below another where its own limits say nothing; the counts of both are in the ledger."""
-    return Limits(on_stubborn=above.on_stubborn).over(DEFAULT_LIMITS)
+    """What holds for a run below another where its own limits say nothing.
+
+    The counts of both are in the ledger, and the run above says how deep the whole may get.
+    """
+    return Limits(on_stubborn=above.on_stubborn, max_depth=math.inf).over(DEFAULT_LIMITS)
 
 
 DEFAULT_LIMITS = Limits(max_iterations=10, max_depth=8, grace=5.0, reserve=0.0, on_stubborn="wait")

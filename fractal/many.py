@@ -15,17 +15,22 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
 from pydantic import BaseModel
 from typing_extensions import Unpack
 
-from fractal._background import Background, FeedBlock
+from fractal._background import Background
+from fractal._below import Place, place_here
 from fractal._feed import Feed
+from fractal._feed_block import FeedBlock
+from fractal._grace import settled
 from fractal._hooks import is_plain
 from fractal._json import is_mapping
 from fractal._log import log
+from fractal._loop import conduct, converse
 from fractal._observers import note_unused
 from fractal._progress import shown
 from fractal._scopes import single_error
@@ -160,7 +165,7 @@ async def run_many(
         results[item.index] = item.result
 
     async def work() -> None:
-        await batch.go(keep)
+        await batch.run(keep)
 
     batch.check_options()
     await (shown(lambda: batch.progress, work) if progress is True else work())
@@ -231,18 +236,22 @@ class BatchStream(FeedBlock[BatchItem]):
         self._places = batch.max_concurrency + buffer
         self._room: anyio.Semaphore | None = None
 
-    def _start(self, feed: Feed[BatchItem]) -> Background:
+    def _start(self, feed: Feed[BatchItem]) -> Background[None]:
         room = self._room = anyio.Semaphore(self._places)
-        above = self._batch.check_options()
+        batch = self._batch
+        batch.check_options()
+        place = batch.place = place_here()
 
         async def go() -> None:
             try:
-                await self._batch.go(feed.put, room)
+                await batch.go(feed.put, room)
             finally:
                 feed.close()
 
-        task = Background(go, "fractal batch")
-        above.note_stream(task)
+        task = Background(go, _NAME)
+        task.on_cancel, task.on_more_time = batch.cut, batch.has_until
+        if place.run is not None:
+            place.run.note_below(task, is_reached=place.is_enclosed)
         return task
 
     @property
@@ -265,6 +274,8 @@ class BatchStream(FeedBlock[BatchItem]):
 
 
 _END = object()
+
+_NAME = "fractal batch"
 
 
 class _Batch:
@@ -289,6 +300,8 @@ class _Batch:
         self._started_at: float | None = None
         self._ended_at: float | None = None
         self._error: Exception | None = None
+        self.place: Place
+        self._runs: set[Run] = set()
         self._slots: anyio.Semaphore
         self._group: TaskGroup
 
@@ -299,9 +312,28 @@ class _Batch:
         elapsed = 0.0 if started is None else (ended or time.monotonic()) - started
         return Progress(total=self._total, done=self._done, failed=self._failed, running=self._running, elapsed=elapsed)
 
-    def check_options(self) -> Run:
-        """Make a run that never begins: a wrong option is told before an input comes, and it knows the run above."""
-        return self._agent.begin("", **self._options)
+    def check_options(self) -> None:
+        """Have a wrong option told before an input comes."""
+        self._agent.check(**self._options)
+
+    async def run(self, deliver: Callable[[BatchItem], None]) -> None:
+        """Take the inputs to their end, as `go`, in a task of its own.
+
+        Raises:
+            RunCancelled: The run above has ended, which does not wait for what somebody else awaits.
+        """
+        self.place = place_here()
+        await self.place.do(partial(self.go, deliver), _NAME, on_cancel=self.cut, on_more_time=self.has_until)
+
+    def cut(self) -> None:
+        """Stop what its runs do."""
+        for run in self._runs:
+            run.cut()
+
+    def has_until(self, deadline: float) -> None:
+        """Note that there is more time around the batch."""
+        for run in self._runs:
+            run.has_until(deadline)
 
     async def go(self, deliver: Callable[[BatchItem], None], room: anyio.Semaphore | None = None) -> None:
         """Take the inputs to their end.
@@ -332,7 +364,7 @@ class _Batch:
                 await self._slots.acquire()
                 if room is not None:
                     await room.acquire()
-                user_input = await take()
+                user_input = await settled(take(), "the iterator of inputs")
                 if user_input is _END:
                     return
                 self._group.start_soon(self._run, index, user_input, deliver)
@@ -342,7 +374,7 @@ class _Batch:
         with self._errors_end_it():
             self._running += 1
             try:
-                result = await self._agent.drive(user_input, **self._options)
+                result = await self._result(user_input)
             finally:
                 self._running -= 1
             self._done += 1
@@ -353,6 +385,16 @@ class _Batch:
                 deliver(BatchItem(index=index, input=user_input, result=result))
             self._tell_progress()
             self._slots.release()
+
+    async def _result(self, user_input: object) -> AgentResult:
+        run = self._agent.begin(user_input, **self._options)
+        run.place = self.place
+        run.start_clock()
+        self._runs.add(run)
+        try:
+            return await conduct(run, converse)
+        finally:
+            self._runs.remove(run)
 
     @contextmanager
     def _errors_end_it(self) -> Generator[None]:

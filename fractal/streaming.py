@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
-from fractal._background import Background, FeedBlock
+from fractal._background import Background
 from fractal._feed import Feed
-from fractal._loop import drive
+from fractal._feed_block import FeedBlock
+from fractal._loop import conduct, converse
 from fractal.errors import InvalidArguments, RunCancelled
 from fractal.events import Event, TextDelta
 
@@ -52,18 +53,21 @@ class RunStream(FeedBlock[Event]):
         self._begin = begin
         self._run: Run | None = None
 
-    def _start(self, feed: Feed[Event]) -> Background:
+    def _start(self, feed: Feed[Event]) -> Background[None]:
         run = self._run = self._begin()
         run.feeds += (feed,)
 
         async def go() -> None:
             try:
-                await drive(run)
+                await conduct(run, converse)
             finally:
                 feed.close()
 
-        task = Background(go, f"fractal run {run.run_id[:8]} of {run.settings.agent_name}")
-        run.note_stream(task)
+        run.start_clock()
+        task = Background(go, run.task_name, run.scope)
+        task.on_cancel, task.on_more_time = run.cut, run.has_until
+        if run.parent is not None:
+            run.parent.note_below(task, is_reached=run.place.is_enclosed)
         return task
 
     @property

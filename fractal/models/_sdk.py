@@ -17,7 +17,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 from fractal._gates import client_threads
-from fractal._scopes import cancellation_noted, single_error
+from fractal._scopes import single_error
 from fractal._threads import ThreadCall
 from fractal.errors import ClientBoundToLoop, InvalidArguments
 from fractal.models._address import JSON, ask_for_key
@@ -198,8 +198,7 @@ async def _called(work: Callable[[ThreadCall[Any]], T], request: ModelRequest, s
                 group=group,
             )
             sending.charge = lambda: call.join(charge)
-            with cancellation_noted():
-                made.append(await call.run())
+            made.append(await call.run())
     return made[0]
 
 

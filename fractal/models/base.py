@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from fractal._arguments import written_object
+from fractal._grace import answered
 from fractal._json import encode, is_mapping
 from fractal.errors import InvalidArguments
 from fractal.messages import AS_WRITTEN, Message, MessageForm, Transcript
@@ -25,6 +26,7 @@ __all__ = [
     "StreamingModel",
     "ToolCall",
     "ToolSchemas",
+    "ask_model",
     "show_whole",
     "stream_or_respond",
 ]
@@ -423,6 +425,26 @@ class StreamingModel(Model, Protocol):
             ModelError: There is no usable answer, or it broke off.
         """
         ...
+
+
+async def ask_model(model: Model, request: ModelRequest, sink: Sink | None) -> Any:
+    """Ask a model, which may be anybody's: with its grace, and its failures told from a cancellation.
+
+    Args:
+        model: Who is asked.
+        request: The question.
+        sink: Awaited with each piece; None: the reply comes whole.
+
+    Returns:
+        What it returned, which should be a `Reply`.
+
+    Raises:
+        ModelError: There is no usable answer, or it broke off.
+    """
+    reply = model.respond(request) if sink is None else stream_or_respond(model, request, sink)
+    if getattr(model, "needs_no_grace", False) is True:
+        return await reply
+    return await answered(reply, f"the model {type(model).__name__}")
 
 
 async def stream_or_respond(model: Model, request: ModelRequest, sink: Sink) -> Reply:

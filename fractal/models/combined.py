@@ -17,7 +17,7 @@ from anyio.lowlevel import RunVar, checkpoint
 
 from fractal._gates import Gate, Waiting
 from fractal._log import log
-from fractal._scopes import cancellation_noted, move_on_after, require_time, single_error, stop_if_cancelled
+from fractal._scopes import move_on_after, require_time, single_error, stop_if_cancelled
 from fractal._texts import said_by
 from fractal.errors import (
     AllModelsFailed,
@@ -29,7 +29,7 @@ from fractal.errors import (
     RequestTimedOut,
     RunError,
 )
-from fractal.models.base import Delta, Model, ModelRequest, Reply, Sink, stream_or_respond
+from fractal.models.base import Delta, Model, ModelRequest, Reply, Sink, ask_model
 from fractal.models.openai import model_for
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class CombinedModel(ABC):
     Attributes:
         models: Those it is made of.
     """
+
+    needs_no_grace = True  # its models have theirs
 
     def __init__(self, models: Iterable[Any]) -> None:
         self.models: tuple[Model, ...] = tuple(map(_member, models))
@@ -194,8 +196,7 @@ class RaceModel(CombinedModel):
             async with anyio.create_task_group() as group:
                 for one in tries:
                     group.start_soon(run, one)
-                with cancellation_noted():
-                    await over.wait()
+                await over.wait()
         if broken is not None:
             raise broken
         return _outcome(tries, winner)
@@ -371,7 +372,7 @@ def _now() -> float:
 
 
 async def _ask(model: Model, request: ModelRequest, sink: Sink | None) -> Reply:
-    reply: object = await (model.respond(request) if sink is None else stream_or_respond(model, request, sink))
+    reply: object = await ask_model(model, request, sink)
     if not isinstance(reply, Reply):
         raise InvalidArguments(f"the model {model!r} answered with {reply!r}, which is no Reply")
     return reply

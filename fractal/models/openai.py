@@ -75,6 +75,7 @@ class OpenAIModel:
         self._model = model
         self._dialect = Dialect()
         self._tags = _checked_tags(thinking_tags)
+        self.needs_no_grace = client is None  # our own HTTP closes a connection without a wait
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Answer one request.

@@ -19,6 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, current_token
 
+from fractal._below import Errand
 from fractal._crossing import Call, Latch
 from fractal._forks import end_child_with_this_step, in_child, our_threads
 from fractal._log import log
@@ -350,6 +351,7 @@ class PortalCall(Call[T]):
         self.has_begun = False  # decided in the loop's thread
         self._portal = portal
         self._loop: EventLoop | None = None
+        self._errand: Errand | None = None  # of the run that the caller's thread works for
 
     def start(self) -> Self:
         """Have it run; returns at once.
@@ -358,6 +360,7 @@ class PortalCall(Call[T]):
             FractalError: There is no event loop.
         """
         self._loop = self._portal.running()
+        self._errand = self._errand or Errand.begun_here(self.cancel_from_thread)
         self._loop.begin(self)
         return self
 
@@ -374,6 +377,11 @@ class PortalCall(Call[T]):
             self.drop(RunCancelled())
         elif not self.has_ended:
             self._loop.cancel(self)
+
+    def _end(self, error: BaseException | None) -> None:
+        super()._end(error)
+        if self._errand is not None:
+            self._errand.over()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait, in another thread than the loop's, until it has ended, cleanup included.

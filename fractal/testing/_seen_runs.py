@@ -34,10 +34,8 @@ class SeenRuns:
     def taken(self) -> list[str]:
         """What was wrong with the runs that were seen since the last time, in words; all of them should have ended."""
         faults = [fault for run in self._runs for fault in _faults_of(run)]
-        # A tool that is called without a run has one for itself, which tells of nothing but the call.
-        bare = {run.run_id for run in self._runs if not run.messages}
         try:
-            assert_well_formed(event for event in self._events if event.run_id not in bare)
+            assert_well_formed(self._events)
         except AssertionError as fault:
             faults.append(f"the events are not well-formed: {fault}")
         self._runs.clear()
@@ -47,7 +45,7 @@ class SeenRuns:
 
 def _faults_of(run: Run) -> Generator[str]:
     name, budget = run.settings.agent_name, run.budget
-    if run.result is None and run.iterations:
+    if run.result is None and run.has_begun:
         yield f"the run of {name} has begun and not ended"
     used, reported = budget.used["tokens"], budget.input_tokens + budget.output_tokens
     if used != reported:

@@ -98,14 +98,15 @@ async def test_a_thread_that_goes_on_tells_which_run_called_it(held: Held):
     await in_thread(until, lambda: not abandoned_threads())
 
 
-async def test_a_thread_that_no_run_called_names_none(held: Held):
+async def test_a_thread_of_a_tool_that_was_called_directly_names_the_run_of_that_call(held: Held):
     @tool(timeout=0.1)
     def pay() -> str:
         return held()
 
-    assert (await agent().add_tool(pay).execute_tool("pay")).outcome == "abandoned"
+    events: list[Any] = []
+    assert (await agent(observers=[events.append]).add_tool(pay).execute_tool("pay")).outcome == "abandoned"
     [one] = abandoned_threads()
-    assert (one.run_id, one.agent_name) == (None, None)
+    assert (one.run_id, one.agent_name) == (events[0].run_id, "A")
     held.let_go()
     await in_thread(until, lambda: not abandoned_threads())
 

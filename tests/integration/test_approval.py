@@ -522,7 +522,8 @@ async def test_a_callback_whose_own_task_is_cancelled_lets_nothing_through(
         return True
 
     result = await shelf.keeper(approve=approve).run("go")
-    assert (result.content, outcomes(result), shelf.removed) == ("done", ["error"], [])
+    assert (result.content, outcomes(result), shelf.removed) == ("done", ["denied"], [])
+    assert "it could not be approved: approve was cancelled from inside" in result.messages[2]["content"]
 
 
 # ---- what is not asked about

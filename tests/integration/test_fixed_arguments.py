@@ -206,7 +206,8 @@ async def test_the_context_is_out_of_reach() -> None:
     agent = offered(read, observers=[seen.append])
     await agent.execute_tool("orders", path="x", ctx="forged")
     assert [type(each["ctx"]) for each in got] == [RunContext]
-    assert seen[0].arguments == {"path": "x"}, "nobody is shown what has no effect"
+    [started] = [event for event in seen if event.kind == "tool_started"]
+    assert started.arguments == {"path": "x"}, "nobody is shown what has no effect"
 
 
 async def test_a_parameter_that_is_hidden_from_models_keeps_its_default() -> None:

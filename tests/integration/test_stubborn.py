@@ -263,11 +263,14 @@ async def test_a_delegate_that_waits_for_its_tools_itself_is_left_by_the_run_abo
 
 
 async def test_a_delegate_does_as_the_run_above_unless_it_says_otherwise():
-    above = BaseAgent("Above", "a", limits=LEAVE).begin("go")
-    with above.entered():
+    def prompt() -> str:
         assert BaseAgent("Below", "b").begin("go").limits.on_stubborn == "raise"
         assert BaseAgent("Below", "b", limits=Limits(on_stubborn="wait")).begin("go").limits.on_stubborn == "wait"
         assert BaseAgent("Below", "b").begin("go").limits.grace == 5.0
+        return "a"
+
+    result = await BaseAgent("Above", prompt, client=ScriptedModel(["done"]), limits=LEAVE).run("go")
+    assert result.success, result.error
 
 
 def test_the_facade_raises_it(backend: str):
@@ -434,7 +437,7 @@ class TestInVirtualTime:
         agent = self.agent(warned)
         result = await agent.run("go", timeout=10, limits=Limits(grace=1))
         assert warned == [pytest.approx(11, abs=0.02)]
-        assert result.elapsed == pytest.approx(13, abs=0.02)
+        assert result.elapsed == pytest.approx(13, abs=0.05)  # it is cancelled again only now and then
         assert re.search(
             r"'stubborn' .* stuck at test_stubborn.py:\d+ in ignore_cancellation; the run waits", result.warnings[0]
         )

@@ -364,18 +364,19 @@ async def test_a_tool_with_native_child_tasks_is_cut_like_any_other(anyio_backen
 
 
 async def test_a_direct_call_that_is_cancelled_still_ends_in_the_events():
-    kinds: list[str] = []
+    events: list[Any] = []
 
     @tool(sequential=True)
     async def slow() -> None:
         await anyio.sleep(5)
 
-    one = BaseAgent(
-        "A", "a", observers=[lambda e: kinds.append(f"{e.kind} {getattr(e, 'result', None) and e.result.outcome}")]
-    )
+    one = BaseAgent("A", "a", observers=[events.append])
     with anyio.move_on_after(0.05):
         await one.add_tool(slow).execute_tool("slow")
-    assert kinds == ["tool_started None", "tool_finished cancelled"]
+    assert [event.kind for event in events] == ["run_started", "tool_started", "tool_finished", "run_finished"]
+    assert events[2].result.outcome == "cancelled"
+    assert events[3].result.stop_reason == "cancelled"
+    assert_continuable(events[3].result)
 
 
 async def test_a_tool_that_uses_asyncio_on_trio_is_told_what_is_wrong(anyio_backend_name: str):

@@ -302,7 +302,7 @@ def test_a_run_that_keeps_a_reservation_is_a_fault(backend: str):
         run = current_run.get()
         assert run is not None
         kept = run.budget.reserve("tokens", 5)
-        await anyio.sleep(0)
+        await anyio.sleep(0.001)
         with kept:
             pass
 

@@ -7,7 +7,6 @@ import pytest
 
 from fractal import DeadlineWouldPass, ToolErrors, ToolFailed
 from fractal._scopes import (
-    cancellation_was_meant,
     leaves,
     move_on_after,
     remaining,
@@ -17,19 +16,6 @@ from fractal._scopes import (
     unexpected,
     waiting,
 )
-
-
-async def test_a_cancellation_that_is_looked_at_from_inside_a_shield_was_meant():
-    asked: list[bool] = []
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        try:
-            await anyio.sleep_forever()
-        except anyio.get_cancelled_exc_class() as error:
-            with anyio.CancelScope(shield=True):  # noqa: ASYNC100  # it is to look like a cleanup
-                asked.append(cancellation_was_meant(error))
-            raise
-    assert asked == [True]
 
 
 async def test_of_a_group_only_real_errors_come_out_and_one_of_them_alone():

@@ -1,0 +1,181 @@
+"""What a run has begun, in whatever task or thread, and must not leave behind: runs, streams, batches, calls."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from fractal._background import Background, Joinable, end_all, task_here
+from fractal._current import current_run
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import anyio
+    from anyio.lowlevel import EventLoopToken
+
+    from fractal._run import Run
+
+__all__ = ["Below", "Errand", "Place", "place_here", "place_of"]
+
+T = TypeVar("T")
+
+
+class Below:
+    """What has been begun below a run and goes on, with the tool calls that began it.
+
+    Attributes:
+        is_over: Whether nothing can begin below the run any more.
+    """
+
+    __slots__ = ("_tasks", "is_over")
+
+    def __init__(self) -> None:
+        self._tasks: dict[Joinable, tuple[str | None, bool]] = {}
+        self.is_over = False
+
+    def __bool__(self) -> bool:
+        return bool(self._tasks)
+
+    def note(self, task: Joinable, call_id: str | None, *, is_reached: bool) -> None:
+        """Note what is begun, so that it cannot outlive the run, or the call; works in any thread.
+
+        Args:
+            task: What is begun.
+            call_id: The tool call that begins it; None: the run's own functions.
+            is_reached: Whether the scopes of the run reach whoever waits for it: then it is left to those.
+        """
+        self._tasks[task] = call_id, is_reached
+        task.when_ended(lambda: self._tasks.pop(task, None))
+        if self.is_over:
+            task.cancel()
+
+    def cancel(self) -> None:
+        """Cancel all that there is."""
+        for task in self._begun_by(None):
+            task.cancel()
+
+    def cancel_unreached(self, call_id: str) -> None:
+        """Cancel what a tool call has begun that its scopes do not reach."""
+        for task, (_, is_reached) in self._begun_by(call_id).items():
+            if not is_reached:
+                task.cancel()
+
+    async def end(self, call_id: str | None = None) -> None:
+        """Cancel what a tool call has begun and not awaited, and wait for it.
+
+        Args:
+            call_id: The call. None: all that there is; the run is over then.
+        """
+        await self._join(call_id)
+        if call_id is None:
+            self.is_over = True
+            await self._join(None)  # what another thread has noted in this moment
+
+    async def _join(self, call_id: str | None) -> None:
+        while tasks := self._begun_by(call_id):
+            await end_all([*tasks])
+            for task in tasks:  # in an event loop that has ended it does not say so
+                self._tasks.pop(task, None)
+
+    def leave(self, call_id: str) -> None:
+        """Cancel what a tool call has begun, and do not wait for it."""
+        for task in self._begun_by(call_id):
+            task.cancel()
+            self._tasks.pop(task, None)
+
+    def _begun_by(self, call_id: str | None) -> dict[Joinable, tuple[str | None, bool]]:
+        if not self._tasks:
+            return {}
+        tasks = self._tasks.copy()  # at once: other threads may note something
+        return {task: facts for task, facts in tasks.items() if call_id in (None, facts[0])}
+
+
+class Place:
+    """Where something is begun: in the task that a run works in, in another that knows of a run, or outside of any.
+
+    Args:
+        run: The run that the calling task works for; None outside of any.
+        is_enclosed: Whether the scopes of that run, or of its tool call, reach the calling task.
+    """
+
+    __slots__ = ("is_enclosed", "run")
+
+    def __init__(self, run: Run | None, *, is_enclosed: bool) -> None:
+        self.run, self.is_enclosed = run, is_enclosed
+
+    async def do(
+        self,
+        function: Callable[[], Awaitable[T]],
+        name: str,
+        scope: anyio.CancelScope | None = None,
+        token: EventLoopToken | None = None,
+        on_cancel: Callable[[], object] | None = None,
+        on_more_time: Callable[[float], object] | None = None,
+    ) -> T:
+        """Run a function in a task of its own, which the run above cannot leave behind.
+
+        Args:
+            function: What to run.
+            name: Name of the task.
+            scope: What cancels it, which the function enters. None: one around the function.
+            token: The event loop that runs here, if that is known.
+            on_cancel: As in `Background`.
+            on_more_time: As in `Background`.
+
+        Raises:
+            BaseException: As `Background.result`.
+        """
+        task = Background(function, name, scope, token)
+        task.on_cancel, task.on_more_time = on_cancel, on_more_time
+        if self.run is not None:
+            self.run.note_below(task, is_reached=self.is_enclosed)
+        return await task.result()
+
+
+_OUTSIDE = Place(None, is_enclosed=False)
+
+
+def place_of(task: object) -> Place:
+    """Where the current task, which is given, begins something."""
+    run = current_run.get()
+    if run is None or run.is_over:  # the context was copied out of a run that has ended
+        return _OUTSIDE
+    return Place(run, is_enclosed=run.is_task(task))
+
+
+def place_here() -> Place:
+    """Where the current task begins something."""
+    return place_of(task_here())
+
+
+class Errand(Joinable):
+    """A call that a thread of a run's makes in whatever event loop, noted below that run before it begins.
+
+    Args:
+        run: The run, which waits for it.
+        cancel: Cancels the call; in any thread.
+    """
+
+    __slots__ = ("_cancel",)
+
+    def __init__(self, run: Run, cancel: Callable[[], object]) -> None:
+        super().__init__(run.token)
+        self._cancel = cancel
+        run.note_below(self, is_reached=False)
+
+    @classmethod
+    def begun_here(cls, cancel: Callable[[], object]) -> Errand | None:
+        """One for the run that the calling thread works for; None: there is no such run."""
+        run = current_run.get()
+        return cls(run, cancel) if run is not None and not run.is_over else None
+
+    def cancel(self) -> None:
+        """Cancel it; returns at once, and works in any thread."""
+        self._cancel()
+
+    def over(self) -> None:
+        """Note that the call has ended; in any thread."""
+        token = self._token
+        with suppress(RuntimeError):  # the event loop of the run has ended
+            token.backend_class.run_sync_soon(self.end, (), token.native_token)

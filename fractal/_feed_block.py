@@ -1,0 +1,114 @@
+"""A task of the event loop and what it tells, as a block; what streamed runs and streamed batches share.
+
+An async generator around a block may be closed by the garbage collector, in a task that has never seen the scopes of
+the one that entered it. So the block holds none: it owns a task of the event loop, and cancels and joins it at its end.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+import anyio
+
+from fractal._feed import Feed
+from fractal._scopes import stop_if_cancelled
+from fractal.errors import InvalidArguments
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fractal._background import Background
+
+__all__ = ["FeedBlock"]
+
+T = TypeVar("T")
+
+
+class FeedBlock(ABC, Generic[T]):
+    """A background task and what it tells, as an async context manager; what streamed runs and batches share.
+
+    Args:
+        buffer: Items that may wait for the reader while the task goes on.
+
+    Raises:
+        InvalidArguments: `buffer` is no number of items.
+    """
+
+    _noun: ClassVar[str]
+    _entered_by: ClassVar[str]
+
+    def __init__(self, buffer: int) -> None:
+        if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
+            raise InvalidArguments(f"buffer={buffer!r}: give a whole number from 0 up")
+        self._buffer = buffer
+        self._opened: tuple[Feed[T], Background[Any]] | None = None
+
+    @abstractmethod
+    def _start(self, feed: Feed[T]) -> Background[Any]:
+        """Begin; the task closes the feed at its end."""
+
+    async def __aenter__(self) -> Self:
+        if self._opened is not None:
+            raise InvalidArguments(f"a {self._noun} is entered once: make another one")
+        feed: Feed[T] = Feed(self._buffer)
+        self._opened = feed, self._start(feed)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self.aclose()
+        except Exception as other:
+            if error is None:
+                raise
+            error.add_note(f"the {self._noun} ended with {type(other).__name__}: {other}")
+
+    async def aclose(self) -> None:
+        """End it, if it goes on, and wait for its cleanup; what leaving the block does.
+
+        Whatever belongs to it, a tool of a run say, can end it so, but not wait for it: there this returns at once.
+
+        Raises:
+            Exception: What it failed with, if nobody has been told yet.
+        """
+        if self._opened is None:
+            return
+        feed, task = self._opened
+        # In this order: a task that waits for its reader must not take one more step, and start a tool with it.
+        task.cancel()
+        feed.desert()
+        if not task.is_around_caller:
+            await task.cancel_and_join()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has ended, cleanup included, and told what it failed with: there is nothing to close."""
+        return self._opened is not None and self._opened[1].is_settled
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def _next(self) -> T:
+        feed, task = self._here()
+        # Whoever reads may have been given more time since the block was entered.
+        task.allow_until(await stop_if_cancelled())
+        if not feed.is_empty:
+            return feed.pop()
+        with suppress(StopAsyncIteration):
+            return await feed.next()
+        await task.wait()
+        raise StopAsyncIteration
+
+    def _for_reading(self) -> tuple[Feed[T], Background[Any]]:
+        feed, task = self._here()
+        # Whoever reads may have been given more time since the block was entered.
+        task.allow_until(anyio.current_effective_deadline())
+        return feed, task
+
+    def _here(self) -> tuple[Feed[T], Background[Any]]:
+        if self._opened is None:
+            raise InvalidArguments(f"the {self._noun} has not begun: write `{self._entered_by}`")
+        return self._opened

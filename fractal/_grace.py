@@ -1,0 +1,256 @@
+"""Time to clean up for code of the user's that is cancelled.
+
+AnyIO and trio cancel again at each `await`, so a `finally:` that awaits does not get far. Code that was written for
+asyncio relies on the other way: one exception, and then peace. Here it has both: one cancellation, then `Limits.grace`
+seconds in which it is left alone, and then cancellation at each `await`, but only so often that it costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Awaitable, Generator
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+
+from fractal._current import current_run
+from fractal._scopes import is_cancellation, is_cut, leaves, stop_if_cancelled, without_cancellations
+from fractal._stuck import place_of
+from fractal._texts import is_a
+from fractal.errors import UnexpectedError
+from fractal.limits import DEFAULT_LIMITS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fractal._run import Run
+
+__all__ = ["answered", "graced", "settled"]
+
+T = TypeVar("T")
+
+_PAUSE = 0.01
+"""Seconds between two cancellations of code that goes on after its grace: each costs, and it may hold out for long."""
+
+
+async def graced(awaitable: Awaitable[T], name: str | None = None) -> T:
+    """Await something of the user's, which has its grace when it is cancelled.
+
+    Args:
+        awaitable: What the user's function gave.
+        name: What to call it in the warning that it has not stopped in time; None: somebody else warns.
+
+    Raises:
+        BaseException: What it raises, or the cancellation.
+    """
+    run = current_run.get()
+    scope: anyio.CancelScope = run.new_scope() if run is not None else anyio.CancelScope()
+    try:
+        with scope:
+            return await _Watched(awaitable, name, run, scope)
+    except anyio.get_cancelled_exc_class():
+        await stop_if_cancelled()  # with the exception of the scope that is cancelled, which knows its own
+        raise
+    await stop_if_cancelled()
+    raise AssertionError  # pragma: no cover - only a cancellation leaves the scope early
+
+
+async def answered(awaitable: Awaitable[T], name: str) -> T:
+    """Await something of the user's on a run's way: with its grace, and with failures told from cancellations.
+
+    Args:
+        awaitable: What the user's function gave.
+        name: What to call it.
+
+    Raises:
+        BaseException: As `settled`.
+    """
+    return await settled(graced(awaitable, name), name)
+
+
+async def settled(awaitable: Awaitable[T], name: str) -> T:
+    """Await something, and tell its failures from a cancellation of whoever waits.
+
+    A cancellation comes out as that, though a cleanup has raised something else meanwhile. A cancellation that nobody
+    asked for, as of a task that the user's code has cancelled itself, is a failure.
+
+    Args:
+        awaitable: What to await.
+        name: What to call it.
+
+    Raises:
+        UnexpectedError: It ended with a cancellation that was not meant for it.
+        Exception: What it raised.
+    """
+    try:
+        return await awaitable
+    except BaseException as error:
+        failure = error
+    try:
+        # Out here, for a cancellation not to refer to the failure: event loops look at that, and it may raise.
+        await _tell_apart(failure, name)
+        raise failure
+    finally:
+        del failure  # which refers to this frame
+
+
+async def _tell_apart(error: BaseException, name: str) -> None:
+    """Raise what an exception of the user's code means, if it is not what it seems to be."""
+    if not all(is_a(leaf, Exception) or is_cancellation(leaf) for leaf in leaves(error)):
+        return  # Ctrl-C and the like
+    await stop_if_cancelled()
+    if is_cancellation(error):
+        if not await is_cut():
+            raise UnexpectedError(f"{name} was cancelled from inside: something it awaited was cancelled") from error
+        await stop_if_cancelled()
+    elif is_a(error, BaseExceptionGroup):
+        failures = without_cancellations(error)
+        if failures is not error:
+            raise failures from error.__cause__
+
+
+class _Watched(Generator[Any, Any, T], Awaitable[T]):
+    """An awaitable that is told once of its cancellation, and then shielded for its grace.
+
+    Whether a cancellation comes from outside is asked of the scopes: with ours shielded, it is gone if it does.
+
+    What is thrown in on asyncio is not AnyIO's exception, but a plain one: scopes and groups that the user's code has
+    open would take AnyIO's for their own, as nothing around them is cancelled behind the shield, and it would go on.
+    Trio has no other exception. There the shield waits until no nursery is open.
+    """
+
+    __slots__ = ("_after_rest", "_is_late", "_name", "_rest", "_run", "_scope", "_step", "_steps", "_task", "cr_await")
+
+    cr_frame = None  # for who looks where a coroutine waits, and goes on with `cr_await`
+
+    def __init__(self, awaitable: Awaitable[T], name: str | None, run: Run | None, scope: anyio.CancelScope) -> None:
+        self.cr_await, self._name, self._run, self._scope = awaitable, name, run, scope
+        self._steps: Any = awaitable.__await__()
+        if not hasattr(self._steps, "throw"):
+            self._steps = _awaiting(awaitable).__await__()
+        self._step: Callable[[Any], Any] = self._steps.send
+        self._rest: Generator[Any, Any, None] | None = None  # what a cancellation waits for
+        self._after_rest: Callable[[], Any] | None = None
+        self._is_late = False  # told of the end of its grace
+        self._task: Any = None  # on trio
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self
+
+    def __next__(self) -> Any:
+        """Make a step; what asyncio does, many times."""
+        return self._step(None)
+
+    def send(self, value: Any) -> Any:
+        """Make a step with an outcome; what trio does."""
+        error = getattr(value, "error", None)
+        if error is None or self._rest is not None or not is_a(error, anyio.get_cancelled_exc_class()):
+            return self._step_on_trio(value)
+        step = partial(self._step, value)
+        return self._cancel(step, step)
+
+    def _step_on_trio(self, value: Any) -> Any:
+        """Make a step; one that leaves its last nursery may have been cancelled in there, and nobody has told it."""
+        if self._task is None:
+            self._task = sys.modules["trio"].lowlevel.current_task()
+        had_nurseries = self._task.child_nurseries
+        wanted = self._step(value)
+        if had_nurseries and not self._task.child_nurseries and not self._scope.cancel_called:
+            self._shield_if_cut()
+        return wanted
+
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
+        """Make a step that begins with an exception; what asyncio does."""
+        error = value if value is not None else kind if isinstance(kind, BaseException) else kind()
+        if self._rest is not None:
+            return self._end_rest()
+        throw = self._steps.throw
+        if is_a(error, anyio.get_cancelled_exc_class()):
+            return self._cancel(partial(throw, error), partial(throw, type(error)()))
+        return throw(error)
+
+    def close(self) -> None:
+        """End it."""
+        self._steps.close()
+
+    def _cancel(self, tell: Callable[[], Any], tell_once: Callable[[], Any]) -> Any:
+        """Let it have a cancellation: as it came, or as the one before its grace."""
+        if not self._scope.cancel_called:
+            wanted = (tell_once if self._shield_if_cut() else tell)()
+            return self._shielded(wanted)
+        if not self._is_late:
+            self._is_late = True
+            self._name_as_stuck()
+            return tell()
+        self._rest, self._after_rest = _rest().__await__(), tell
+        self._step = self._wait
+        return self._wait(None)
+
+    def _shield_if_cut(self) -> bool:
+        """Begin its grace, if it was cancelled from outside and has not begun yet."""
+        scope = self._scope
+        if scope.shield or anyio.current_effective_deadline() != -math.inf:
+            self._step = self._steps.send
+            return False  # something it awaited was cancelled
+        scope.shield = True
+        if anyio.current_effective_deadline() == -math.inf or _has_open_nursery():
+            # A scope of its own is cancelled, which has to see the others: once that is left it will have its grace.
+            scope.shield = False
+            self._step = self._step_out
+            return False
+        scope.deadline = anyio.current_time() + self._grace
+        self._step = self._steps.send
+        return True
+
+    def _step_out(self, value: Any) -> Any:
+        return self._shielded(self._steps.send(value))
+
+    def _shielded(self, wanted: Any) -> Any:
+        """What it waits for, once it has been seen to that it may."""
+        if self._step == self._step_out:
+            self._shield_if_cut()
+        return wanted
+
+    def _name_as_stuck(self) -> None:
+        run, name = self._run, self._name
+        if run is not None and name is not None:
+            where = place_of(self.cr_await)
+            stuck = f", stuck at {where}" if where else ""
+            run.warn(f"{name} has not stopped {self._grace:g} s after it was cancelled{stuck}; the run waits for it")
+
+    @property
+    def _grace(self) -> float:
+        return (self._run.limits if self._run is not None else DEFAULT_LIMITS).grace or 0.0
+
+    def _wait(self, value: Any) -> Any:
+        """Make a step of the rest."""
+        assert self._rest is not None
+        try:
+            return self._rest.send(value)
+        except StopIteration:
+            return self._end_rest()
+
+    def _end_rest(self) -> Any:
+        assert self._rest is not None
+        assert self._after_rest is not None
+        self._rest.close()
+        self._rest, self._step = None, self._steps.send
+        return self._after_rest()
+
+
+async def _rest() -> None:
+    with anyio.CancelScope(shield=True):
+        await anyio.sleep(_PAUSE)
+
+
+async def _awaiting(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def _has_open_nursery() -> bool:
+    trio: Any = sys.modules.get("trio")
+    if trio is None or anyio.get_cancelled_exc_class() is not trio.Cancelled:
+        return False
+    return bool(trio.lowlevel.current_task().child_nurseries)
