@@ -8,19 +8,19 @@ end, which makes a generator that waits in `try: yield` the one end-of-loop hook
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 
 import anyio
-from anyio.lowlevel import RunVar
+from anyio.lowlevel import RunVar, current_token
 
-from fractal._gates import Gate
+from fractal._background import Background, spawn_later
+from fractal._gates import Gate, Waiting
 from fractal._threads import ThreadCall
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 
     import httpx2
 
@@ -43,6 +43,9 @@ __all__ = [
 MOST_CONNECTIONS = 1000
 READ_TIMEOUT = 600.0
 """Connections, and seconds: what the `openai` SDK's own HTTP client has by default."""
+
+CLOSING = "fractal closes connections"
+"""Name of tasks that close what somebody has left to the garbage collector, among others."""
 
 CONNECT_TIMEOUT = 15.0
 """Seconds, three times the SDK's: with a thousand connects at once, our own loop can be the slow one."""
@@ -92,7 +95,9 @@ class Pool:
 
     def __init__(self, limit: int) -> None:
         self._limit, self._places = limit, Gate(limit, f"a free connection (there may be {limit})")
-        self._is_open = False
+        self._is_open = self._is_left = self._is_closing = False
+        self._token = current_token()
+        self._owner: finalize[Any, Any] | None = None
         self._opening = anyio.Lock()
         self._users: WeakSet[object] = WeakSet()
         self._keeper = self._keep()
@@ -111,22 +116,43 @@ class Pool:
         self._users.add(user)
 
     async def leave(self, user: object) -> None:
-        """Forget a user; without any, close."""
+        """Forget a user; without any, close once the requests that are here have ended. Others open another pool."""
         self._users.discard(user)
-        if not self._users and self._is_open:
-            await self._keeper.aclose()
+        if not self._users:
+            await self.end()
+
+    def belong_to(self, owner: object) -> None:
+        """Not outlive somebody, who may be collected as garbage in any thread."""
+        self._owner = finalize(owner, _end_soon, ref(self))
+        self._owner.atexit = False
+
+    def end_soon(self) -> None:
+        """End it, in a task of its event loop; from any thread."""
+        spawn_later(self._token, self.end, CLOSING)
+
+    async def end(self) -> None:
+        """Close once no request is on its way or waits; there will be no more."""
+        _forget(self)
+        self._is_left = True
+        await self.close_if_idle()
+
+    async def close_if_left(self) -> None:
+        """Close, if nobody uses it any more and this was the last request."""
+        if self._is_left:
+            await self.close_if_idle()
 
     async def close_if_idle(self) -> None:
         """Close, if no request is on its way or waits."""
-        if self._is_open and not (self._places.held or self._places.waiting):
-            await self._keeper.aclose()
+        if self._is_open and not (self._is_closing or self._places.held or self._places.waiting):
+            self._is_closing = True
+            await Background(self._keeper.aclose, CLOSING).result()
 
-    def place(self, request: ModelRequest) -> AbstractAsyncContextManager[None]:
+    def place(self, request: ModelRequest) -> _Place:
         """Have one of the places that there are for requests, for a block; first come, first served.
 
         Waiting for it is not the endpoint's fault: it does not count as time of the request.
         """
-        return self._places.place(request.paused)
+        return _Place(self, self._places, request.paused)
 
     @property
     def client(self) -> httpx2.AsyncClient:
@@ -160,6 +186,8 @@ class Pool:
             yield
         finally:
             _forget(self)
+            if self._owner is not None:
+                self._owner.detach()
             await self.client.aclose()
 
     def _template(self, address: Address) -> Template:
@@ -173,6 +201,28 @@ class Pool:
             if template.proxy is not None:
                 address.secrets.add(*template.proxy.secrets)
         return template
+
+
+def _end_soon(reference: ref[Pool]) -> None:
+    pool = reference()
+    if pool is not None:
+        pool.end_soon()
+
+
+class _Place:
+    """A place for a request; a pool that everybody has left meanwhile is closed by the last of them."""
+
+    __slots__ = ("_gate", "_pool", "_waiting")
+
+    def __init__(self, pool: Pool, gate: Gate, waiting: Waiting) -> None:
+        self._pool, self._gate, self._waiting = pool, gate, waiting
+
+    async def __aenter__(self) -> None:
+        await self._gate.acquire(self._waiting)
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._gate.release()
+        await self._pool.close_if_left()
 
 
 @functools.cache
@@ -201,7 +251,36 @@ def _new_client(limit: int) -> tuple[httpx2.AsyncClient, Connections]:
     return httpx2.AsyncClient(transport=Transport(connections), headers=headers, timeout=timeout), connections
 
 
-_pools: RunVar[dict[object, Pool]] = RunVar("fractal_http_pools")
+class _Pools:
+    """The pools of one event loop."""
+
+    def __init__(self) -> None:
+        self.shared: Pool | None = None
+        self.own: WeakKeyDictionary[object, Pool] = WeakKeyDictionary()  # of those who want one for themselves
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter([*([self.shared] if self.shared is not None else ()), *self.own.values()])
+
+    def for_user(self, user: object, max_connections: int | None) -> Pool:
+        """The pool of a user, made if there is none; one of their own does not outlive them."""
+        if max_connections is None:
+            self.shared = self.shared or Pool(default_limit())
+            return self.shared
+        pool = self.own.get(user)
+        if pool is None:
+            pool = self.own[user] = Pool(max_connections)
+            pool.belong_to(user)
+        return pool
+
+    def forget(self, pool: Pool) -> None:
+        """Have the next request make another one."""
+        if pool is self.shared:
+            self.shared = None
+        for user in [user for user, each in self.own.items() if each is pool]:
+            del self.own[user]
+
+
+_pools: RunVar[_Pools] = RunVar("fractal_http_pools")
 
 
 async def pool_of_this_loop(user: object, max_connections: int | None = None) -> Pool:
@@ -211,25 +290,25 @@ async def pool_of_this_loop(user: object, max_connections: int | None = None) ->
         user: Who uses it; remembered, weakly, until `leave_pool`.
         max_connections: For a user who wants a pool of his own: its connections. None: the pool that all share.
     """
-    pools = _pools_here()
-    owner = None if max_connections is None else user
-    pool = pools.get(owner)
-    if pool is None:
-        pool = pools[owner] = Pool(max_connections or default_limit())
+    pool = _pools_here().for_user(user, max_connections)
     if not pool.is_entered_by(user):
         await pool.enter(user)
     return pool
 
 
 async def leave_pool(user: object) -> None:
-    """Say that this user is done; the last one closes the running loop's connections."""
-    for pool in [pool for owner, pool in _pools_here().items() if owner in (None, user)]:
-        await pool.leave(user)
+    """Say that this user is done; the last one closes the running loop's connections.
+
+    Requests of others that are on their way, or wait, are let through to their end.
+    """
+    for pool in _pools_here():
+        if pool.is_entered_by(user):
+            await pool.leave(user)
 
 
 async def close_idle_pools() -> None:
     """Close those of the running loop's pools that no request uses now; the next one makes another."""
-    for pool in list(_pools_here().values()):
+    for pool in _pools_here():
         await pool.close_if_idle()
 
 
@@ -244,16 +323,14 @@ def default_limit() -> int:
     return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(min(MOST_CONNECTIONS, files // 2), 1)
 
 
-def _pools_here() -> dict[object, Pool]:
+def _pools_here() -> _Pools:
     try:
         return _pools.get()
     except LookupError:
-        pools: dict[object, Pool] = {}
+        pools = _Pools()
         _pools.set(pools)
         return pools
 
 
 def _forget(pool: Pool) -> None:
-    pools = _pools_here()
-    for key in [key for key, each in pools.items() if each is pool]:
-        del pools[key]
+    _pools_here().forget(pool)

@@ -18,6 +18,7 @@ import anyio
 from fractal._stuck import place_in_thread
 from fractal._threads import abandoned_threads
 from fractal._workers import THREAD_NAME
+from fractal.models._pool import CLOSING
 
 __all__ = ["Belongings", "Complaints", "running_tasks", "wait_until_empty"]
 
@@ -44,8 +45,8 @@ _FILES = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(pa
 def running_tasks() -> list[anyio.TaskInfo]:
     """The tasks of the running event loop that somebody has started and nobody has joined.
 
-    Not among them are those of the loop itself: for a generator that another library left to the garbage collector, and
-    on trio for the last word of a thread that nobody waits for.
+    Not among them are those of the loop itself: for what others have left to the garbage collector, a generator of
+    another library or a model of the user's, and on trio for the last word of a thread that nobody waits for.
     """
     return [task for task in anyio.get_running_tasks() if not _is_the_loops_own(task)]
 
@@ -53,7 +54,7 @@ def running_tasks() -> list[anyio.TaskInfo]:
 def _is_the_loops_own(task: anyio.TaskInfo) -> bool:
     name = str(task.name)
     kind = type(task.coro).__name__
-    return kind == "async_generator_athrow" or name.startswith(_FOUND_BY_GC) or "run_sync_soon" in name
+    return kind == "async_generator_athrow" or name.startswith((*_FOUND_BY_GC, CLOSING)) or "run_sync_soon" in name
 
 
 class Belongings:
