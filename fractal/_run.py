@@ -31,7 +31,7 @@ from fractal._texts import said_by
 from fractal._twins import Twins
 from fractal._window import Window, WindowView
 from fractal.context import RunContext
-from fractal.errors import BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
+from fractal.errors import SUCCESSES, BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
 from fractal.events import Event, LimitHit, Observer, RunFinished, RunStarted, WarningRaised
 from fractal.limits import DEFAULT_LIMITS, Budget, Limits, limits_below
 from fractal.results import AgentResult, ToolResult, Usage
@@ -53,7 +53,7 @@ _A_TURN = 0.1
 """Seconds after its time in which an event loop has long seen to a deadline, if it sees to anything."""
 
 _is_full = attrgetter("is_full")
-_STOP_REASONS = frozenset(get_args(StopReason))
+_FAILURES = frozenset(get_args(StopReason)) - SUCCESSES
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
@@ -544,7 +544,7 @@ def _sound(error: RunError) -> RunError:
     """The error; or what stands for it, if it is of a user's class whose facts cannot be read."""
     try:
         error.result = None
-        is_sound = error.stop_reason in _STOP_REASONS and isinstance(error.error_type, str)
+        is_sound = error.stop_reason in _FAILURES and isinstance(error.error_type, str)
     except Exception:
         is_sound = False
     return error if is_sound else unexpected(error)

@@ -121,6 +121,9 @@ StopReason = Literal[
 """Why a run ended: the model's last word (`finished`), a terminating tool (`terminated`), the answer asked for
 when time ran short (`soft_deadline`), or what cut it."""
 
+SUCCESSES: frozenset[StopReason] = frozenset({"finished", "terminated", "soft_deadline"})
+"""Stop reasons of runs that gave an answer."""
+
 
 def _rebuild(kind: type[FractalError], args: tuple[Any, ...]) -> FractalError:
     error = kind.__new__(kind, *args)

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from fractal._json import is_list
+from fractal._stored import complete_call, complete_run, without_nulls
 from fractal._texts import clean_text, str_of
 from fractal._told import AnyMessage, AnyObject, Count, Text, Told
 from fractal.errors import RunError, StopReason
@@ -50,6 +51,11 @@ class _Made(Told):
     """What the engine makes often, and of values that it knows to fit."""
 
     model_config = ConfigDict(defer_build=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_nulls(cls, given: Any) -> Any:
+        return without_nulls(given)
 
     @classmethod
     def of_facts(cls, exception: BaseException | None, /, **facts: Any) -> Self:
@@ -98,6 +104,11 @@ class ToolResult(_Made):
     call_id: Text | None = Field(default=None, description="Id of the call, as in the transcript and the events.")
 
     _exception: BaseException | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _complete(self) -> ToolResult:
+        complete_call(self)
+        return self
 
     @property
     def exception(self) -> BaseException | None:
@@ -154,14 +165,22 @@ class AgentResult(_Made):
             self.metadata["messages"] = self.messages
         return self
 
+    @model_validator(mode="after")
+    def _complete(self) -> AgentResult:
+        complete_run(self)
+        return self
+
     @property
     def exception(self) -> RunError | None:
         """The error behind `error`; None after a success.
 
-        A plain `RunError` with the same text after a trip through JSON, or through a pickle that cannot take the error.
+        A plain `RunError` with the same text and stop reason after a trip through JSON, or through a pickle that cannot
+        take the error.
         """
         if self._exception is None and not self.success:
             self._exception = RunError(self.error or self.stop_reason)
+            error_type = self.metadata.get("error_type", RunError.error_type)
+            vars(self._exception).update(stop_reason=self.stop_reason, error_type=error_type)
             self._exception.result = self
         return self._exception
 

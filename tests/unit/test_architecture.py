@@ -44,6 +44,7 @@ LEVELS = [
         "approval",
         "_strict",
         "_twins",
+        "_stored",
     ],
     ["results", "context", "models.base", "_shapes"],
     ["_hooks", "toolkit", "events"],

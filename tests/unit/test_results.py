@@ -270,6 +270,78 @@ def test_a_tool_result_knows_the_exception_but_json_does_not() -> None:
     assert ToolResult.model_validate_json(result.model_dump_json()).exception is None
 
 
+# ---- results that were stored by older code, or built by hand
+
+OLD_FAILURES: list[tuple[dict[str, Any], StopReason]] = [
+    ({"reason": "refusal"}, "refusal"),
+    ({"reason": "no_content_after_retries"}, "no_content"),
+    ({"reason": "max_iterations_reached"}, "max_iterations"),
+    ({"error": "429", "error_type": "rate_limit"}, "model_error"),
+    ({"error": "slow", "error_type": "timeout"}, "model_error"),
+    ({"error": "400", "error_type": "api_error"}, "model_error"),
+    ({"error": "bad", "error_type": "json_decode_error"}, "model_error"),
+    ({"error": "odd", "error_type": "unexpected_error"}, "error"),
+    ({"reason": "bored", "error_type": "refusal"}, "refusal"),
+    ({"reason": ["odd"]}, "error"),
+    ({}, "error"),
+    (None, "error"),  # type: ignore[list-item]
+]
+
+
+@pytest.mark.parametrize(("metadata", "stop_reason"), OLD_FAILURES)
+@pytest.mark.parametrize("success", [False, 0], ids=repr)
+def test_a_stored_failure_of_the_older_form_is_that_failure(
+    metadata: dict[str, Any] | None, stop_reason: StopReason, success: Any
+) -> None:
+    stored = {"content": "so it went", "agent_name": "a", "success": success, "metadata": metadata}
+    for result in (AgentResult.model_validate_json(json.dumps(stored)), AgentResult(**stored)):
+        assert (result.success, result.stop_reason) == (False, stop_reason)
+        assert result.error == (metadata or {}).get("error", "so it went")
+        assert AgentResult.model_validate_json(result.model_dump_json()) == result
+        with pytest.raises(RunError, match=result.error) as caught:
+            result.raise_for_error()
+        assert caught.value.stop_reason == stop_reason
+
+
+@pytest.mark.parametrize("name", ["metadata", "messages", "tool_results", "abandoned", "warnings", "usage"])
+def test_a_stored_null_is_the_empty_form_of_its_field(name: str) -> None:
+    stored = json.dumps({"content": "x", "agent_name": "a", "success": True, name: None})
+    assert AgentResult.model_validate_json(stored) == AgentResult(content="x", agent_name="a")
+
+
+def test_a_stored_tool_result_of_the_older_form_has_the_outcome_it_had() -> None:
+    for error, outcome in ((None, "ok"), ("odd", "error")):
+        stored = {"content": "", "tool_name": "f", "metadata": None, "error": error}
+        result = ToolResult.model_validate_json(json.dumps(stored))
+        assert (result.outcome, result.error, result.metadata) == (outcome, error, {})
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"error": "odd"}, {"stop_reason": "refusal"}, {"metadata": {"reason": "refusal"}}, {"success": False}],
+    ids=repr,
+)
+def test_a_result_by_hand_that_says_it_failed_has_failed(facts: dict[str, Any]) -> None:
+    result = AgentResult(content=None, agent_name="A", **facts)
+    assert not result.success
+    assert result.stop_reason in ("error", "refusal")
+    assert result.error
+    assert str(result) == f"A failed: {result.error}"
+
+
+@pytest.mark.parametrize("facts", [{"error": "odd"}, {"stop_reason": "deadline"}], ids=repr)
+def test_a_result_that_contradicts_itself_is_refused(facts: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="contradicts"):
+        AgentResult(agent_name="A", success=True, **facts)
+    with pytest.raises(ValidationError, match="contradicts"):
+        ToolResult(tool_name="f", outcome="ok", error="odd")
+
+
+def test_a_success_may_have_any_metadata() -> None:
+    result = AgentResult(content="x", agent_name="A", success=True, metadata={"reason": "refusal"})
+    assert (result.success, result.stop_reason, result.error) == (True, "finished", None)
+
+
 # ---- the rest
 
 

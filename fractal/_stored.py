@@ -1,0 +1,88 @@
+"""Results from outside, by hand or from a store of an older form: what they lack follows from what they say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fractal._json import is_mapping
+from fractal.errors import (
+    SUCCESSES,
+    BadReply,
+    BudgetExceeded,
+    ContextWindowExceeded,
+    DepthExceeded,
+    IterationsExceeded,
+    ModelError,
+    NoContent,
+    RateLimited,
+    Refused,
+    RequestTimedOut,
+    RunCancelled,
+    RunError,
+    StopReason,
+)
+
+if TYPE_CHECKING:
+    from fractal.results import AgentResult, ToolResult
+
+__all__ = ["complete_call", "complete_run", "without_nulls"]
+
+_HAVE_EMPTY_FORMS = frozenset({"metadata", "messages", "tool_results", "abandoned", "warnings", "usage"})
+
+# Several errors share a word. These are what stored results of the older form mean by it: no run had a deadline there.
+_ERRORS: tuple[type[RunError], ...] = (
+    *(RequestTimedOut, BadReply, RateLimited, ModelError, Refused, NoContent, IterationsExceeded, BudgetExceeded),
+    *(ContextWindowExceeded, DepthExceeded, RunCancelled, RunError),
+)
+_STOP_REASONS: dict[str, StopReason] = {error.error_type: error.stop_reason for error in _ERRORS}
+
+
+def without_nulls(given: Any) -> Any:
+    """The fields that are given, without those of lists, dicts and models that are null; they have an empty form."""
+    if not is_mapping(given):
+        return given
+    return {name: value for name, value in given.items() if value is not None or name not in _HAVE_EMPTY_FORMS}
+
+
+def complete_run(result: AgentResult) -> None:
+    """Find what was not said of a run: whether it succeeded, and of a failure why, and its text.
+
+    Raises:
+        ValueError: It is said to have succeeded, and to have failed.
+    """
+    told = _told_in(result.metadata)
+    has_failed = result.stop_reason not in SUCCESSES or bool(result.error)
+    if "success" not in result.model_fields_set:
+        result.success = not has_failed and told is None
+    if result.success:
+        if has_failed:
+            raise ValueError(f"success=True contradicts stop_reason={result.stop_reason!r} and error={result.error!r}")
+        return
+    if result.stop_reason in SUCCESSES:
+        result.stop_reason = told or "error"
+    result.error = result.error or _text_of_failure(result) or result.stop_reason
+
+
+def complete_call(result: ToolResult) -> None:
+    """Find what was not said of a tool call: its outcome, and the text of one that is not `ok`.
+
+    Raises:
+        ValueError: It is said to be `ok`, and has an error.
+    """
+    if result.error and "outcome" not in result.model_fields_set:
+        result.outcome = "error"
+    if result.outcome != "ok":
+        result.error = result.error or result.outcome
+    elif result.error:
+        raise ValueError(f"outcome='ok' contradicts error={result.error!r}")
+
+
+def _told_in(metadata: dict[str, Any]) -> StopReason | None:
+    """Why a run failed, as metadata of the older form say."""
+    words = (metadata.get("reason"), metadata.get("error_type"))
+    return next((_STOP_REASONS[word] for word in words if isinstance(word, str) and word in _STOP_REASONS), None)
+
+
+def _text_of_failure(result: AgentResult) -> str | None:
+    said = (result.metadata.get("error"), result.content)
+    return next((text for text in said if isinstance(text, str) and text), None)
