@@ -24,6 +24,7 @@ from fractal._output import OutputMemory, OutputMode, output_for
 from fractal._run import Run, RunSettings
 from fractal._stall import timed, watched
 from fractal._step import bind
+from fractal._template import warn_of_format
 from fractal._texts import name_of, repr_of
 from fractal._window import Compact, TokenCounter, Window, count_tokens as estimate_tokens
 from fractal.context import RunContext
@@ -171,6 +172,7 @@ class AgentDefinition:
         self.observers = checked_observers(observers)
         self.__system_prompt = system_prompt
         self.__system_context = dict(system_context or {})
+        warn_of_format(system_prompt, self.__system_context)
         self.__settings = ModelSettings(
             temperature=temperature,
             max_tokens=max_tokens,
@@ -286,6 +288,8 @@ class AgentDefinition:
 
     def update_system_context(self, **values: object) -> None:
         """Set values for the placeholders of the system prompt, from the next run on."""
+        if values.keys() - self.__system_context.keys():
+            warn_of_format(self.__system_prompt, {**self.__system_context, **values})
         # A new dictionary: a run that is just making its prompt sees all of the old values or all of the new ones.
         self.__system_context = {**self.__system_context, **values}
 

@@ -19,6 +19,7 @@ LEVELS = [
     [
         *("", "errors", "_docstring", "_json", "_scanner", "_current", "_forks", "_arguments", "_callables", "_copies"),
         *("models.bounds", "models._secrets", "_texts", "_told", "_log"),
+        *("_template",),
     ],
     [
         "messages",
