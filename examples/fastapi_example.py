@@ -36,6 +36,7 @@ from fractal import (
     ToolStarted,
     tool,
 )
+from fractal.fastapi import ends_with_client
 from fractal.testing.answers import AnswerLike, call
 
 
@@ -90,7 +91,6 @@ async def query(question: Question, request: Request) -> Answer:
         result = await agent.run(question.question, messages=question.history, timeout=question.timeout)
         result.raise_for_error()
         return Answer(answer=str(result.content), history=result.messages, run_id=result.run_id)
-    raise HTTPException(499, "the client has gone")  # for the log: nobody reads it
 
 
 @app.post("/stream")
@@ -137,7 +137,6 @@ async def call_tool(name: str, arguments: dict[str, Any], request: Request) -> T
             status = 504 if result.outcome == "timeout" else 422 if bad_arguments else 500
             raise HTTPException(status, result.error)
         return result
-    raise HTTPException(499, "the client has gone")
 
 
 @app.get("/health")
@@ -169,24 +168,6 @@ async def run_failed(request: Request, error: RunError) -> JSONResponse:
 @app.exception_handler(InvalidMessages)
 async def bad_history(request: Request, error: InvalidMessages) -> JSONResponse:
     return JSONResponse({"detail": f"history: {error}"}, 422)
-
-
-@asynccontextmanager
-async def ends_with_client(request: Request) -> AsyncIterator[None]:
-    """Cancel what the block runs as soon as the client closes the connection."""
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        group.cancel_scope.cancel()
-
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(watch)
-            yield
-            group.cancel_scope.cancel()
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None  # only the block raises, so there is just one
 
 
 def main(port: int = 8000) -> None:

@@ -31,6 +31,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 import fractal
+import fractal.fastapi
 import fractal.sync
 import fractal.testing
 from fractal._stand_in import play
@@ -185,14 +186,18 @@ def test_every_page_can_be_reached_from_the_index():
     assert pages <= set(_LINK.findall(index))
 
 
-@pytest.mark.parametrize("module", [fractal, fractal.sync, fractal.testing], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [fractal, fractal.sync, fractal.fastapi, fractal.testing], ids=lambda module: module.__name__
+)
 def test_the_reference_has_every_public_name(module: types.ModuleType):
     section = _section(ROOT / "docs" / "reference.md", module.__name__)
     missing = [name for name in module.__all__ if not re.search(rf"`{name}\b", section)]
     assert not missing
 
 
-@pytest.mark.parametrize("module", [fractal, fractal.sync, fractal.testing], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [fractal, fractal.sync, fractal.fastapi, fractal.testing], ids=lambda module: module.__name__
+)
 def test_the_reference_has_no_name_that_is_not_there(module: types.ModuleType):
     names_and_events, _, _ = _section(ROOT / "docs" / "reference.md", module.__name__).partition("### Verbs")
     names = re.findall(r"^\| `(\w+)", names_and_events, re.MULTILINE)

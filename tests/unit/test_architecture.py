@@ -78,6 +78,8 @@ LEVELS = [
         "sync.agent",
         "sync",
         "_names",
+
+        *("fastapi",),
     ],
     [
         "testing.answers",
