@@ -198,23 +198,42 @@ class AgentDefinition:
         name: str | None = None,
         description: str | None = None,
         terminate: bool = False,
+        replace: bool = False,
     ) -> Self:
         """Offer a function to the model; runs that have begun do not see it.
+
+        To add the same function once more, with the same options, changes nothing: a notebook's cell can run twice.
 
         Args:
             function: Function, bound method, partial or callable object; options given to `tool` hold.
             name: Name the model sees. None: the function's own.
             description: What the model is told it does. None: the docstring.
             terminate: End a run with this tool's result as its content.
+            replace: Take the place of a tool of that name.
+
+        Returns:
+            The agent, so that calls can be chained; as a decorator, it binds the function's name to the agent.
+
+        Raises:
+            InvalidTool: It cannot be a tool.
+            ToolNameTaken: There is another of that name, and `replace` is False.
+        """
+        self.__toolkit.add_tool(function, name=name, description=description, terminate=terminate, replace=replace)
+        return self
+
+    def remove_tool(self, name: str) -> Self:
+        """Offer a tool no longer; runs that have begun keep it.
+
+        Args:
+            name: Name the model sees.
 
         Returns:
             The agent.
 
         Raises:
-            InvalidTool: It cannot be a tool.
-            ToolNameTaken: There is one of that name.
+            InvalidArguments: There is no tool of that name.
         """
-        self.__toolkit.add_tool(function, name=name, description=description, terminate=terminate)
+        self.__toolkit.remove_tool(name)
         return self
 
     def register_delegate(
@@ -223,6 +242,8 @@ class AgentDefinition:
         tool_name: str | None = None,
         description: str | None = None,
         parameters: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        replace: bool = False,
     ) -> Self:
         """Offer another agent as a tool: a run of it inside the caller's run, with its budget and deadline.
 
@@ -232,15 +253,16 @@ class AgentDefinition:
             description: What the model is told it is for. None: a sentence with the agent's name.
             parameters: Structured input, as `{"sql": {"type": "str", "description": "…", "required": False}}`; the
                 delegate is asked with the dict. None: one text, `query`.
+            replace: Take the place of a tool of that name.
 
         Returns:
             The agent.
 
         Raises:
             TypeError: `parameters` is not of that form; says where.
-            ToolNameTaken: There is a tool of that name.
+            ToolNameTaken: There is another tool of that name, and `replace` is False.
         """
-        self.__toolkit.add_tool(delegate_tool(agent, tool_name, description, parameters))
+        self.__toolkit.add_tool(delegate_tool(agent, tool_name, description, parameters), replace=replace)
         return self
 
     def output_validator(self, function: Validator) -> Validator:

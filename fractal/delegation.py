@@ -16,7 +16,7 @@ from fractal._json import is_mapping, text_of
 from fractal._schema import schema_of
 from fractal.errors import DelegateFailed, InvalidArguments
 from fractal.events import DelegationFinished, DelegationStarted
-from fractal.toolkit import Tool, ToolOptions
+from fractal.toolkit import DELEGATE, Tool, ToolOptions
 
 if TYPE_CHECKING:
     from fractal._run import Run
@@ -84,6 +84,7 @@ def delegate_tool(
         documentation = Documentation()
         function.__signature__ = signature  # type: ignore[attr-defined]
     function.__annotations__.pop("return", None)
+    vars(function)[DELEGATE] = delegate
     checked = schema_of(function, name=name, documentation=documentation, is_context=lambda _: False)
     return Tool(name, description, function, checked, True, ToolOptions(name=name))
 

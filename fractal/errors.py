@@ -168,7 +168,10 @@ class ToolNameTaken(UserError, ValueError):
 
     def __init__(self, tool_name: str) -> None:
         self.tool_name = tool_name
-        super().__init__(f"there is a tool called {tool_name!r} already: give this one another name=")
+        super().__init__(
+            f"there is a tool called {tool_name!r} already: give this one another name=, or replace=True to take its"
+            " place"
+        )
 
 
 class InvalidMessages(UserError, ValueError):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -18,13 +19,16 @@ from fractal._marks import TOOL_NAME, ToolOptions, is_marked, options_of, tool
 from fractal._schema import Parameters, schema_of
 from fractal._signature import type_arguments
 from fractal.context import RunContext, is_context
-from fractal.errors import InvalidTool, ToolNameTaken
+from fractal.errors import InvalidArguments, InvalidTool, ToolNameTaken
 from fractal.models.base import ToolSchemas
 
-__all__ = ["AgentToolkit", "Tool", "ToolOptions", "options_of", "tool"]
+__all__ = ["DELEGATE", "AgentToolkit", "Tool", "ToolOptions", "options_of", "tool"]
 
 _FUNCTIONS = (types.FunctionType, staticmethod, classmethod)
 _NOT_CALLED: tuple[type[Any], ...] = (property, functools.cached_property, functools.singledispatchmethod)
+
+DELEGATE = "__fractal_delegate__"
+"""Attribute of the function that asks an agent: the agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ class AgentToolkit:
     __tools: Mapping[str, Tool] = types.MappingProxyType({})
     __schemas: ToolSchemas | None = None
     __own: frozenset[str] | None = None  # the names of its methods; None until they are looked for
+    __hidden: frozenset[str] = frozenset()  # those of its methods that were taken out or replaced
     __alias: object = None  # what type arguments it had then
 
     def __init__(self, *functions: Callable[..., Any] | Tool) -> None:
@@ -141,30 +146,53 @@ class AgentToolkit:
         name: str | None = None,
         description: str | None = None,
         terminate: bool = False,
+        replace: bool = False,
     ) -> Tool:
-        """Add a function.
+        """Add a function; to add the same one once more, with the same options, changes nothing.
 
         Args:
             function: Function, bound method, partial or callable object; options given to `tool` hold.
             name: Name the model sees. None: as `tool` said, or the function's own.
             description: What the model is told it does. None: as `tool` said, or the docstring.
             terminate: End a run with this tool's result, whatever `tool` said.
+            replace: Take the place of a tool of that name.
 
         Returns:
             The tool made of it.
 
         Raises:
             InvalidTool: It cannot be a tool.
-            ToolNameTaken: There is one of that name.
+            ToolNameTaken: There is another of that name, and `replace` is False.
         """
         given = ToolOptions(name=name or None, description=description, terminate=terminate)
         if not isinstance(function, Tool):
-            return self._add(Tool.from_function(function, given))
+            return self._add(Tool.from_function(function, given), replace)
         if given == ToolOptions():
-            return self._add(function)
+            return self._add(function, replace)
         shown = description if description is not None else function.description
         options = given.over(function.options)
-        return self._add(replace(function, name=name or function.name, description=shown, options=options))
+        changed = dataclasses.replace(function, name=name or function.name, description=shown, options=options)
+        return self._add(changed, replace)
+
+    def remove_tool(self, name: str) -> Tool:
+        """Take a tool out.
+
+        Args:
+            name: Name the model sees.
+
+        Returns:
+            The tool.
+
+        Raises:
+            InvalidArguments: There is no tool of that name.
+        """
+        tools = dict(self._found())
+        if not isinstance(name, str) or name not in tools:
+            raise InvalidArguments(f"there is no tool {name!r} to remove, only {', '.join(tools) or 'none'}")
+        removed = tools.pop(name)
+        self.__hide(name)
+        self.__keep(tools=tools, schemas=None)
+        return removed
 
     def add_methods(self, owner: object) -> None:
         """Add every method of an object that `tool` marked, inherited ones included, in the order of definition.
@@ -187,16 +215,25 @@ class AgentToolkit:
             above = [vars(kind)[name] for kind in type(owner).__mro__ if name in vars(kind)]
             options = options_of(attribute, overridden=above) or ToolOptions()
             if options.name is None and not issubclass(kind, _FUNCTIONS):
-                options = replace(options, name=name)
+                options = dataclasses.replace(options, name=name)
             self._add(Tool.from_function(getattr(owner, name), options))
 
-    def _add(self, new: Tool) -> Tool:
+    def _add(self, new: Tool, may_replace: bool = False) -> Tool:
         tools = self._found()
-        if new.name in tools:
-            raise ToolNameTaken(new.name)
+        there = tools.get(new.name)
+        if there is not None:
+            if _is_same(there, new):
+                return there
+            if not may_replace:
+                raise ToolNameTaken(new.name)
+            self.__hide(new.name)
         # A new dictionary: runs that have begun keep the tools they began with.
         self.__keep(tools={**tools, new.name: new}, schemas=None)
         return new
+
+    def __hide(self, name: str) -> None:
+        if name in (self.__own or ()):
+            self.__keep(own=(self.__own or frozenset[str]()) - {name}, hidden=self.__hidden | {name})
 
     def _found(self) -> Mapping[str, Tool]:
         """The tools, with the marked methods of the kit itself, looked for when first asked.
@@ -208,7 +245,8 @@ class AgentToolkit:
             added = [each for each in self.__tools.values() if each.name not in (self.__own or ())]
             self.__keep(tools={}, own=frozenset[str](), alias=alias)
             self.add_methods(self)
-            self.__keep(own=frozenset(self.__tools))
+            own = {name: each for name, each in self.__tools.items() if name not in self.__hidden}
+            self.__keep(tools=own, own=frozenset(own))
             for each in added:
                 self._add(each)
         return self.__tools
@@ -244,6 +282,20 @@ class AgentToolkit:
 
     def __contains__(self, name: object) -> bool:
         return name in self._found()
+
+
+def _is_same(one: Tool, other: Tool) -> bool:
+    """Whether two tools of one name are the same function, or ask the same agent, in the same way."""
+    if (one.options, one.description) != (other.options, other.description):
+        return False
+    first, second = one.function, other.function
+    if isinstance(first, types.MethodType) and isinstance(second, types.MethodType):  # made anew at each look
+        return first.__func__ is second.__func__ and first.__self__ is second.__self__
+    if first is second:
+        return True
+    asks = [vars(each).get(DELEGATE) if type(each) is types.FunctionType else None for each in (first, second)]
+    is_same_agent = asks[0] is not None and asks[0] is asks[1]
+    return is_same_agent and one.parameters.json_schema == other.parameters.json_schema
 
 
 def _is_ours(kind: type) -> bool:

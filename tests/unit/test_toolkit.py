@@ -631,7 +631,7 @@ def test_a_copy_of_a_toolkit_goes_on_on_its_own(kind: Any) -> None:
 
 def test_two_tools_of_one_name_are_refused() -> None:
     with pytest.raises(ToolNameTaken) as caught:
-        AgentToolkit(plain, plain)
+        AgentToolkit(plain, wrapped(plain))
     assert caught.value.tool_name == "plain"
 
     class Twice(AgentToolkit):
@@ -651,7 +651,7 @@ def test_a_refused_tool_leaves_the_toolkit_as_it_was() -> None:
     def bad(*args: int) -> None: ...
 
     kit = AgentToolkit(plain)
-    for wrong in (plain, bad, 5):
+    for wrong in (wrapped(plain), bad, 5):
         with pytest.raises((ToolNameTaken, InvalidTool)):
             kit.add_tool(wrong)  # type: ignore[arg-type]
     assert names(kit) == ["plain"]
