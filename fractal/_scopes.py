@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
+from fractal._current import current_call, current_run
 from fractal._texts import described, is_a
 from fractal.errors import DeadlineWouldPass, RunError, UnexpectedError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 __all__ = [
+    "FaultOfTest",
     "is_cancellation",
     "is_cut",
     "leaves",
@@ -139,17 +141,40 @@ def unexpected(error: BaseException) -> UnexpectedError:
     return wrapped
 
 
+class FaultOfTest(BaseException):
+    """Carries an exception of a test's own code out of the run that met it.
+
+    Like Ctrl-C it is no `Exception`: no retry, fallback, tool or run makes a result of it. What leaves the outermost
+    run is the exception that it carries.
+
+    Args:
+        error: The exception.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+    def __str__(self) -> str:
+        return described(self.error)
+
+
 @contextmanager
 def single_error() -> Generator[None]:
     """Let a group with one exception in it leave as that exception.
 
-    Cancellations that came along with a real error are left out; a group of several errors stays a group.
+    Cancellations that came along with a real error are left out; a group of several errors stays a group. What a
+    `FaultOfTest` carries leaves where neither a run nor a tool call is above.
     """
     try:
         yield
-    except BaseExceptionGroup as group:
+    except (BaseExceptionGroup, FaultOfTest) as raised:
         cancelled = anyio.get_cancelled_exc_class()
-        errors = [leaf for leaf in leaves(group) if not is_a(leaf, cancelled)]
-        if len(errors) == 1:
+        errors = [leaf for leaf in leaves(raised) if not is_a(leaf, cancelled)]
+        faults = [each.error for each in errors if is_a(each, FaultOfTest)]
+        is_outermost = current_run.get() is None and current_call.get() is None
+        if faults and len(faults) == len(errors) and is_outermost:
+            raise faults[0] from faults[0].__cause__
+        if len(errors) == 1 and errors[0] is not raised:
             raise errors[0] from errors[0].__cause__
         raise

@@ -8,6 +8,7 @@ from fractal.testing._blocking import (
 from fractal.testing._history import check_messages as check_messages
 from fractal.testing._nothing_left import NothingLeft as NothingLeft, assert_nothing_left as assert_nothing_left
 from fractal.testing._recording import EventRecorder as EventRecorder, record_events as record_events
+from fractal.testing._requests import ScriptedRequest as ScriptedRequest
 from fractal.testing._virtual_time import (
     NotInVirtualTime as NotInVirtualTime,
     VirtualTime as VirtualTime,
@@ -19,7 +20,11 @@ from fractal.testing.cancelling import (
     CancelReport as CancelReport,
     cancel_everywhere as cancel_everywhere,
 )
-from fractal.testing.endpoint import Endpoint as Endpoint, EndpointError as EndpointError
+from fractal.testing.endpoint import (
+    Endpoint as Endpoint,
+    EndpointError as EndpointError,
+    RecordedRequest as RecordedRequest,
+)
 from fractal.testing.scripted import ScriptedModel as ScriptedModel
 from fractal.testing.stalling import stall_guard as stall_guard
 
@@ -33,7 +38,9 @@ __all__ = [
     "NotInVirtualTime",
     "NothingLeft",
     "RealRequestBlocked",
+    "RecordedRequest",
     "ScriptedModel",
+    "ScriptedRequest",
     "VirtualTime",
     "answers",
     "assert_nothing_left",

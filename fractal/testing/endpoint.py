@@ -37,6 +37,7 @@ from fractal._json import is_mapping
 from fractal._texts import repr_of
 from fractal.testing import answers as _answers
 from fractal.testing._history import check_messages
+from fractal.testing._requests import messages_of, tools_of
 from fractal.testing.answers import Answer, AnswerLike, ToolCallAnswer, as_answer
 
 __all__ = ["Answers", "Endpoint", "EndpointError", "RecordedRequest", "endpoint_ports"]
@@ -70,6 +71,16 @@ class RecordedRequest:
     body: dict[str, Any] = field(default_factory=dict[str, Any])
     raw: bytes = b""
     at: float = field(default_factory=time.monotonic)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages of the body, the system prompt first; empty if there are none."""
+        return messages_of(self.body)
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """The tools on offer, as chat-completions schemas; empty if there are none."""
+        return tools_of(self.body)
 
 
 Answers: TypeAlias = AnswerLike | Sequence[AnswerLike] | Callable[[RecordedRequest], AnswerLike] | None

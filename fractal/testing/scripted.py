@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import anyio
 
-from fractal.errors import ConnectionFailed
+from fractal._current import current_run
+from fractal._scopes import FaultOfTest
+from fractal.errors import ConnectionFailed, RunError
 from fractal.models._reading import reply_from, reply_of
 from fractal.models._reported import status_error
 from fractal.models.base import ModelRequest, Reply
 from fractal.models.bounds import DEFAULT_BOUNDS
+from fractal.testing._requests import ScriptedRequest
 from fractal.testing.answers import Answer, AnswerLike, ToolCallAnswer, as_answer
 
 __all__ = ["ScriptedModel"]
@@ -27,10 +30,13 @@ class ScriptedModel:
 
     Args:
         script: Answers in the order in which they are asked for: texts, tool calls, `answers.…`, or exceptions to
-            raise. Or a function from the request to the answer.
+            raise. Or a function from the request to the answer, which may return such an exception. A fault of the test
+            itself makes no result: a function that raises, an answer that is none and a script that is used up are
+            raised out of every verb, whatever agent of a tree asks. Only a `RunError` that the function raises counts
+            as the model's.
 
     Attributes:
-        requests: What was asked, in order, each as the fields of a request: `model`, `messages`, `tools` and so on.
+        requests: What was asked, in order: each has `messages`, `tools` and `body`, and is a dict of the fields itself.
 
     Example:
         >>> import anyio
@@ -43,14 +49,14 @@ class ScriptedModel:
 
     def __init__(
         self,
-        script: Sequence[AnswerLike | BaseException] | Callable[[ModelRequest], AnswerLike | BaseException],
+        script: Sequence[AnswerLike | BaseException] | Callable[[ScriptedRequest], AnswerLike | BaseException],
     ) -> None:
         if isinstance(script, (str, Answer, ToolCallAnswer)):
             raise TypeError("the script is a list of answers, or a function: put a single answer into a list")
         self._function = script if callable(script) else None
         self._left = [] if callable(script) else list(script)
         self._lock = threading.Lock()
-        self.requests: list[dict[str, Any]] = []
+        self.requests: list[ScriptedRequest] = []
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Give the next answer.
@@ -62,7 +68,6 @@ class ScriptedModel:
         answer = self._next(request)
         if isinstance(answer, BaseException):
             raise answer
-        answer = as_answer(answer)
         await anyio.sleep(answer.delay)
         match answer.wire:
             case "hang":
@@ -101,9 +106,20 @@ class ScriptedModel:
         if error is None:
             self.assert_used_up()
 
-    def _next(self, request: ModelRequest) -> AnswerLike | BaseException:
+    def _next(self, request: ModelRequest) -> Answer | BaseException:
+        try:
+            answer = self._asked(ScriptedRequest(request))
+            return answer if isinstance(answer, BaseException) else as_answer(answer)
+        except RunError:
+            raise
+        except Exception as fault:
+            if current_run.get() is None:
+                raise
+            raise FaultOfTest(fault) from fault
+
+    def _asked(self, request: ScriptedRequest) -> AnswerLike | BaseException:
         with self._lock:
-            self.requests.append(request.parameters())
+            self.requests.append(request)
             if self._function is None:
                 assert self._left, f"the script is used up; this is request {len(self.requests)}"
                 return self._left.pop(0)

@@ -91,6 +91,7 @@ LEVELS = [
         "testing._nothing_left",
         "testing._patching",
         "testing._recording",
+        "testing._requests",
         "testing._virtual_time",
         "testing.endpoint",
         "testing.scripted",
