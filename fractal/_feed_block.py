@@ -88,6 +88,29 @@ class FeedBlock(ABC, Generic[T]):
         """Whether it has ended, cleanup included, and told what it failed with: there is nothing to close."""
         return self._opened is not None and self._opened[1].is_settled
 
+    @property
+    def state(self) -> str:
+        """Where it is, in words."""
+        if self._opened is None:
+            return "has not begun"
+        return "has ended" if self._opened[1].has_ended else "goes on"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: the {self._noun} {self.state}>"
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+    def html(self) -> str:
+        """What a notebook shows of it."""
+        from fractal._html import card, line
+
+        return card(line(repr(self)), self._inner_html())
+
+    def _inner_html(self) -> str:
+        """What there is to show of it so far."""
+        return ""
+
     def __aiter__(self) -> Self:
         return self
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from fractal.many import Progress
 
-__all__ = ["described", "shown"]
+__all__ = ["described", "html_of", "shown"]
 
 T = TypeVar("T")
 
@@ -27,10 +28,11 @@ _BAR_COLUMNS = 40  # at most
 
 
 async def shown(read: Callable[[], Progress], work: Callable[[], Awaitable[T]]) -> T:
-    """Await some work and show on standard error how far it is; the last picture stays.
+    """Await some work and show how far it is; the last picture stays.
 
-    A bar needs rich, a terminal, and that no other bar is drawn there; else there is a line every few seconds. What
-    cannot be shown is no reason for the work to fail.
+    In a notebook a bar is shown below the cell. Elsewhere it is on standard error: a bar needs rich, a terminal, and
+    that no other bar is drawn there; else there is a line every few seconds. What cannot be shown is no reason for the
+    work to fail.
 
     Args:
         read: Says how far the work is.
@@ -42,7 +44,7 @@ async def shown(read: Callable[[], Progress], work: Callable[[], Awaitable[T]]) 
     Raises:
         BaseException: What the work raises.
     """
-    display = _Bar.made(read) or _Lines(read)
+    display = _Cell.made(read) or _Bar.made(read) or _Lines(read)
     drawing = Background(partial(_draw, display), "fractal progress")
     try:
         return await work()
@@ -94,6 +96,38 @@ class _Lines:
 
     def close(self) -> None:
         self.draw()
+
+
+class _Cell:
+    """A bar below a notebook's cell, which needs nothing but the notebook."""
+
+    seconds = 0.2
+
+    def __init__(self, read: Callable[[], Progress], display: Callable[..., Any]) -> None:
+        self._read, self._display = read, display
+        self._shown: Any = None
+
+    @classmethod
+    def made(cls, read: Callable[[], Progress]) -> _Cell | None:
+        """A bar, if this is a notebook: a terminal's IPython has no kernel, and shows no HTML."""
+        ipython: Any = sys.modules.get("IPython")
+        shell = ipython.get_ipython() if ipython is not None else None
+        if getattr(shell, "kernel", None) is None:
+            return None
+        return cls(read, importlib.import_module("IPython.display").display)
+
+    def open(self) -> None:
+        self._shown = self._display(self._picture(), raw=True, display_id=True)
+
+    def draw(self) -> None:
+        self._shown.update(self._picture(), raw=True)
+
+    def close(self) -> None:
+        self.draw()
+
+    def _picture(self) -> dict[str, str]:
+        progress = self._read()
+        return {"text/plain": described(progress), "text/html": html_of(progress)}
 
 
 _one_bar = threading.Lock()  # two would draw over each other
@@ -153,6 +187,13 @@ def _picture(progress: Progress, console: Console) -> RenderableType:
     else:
         line.add_row(Text(text, no_wrap=True))
     return line
+
+
+def html_of(progress: Progress) -> str:
+    """How far a batch is, as a bar for a notebook."""
+    from fractal._html import of_progress
+
+    return of_progress(described(progress), progress.done, progress.total)
 
 
 def described(progress: Progress) -> str:

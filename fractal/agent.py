@@ -418,6 +418,11 @@ class AgentDefinition:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} model={self.model!r} tools={len(self.__toolkit)}>"
 
+    def _repr_html_(self) -> str:
+        from fractal._html import of_agent
+
+        return of_agent(self)
+
     def __str__(self) -> str:
         lines = [
             f"{self.name} ({type(self).__name__})",

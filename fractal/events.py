@@ -79,6 +79,11 @@ class RunEvent:
         facts = ", ".join(f"{name}={shown(value)}" for name, value in _facts(self).items())
         return f"{type(self).__qualname__}({facts})"
 
+    def _repr_html_(self) -> str:
+        from fractal._html import of_event
+
+        return of_event(self)
+
     def __reduce__(self) -> tuple[Callable[..., RunEvent], tuple[Any, ...]]:
         return _made, (type(self), {name: portable(value) for name, value in _facts(self).items()})
 

@@ -32,7 +32,7 @@ from fractal._json import is_mapping
 from fractal._log import log
 from fractal._loop import conduct, converse
 from fractal._observers import note_unused
-from fractal._progress import shown
+from fractal._progress import html_of, shown
 from fractal._scopes import single_error
 from fractal._texts import described, repr_of
 from fractal.agent import AgentDefinition
@@ -83,6 +83,9 @@ class Progress:
     running: int
     elapsed: float
 
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
     @property
     def rate(self) -> float:
         """Runs that ended per second, since the start."""
@@ -117,6 +120,11 @@ class BatchItem:
     index: int
     input: Any
     result: AgentResult
+
+    def _repr_html_(self) -> str:
+        from fractal._html import line, of_result
+
+        return of_result(self.result, f"{self.index}: {line(self.input)} → ")
 
 
 async def run_many(
@@ -253,6 +261,9 @@ class BatchStream(FeedBlock[BatchItem]):
         if place.run is not None:
             place.run.note_below(task, is_reached=place.is_enclosed)
         return task
+
+    def _inner_html(self) -> str:
+        return html_of(self.progress)
 
     @property
     def progress(self) -> Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any, Literal, Self
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from fractal._json import is_list
 from fractal._stored import complete_call, complete_run, without_nulls
 from fractal._texts import clean_text, str_of
-from fractal._told import AnyMessage, AnyObject, Count, Text, Told
+from fractal._told import AnyMessage, AnyObject, Count, Text, Told, shown
 from fractal.errors import RunError, StopReason
 
 __all__ = ["AgentResult", "AgentReturnPart", "Outcome", "ToolResult", "ToolReturnPart", "Usage"]
@@ -24,6 +25,9 @@ was over. `cancelled`: someone cancelled the run. `abandoned`: as the two before
 on, in a worker thread or, with `Limits(on_stubborn="raise")`, in a task. `skipped`: it was never started. `denied`: it
 required approval and got none.
 """
+
+
+_LONGEST_TRANSCRIPT = 1000
 
 
 class Usage(Told):
@@ -109,6 +113,11 @@ class ToolResult(_Made):
     def _complete(self) -> ToolResult:
         complete_call(self)
         return self
+
+    def _repr_html_(self) -> str:
+        from fractal._html import of_tool_result
+
+        return of_tool_result(self)
 
     @property
     def exception(self) -> BaseException | None:
@@ -197,9 +206,33 @@ class AgentResult(_Made):
             raise self.exception
         return self
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """The fields for `repr()`, with the transcript once, cut to a length."""
+        for name, value in super().__repr_args__():
+            if name == "metadata":
+                yield name, {key: each for key, each in self.metadata.items() if key != "messages"}
+            else:
+                yield name, _Cut(value) if name == "messages" else value
+
+    def _repr_html_(self) -> str:
+        from fractal._html import of_result
+
+        return of_result(self)
+
     def __str__(self) -> str:
         text = f": {str_of(self.content)}" if self.success else f" failed: {self.error}"
         return clean_text(self.agent_name + text)
+
+
+class _Cut:
+    """A value whose `repr()` is cut to a length."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        text = shown(self._value)
+        return text if len(text) <= _LONGEST_TRANSCRIPT else f"{text[:_LONGEST_TRANSCRIPT]}…"
 
 
 AgentReturnPart = AgentResult

@@ -154,6 +154,11 @@ class RunStream(FeedBlock[Event]):
         """How the run ended, once it has, cleanup included; None while it goes on, or if `result` would raise."""
         return self._begun.result if self.is_settled else None
 
+    def _inner_html(self) -> str:
+        from fractal._html import of_result
+
+        return of_result(self._run.result) if self._run is not None and self._run.result is not None else ""
+
     @property
     def _begun(self) -> Run:
         self._here()

@@ -51,6 +51,12 @@ class Block:
         if self._call is not None and not self._awaited.is_settled and not self._call.is_over:
             self._call.call(self._awaited.aclose).start()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: the {self._noun} {self._awaited.state}>"
+
+    def _repr_html_(self) -> str:
+        return self._awaited.html()
+
     def __iter__(self) -> Self:
         return self
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from typing_extensions import Unpack
 
 from fractal._loop import drive
+from fractal._texts import described
 from fractal.agent import AgentDefinition, RunBounds, RunOptions
 from fractal.errors import RunCancelled
 from fractal.streaming import DEFAULT_BUFFER
@@ -120,6 +121,22 @@ class Handle:
     def __del__(self) -> None:
         if not self._is_given_out and hasattr(self, "_call"):  # Ctrl-C has come first, and nobody has the handle
             self._call.cancel_from_thread()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: the run {'has ended' if self.done() else 'goes on'}>"
+
+    def _repr_html_(self) -> str:
+        from fractal._html import card, line, of_result
+
+        result: AgentResult | None = None
+        if self.done():
+            try:
+                result = self.result(0)
+            except RunCancelled as error:
+                result = error.result
+            except Exception as error:  # the run could not be carried out
+                return card(line(repr(self)), line(described(error)))
+        return card(line(repr(self)), of_result(result) if result is not None else "")
 
     def cancel(self) -> None:
         """Cancel the run; returns at once, `result` then tells when its cleanup is done."""

@@ -64,6 +64,11 @@ class EventRecorder(list[Event]):
     ) -> None:
         run_watchers.remove(self._watch)
 
+    def _repr_html_(self) -> str:
+        from fractal._tree_html import of_events
+
+        return of_events(self)
+
     def _watch(self, run: Run) -> None:
         run.add_observer(self)
 

@@ -17,9 +17,14 @@ PACKAGE = Path(fractal.__file__).parent
 # From the bottom up; a module may import modules of its own level or below.
 LEVELS = [
     [
+<<<<<<< HEAD
         *("", "errors", "_docstring", "_json", "_scanner", "_current", "_forks", "_arguments", "_callables", "_copies"),
         *("models.bounds", "models._secrets", "_texts", "_told", "_log"),
         *("_template",),
+=======
+        *("", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "_callables", "_copies"),
+        *("models.bounds", "models._secrets", "_texts", "_told", "_log", "_template", "_html"),
+>>>>>>> 5062edb (Show results, agents, streams and batches in notebooks)
     ],
     [
         "messages",
@@ -104,6 +109,7 @@ LEVELS = [
         "_files",
         "_door",
         "_tree",
+        "_tree_html",
         "_terminal",
         "_stand_in",
         "_demo",

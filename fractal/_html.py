@@ -1,0 +1,120 @@
+"""What a notebook shows of a result, an agent, a stream, a batch or an event: small HTML, escaped and bounded.
+
+All text in it may be a model's, a tool's or an endpoint's: it can neither become a tag nor steer how a page is read.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from fractal._json import is_mapping, text_of
+from fractal._texts import one_line, printable, str_of
+
+if TYPE_CHECKING:
+    from fractal.events import RunEvent
+    from fractal.results import AgentResult, ToolResult, Usage
+
+__all__ = ["block", "card", "line", "of_agent", "of_event", "of_progress", "of_result", "of_rows", "of_tool_result"]
+
+LONGEST_TEXT = 4_000
+LONGEST_LINE = 160
+MOST_ROWS = 50
+
+_WHO = frozenset({"run_id", "parent_id", "agent_name", "depth", "at", "kind"})
+
+
+def of_result(result: AgentResult, title: str = "") -> str:
+    """How a run ended: its answer, its tool calls, what it used."""
+    parts = [block(result.content if result.success else result.error)]
+    if result.tool_results:
+        parts.append(of_rows(("call", "outcome", "seconds", "result"), map(_row_of, result.tool_results)))
+    parts += [_note(f"warning: {line(warning)}") for warning in islice(result.warnings, 5)]
+    ended = "answered" if result.success else f"no answer ({line(result.stop_reason)})"
+    used = f"{_used(result.usage)}, {result.elapsed:.2f} s"
+    return card(f"{title}<b>{line(result.agent_name)}</b> {ended}, {used}", *parts)
+
+
+def of_tool_result(result: ToolResult) -> str:
+    """How a tool call ended."""
+    title = f"<b>{line(result.tool_name)}</b>{line(_given(result))} {line(result.outcome)}, {result.elapsed:.2f} s"
+    return card(title, block(result.content if result.error is None else result.error))
+
+
+def of_agent(agent: object) -> str:
+    """An agent's card."""
+    return card("", block(str_of(agent)))
+
+
+def of_event(event: RunEvent) -> str:
+    """An event: whose it is, and its facts in a line each."""
+    facts = {each.name: getattr(event, each.name) for each in fields(event) if each.name not in _WHO}
+    result: Any = facts.pop("result", None)
+    kind = line(getattr(event, "kind", type(event).__name__))
+    told = of_rows((), facts.items()) if facts else ""
+    # That of a run, or of a tool call.
+    inner = "" if result is None else of_result(result) if hasattr(result, "usage") else of_tool_result(result)
+    return card(f"<b>{kind}</b> of {line(event.agent_name)}", told, inner)
+
+
+def of_progress(text: str, done: int, total: int | None) -> str:
+    """How far something is, as a bar."""
+    value = "" if total is None else f' max="{max(total, 1)}" value="{done}"'
+    return card("", f"<progress{value}></progress> {line(text)}")
+
+
+def card(title: str, *parts: str) -> str:
+    """HTML with a title line above its parts."""
+    head = f"<div>{title}</div>" if title else ""
+    return f'<div class="fractal">{head}{"".join(parts)}</div>'
+
+
+def block(value: object) -> str:
+    """A text of several lines."""
+    text = value if isinstance(value, str) else text_of(value)
+    shown = printable(text[:LONGEST_TEXT]) + ("…" if len(text) > LONGEST_TEXT else "")
+    return f'<pre style="white-space:pre-wrap;unicode-bidi:isolate">{html.escape(shown)}</pre>'
+
+
+def line(value: object) -> str:
+    """A text in one line."""
+    return html.escape(_brief(value))
+
+
+def of_rows(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of texts, cut after so many rows."""
+    left = iter(rows)
+    body = ["<tr>" + "".join(f"<td>{line(cell)}</td>" for cell in row) + "</tr>" for row in islice(left, MOST_ROWS)]
+    more = sum(1 for _ in left)
+    head = "<tr>" + "".join(f"<th>{line(name)}</th>" for name in heads) + "</tr>" if heads else ""
+    return f"<table>{head}{''.join(body)}</table>" + (_note(f"and {more} more") if more else "")
+
+
+def _row_of(call: ToolResult) -> tuple[object, ...]:
+    said = call.content if call.error is None else call.error
+    return call.tool_name + _given(call), call.outcome, f"{call.elapsed:.2f}", said
+
+
+def _given(call: ToolResult) -> str:
+    given: object = call.metadata.get("arguments")
+    if not is_mapping(given):
+        return "" if given is None else f"({_brief(given)})"
+    return f"({', '.join(f'{_brief(name)}={_brief(value)}' for name, value in islice(given.items(), 10))})"
+
+
+def _used(usage: Usage) -> str:
+    return (
+        f"{usage.requests} requests, {usage.tool_calls} tool calls, {usage.input_tokens}+{usage.output_tokens} tokens"
+    )
+
+
+def _brief(value: object) -> str:
+    text = value if isinstance(value, str) else text_of(value)
+    return one_line(text, LONGEST_LINE) + ("…" if len(text) > LONGEST_LINE else "")
+
+
+def _note(text: str) -> str:
+    return f"<div><small>{text}</small></div>"
