@@ -356,6 +356,57 @@ def test_a_notebook_cell_may_await_and_may_block():
     ]
 
 
+_CELLS = """
+import asyncio, contextlib, io, json, sys
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance()
+where, *cells = json.load(sys.stdin)
+printed = []
+
+def run(cell):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        shell.run_cell(cell).raise_error()
+    printed.append(said.getvalue())
+
+async def run_in_running_loop(cell):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        (await shell.run_cell_async(cell, transformed_cell=shell.transform_cell(cell))).raise_error()
+    printed.append(said.getvalue())
+
+async def notebook():
+    for cell in cells:
+        await run_in_running_loop(cell)
+
+if where == "notebook":
+    asyncio.run(notebook())
+else:
+    for cell in cells:
+        run(cell)
+print(json.dumps(printed))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("where", ["notebook", "terminal"])
+def test_the_tutorial_can_be_typed_into_ipython_as_it_stands(where: str):
+    pytest.importorskip("IPython")
+    blocks = blocks_of(ROOT / "docs" / "tutorial.md")
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", _CELLS],
+        input=json.dumps([where, *(block.source for block in blocks)]),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed = json.loads(done.stdout.splitlines()[-1])
+    for block, said in zip(blocks, printed, strict=True):
+        assert block.expected in (None, "\n".join(line.rstrip() for line in said.strip().splitlines())), block.line
+
+
 @pytest.mark.parametrize("name", ["bench", "demo", "test", "check", "setup"])
 def test_the_scripts_of_the_readme_can_be_started(name: str):
     assert os.access(ROOT / "scripts" / name, os.X_OK)
