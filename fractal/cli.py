@@ -258,10 +258,10 @@ _seconds.__name__, _count.__name__, _port.__name__ = "seconds", "count", "port"
 
 
 def _version() -> str:
-    try:
-        return importlib.metadata.version("fractal")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
+    """The version of the distribution that this command comes from, whatever that is called."""
+    commands = importlib.metadata.entry_points(group="console_scripts", name="fractal")
+    ours = (each.dist for each in commands if each.value.partition(":")[0] == __name__)
+    return next((dist.version for dist in ours if dist is not None), "(not installed)")
 
 
 # ---- the commands

@@ -60,6 +60,17 @@ def test_the_source_distribution_has_all_of_the_project():
     assert {"docs", "tests", "scripts", ".ci", "fractal"} <= included
 
 
+def test_no_text_advises_to_install_what_the_index_has_under_our_name():
+    assert PROJECT["project"]["name"] == "fractal-anyio"
+    texts = [ROOT / "pyproject.toml", *ROOT.glob("*.md"), *(ROOT / "scripts").iterdir(), *(ROOT / ".ci").iterdir()]
+    for folder in ("fractal", "docs", "examples", "benchmarks", "tests"):
+        texts += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md")]
+    installed = r"(?:pip|uv|pipx|uvx|poetry)\b[^\n`]*?\s['\"]?fractal(?!-anyio)(?:\[|\b(?![-./_]))"
+    advice = re.compile(installed + r"|[\"']fractal\[")
+    others = {path for path in texts if path != Path(__file__) and advice.search(path.read_text(encoding="utf-8"))}
+    assert others == set()
+
+
 @pytest.mark.parametrize("name", ["setup", "check", "test", "test-lowest", "demo", "bench"])
 def test_scripts_can_be_called(name: str):
     assert (ROOT / "scripts" / name).stat().st_mode & 0o100
