@@ -17,14 +17,10 @@ PACKAGE = Path(fractal.__file__).parent
 # From the bottom up; a module may import modules of its own level or below.
 LEVELS = [
     [
-<<<<<<< HEAD
         *("", "errors", "_docstring", "_json", "_scanner", "_current", "_forks", "_arguments", "_callables", "_copies"),
         *("models.bounds", "models._secrets", "_texts", "_told", "_log"),
         *("_template",),
-=======
-        *("", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "_callables", "_copies"),
-        *("models.bounds", "models._secrets", "_texts", "_told", "_log", "_template", "_html"),
->>>>>>> 5062edb (Show results, agents, streams and batches in notebooks)
+        *("_html",),
     ],
     [
         "messages",
@@ -83,7 +79,6 @@ LEVELS = [
         "sync.agent",
         "sync",
         "_names",
-
         *("fastapi",),
     ],
     [
