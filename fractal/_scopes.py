@@ -99,17 +99,17 @@ async def is_cut() -> bool:
     """Whether the task is cancelled, by a scope that encloses it.
 
     Of the tasks that are made here nothing else is an order to stop: `Task.cancel` is for the task that awaits a run,
-    which cancels the scope of its tasks. When all tasks are cancelled at once, that may be a turn of the loop later; at
-    the loop's end nobody does it for what nobody awaits, such as a stream that was not closed.
+    which cancels the scope of its tasks. When all tasks are cancelled at once, that may be a turn of the loop later. At
+    the end of an event loop it may be that nobody awaits the run any more.
     """
-    if anyio.current_effective_deadline() == -math.inf:
+    if anyio.current_effective_deadline() == -math.inf or _is_loop_ending():
         return True
     await cancel_shielded_checkpoint()
-    return anyio.current_effective_deadline() == -math.inf or _is_everything_cancelled()
+    return anyio.current_effective_deadline() == -math.inf
 
 
-def _is_everything_cancelled() -> bool:
-    """Whether asyncio has cancelled all tasks that there are, as it does at the end of a loop."""
+def _is_loop_ending() -> bool:
+    """Whether asyncio has cancelled all its tasks."""
     asyncio: Any = sys.modules.get("asyncio")
     if asyncio is None or anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
         return False

@@ -392,3 +392,31 @@ async def test_all_tasks_cancelled_at_once_end_cancelled(kind: str):
             each.cancel()
         await asyncio.wait([task])
     assert task.cancelled()
+
+
+@pytest.mark.parametrize("kind", ["prompt", "model", "tool"])
+def test_a_stream_that_is_open_at_the_end_of_the_event_loop_was_cancelled(kind: str):
+    results: list[Any] = []
+    kept: list[object] = []
+
+    def note(event: Any) -> None:
+        if event.kind == "run_finished":
+            results.append(event.result)
+
+    async def leave() -> None:
+        point = Point()
+
+        async def prompt() -> str:
+            await point.wait()
+            return "p"
+
+        script = ScriptedModel([answers.call("wait"), "done"])
+        model: Any = Doing(point.wait) if kind == "model" else script
+        agent = BaseAgent("A", prompt if kind == "prompt" else "a", client=model, observers=[note])
+        stream = agent.add_tool(point.wait).stream("go")
+        kept.append(stream)
+        await stream.__aenter__()
+        await point.reached.wait()
+
+    asyncio.run(leave())
+    assert [(result.stop_reason, result.error) for result in results] == [("cancelled", "the run was cancelled")]
