@@ -237,7 +237,7 @@ class _Batch:
         try:
             try:
                 await run_call(call, self._start_clock)
-            except GeneratorExit:  # an event loop that is closed in the middle of it
+            except GeneratorExit:  # pragma: no cover - an event loop that is closed in the middle of it
                 raise
             except BaseException as error:
                 self._fail(error)

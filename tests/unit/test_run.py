@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import logging
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ import anyio.lowlevel
 import pytest
 
 from fractal import AgentResult, BaseAgent, DeadlineExceeded, RunCancelled, sync, tool
+from fractal._background import Background
+from fractal._below import Below
 from fractal._loop import drive
 from fractal._run import Run, run_watchers
 from fractal.testing import ScriptedModel, answers
@@ -34,6 +37,26 @@ async def test_a_run_in_another_event_loop_has_no_more_time_than_its_parent():
     [result] = results
     assert isinstance(result.exception, DeadlineExceeded)
     assert 0 < result.exception.seconds <= 0.5
+
+
+async def test_a_run_whose_time_a_tool_has_taken_without_a_pause_asks_nothing_more() -> None:
+    model = ScriptedModel(lambda request: answers.call("block") if len(request.transcript) == 1 else "too late")
+
+    async def block() -> None:
+        time.sleep(0.15)  # noqa: ASYNC251
+
+    result = await BaseAgent("A", "a", client=model).add_tool(block).run("go", timeout=0.1)
+    assert (result.stop_reason, len(model.requests)) == ("deadline", 1)
+
+
+async def test_what_begins_below_a_run_that_is_over_is_cancelled() -> None:
+    below = Below()
+    await below.end()
+    task = Background(anyio.sleep_forever, "late")
+    below.note(task, None, is_reached=False)
+    with anyio.fail_after(5):
+        await task.join()
+    assert not below
 
 
 def late_words(caplog: pytest.LogCaptureFixture) -> list[str]:
