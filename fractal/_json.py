@@ -24,7 +24,7 @@ def encode(value: object) -> bytes:
     """One JSON value as compact UTF-8; lone surrogates are replaced, never an error."""
     try:
         # JSON has no NaN and no infinity.
-        return _written(value, "null")
+        return to_json(value, fallback=_form_of, bytes_mode="base64", inf_nan_mode="null")
     except Exception:  # lone surrogates, or a value that contains itself or goes too deep
         pass
     try:

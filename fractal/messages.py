@@ -171,21 +171,26 @@ class Transcript:
         fault = self._fault(message)
         if fault is not None:
             raise InvalidMessages(len(self._messages), fault)
-        content = message.get("content")
+        role, content = message["role"], message.get("content")
         if type(content) is not str and isinstance(content, str):
             message = {**message, "content": clean_text(content)}  # what is kept is what is sent: plain text
-        if message["role"] == "tool":
+        if role == "tool":
             self._open_calls.popleft()
         else:
-            self._open_calls = deque([call["id"] for call in message.get("tool_calls") or ()])
-            if self._open_calls:
-                self.has_calls, message = True, message if is_reply else with_object_arguments(message)
-            if message["role"] == "assistant":
-                if self._open_calls or (len(message) > 2 and not message.keys() <= _PLAIN):
-                    self.traits |= _traits_of(message)
-            elif self._messages and self._messages[-1]["role"] == "tool":
+            if len(message) > 2 and (message.get("tool_calls") or not message.keys() <= _PLAIN):
+                message = self._noted(message, is_reply=is_reply)
+            if role != "assistant" and self._messages and self._messages[-1]["role"] == "tool":
                 self.traits.add("user_after_tool")
         self._messages.append(dict(message))
+
+    def _noted(self, message: Mapping[str, Any], *, is_reply: bool) -> Mapping[str, Any]:
+        """Note what is in a message besides a text; the message as it is kept."""
+        self._open_calls.extend(call["id"] for call in message.get("tool_calls") or ())
+        if self._open_calls:
+            self.has_calls, message = True, message if is_reply else with_object_arguments(message)
+        if message["role"] == "assistant":
+            self.traits |= _traits_of(message)
+        return message
 
     def answer(self, call_id: str, content: str) -> None:
         """Answer the next open tool call."""
@@ -248,6 +253,8 @@ class Transcript:
             return self._fault_of_answer(message)
         if self._open_calls:
             return f"tool call {self._open_calls[0]!r} must be answered before a {role} message"
+        if message.get("content") is not None and message.get("tool_calls") is None:  # as in nearly all
+            return None
         return _fault_of_calls(message.get("tool_calls")) or _fault_of_content(message, role)
 
     def _fault_of_answer(self, message: Mapping[str, Any]) -> str | None:
