@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
-from fractal import sync
+from fractal import _verbs as verbs, sync
 from fractal._chat_input import Keyboard
 from fractal._chat_screen import Screen, call_text, counted, usage_text
 from fractal._chat_turn import Question, Turn
@@ -263,7 +263,7 @@ class _Talk:
     # ---- an answer
 
     def _answer(self, question: str) -> None:
-        begin = partial(self._agent.begin, question, messages=self._messages, **self._options)
+        begin = partial(verbs.begin, self._agent, question, messages=self._messages, **self._options)
         turn = Turn(begin, self._portal, can_ask=self._is_terminal)
         was_stopped = self._was_stopped(turn)
         try:

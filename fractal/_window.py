@@ -6,10 +6,11 @@ request which fits costs its new messages, and the place to cut is a search in a
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fractal._hooks import Hook, is_plain
 from fractal._json import decode, encode, is_list, is_mapping
@@ -20,7 +21,16 @@ from fractal.messages import Message, Transcript
 if TYPE_CHECKING:
     from fractal.models.base import ModelRequest
 
-__all__ = ["Compact", "TokenCounter", "Window", "WindowView", "count_tokens"]
+__all__ = [
+    "Compact",
+    "TokenCounter",
+    "Window",
+    "WindowView",
+    "checked_compact",
+    "checked_counter",
+    "checked_window",
+    "count_tokens",
+]
 
 TokenCounter = Callable[[Message], int]
 """Tokens of one message, as the endpoint would count them or near it."""
@@ -93,14 +103,9 @@ class Window:
     compact: Compact | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
-            raise InvalidArguments(f"the context window is {self.limit!r}: give a whole number of tokens from 1 up")
-        if not callable(self.count) or not is_plain(self.count):
-            raise InvalidArguments(f"the token counter is {self.count!r}: give a plain function of one message")
-        if self.compact is not None:
-            if not callable(self.compact):
-                raise InvalidArguments(f"compact={self.compact!r}: give a function of the messages left out, or None")
-            Hook(self.compact, "compact")
+        _check_limit(self.limit)
+        checked_counter(self.count)
+        checked_compact(self.compact)
 
     def tokens(self, message: Message) -> int:
         """The tokens of one message, by the counter.
@@ -121,6 +126,60 @@ class Window:
                 " give a whole number from 0 up"
             )
         return tokens
+
+
+def checked_window(limit: Any) -> int | None:
+    """The tokens of the context window, from the environment if none are given; None for no limit.
+
+    Raises:
+        InvalidArguments: It is no number of tokens.
+    """
+    if limit is not None:
+        _check_limit(limit)
+        tokens: int = limit
+        return tokens
+    named = os.environ.get("CONTEXT_WINDOW", "").strip()
+    if named and not named.isdecimal():
+        raise InvalidArguments(
+            f"CONTEXT_WINDOW is {named!r}: give a whole number of tokens, 0 for no limit, or unset it"
+        )
+    return int(named or 0) or None
+
+
+def checked_counter(count: Any) -> TokenCounter | None:
+    """What counts the tokens of a message.
+
+    Raises:
+        InvalidArguments: It cannot be called so.
+    """
+    if count is not None and not _is_function(count):
+        raise InvalidArguments(f"count_tokens={repr_of(count)}: give a plain function of one message, or None")
+    counter: TokenCounter | None = count
+    return counter
+
+
+def checked_compact(compact: object) -> Compact | None:
+    """What sums up messages that are left out.
+
+    Raises:
+        InvalidArguments: It cannot be called so.
+    """
+    if compact is not None:
+        if not callable(compact):
+            raise InvalidArguments(f"compact={repr_of(compact)}: give a function of the messages left out, or None")
+        Hook(compact, "compact")
+    return cast("Compact | None", compact)
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and is_plain(value)
+
+
+def _check_limit(limit: object) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InvalidArguments(
+            f"context_window={repr_of(limit)}: give a whole number of tokens from 1 up, or None for no limit"
+        )
 
 
 class WindowView:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import anyio
 from pydantic import BaseModel
 
+from fractal import _verbs as verbs
 from fractal._door import json_text, reports_shown, say, say_json, tell, tell_traceback
 from fractal._files import check_writable
 from fractal._scopes import leaves
@@ -315,7 +316,7 @@ def _no_answer(options: argparse.Namespace, result: AgentResult) -> int:
 async def _ask(agent: AgentDefinition, question: str, options: argparse.Namespace) -> AgentResult:
     given = _given(options)
     if not isinstance(agent, BaseAgent):  # one whose verbs block
-        return await agent.drive(question, **given)
+        return await verbs.answer(agent, question, **given)
     async with agent:  # it may open something of its own there
         return await agent.run(question, **given)
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from fractal import _verbs as verbs
 from fractal._copies import copied, with_own_content
+from fractal._core import core_of
 from fractal._current import current_call, current_run
 from fractal._docstring import Documentation
 from fractal._json import is_mapping, text_of
 from fractal._schema import schema_of
-from fractal.errors import DelegateFailed, InvalidArguments
+from fractal.errors import DelegateFailed
 from fractal.events import DelegationFinished, DelegationStarted
 from fractal.toolkit import Tool, ToolOptions
 
 if TYPE_CHECKING:
     from fractal._run import Run
+    from fractal.agent import AgentDefinition
     from fractal.results import AgentResult
 
-__all__ = ["Delegate", "ask_delegate", "delegate_tool"]
+__all__ = ["ask_delegate", "delegate_tool", "run_delegate"]
 
 _TYPES: dict[str, Any] = {
     **{kind.__name__: kind for kind in (str, int, float, bool, list, dict)},
@@ -31,21 +34,8 @@ _TYPES: dict[str, Any] = {
 _KEYS = frozenset({"type", "description", "required", "default"})
 
 
-class Delegate(Protocol):
-    """What can be delegated to: any agent."""
-
-    @property
-    def name(self) -> str:
-        """The agent's name."""
-        ...
-
-    async def drive(self, user_input: object) -> AgentResult:
-        """Answer one input in the calling task."""
-        ...
-
-
 def delegate_tool(
-    delegate: Delegate,
+    delegate: AgentDefinition,
     tool_name: str | None = None,
     description: str | None = None,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -62,8 +52,7 @@ def delegate_tool(
     Raises:
         TypeError: `parameters` is not of that form; says where.
     """
-    if not isinstance(getattr(delegate, "name", None), str) or not callable(getattr(delegate, "drive", None)):
-        raise InvalidArguments(f"{delegate!r} is no agent: only agents can be delegated to")
+    core_of(delegate)
     name = tool_name or f"delegate_to_{_identifier(delegate.name)}"
     description = description or f"Hand a question to the agent {delegate.name!r} and get its answer."
     if parameters is None:
@@ -88,7 +77,7 @@ def delegate_tool(
     return Tool(name, description, function, checked, True, ToolOptions(name=name))
 
 
-async def ask_delegate(delegate: Delegate, query: object) -> Any:
+async def ask_delegate(delegate: AgentDefinition, query: object) -> Any:
     """Run a delegate inside the current run and give back its answer.
 
     Raises:
@@ -103,17 +92,17 @@ async def ask_delegate(delegate: Delegate, query: object) -> Any:
     return result.content
 
 
-async def run_delegate(delegate: Delegate, query: object, run: Run | None) -> AgentResult:
+async def run_delegate(delegate: AgentDefinition, query: object, run: Run | None) -> AgentResult:
     """Run a delegate as a child of a run, and tell that run's observers."""
     if run is None:
-        return await delegate.drive(query)
+        return await verbs.answer(delegate, query)
     result: AgentResult | None = None
     facts: dict[str, Any] = {"call_id": current_call.get(), "to_agent": delegate.name}
     await run.pace()
     run.emit(DelegationStarted, query=copied(query) if run.is_heard else query, **facts)
     try:
         await run.pace()
-        result = await delegate.drive(query)
+        result = await verbs.answer(delegate, query)
         await run.pace_in_time()
         return result
     finally:
@@ -121,7 +110,7 @@ async def run_delegate(delegate: Delegate, query: object, run: Run | None) -> Ag
         run.emit(DelegationFinished, result=shown, **facts)
 
 
-def _known(delegate: Delegate, result: AgentResult) -> str:
+def _known(delegate: AgentDefinition, result: AgentResult) -> str:
     """Why a delegate failed, and the last thing it said."""
     said = [text_of(m["content"]) for m in result.messages if m["role"] == "assistant" and m.get("content")]
     last = f" Its last words: {said[-1][:500]}" if said and result.stop_reason != "refusal" else ""

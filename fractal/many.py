@@ -21,6 +21,7 @@ import anyio
 from pydantic import BaseModel
 from typing_extensions import Unpack
 
+from fractal import _verbs as verbs
 from fractal._background import Background, FeedBlock
 from fractal._feed import Feed
 from fractal._hooks import is_plain
@@ -301,7 +302,7 @@ class _Batch:
 
     def check_options(self) -> Run:
         """Make a run that never begins: a wrong option is told before an input comes, and it knows the run above."""
-        return self._agent.begin("", **self._options)
+        return verbs.begin(self._agent, "", **self._options)
 
     async def go(self, deliver: Callable[[BatchItem], None], room: anyio.Semaphore | None = None) -> None:
         """Take the inputs to their end.
@@ -342,7 +343,7 @@ class _Batch:
         with self._errors_end_it():
             self._running += 1
             try:
-                result = await self._agent.drive(user_input, **self._options)
+                result = await verbs.answer(self._agent, user_input, **self._options)
             finally:
                 self._running -= 1
             self._done += 1

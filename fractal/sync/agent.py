@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import Unpack
 
+from fractal import _verbs as verbs
+from fractal._current import current_run
 from fractal._loop import drive
 from fractal.agent import AgentDefinition, RunBounds, RunOptions
+from fractal.delegation import run_delegate
 from fractal.errors import RunCancelled
 from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._portal import PortalCall, call_blocking, here
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from fractal._run import Run
-    from fractal.delegation import Delegate
     from fractal.results import AgentResult, ToolResult
 
 __all__ = ["BaseAgent", "Handle", "execute_tool", "run", "start"]
@@ -53,7 +55,7 @@ def run(
         result = sync.run(BaseAgent("Helper", "You help."), "hello", timeout=30)
         ```
     """
-    return call_blocking(lambda: agent.drive(user_input, **options))
+    return call_blocking(lambda: verbs.answer(agent, user_input, **options))
 
 
 def execute_tool(agent: AgentDefinition, tool_name: str, /, **arguments: Any) -> ToolResult:
@@ -72,7 +74,7 @@ def execute_tool(agent: AgentDefinition, tool_name: str, /, **arguments: Any) ->
         result = sync.execute_tool(agent, "search", query="x")
         ```
     """
-    return call_blocking(lambda: agent.call_tool(tool_name, arguments))
+    return call_blocking(lambda: verbs.call_tool(agent, tool_name, arguments))
 
 
 class Handle:
@@ -87,7 +89,7 @@ class Handle:
         self._run: Run | None = None
 
         async def go() -> AgentResult:
-            self._run = agent.begin(user_input, **options)
+            self._run = verbs.begin(agent, user_input, **options)
             return await drive(self._run)
 
         self._call = PortalCall(go, here()).start()
@@ -166,7 +168,7 @@ class BaseAgent(AgentDefinition):
         self,
         user_input: object,
         max_iterations: int | None = None,
-        max_retries: int = 3,
+        max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[RunBounds],
     ) -> AgentResult:
@@ -187,7 +189,7 @@ class BaseAgent(AgentDefinition):
         self,
         user_input: object,
         max_iterations: int | None = None,
-        max_retries: int = 3,
+        max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         *,
         buffer: int = DEFAULT_BUFFER,
@@ -208,9 +210,9 @@ class BaseAgent(AgentDefinition):
         """Call one registered tool, blocking; see `fractal.sync.execute_tool`."""
         return execute_tool(self, tool_name, **arguments)
 
-    def call_agent(self, other: Delegate, query: object) -> AgentResult:
+    def call_agent(self, other: AgentDefinition, query: object) -> AgentResult:
         """Ask another agent, blocking; in a plain `def` tool it is a child of the run that called the tool."""
-        return call_blocking(lambda: self.ask_agent(other, query))
+        return call_blocking(lambda: run_delegate(other, query, current_run.get()))
 
     def close(self) -> None:
         """Close what the agent opened; a later run opens it again.
@@ -218,7 +220,7 @@ class BaseAgent(AgentDefinition):
         Connections are shared by the agents of an event loop, which blocking callers share: they stay while another
         agent that used them is there.
         """
-        call_blocking(self.release)
+        call_blocking(lambda: verbs.release(self))
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
+from fractal import _verbs as verbs
 from fractal.events import TextDelta
 from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._block import Block
@@ -51,7 +52,7 @@ def stream(
                 print(text, end="", flush=True)
         ```
     """
-    return RunStream(agent.open_stream(user_input, buffer, **options))
+    return RunStream(verbs.open_stream(agent, user_input, buffer, **options))
 
 
 class RunStream(Block):

@@ -14,7 +14,7 @@ import pytest
 import trio.testing
 
 import fractal.sync
-from fractal import AgentResult, BaseAgent, Limits, ToolIgnoredCancellation, run_many, tool
+from fractal import AgentResult, BaseAgent, Limits, ToolIgnoredCancellation, _verbs as verbs, run_many, tool
 from fractal.events import RunFinished, WarningRaised
 from fractal.testing import ScriptedModel, answers
 from tests.support import assert_continuable, outcomes
@@ -263,11 +263,13 @@ async def test_a_delegate_that_waits_for_its_tools_itself_is_left_by_the_run_abo
 
 
 async def test_a_delegate_does_as_the_run_above_unless_it_says_otherwise():
-    above = BaseAgent("Above", "a", limits=LEAVE).begin("go")
+    above = verbs.begin(BaseAgent("Above", "a", limits=LEAVE), "go")
     with above.entered():
-        assert BaseAgent("Below", "b").begin("go").limits.on_stubborn == "raise"
-        assert BaseAgent("Below", "b", limits=Limits(on_stubborn="wait")).begin("go").limits.on_stubborn == "wait"
-        assert BaseAgent("Below", "b").begin("go").limits.grace == 5.0
+        assert verbs.begin(BaseAgent("Below", "b"), "go").limits.on_stubborn == "raise"
+        assert (
+            verbs.begin(BaseAgent("Below", "b", limits=Limits(on_stubborn="wait")), "go").limits.on_stubborn == "wait"
+        )
+        assert verbs.begin(BaseAgent("Below", "b"), "go").limits.grace == 5.0
 
 
 def test_the_facade_raises_it(backend: str):
