@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
@@ -57,7 +57,7 @@ def constructor(init: Init) -> Init:
             if name not in parameters:
                 raise InvalidArguments(_no_such(name, kind, parameters))
             given[name] = value
-        given |= {name: value for name, value in _said_by(kind).items() if given.get(name) is None}
+        given |= {name: value for name, value in _said_by(kind, parameters).items() if given.get(name) is None}
         missing = [name for name in needed if name not in given]
         if missing:
             raise InvalidArguments(f"{kind.__name__} is not given {' and '.join(missing)}: every agent has {_LIST}")
@@ -81,7 +81,7 @@ def take_settings(kind: type[Any]) -> None:
     Raises:
         InvalidArguments: A method or property of it has the name of a setting.
     """
-    for name in SETTINGS.keys() & vars(kind).keys():
+    for name in {*SETTINGS, "toolkit"} & vars(kind).keys():
         value: Any = vars(kind)[name]
         form = kind_of(value)
         if hasattr(form, "__get__"):
@@ -93,7 +93,7 @@ def take_settings(kind: type[Any]) -> None:
         setattr(kind, name, above.with_default(value))
 
 
-def _said_by(kind: type[Any]) -> dict[str, Any]:
+def _said_by(kind: type[Any], names: Iterable[str]) -> dict[str, Any]:
     """What a class gives in its body, or one above it."""
-    found = ((name, getattr(kind, name)) for name in SETTINGS)
+    found = ((name, getattr(kind, name)) for name in names)
     return {name: value for name, value in found if not isinstance(value, Setting)}

@@ -435,7 +435,12 @@ class Run:
 
     def _result(self, content: Any, stop_reason: StopReason, error: RunError | None) -> AgentResult:
         messages = self.transcript.messages
-        metadata: dict[str, Any] = {"iterations": self.iterations, "messages": messages}
+        metadata: dict[str, Any] = {
+            "iterations": self.iterations,
+            "messages": messages,
+            "model": self.settings.model_name,
+            "terminated_by_tool": self._last_tool() if stop_reason == "terminated" else None,
+        }
         if error is not None:
             metadata |= {"reason": error.error_type, "error": content, "error_type": error.error_type}
         return AgentResult.of_facts(
@@ -454,6 +459,11 @@ class Run:
             warnings=self.warnings.copy(),
             elapsed=self.now() - self.started,
         )
+
+    def _last_tool(self) -> str | None:
+        """Name of the tool that has ended the run."""
+        ended = (each for each in self.tool_results if each.outcome == "ok" and each.metadata["terminate"])
+        return next((each.tool_name for each in ended), None)
 
     def _end(self, result: AgentResult) -> AgentResult:
         self.result = result

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from typing_extensions import Unpack
 
 from fractal import _verbs as verbs
+from fractal._agent_tools import ToolkitSetting
 from fractal._card import card
 from fractal._constructor import constructor, take_settings
 from fractal._core import AgentCore, core_of
@@ -88,6 +89,7 @@ class AgentDefinition:
     )
     model = Setting[str | None, str](core_of, "Name of the model at the endpoint.")
     client = Setting[Any, Any](core_of, "Who answers, as it was given.")
+    toolkit = ToolkitSetting(core_of, "The tools; what is added to it is added to the agent.")
     temperature = Setting[float | None, float | None](core_of, "Sampling temperature.")
     max_tokens = Setting[int | None, int | None](core_of, "Tokens a reply may have.")
     reasoning_effort = Setting[str | None, str | None](core_of, "How long a reasoning model thinks.")

@@ -6,7 +6,6 @@ Exit status: 0 success, 1 the run gave no answer, 2 wrong use, 130 interrupted b
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import io
 import os
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import anyio
 from pydantic import BaseModel
 
-from fractal import _verbs as verbs
+from fractal import __version__, _verbs as verbs
 from fractal._door import json_text, reports_shown, say, say_json, tell, tell_traceback
 from fractal._files import check_writable
 from fractal._scopes import leaves
@@ -113,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         description="LLM agents as structured concurrency.",
         epilog="Exit status: 0 success, 1 no answer, 2 wrong use, 130 interrupted.",
     )
-    parser.add_argument("--version", action="version", version=f"fractal {_version()}")
+    parser.add_argument("--version", action="version", version=f"fractal {__version__}")
     commands = parser.add_subparsers(title="commands", dest="name", metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="watch three agents work side by side", description=_DEMO))
     _add_run(
@@ -240,13 +239,6 @@ def _port(text: str) -> int:
 
 # argparse names the type in "invalid … value".
 _seconds.__name__, _count.__name__, _port.__name__ = "seconds", "count", "port"
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("fractal")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 # ---- the commands

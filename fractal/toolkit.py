@@ -18,7 +18,7 @@ from fractal._schema import Parameters, schema_of
 from fractal._signature import type_arguments
 from fractal._threads import Gate
 from fractal.context import RunContext, is_context
-from fractal.errors import InvalidTool, ToolNameTaken
+from fractal.errors import InvalidArguments, InvalidTool, ToolNameTaken
 from fractal.models.base import ToolSchemas
 
 __all__ = ["AgentToolkit", "Tool", "ToolOptions", "options_of", "tool"]
@@ -103,8 +103,10 @@ class AgentToolkit:
 
     Args:
         *functions: Functions to add, decorated or not.
+        target: Nothing; refused with a word for code that gives it.
 
     Raises:
+        InvalidArguments: A `target` is given.
         InvalidTool: One of them cannot be a tool.
         ToolNameTaken: Two have one name.
 
@@ -125,7 +127,12 @@ class AgentToolkit:
     __own: frozenset[str] | None = None  # the names of its methods; None until they are looked for
     __alias: object = None  # what type arguments it had then
 
-    def __init__(self, *functions: Callable[..., Any] | Tool) -> None:
+    def __init__(self, *functions: Callable[..., Any] | Tool, target: None = None) -> None:
+        if target is not None:
+            raise InvalidArguments(
+                "AgentToolkit(target=…): an agent finds its own marked methods. For those of another object, mark them"
+                " with @tool and add them: AgentToolkit(target.method, …)"
+            )
         self._found()
         for function in functions:
             self.add_tool(function)

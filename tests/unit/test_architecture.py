@@ -18,7 +18,7 @@ PACKAGE = Path(fractal.__file__).parent
 LEVELS = [
     [
         *("", "errors", "_docstring", "_json", "_scanner", "_current", "_arguments", "_callables", "_copies"),
-        *("models.bounds", "models._secrets", "_texts", "_told", "_log"),
+        *("models.bounds", "models._secrets", "_texts", "_elsewhere", "_told", "_log"),
     ],
     [
         "messages",
@@ -58,7 +58,7 @@ LEVELS = [
     ["_loop", "_settings"],
     ["streaming", "_constructor", "_core", "_card"],
     ["_verbs"],
-    ["delegation"],
+    ["delegation", "_agent_tools"],
     ["agent"],
     ["_progress", "many", "sync._portal", "sync._block", "sync.streaming", "sync.many", "sync.agent", "sync", "_names"],
     [
