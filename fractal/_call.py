@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from fractal._copies import copied_arguments, with_own_content
 from fractal._current import WeakVar
+from fractal._json import is_mapping
 from fractal._scopes import waiting
 from fractal._stuck import place_in_thread, place_of
 from fractal.events import ToolFinished, ToolStarted
 from fractal.results import Outcome, ToolResult
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractContextManager
 
     import anyio
@@ -26,7 +28,14 @@ _around: WeakVar[Call] = WeakVar("fractal_call_around")
 
 
 class Call:
-    """One call while it runs."""
+    """One call while it runs.
+
+    Args:
+        run: The run that it belongs to.
+        bound: What is called.
+        through: Calls the agent's own `execute_tool`, if it is to make the call.
+        outer: The call that it is the inside of: what such a verb makes of it. That one is charged, approved and told.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -40,17 +49,28 @@ class Call:
         "exception",
         "named",
         "needs_approval",
+        "outer",
         "result",
         "run",
         "scope",
         "started",
         "text",
+        "through",
         "waits_for",
         "work",
     )
 
-    def __init__(self, run: Run, bound: BoundCall) -> None:
-        self.run, self.bound = run, bound
+    def __init__(
+        self,
+        run: Run,
+        bound: BoundCall,
+        *,
+        through: Callable[..., Awaitable[Any]] | None = None,
+        outer: Call | None = None,
+    ) -> None:
+        self.run, self.bound, self.outer = run, bound, outer
+        is_whole = bound.fault is None or is_mapping(bound.arguments)
+        self.through = through if is_whole and (bound.tool is None or not bound.tool.is_answer) else None
         self._above = above = _around.get()
         self._below: set[Call] = set()
         if above is not None:
@@ -66,8 +86,8 @@ class Call:
         self._where: str | None = None  # and where it was then
         self.work: object = None  # what it waits for: the tool's coroutine, or a `ThreadCall`
         self.waits_for: str | None = None  # what it was waiting for when it was cut before it began
-        self.needs_approval = bound.tool is not None and bool(bound.tool.options.requires_approval)
-        self._told = 0 if run.is_heard else 2  # of its two events
+        self.needs_approval = bound.tool is not None and bool(bound.tool.options.requires_approval) and outer is None
+        self._told = 0 if run.is_heard and outer is None else 2  # of its two events
 
     def end(self, outcome: Outcome, content: Any = None, error: str | None = None) -> None:
         """Give the call its outcome; only the first counts."""
@@ -89,7 +109,9 @@ class Call:
         )
         if error is not None:
             self.text = f"Error: {error}"
-        if outcome == "abandoned":
+        if outcome == "abandoned" and self.outer is not None:
+            self.outer.abandoned = True
+        elif outcome == "abandoned":
             self.run.note_abandoned(result)
         elif self._above is not None:
             self._above._below.discard(self)

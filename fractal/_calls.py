@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -13,19 +13,21 @@ from fractal._call import Call
 from fractal._explain import explain
 from fractal._invoke import left_behind, run_call
 from fractal._scopes import cancellation_noted, unexpected
+from fractal._step import bind
 from fractal._texts import is_a
 from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from anyio.abc import TaskGroup
 
     from fractal._run import Run
     from fractal._step import BoundCall
     from fractal.results import ToolResult
+    from fractal.toolkit import Tool
 
-__all__ = ["answer_calls", "call_tools"]
+__all__ = ["answer_calls", "call_inside", "call_tools"]
 
 CALLS_AT_A_TIME = 1000
 """Calls of one reply that are under way at once; more wait for these. Each takes a task, and time to be cancelled."""
@@ -52,7 +54,7 @@ async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]
         for some in _some_at_a_time(calls):
             if made:
                 await checkpoint()  # where deadlines are looked at
-            running = [Call(run, call) for call in some]
+            running = [Call(run, call, through=run.settings.execute_tool) for call in some]
             made += running
             await _call_all(run, running)
     finally:
@@ -73,6 +75,28 @@ async def call_tools(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]:
     running = [Call(run, call) for call in calls]
     await _call_all(run, running)
     return [call.result for call in running if call.result is not None]
+
+
+async def call_inside(outer: Call, arguments: Mapping[str, Any], tools: Mapping[str, Tool]) -> ToolResult:
+    """Call the tool of a call that the agent's own `execute_tool` is asked about.
+
+    Args:
+        outer: That call.
+        arguments: What it is called with: as it was asked, or others.
+        tools: The tools there are, by name.
+    """
+    bound = outer.bound
+    if bound.fault is not None or not _is_same(arguments, bound.arguments):
+        bound = bind(bound.call_id, bound.name, arguments, tools)
+    inner = Call(outer.run, bound, outer=outer)
+    await _call_all(outer.run, [inner])
+    assert inner.result is not None
+    return inner.result
+
+
+def _is_same(some: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Whether arguments are those that have been checked, by identity: `==` of a user's class may say anything."""
+    return some.keys() == others.keys() and all(value is others[name] for name, value in some.items())
 
 
 def _some_at_a_time(calls: Sequence[BoundCall]) -> Iterator[Sequence[BoundCall]]:
@@ -151,8 +175,8 @@ def _admit(call: Call, spent: BudgetExceeded | None) -> BudgetExceeded | None:
     """
     run, bound = call.run, call.bound
     named = bound.tool or run.tools.get(bound.name)
-    if named is not None and named.is_answer:
-        pass  # none of the tools that limits are for
+    if call.outer is not None or (named is not None and named.is_answer):
+        pass  # charged already; none of the tools that limits are for
     elif bound.fault is None and run.is_closing():
         call.end("skipped", error="not called: the time for tools is over, answer with what there is")
     else:
@@ -165,7 +189,7 @@ def _admit(call: Call, spent: BudgetExceeded | None) -> BudgetExceeded | None:
             call.exception = spent
             call.end("skipped", error=f"not called: {spent}")
             run.note_limit(spent)
-    if bound.fault is not None:
+    if bound.fault is not None and call.through is None:
         call.end("error", error=bound.fault)
     return spent
 

@@ -263,8 +263,9 @@ class _Talk:
     # ---- an answer
 
     def _answer(self, question: str) -> None:
-        begin = partial(verbs.begin, self._agent, question, messages=self._messages, **self._options)
-        turn = Turn(begin, self._portal, can_ask=self._is_terminal)
+        # Without a buffer: what was told before a question is read before it.
+        stream = partial(verbs.open_stream, self._agent, question, 0, messages=self._messages, **self._options)
+        turn = Turn(stream, self._portal, can_ask=self._is_terminal)
         was_stopped = self._was_stopped(turn)
         try:
             result = turn.result()

@@ -34,15 +34,16 @@ class AgentCore:
     Args:
         given: The settings, by the names that `BaseAgent` gives them.
         toolkit: The tools.
+        blocks: Whether the agent's verbs block.
 
     Raises:
         InvalidArguments: A setting cannot be what was meant.
     """
 
-    __slots__ = ("_lock", "_made", "_values", "toolkit")
+    __slots__ = ("_lock", "_made", "_values", "blocks", "toolkit")
 
-    def __init__(self, given: Mapping[str, object], toolkit: AgentToolkit) -> None:
-        self.toolkit = toolkit
+    def __init__(self, given: Mapping[str, object], toolkit: AgentToolkit, *, blocks: bool) -> None:
+        self.toolkit, self.blocks = toolkit, blocks
         self._lock = Lock()
         self._values: dict[str, Any] = {"validators": ()}
         self._made: tuple[object, dict[str, Any]] = None, {}  # facts for runs, with the values that they were made of
@@ -114,6 +115,7 @@ class AgentCore:
                 validators=values["validators"],
                 memory=values["memory"],
             ),
+            "execute_tool": None,
             "window": Window(limit=limit, count=count, compact=compact) if limit is not None else None,
         }
 

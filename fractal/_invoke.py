@@ -17,12 +17,14 @@ from fractal._copies import recorded
 from fractal._current import current_call
 from fractal._explain import explain
 from fractal._json import text_of
+from fractal._overrides import current_through, returned_as
 from fractal._returned import is_plain, read_in_thread, read_up
 from fractal._scopes import cancellation_was_meant, leaves
 from fractal._stall import timed
 from fractal._texts import is_a
 from fractal._threads import ThreadCall
 from fractal.errors import ToolIgnoredCancellation
+from fractal.results import ToolResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -88,7 +90,10 @@ async def _invoke_or_note_cut(call: Call, group: TaskGroup, start_clock: Callabl
                 return
             start_clock(call)
         await call.run.stop_if_cancelled()  # a tool would run as far as its first await, and a thread would begin
-        await _invoke(call, group)
+        if call.through is not None:
+            await _ask_agent(call)
+        else:
+            await _invoke(call, group)
     except anyio.get_cancelled_exc_class() as error:
         if cancellation_was_meant(error):
             call.end(*_cut(call, timed_out=call.is_out_of_time))
@@ -118,6 +123,27 @@ def _cut(call: Call, timed_out: bool) -> tuple[Outcome, None, str]:
     if call.abandoned:
         return "abandoned", None, f"{why}; the call could not be stopped and may still take effect"
     return ("timeout", None, why) if timed_out else ("cancelled", None, why)
+
+
+async def _ask_agent(call: Call) -> None:
+    """Make a call by the agent's own `execute_tool`, which calls ours for what is inside."""
+    assert call.through is not None
+    agent, bound, warn = call.run.agent, call.bound, call.run.warn
+    within, record = current_through.set(call), recorded(bound.arguments)
+    try:
+        answer = await timed(call.through(bound.name, bound.arguments, warn=warn), "execute_tool", warn)
+    finally:
+        current_through.reset(within)
+        call.bound = replace(bound, arguments=record)
+    result = returned_as(ToolResult, answer, agent, "execute_tool")
+    if result.error is not None:
+        call.exception = result.exception
+        call.end(result.outcome if result.outcome != "ok" else "error", error=result.error)
+        return
+    content = result.content
+    if type(content) is not str and not is_plain(content):
+        content = await timed(read_up(content), "execute_tool", warn)
+    call.returned(content, text_of(content))
 
 
 async def _invoke(call: Call, group: TaskGroup) -> None:

@@ -38,6 +38,7 @@ from fractal.results import AgentResult, ToolResult, Usage
 
 if TYPE_CHECKING:
     from fractal._hooks import Hook, Warn
+    from fractal._overrides import Offered
     from fractal.messages import Message, Transcript
     from fractal.models.base import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import AgentToolkit, Tool
@@ -69,6 +70,7 @@ class RunSettings:
         approve: Who answers for tools that require approval, or None.
         answer: What an answer has to be; None for any text.
         window: How much of the conversation a request may send; None for all of it.
+        execute_tool: Calls the verb of that name, if the agent has one of its own, for each call of the model.
     """
 
     agent: Any
@@ -76,7 +78,7 @@ class RunSettings:
     model: Model
     model_name: str
     model_settings: ModelSettings
-    toolkit: AgentToolkit
+    toolkit: AgentToolkit | Offered
     system_prompt: Callable[[RunContext[Any], Warn], Awaitable[str]]
     limits: Limits
     timeout: float | None
@@ -86,6 +88,7 @@ class RunSettings:
     approve: Hook | None
     answer: AnswerSettings | None
     window: Window | None
+    execute_tool: Callable[..., Awaitable[Any]] | None
 
 
 run_watchers: list[Callable[[Run], object]] = []
@@ -370,6 +373,10 @@ class Run:
         while run is not None:
             run.warnings.append(message)
             run = run.parent
+
+    def take_id(self, run_id: str) -> None:
+        """Have an id that is known already; before the run begins."""
+        self.run_id = self._identity["run_id"] = run_id
 
     def is_near(self, other: Run) -> bool:
         """Whether another run is in the same event loop."""

@@ -2,41 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from typing_extensions import Unpack
 
-from fractal._calls import call_tools
+from fractal._calls import call_inside, call_tools
 from fractal._core import core_of
 from fractal._current import current_run
 from fractal._hooks import Hook
+from fractal._log import log
 from fractal._loop import drive
 from fractal._output import output_for
+from fractal._overrides import Offered, adopting, call_override, current_through, override_of, returned_as
 from fractal._run import Run, RunSettings
-from fractal._scopes import single_error
+from fractal._scopes import single_error, unexpected
 from fractal._settings import checked_limits, checked_mode, checked_retries, checked_timeout
 from fractal._step import bind
-from fractal.errors import InvalidArguments
+from fractal._texts import said_by
+from fractal.errors import InvalidArguments, RunError, UserError
 from fractal.limits import limit_of_iterations
 from fractal.messages import Transcript, user_message
 from fractal.models.combined import CombinedModel
 from fractal.models.openai import OpenAIModel
 from fractal.options import RUN_OPTIONS, RunOptions
+from fractal.results import AgentResult, ToolResult, Usage
 from fractal.streaming import RunStream
 
 if TYPE_CHECKING:
     from fractal._answer import AnswerSettings
     from fractal._output import OutputMode
-    from fractal.results import AgentResult, ToolResult
 
-__all__ = ["answer", "begin", "call_tool", "open_stream", "release"]
+__all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "release", "result_of", "use_tool"]
+
+
+async def ask(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
+    """Have an agent answer one input, by its own `run` if it has one; what everybody calls but that verb.
+
+    Args:
+        agent: The agent.
+        user_input: As in `BaseAgent.run`.
+        **options: As `RunOptions` describes them.
+
+    Raises:
+        InvalidArguments: Its own `run` has returned no result.
+    """
+    override = override_of(agent, "run")
+    if override is None:
+        return await answer(agent, user_input, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    blocks = core_of(agent).blocks
+    result = await call_override(override, user_input, given, blocks=blocks, warn=log.warning)
+    return returned_as(AgentResult, result, agent, "run")
+
+
+async def result_of(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
+    """Have an agent answer one input of several: what its own `run` raises is a failure like those of the model."""
+    try:
+        return await ask(agent, user_input, **options)
+    except UserError:
+        raise
+    except Exception as error:
+        if override_of(agent, "run") is None:
+            raise
+        return _failure(agent, unexpected(error))
+
+
+def _failure(agent: object, error: RunError) -> AgentResult:
+    said = said_by(error)
+    result = AgentResult.of_facts(
+        error,
+        content=said,
+        agent_name=core_of(agent).read("name"),
+        success=False,
+        metadata={"reason": error.error_type, "error": said, "error_type": error.error_type},
+        stop_reason=error.stop_reason,
+        error=said,
+        messages=[],
+        usage=Usage(),
+        run_id="",
+        tool_results=[],
+        abandoned=[],
+        warnings=[],
+        elapsed=0.0,
+    )
+    error.result = result
+    return result
 
 
 async def answer(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
-    """Answer one input in the calling task.
+    """Answer one input in the calling task: the verb `run` as it is ours.
 
     Args:
         agent: The agent.
@@ -54,24 +112,79 @@ def begin(agent: object, user_input: object, **options: Unpack[RunOptions]) -> R
         InvalidMessages: The conversation is none.
     """
     settings = _settings(agent, options)
+    if (schemas := override_of(agent, "get_tool_schemas")) is not None:
+        settings.toolkit = Offered(agent, core_of(agent).toolkit, schemas())
     transcript = Transcript(options.get("messages") or ())
     transcript.append(user_message(user_input))
-    return Run(settings, transcript)
+    run = Run(settings, transcript)
+    if (adoption := adopting.get()) is not None:
+        adoption.tell(run)
+    return run
 
 
-def open_stream(agent: object, user_input: object, buffer: int, **options: Unpack[RunOptions]) -> RunStream:
-    """Make the stream of a run."""
-    return RunStream(lambda: begin(agent, user_input, **options), buffer)
+def check(agent: object, **options: Unpack[RunOptions]) -> Run:
+    """Make a run that never begins: wrong options are told before there is an input, and it knows the run above."""
+    if override_of(agent, "run") is not None:  # which may take options of its own
+        options = cast("RunOptions", {name: value for name, value in options.items() if name in RUN_OPTIONS})
+    return begin(agent, "", **options)
+
+
+def open_stream(
+    agent: object,
+    user_input: object,
+    buffer: int,
+    *,
+    prepare: Callable[[Run], None] | None = None,
+    **options: Unpack[RunOptions],
+) -> RunStream:
+    """Make the stream of a run.
+
+    Args:
+        agent: The agent.
+        user_input: As in `BaseAgent.run`.
+        buffer: Events that may wait for the reader.
+        prepare: Called with the run before it begins.
+        **options: As `RunOptions` describes them.
+    """
+
+    def made() -> Run:
+        run = check(agent, **options) if through else begin(agent, user_input, **options)
+        if prepare is not None:
+            prepare(run)
+        return run
+
+    def asked() -> Awaitable[AgentResult]:
+        return ask(agent, user_input, **options)
+
+    through = asked if override_of(agent, "run") is not None else None
+    return RunStream(made, buffer, through=through, prepare=prepare)
+
+
+async def use_tool(agent: object, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
+    """Call one tool by the agent's own `execute_tool` if it has one; what everybody calls but that verb."""
+    override = override_of(agent, "execute_tool")
+    if override is None:
+        return await call_tool(agent, tool_name, arguments)
+    blocks = core_of(agent).blocks
+    result = await call_override(override, tool_name, arguments, blocks=blocks, warn=log.warning)
+    return returned_as(ToolResult, result, agent, "execute_tool")
 
 
 async def call_tool(agent: object, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
-    """Call one tool as the model would."""
-    run = current_run.get()
+    """Call one tool as the model would: the verb `execute_tool` as it is ours."""
+    run, through, tools = current_run.get(), current_through.get(), core_of(agent).toolkit.tools
+    if through is not None and through.run.agent is agent and through.bound.name == tool_name:
+        with single_error():
+            return await call_inside(through, arguments, tools)
     if run is None or run.agent is not agent or run.result is not None:
         run = Run(_settings(agent, {}), Transcript())
-    call = bind(f"direct_{uuid4().hex[:24]}", tool_name, arguments, core_of(agent).toolkit.tools)
-    with single_error():
-        [result] = await call_tools(run, [call])
+    call = bind(f"direct_{uuid4().hex[:24]}", tool_name, arguments, tools)
+    within = current_through.set(None)  # what this tool calls in its turn is none of the call around
+    try:
+        with single_error():
+            [result] = await call_tools(run, [call])
+    finally:
+        current_through.reset(within)
     return result
 
 
@@ -87,6 +200,8 @@ def _settings(agent: object, options: RunOptions) -> RunSettings:
         unknown = sorted(options.keys() - RUN_OPTIONS)
         raise InvalidArguments(f"a run has no options {unknown}, only {sorted(RUN_OPTIONS)}")
     facts: dict[str, Any] = {**core_of(agent).facts(), "agent": agent, "deps": options.get("deps")}
+    if (override := override_of(agent, "execute_tool")) is not None:
+        facts["execute_tool"] = partial(call_override, override, blocks=core_of(agent).blocks)
     facts["system_prompt"] = facts["system_prompt"].now()
     facts["answer"] = _answer_settings(facts["answer"], options.get("output_type"), options.get("output_mode"))
     limits, max_iterations = options.get("limits"), options.get("max_iterations")

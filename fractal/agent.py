@@ -15,6 +15,7 @@ from fractal._core import AgentCore, core_of
 from fractal._current import current_run
 from fractal._hooks import Hook
 from fractal._output import OutputMode
+from fractal._overrides import check_overrides, verb
 from fractal._settings import Setting
 from fractal._window import Compact, TokenCounter
 from fractal.delegation import delegate_tool, run_delegate
@@ -114,6 +115,7 @@ class AgentDefinition:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         take_settings(cls)
+        check_overrides(cls)
 
     @constructor
     def __init__(
@@ -167,7 +169,7 @@ class AgentDefinition:
         # Not by iterating over the kit: its class may give that another meaning.
         for inherited in toolkit.tools.values() if isinstance(toolkit, AgentToolkit) else toolkit or ():
             tools.add_tool(inherited)
-        self.__core = AgentCore(given, tools)
+        self.__core = AgentCore(given, tools, blocks=not isinstance(self, BaseAgent))
         tools.add_methods(self)
 
     def add_tool(
@@ -266,6 +268,7 @@ class AgentDefinition:
         """The functions that the model may call, by the name it uses."""
         return core_of(self).toolkit.get_tools()
 
+    @verb
     def get_tool_schemas(self) -> list[dict[str, Any]]:
         """The tools as the model sees them: chat-completions function schemas, in the order of registration."""
         return core_of(self).toolkit.get_tool_schemas()
@@ -304,6 +307,7 @@ class BaseAgent(AgentDefinition):
         ['forecast']
     """
 
+    @verb
     async def run(
         self,
         user_input: object,
@@ -373,6 +377,7 @@ class BaseAgent(AgentDefinition):
             **options,
         )
 
+    @verb
     def stream(
         self,
         user_input: object,
@@ -414,6 +419,7 @@ class BaseAgent(AgentDefinition):
             **options,
         )
 
+    @verb
     async def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
         """Call one registered tool, as the model would.
 

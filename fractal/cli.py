@@ -308,7 +308,7 @@ def _no_answer(options: argparse.Namespace, result: AgentResult) -> int:
 async def _ask(agent: AgentDefinition, question: str, options: argparse.Namespace) -> AgentResult:
     given = _given(options)
     if not isinstance(agent, BaseAgent):  # one whose verbs block
-        return await verbs.answer(agent, question, **given)
+        return await verbs.ask(agent, question, **given)
     async with agent:  # it may open something of its own there
         return await agent.run(question, **given)
 

@@ -95,14 +95,14 @@ async def ask_delegate(delegate: AgentDefinition, query: object) -> Any:
 async def run_delegate(delegate: AgentDefinition, query: object, run: Run | None) -> AgentResult:
     """Run a delegate as a child of a run, and tell that run's observers."""
     if run is None:
-        return await verbs.answer(delegate, query)
+        return await verbs.ask(delegate, query)
     result: AgentResult | None = None
     facts: dict[str, Any] = {"call_id": current_call.get(), "to_agent": delegate.name}
     await run.pace()
     run.emit(DelegationStarted, query=copied(query) if run.is_heard else query, **facts)
     try:
         await run.pace()
-        result = await verbs.answer(delegate, query)
+        result = await verbs.ask(delegate, query)
         await run.pace_in_time()
         return result
     finally:

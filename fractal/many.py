@@ -302,7 +302,7 @@ class _Batch:
 
     def check_options(self) -> Run:
         """Make a run that never begins: a wrong option is told before an input comes, and it knows the run above."""
-        return verbs.begin(self._agent, "", **self._options)
+        return verbs.check(self._agent, **self._options)
 
     async def go(self, deliver: Callable[[BatchItem], None], room: anyio.Semaphore | None = None) -> None:
         """Take the inputs to their end.
@@ -343,7 +343,7 @@ class _Batch:
         with self._errors_end_it():
             self._running += 1
             try:
-                result = await verbs.answer(self._agent, user_input, **self._options)
+                result = await verbs.result_of(self._agent, user_input, **self._options)
             finally:
                 self._running -= 1
             self._done += 1

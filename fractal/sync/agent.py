@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import Unpack
 
 from fractal import _verbs as verbs
+from fractal._core import core_of
 from fractal._current import current_run
-from fractal._loop import drive
+from fractal._overrides import Adoption, adopting, override_of, returned_as, verb
 from fractal.agent import AgentDefinition, RunBounds, RunOptions
 from fractal.delegation import run_delegate
 from fractal.errors import RunCancelled
+from fractal.results import AgentResult, ToolResult
 from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._portal import PortalCall, call_blocking, here
-from fractal.sync.streaming import RunStream, stream
+from fractal.sync.streaming import RunStream
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from fractal._run import Run
-    from fractal.results import AgentResult, ToolResult
 
 __all__ = ["BaseAgent", "Handle", "execute_tool", "run", "start"]
 
@@ -55,7 +56,10 @@ def run(
         result = sync.run(BaseAgent("Helper", "You help."), "hello", timeout=30)
         ```
     """
-    return call_blocking(lambda: verbs.answer(agent, user_input, **options))
+    if (override := _blocking_override(agent, "run")) is not None:
+        given = {name: value for name, value in options.items() if value is not None}
+        return returned_as(AgentResult, override(user_input, **given), agent, "run")
+    return call_blocking(lambda: verbs.ask(agent, user_input, **options))
 
 
 def execute_tool(agent: AgentDefinition, tool_name: str, /, **arguments: Any) -> ToolResult:
@@ -74,7 +78,14 @@ def execute_tool(agent: AgentDefinition, tool_name: str, /, **arguments: Any) ->
         result = sync.execute_tool(agent, "search", query="x")
         ```
     """
-    return call_blocking(lambda: verbs.call_tool(agent, tool_name, arguments))
+    if (override := _blocking_override(agent, "execute_tool")) is not None:
+        return returned_as(ToolResult, override(tool_name, **arguments), agent, "execute_tool")
+    return call_blocking(lambda: verbs.use_tool(agent, tool_name, arguments))
+
+
+def _blocking_override(agent: AgentDefinition, name: str) -> Callable[..., Any] | None:
+    """What a blocking agent has in the place of a verb: called in the thread of whoever calls it, as that would be."""
+    return override_of(agent, name) if core_of(agent).blocks else None
 
 
 class Handle:
@@ -88,9 +99,12 @@ class Handle:
     ) -> None:
         self._run: Run | None = None
 
+        def take(run: Run) -> None:
+            self._run = run
+
         async def go() -> AgentResult:
-            self._run = verbs.begin(agent, user_input, **options)
-            return await drive(self._run)
+            adopting.set(Adoption(agent, current_run.get(), take))
+            return await verbs.ask(agent, user_input, **options)
 
         self._call = PortalCall(go, here()).start()
 
@@ -164,6 +178,7 @@ class BaseAgent(AgentDefinition):
         'A'
     """
 
+    @verb
     def run(
         self,
         user_input: object,
@@ -173,18 +188,16 @@ class BaseAgent(AgentDefinition):
         **options: Unpack[RunBounds],
     ) -> AgentResult:
         """Answer one input, blocking; see `fractal.sync.run`."""
-        return run(
-            self,
-            user_input,
-            max_iterations=max_iterations,
-            max_retries=max_retries,
-            messages=messages,
-            **options,
-        )
+        given = RunOptions(max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options)
+        return call_blocking(lambda: verbs.answer(self, user_input, **given))
 
-    __call__ = run
-    run_sync = run
+    def __call__(self, user_input: object, *arguments: Any, **options: Any) -> AgentResult:
+        """Answer one input, blocking; the same as `run`."""
+        return self.run(user_input, *arguments, **options)
 
+    run_sync = __call__
+
+    @verb
     def stream(
         self,
         user_input: object,
@@ -196,19 +209,13 @@ class BaseAgent(AgentDefinition):
         **options: Unpack[RunBounds],
     ) -> RunStream:
         """Answer one input, and watch it happen, blocking; see `fractal.sync.stream`."""
-        return stream(
-            self,
-            user_input,
-            buffer=buffer,
-            max_iterations=max_iterations,
-            max_retries=max_retries,
-            messages=messages,
-            **options,
-        )
+        given = RunOptions(max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options)
+        return RunStream(verbs.open_stream(self, user_input, buffer, **given))
 
+    @verb
     def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
         """Call one registered tool, blocking; see `fractal.sync.execute_tool`."""
-        return execute_tool(self, tool_name, **arguments)
+        return call_blocking(lambda: verbs.call_tool(self, tool_name, arguments))
 
     def call_agent(self, other: AgentDefinition, query: object) -> AgentResult:
         """Ask another agent, blocking; in a plain `def` tool it is a child of the run that called the tool."""

@@ -53,7 +53,7 @@ LEVELS = [
     ["models._answer_reader"],
     ["models._address", "models._http", "models._sdk", "models._object", "models._wires"],
     ["_observers"],
-    ["_step", "_window", "_json_text", "_output", "_partial", "_answer", "_run", "_call"],
+    ["_overrides", "_step", "_window", "_json_text", "_output", "_partial", "_answer", "_run", "_call"],
     ["models.openai", "models.combined", "models", "_approve", "_invoke", "_calls", "_ask", "options", "prompt"],
     ["_loop", "_settings"],
     ["streaming", "_constructor", "_core", "_card"],
