@@ -28,7 +28,7 @@ class AgentTools(AgentToolkit):
     def __init__(self, agent: AgentDefinition) -> None:
         self.__agent, self.__kit = agent, core_of(agent).toolkit
 
-    def execute_tool(self, tool_name: str, /, **arguments: Any) -> Any:
+    def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> Any:
         """Call one tool: the agent's own `execute_tool`, to be awaited if that is."""
         agent: Any = self.__agent  # awaiting or blocking
         return agent.execute_tool(tool_name, **arguments)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fractal._json import encode, is_list
+from fractal._texts import one_line
 
 if TYPE_CHECKING:
     from fractal.toolkit import AgentToolkit, Tool
@@ -33,7 +37,28 @@ def _signature_line(tool: Tool) -> str:
     required = schema.get("required", ())
     parameters: list[str] = []
     for name, facts in schema["properties"].items():
-        kind = facts.get("type", "any")
-        parameters.append(f"{name}: {kind}" + ("" if name in required else " = …"))
+        default = f" = {_json(facts['default'])}" if "default" in facts else "" if name in required else " = …"
+        parameters.append(f"{name}: {_kind(facts, schema)}{default}")
     notes = {" → needs approval": tool.options.requires_approval, " → ends the run": tool.options.terminate}
     return f"{tool.name}({', '.join(parameters)})" + "".join(note for note, is_so in notes.items() if is_so)
+
+
+def _kind(facts: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """What a parameter is, in a word or some: what its JSON Schema says."""
+    if "$ref" in facts:
+        name = str(facts["$ref"]).rpartition("/")[2]
+        found = schema.get("$defs", {}).get(name, {})
+        return _kind(found, schema) if "enum" in found else name
+    if "enum" in facts:
+        return " | ".join(map(_json, facts["enum"]))
+    if "const" in facts:
+        return _json(facts["const"])
+    choices = facts.get("anyOf") or facts.get("oneOf")
+    if choices:
+        return " | ".join(dict.fromkeys(_kind(choice, schema) for choice in choices))
+    kind = facts.get("type", "any")
+    return " | ".join(kind) if is_list(kind) else str(kind)
+
+
+def _json(value: object) -> str:
+    return one_line(encode(value).decode(), 40)

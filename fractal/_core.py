@@ -136,4 +136,5 @@ def core_of(agent: object) -> AgentCore:
     if hasattr(type(agent), CORE):
         name = type(agent).__name__
         raise InvalidArguments(f"{name}.__init__ has not called super().__init__(name=…, system_prompt=…) yet")
-    raise InvalidArguments(f"{repr_of(agent)} is no agent")
+    hint = ": give an agent of that class, not the class" if hasattr(agent, CORE) else ""
+    raise InvalidArguments(f"{repr_of(agent)} is no agent{hint}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
@@ -172,6 +173,8 @@ async def use_tool(agent: object, tool_name: str, arguments: Mapping[str, Any]) 
 
 async def call_tool(agent: object, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
     """Call one tool as the model would: the verb `execute_tool` as it is ours."""
+    if not isinstance(tool_name, str) or not tool_name:
+        raise InvalidArguments('execute_tool takes the name of the tool first, by position: execute_tool("size", …)')
     run, through, tools = current_run.get(), current_through.get(), core_of(agent).toolkit.tools
     if through is not None and through.run.agent is agent and through.bound.name == tool_name:
         with single_error():
@@ -208,6 +211,8 @@ def _settings(agent: object, options: RunOptions) -> RunSettings:
     if limits is not None:
         facts["limits"] = checked_limits(limits).over(facts["limits"])
     if max_iterations is not None:
+        if not isinstance(max_iterations, int) and max_iterations != inf:
+            raise InvalidArguments(f"max_iterations={max_iterations!r}: give a whole number, or None for the agent's")
         facts["limits"] = limit_of_iterations(max_iterations).over(facts["limits"])
     if (timeout := options.get("timeout")) is not None:
         facts["timeout"] = checked_timeout(timeout)

@@ -420,7 +420,7 @@ class BaseAgent(AgentDefinition):
         )
 
     @verb
-    async def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
+    async def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> ToolResult:
         """Call one registered tool, as the model would.
 
         Args:

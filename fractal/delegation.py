@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,11 +64,13 @@ def delegate_tool(
         function: Callable[..., Any] = ask_one
         documentation = Documentation()
     else:
-        signature = _signature_of(parameters)
+        names = _names_of(parameters)
+        signature = inspect.Signature([_parameter(name, names[name], facts) for name, facts in parameters.items()])
         defaults = {name: facts["default"] for name, facts in parameters.items() if "default" in facts}
 
         async def ask_structured(**arguments: Any) -> Any:
-            return await ask_delegate(delegate, {**defaults, **arguments})
+            given = {name: arguments[ours] for name, ours in names.items() if ours in arguments}
+            return await ask_delegate(delegate, {**defaults, **given})
 
         function = ask_structured
         documentation = Documentation()
@@ -94,6 +97,7 @@ async def ask_delegate(delegate: AgentDefinition, query: object) -> Any:
 
 async def run_delegate(delegate: AgentDefinition, query: object, run: Run | None) -> AgentResult:
     """Run a delegate as a child of a run, and tell that run's observers."""
+    core_of(delegate)  # whatever it is told of has a name
     if run is None:
         return await verbs.ask(delegate, query)
     result: AgentResult | None = None
@@ -119,18 +123,28 @@ def _known(delegate: AgentDefinition, result: AgentResult) -> str:
 
 def _identifier(name: str) -> str:
     # The characters that endpoints allow in the name of a function.
-    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:52]
+    return re.sub(r"[^a-z0-9_-]", "_", name.lower())[:52]
 
 
-def _signature_of(parameters: object) -> inspect.Signature:
+def _names_of(parameters: object) -> dict[str, str]:
+    """What Python calls each parameter: JSON has names that Python has not, such as `class` and `max-rows`."""
     if not is_mapping(parameters):
         raise TypeError(f"parameters is a dict of name to description, not {type(parameters).__name__}")
-    return inspect.Signature([_parameter(name, facts) for name, facts in parameters.items()])
+    names: dict[str, str] = {}
+    for name in parameters:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"parameters: {name!r} is no parameter name")
+        ours = name
+        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
+            ours = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") + "_"
+            ours = ours if ours.isidentifier() else f"p_{ours}"
+            while ours in parameters or ours in names.values():
+                ours += "_"
+        names[name] = ours
+    return names
 
 
-def _parameter(name: object, facts: object) -> inspect.Parameter:
-    if not isinstance(name, str) or not name.isidentifier():
-        raise TypeError(f"parameters: {name!r} is no parameter name")
+def _parameter(name: str, ours: str, facts: object) -> inspect.Parameter:
     if not is_mapping(facts):
         raise TypeError(f'parameters[{name!r}] is a dict such as {{"type": "str"}}, not {type(facts).__name__}')
     unknown = set(facts) - _KEYS
@@ -146,10 +160,11 @@ def _parameter(name: object, facts: object) -> inspect.Parameter:
     if description is not None and not isinstance(description, str):
         raise TypeError(f"parameters[{name!r}]['description'] is {description!r}: give text")
     hint = kind if isinstance(kind, type) else _TYPES[kind]
+    shown = Field(description=description) if ours == name else Field(description=description, alias=name)
     default = inspect.Parameter.empty if required else facts.get("default")
     return inspect.Parameter(
-        name,
+        ours,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[hint if required or default is not None else hint | None, Field(description=description)],
+        annotation=Annotated[hint if required or default is not None else hint | None, shown],
     )

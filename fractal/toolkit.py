@@ -16,6 +16,7 @@ from fractal._docstring import Documentation, docstring_of, read_docstring
 from fractal._marks import TOOL_NAME, ToolOptions, is_marked, options_of, tool
 from fractal._schema import Parameters, schema_of
 from fractal._signature import type_arguments
+from fractal._texts import repr_of
 from fractal._threads import Gate
 from fractal.context import RunContext, is_context
 from fractal.errors import InvalidArguments, InvalidTool, ToolNameTaken
@@ -87,7 +88,9 @@ class Tool:
             InvalidTool: It cannot be offered to a model.
         """
         if not callable(function):
-            raise InvalidTool(repr(function), "it cannot be called")
+            raise InvalidTool(repr_of(function), "it cannot be called")
+        if (agent := _agent_behind(function)) is not None:
+            raise InvalidTool(agent, "it is an agent: offer it by register_delegate(agent)")
         options = (options or ToolOptions()).over(options_of(function) or ToolOptions())
         name = options.name or name_of(function)
         documentation, parameters = _read(function, name)
@@ -251,6 +254,16 @@ class AgentToolkit:
 
     def __contains__(self, name: object) -> bool:
         return name in self._found()
+
+
+def _agent_behind(function: Callable[..., Any]) -> str | None:
+    """What to call an agent that is given as a function, as itself, as its class or by one of its verbs."""
+    owner = function.__self__ if isinstance(function, types.MethodType) else function
+    kind: Any = owner if isinstance(owner, type) else kind_of(owner)
+    if not hasattr(kind, "register_delegate") or issubclass(kind, AgentToolkit):
+        return None
+    is_verb = any(name_of(function) in vars(each) for each in kind.__mro__ if _is_ours(each))
+    return repr_of(owner) if owner is function or is_verb else None
 
 
 def _is_ours(kind: type) -> bool:

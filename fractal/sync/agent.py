@@ -62,7 +62,7 @@ def run(
     return call_blocking(lambda: verbs.ask(agent, user_input, **options))
 
 
-def execute_tool(agent: AgentDefinition, tool_name: str, /, **arguments: Any) -> ToolResult:
+def execute_tool(agent: AgentDefinition, tool_name: str = "", /, **arguments: Any) -> ToolResult:
     """Call one tool of an agent, as the model would, blocking.
 
     Args:
@@ -213,7 +213,7 @@ class BaseAgent(AgentDefinition):
         return RunStream(verbs.open_stream(self, user_input, buffer, **given))
 
     @verb
-    def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
+    def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> ToolResult:
         """Call one registered tool, blocking; see `fractal.sync.execute_tool`."""
         return call_blocking(lambda: verbs.call_tool(self, tool_name, arguments))
 

@@ -553,7 +553,7 @@ async def test_a_delegate_has_a_window_of_its_own(endpoint: StartEndpoint):
         if messages[0]["content"] == "You talk.":
             tools = sum(message["role"] == "tool" for message in messages)
             return answers.call("look", {}, id=f"c{len(one.requests)}") if len(one.requests) < 8 else f"{tools} kept"
-        return "done" if messages[-1]["role"] == "tool" else answers.call("delegate_to_Talker", {"query": "go"})
+        return "done" if messages[-1]["role"] == "tool" else answers.call("delegate_to_talker", {"query": "go"})
 
     one = endpoint(play)
     child = talker(context_window=80, count_tokens=by_words).add_tool(lambda: "seen " * 20, name="look")
@@ -888,7 +888,7 @@ async def test_what_the_summary_of_a_delegate_starts_is_begun_by_no_call_above_i
             return "short"
         if messages[0]["content"] == "You talk.":
             return answers.call("look", {}) if len(one.requests) < 4 else "ok"
-        return "done" if messages[-1]["role"] == "tool" else answers.call("delegate_to_Talker", {"query": "go"}, id="d")
+        return "done" if messages[-1]["role"] == "tool" else answers.call("delegate_to_talker", {"query": "go"}, id="d")
 
     one = endpoint(play)
     editor = BaseAgent("Editor", "You sum up.")
