@@ -40,6 +40,8 @@ Compact = Callable[..., str | Message | Awaitable[str | Message | None] | None]
 with the messages, and with the run's `RunContext` if it has a second parameter without a default."""
 
 _BYTES_PER_TOKEN = 4
+_RESERVE = 4096
+_RESERVED_PART = 4  # of a small window, no more than a quarter
 _MEDIA_TOKENS = {"image_url": 765, "input_audio": 600, "file": 2000, "video_url": 2000}
 
 _SYSTEM_ROLES = ("system", "developer")
@@ -233,8 +235,12 @@ class WindowView:
         tools = _tokens_of_bytes(request.tools.encoded()) if request.tools is not None and request.tools.schemas else 0
         return texts + tools + _tokens_of_bytes(encode(fields)) + request.reply_tokens
 
+    def reserve(self, request: ModelRequest) -> int:
+        """Tokens to keep free for the reply of a request that does not say how long it may be."""
+        return 0 if request.reply_tokens else min(_RESERVE, self._window.limit // _RESERVED_PART)
+
     async def fit(
-        self, other_tokens: int, call: Callable[..., Awaitable[Any]]
+        self, other_tokens: int, call: Callable[..., Awaitable[Any]], *, reserve: int = 0
     ) -> tuple[list[int] | None, Message | None]:
         """Say what the next request sends.
 
@@ -244,6 +250,7 @@ class WindowView:
         Args:
             other_tokens: Tokens that the rest of the request needs, with the room for the reply.
             call: Awaited with a `compact` function and its arguments; calls it where it does not block.
+            reserve: Tokens that are kept free for a reply of unknown length, as far as what has to stay leaves them.
 
         Returns:
             The positions in the transcript that are sent, None for all of them; and the message that stands for the
@@ -256,8 +263,8 @@ class WindowView:
         """
         self._count_new()
         room = self._window.limit - other_tokens
-        if self._tokens_from(self._cut) + self._summary_tokens > room:
-            await self._make_room(room, call)
+        if self._tokens_from(self._cut) + self._summary_tokens > room - reserve:
+            await self._make_room(room, reserve, call)
         return self._kept(), self._summary
 
     def _count_new(self) -> None:
@@ -277,16 +284,19 @@ class WindowView:
         asked = 0 <= self._question < cut and self._sums[self._question + 1] - self._sums[self._question]
         return self._sums[self._head] + asked + self._sums[-1] - self._sums[cut]
 
-    async def _make_room(self, room: int, call: Callable[..., Awaitable[Any]]) -> None:
+    async def _make_room(self, room: int, reserve: int, call: Callable[..., Awaitable[Any]]) -> None:
         last = self._cuts[-1] if self._cuts else self._cut
         least = self._tokens_from(last)
         if least > room:
             raise ContextWindowExceeded(self._window.limit - room + least, self._window.limit)
+        room = room - reserve if least <= room - reserve else room
         target = room
         if self._window.compact is not None:
             target = min(room // 2, room - self._summary_tokens)
         found = bisect_left(self._cuts, True, key=lambda cut: self._tokens_from(cut) <= target)
         cut = self._cuts[found] if found < len(self._cuts) else last
+        if cut == self._cut and self._tokens_from(cut) + self._summary_tokens <= room:
+            return  # what has to stay leaves less for the reply
         summary, tokens = None, 0
         if cut > self._cut and self._window.compact is not None:
             summary = await self._summarise(self._window.compact, cut, call)
