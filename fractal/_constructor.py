@@ -12,7 +12,7 @@ from fractal._callables import kind_of
 from fractal._settings import SETTINGS, Setting
 from fractal.errors import InvalidArguments
 
-__all__ = ["constructor", "take_settings"]
+__all__ = ["constructor", "known_setting", "take_settings"]
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -73,6 +73,17 @@ def _no_such(name: str, kind: type, parameters: Mapping[str, object]) -> str:
     close = get_close_matches(name, parameters, 1)
     hint = _MEANT.get(name) or (f"did you mean {close[0]}=?" if close else f"it has {', '.join(parameters)}")
     return f"{kind.__name__} has no setting {name}=: {hint}"
+
+
+def known_setting(name: str, kind: type[Any]) -> str:
+    """The name of a setting.
+
+    Raises:
+        InvalidArguments: There is none of that name; says what to write instead.
+    """
+    if name not in SETTINGS and name != "toolkit":
+        raise InvalidArguments(_no_such(name, kind, SETTINGS))
+    return name
 
 
 def take_settings(kind: type[Any]) -> None:

@@ -6,8 +6,9 @@ One object behind one attribute, so that a subclass may give its own attributes 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fractal._answer import AnswerSettings
 from fractal._hooks import Hook
@@ -18,9 +19,7 @@ from fractal._window import Window, count_tokens
 from fractal.errors import InvalidArguments
 from fractal.models.base import ModelSettings
 from fractal.prompt import Prompt
-
-if TYPE_CHECKING:
-    from fractal.toolkit import AgentToolkit
+from fractal.toolkit import AgentToolkit
 
 __all__ = ["CORE", "AgentCore", "core_of"]
 
@@ -49,6 +48,20 @@ class AgentCore:
         self._made: tuple[object, dict[str, Any]] = None, {}  # facts for runs, with the values that they were made of
         for name, value in given.items():
             self._values |= checked(name, value)
+
+    def copied(self, rebound: Callable[[Any], Any]) -> AgentCore:
+        """The same settings and tools for another agent.
+
+        Args:
+            rebound: Makes of a function that is bound to this agent one that is bound to the other.
+        """
+        made = AgentCore({}, AgentToolkit(), blocks=self.blocks)
+        made._values = {name: rebound(value) for name, value in self._values.items()}
+        made._values["system_context"] = dict(self._values["system_context"])
+        for tool in self.toolkit.tools.values():
+            function = rebound(tool.function)
+            made.toolkit.add_tool(tool if function is tool.function else replace(tool, function=function))
+        return made
 
     def read(self, name: str) -> Any:
         """The value of a setting, as a user may see it."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Never, Self, SupportsIndex, TypeVar
 
 from typing_extensions import Unpack
 
 from fractal import _verbs as verbs
 from fractal._agent_tools import ToolkitSetting
 from fractal._card import card
-from fractal._constructor import constructor, take_settings
+from fractal._clones import clone, deep_clone, no_pickle
+from fractal._constructor import constructor, known_setting, take_settings
 from fractal._core import AgentCore, core_of
 from fractal._current import current_run
 from fractal._hooks import Hook
@@ -276,6 +277,42 @@ class AgentDefinition:
     def update_system_context(self, **values: object) -> None:
         """Set values for the placeholders of the system prompt, from the next run on."""
         core_of(self).add_context(values)
+
+    def replace(self, **changes: Any) -> Self:
+        """Make a new agent like this one, with other settings.
+
+        It is of the same class, and has the same tools: methods of this agent are bound to the new one. Further
+        attributes are shared, and `__init__` is not called. `copy.copy` does the same, `copy.deepcopy` copies further
+        attributes too.
+
+        Args:
+            **changes: Settings, by the names that the constructor gives them.
+
+        Returns:
+            The new agent.
+
+        Raises:
+            InvalidArguments: There is no such setting, or it cannot be what was meant.
+
+        Example:
+            >>> from fractal import BaseAgent
+            >>> careful = BaseAgent("Guide", "You answer questions.").replace(temperature=0)
+            >>> (careful.name, careful.temperature)
+            ('Guide', 0)
+        """
+        made = clone(self)
+        for name, value in changes.items():
+            setattr(made, known_setting(name, type(self)), value)
+        return made
+
+    def __copy__(self) -> Self:
+        return clone(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return deep_clone(self, memo)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Never:
+        raise no_pickle(self)
 
     def reset(self) -> None:
         """Do nothing: an agent keeps nothing between runs. For code that calls it; conversations are `messages=`."""

@@ -57,7 +57,7 @@ LEVELS = [
     ["models.openai", "models.combined", "models", "_approve", "_invoke", "_calls", "_ask", "options", "prompt"],
     ["_loop", "_settings"],
     ["streaming", "_constructor", "_core", "_card"],
-    ["_verbs"],
+    ["_verbs", "_clones"],
     ["delegation", "_agent_tools"],
     ["agent"],
     ["_progress", "many", "sync._portal", "sync._block", "sync.streaming", "sync.many", "sync.agent", "sync", "_names"],
