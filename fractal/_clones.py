@@ -8,6 +8,7 @@ import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from fractal._callables import kind_of
 from fractal._core import CORE, core_of
 from fractal._hooks import Hook
 from fractal._texts import described, type_name
@@ -77,14 +78,13 @@ def _rebound(old: object, new: object, value: Any) -> Any:
     """A function that is bound to an agent, bound to another; what is not bound to it as it is."""
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, new) if value.__self__ is old else value
-    if type(value) is functools.partial:
-        partial: functools.partial[Any] = value
-        function: Any = _rebound(old, new, partial.func)
-        return partial if function is partial.func else functools.partial(function, *partial.args, **partial.keywords)
+    kind = kind_of(value)
+    if kind is functools.partial:
+        function: Any = _rebound(old, new, value.func)
+        return value if function is value.func else functools.partial(function, *value.args, **value.keywords)
     if isinstance(value, Hook):
         function = _rebound(old, new, value.function)
         return value if function is value.function else Hook(function, "output_validator")
-    if type(value) is tuple:
-        values: tuple[Any, ...] = value
-        return tuple(_rebound(old, new, each) for each in values)
+    if kind is tuple:
+        return tuple(_rebound(old, new, each) for each in value)
     return value
