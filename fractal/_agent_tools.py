@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Never, overload
 
+from fractal._callables import kind_of
 from fractal._core import core_of
-from fractal._settings import Setting
+from fractal._settings import Setting, shown
 from fractal.errors import InvalidArguments
 from fractal.toolkit import AgentToolkit
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from fractal.models.base import ToolSchemas
     from fractal.toolkit import Tool
 
-__all__ = ["AgentTools", "ToolkitSetting"]
+__all__ = ["AgentTools", "ToolkitSetting", "checked_tools"]
 
 
 class AgentTools(AgentToolkit):
@@ -71,3 +72,19 @@ class ToolkitSetting(Setting["AgentToolkit | None", AgentTools]):
         raise InvalidArguments(
             "toolkit cannot be assigned: add to it by agent.add_tool(…), or give toolkit=… when the agent is made"
         )
+
+
+def checked_tools(toolkit: Any) -> Iterable[Callable[..., Any] | Tool]:
+    """The tools that an agent is given to start with: those of a toolkit, or a list of functions.
+
+    Raises:
+        InvalidArguments: It is neither.
+    """
+    if toolkit is None:
+        return ()
+    if isinstance(toolkit, AgentToolkit):
+        return toolkit.tools.values()  # not by iterating over the kit: its class may give that another meaning
+    if kind_of(toolkit) in (list, tuple):
+        functions: list[Callable[..., Any]] = [*toolkit]
+        return functions
+    raise InvalidArguments(f"toolkit={shown(toolkit)}: give AgentToolkit(function, …), or a list of functions")

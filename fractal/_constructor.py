@@ -92,16 +92,23 @@ def take_settings(kind: type[Any]) -> None:
     Raises:
         InvalidArguments: A method or property of it has the name of a setting.
     """
-    for name in {*SETTINGS, "toolkit"} & vars(kind).keys():
-        value: Any = vars(kind)[name]
+    for name in (*SETTINGS, "toolkit"):
+        held: list[Any] = [vars(each)[name] for each in kind.__mro__ if name in vars(each)]  # mixins hold some, too
+        above: Setting[Any, Any] = next(filter(_is_setting, held))
+        value: Any = held[0]
+        if value is above:
+            continue
         form = kind_of(value)
         if hasattr(form, "__get__"):
             raise InvalidArguments(
                 f"{kind.__name__}.{name} is a {form.__name__}, and {name} is a setting of every agent: call"
                 f" yours otherwise. super().__init__({name}=…) and agent.{name} = … give it a value"
             )
-        above: Setting[Any, Any] = next(vars(each)[name] for each in kind.__mro__[1:] if name in vars(each))
         setattr(kind, name, above.with_default(value))
+
+
+def _is_setting(value: object) -> bool:
+    return isinstance(value, Setting)
 
 
 def _said_by(kind: type[Any], names: Iterable[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Asked when a run begins, by looking at the agent: an agent that overrides nothin
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,6 +94,8 @@ def returned_as(kind: type[Kind], value: object, agent: object, name: str) -> Ki
 # ---- what a class overrides
 
 
+_OURS: Any = object()
+
 _CALLED: Mapping[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "run": (("input",), {}, "(user_input, **options)"),
     "execute_tool": (("tool",), {"any_name": 1}, "(tool_name, /, **arguments)"),
@@ -106,15 +109,21 @@ def check_overrides(kind: type[Any]) -> None:
     Raises:
         InvalidArguments: It cannot; says how it is called, or what to override instead.
     """
-    if "get_tools" in vars(kind):
+    if _found(kind, "get_tools") is not _OURS:
         raise InvalidArguments(
             f"{kind.__name__}.get_tools: no run asks it. Override get_tool_schemas to choose what a model is offered,"
             " or execute_tool to do something about each call"
         )
-    for name in _CALLED.keys() & vars(kind).keys():
-        method = vars(kind)[name]
-        if not is_marked(method):  # a tool of that name is refused with a word of its own
+    for name in _CALLED:
+        method = _found(kind, name)
+        if method is not _OURS and not is_marked(method):  # a tool of that name is refused with a word of its own
             _check(kind, name, method)
+
+
+def _found(kind: type[Any], name: str) -> object:
+    """What a class has in the place of a verb of ours, its own or a mixin's; `_OURS` if it has none."""
+    first = next((vars(each)[name] for each in kind.__mro__ if name in vars(each)), _OURS)
+    return _OURS if isinstance(first, types.FunctionType) and first in _own else first
 
 
 def _check(kind: type[Any], name: str, method: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -115,7 +115,10 @@ def begin(agent: object, user_input: object, **options: Unpack[RunOptions]) -> R
     settings = _settings(agent, options)
     if (schemas := override_of(agent, "get_tool_schemas")) is not None:
         settings.toolkit = Offered(agent, core_of(agent).toolkit, schemas())
-    transcript = Transcript(options.get("messages") or ())
+    messages: object = options.get("messages") or ()
+    if not isinstance(messages, Iterable):
+        raise InvalidArguments(f"messages={messages!r}: give a list, such as an earlier result's messages")
+    transcript = Transcript(messages)
     transcript.append(user_message(user_input))
     run = Run(settings, transcript)
     if (adoption := adopting.get()) is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Never, Self, SupportsIndex, TypeVar
 
 from typing_extensions import Unpack
 
 from fractal import _verbs as verbs
-from fractal._agent_tools import ToolkitSetting
+from fractal._agent_tools import ToolkitSetting, checked_tools
 from fractal._card import card
 from fractal._clones import clone, deep_clone, no_pickle
 from fractal._constructor import constructor, known_setting, take_settings
@@ -167,8 +168,7 @@ class AgentDefinition:
             "compact": compact,
         }
         tools = AgentToolkit()
-        # Not by iterating over the kit: its class may give that another meaning.
-        for inherited in toolkit.tools.values() if isinstance(toolkit, AgentToolkit) else toolkit or ():
+        for inherited in checked_tools(toolkit):
             tools.add_tool(inherited)
         self.__core = AgentCore(given, tools, blocks=not isinstance(self, BaseAgent))
         tools.add_methods(self)
@@ -265,6 +265,7 @@ class AgentDefinition:
         warnings.warn("register_agent is now register_delegate", DeprecationWarning, stacklevel=2)
         return self.register_delegate(agent, tool_name, description, parameters)
 
+    @verb
     def get_tools(self) -> dict[str, Callable[..., Any]]:
         """The functions that the model may call, by the name it uses."""
         return core_of(self).toolkit.get_tools()
@@ -305,6 +306,9 @@ class AgentDefinition:
             setattr(made, known_setting(name, type(self)), value)
         return made
 
+    def __replace__(self, **changes: Any) -> Self:
+        return self.replace(**changes)
+
     def __copy__(self) -> Self:
         return clone(self)
 
@@ -318,10 +322,19 @@ class AgentDefinition:
         """Do nothing: an agent keeps nothing between runs. For code that calls it; conversations are `messages=`."""
 
     def __repr__(self) -> str:
+        if self.__core is None:
+            return f"<{type(self).__name__}, not made yet>"
         return f"<{type(self).__name__} {self.name!r} model={self.model!r} tools={len(core_of(self).toolkit)}>"
 
     def __str__(self) -> str:
+        if self.__core is None:
+            return repr(self)
         return card(self.name, type(self).__name__, self.model, core_of(self).toolkit)
+
+
+for _name, _method in vars(AgentDefinition).items():
+    if isinstance(_method, FunctionType):  # Python names it so where it is called with arguments that do not fit
+        _method.__qualname__ = f"BaseAgent.{_name}"
 
 
 class BaseAgent(AgentDefinition):

@@ -17,7 +17,7 @@ from fractal._current import current_call, current_run
 from fractal._docstring import Documentation
 from fractal._json import is_mapping, text_of
 from fractal._schema import schema_of
-from fractal.errors import DelegateFailed
+from fractal.errors import DelegateFailed, InvalidArguments
 from fractal.events import DelegationFinished, DelegationStarted
 from fractal.toolkit import Tool, ToolOptions
 
@@ -54,6 +54,8 @@ def delegate_tool(
         TypeError: `parameters` is not of that form; says where.
     """
     core_of(delegate)
+    if description is not None and not isinstance(description, str):
+        raise InvalidArguments(f"description={description!r}: give text, or None")
     name = tool_name or f"delegate_to_{_identifier(delegate.name)}"
     description = description or f"Hand a question to the agent {delegate.name!r} and get its answer."
     if parameters is None:

@@ -167,6 +167,8 @@ class AgentToolkit:
             InvalidTool: It cannot be a tool.
             ToolNameTaken: There is one of that name.
         """
+        if not isinstance(terminate, bool):
+            raise InvalidArguments(f"terminate={terminate!r}: give True or False")
         given = ToolOptions(name=name or None, description=description, terminate=terminate)
         if not isinstance(function, Tool):
             return self._add(Tool.from_function(function, given))

@@ -505,6 +505,22 @@ def test_what_cannot_be_called_as_a_verb_is_refused_when_the_class_is_made(
 ):
     with pytest.raises(UserError, match=words):
         type("Device", (base,), {name: value})
+    with pytest.raises(UserError, match=words):
+        type("Device", (type("Mixin", (), {name: value}), base), {})
+
+
+class Audit:
+    """A mixin that knows of no agent."""
+
+    async def run(self: Any, *arguments: Any, **options: Any) -> AgentResult:
+        vars(self)["audited"] = True
+        return await super().run(*arguments, **options)  # type: ignore[misc]
+
+
+async def test_a_verb_of_a_mixin_is_called():
+    agent: Any = type("Audited", (Audit, BaseAgent), {})("A", "p", client=ScriptedModel(["ok"]))
+    [result] = await run_many(agent, ["x"])
+    assert (result.content, agent.audited) == ("ok", True)
 
 
 async def test_a_list_of_tools_that_is_none_is_refused():

@@ -121,6 +121,20 @@ def test_what_the_constructor_is_given_goes_before_what_the_class_says():
     assert (agent.name, agent.model, agent.max_retries) == ("Mine", "b", 3)
 
 
+def test_what_a_mixin_says_counts_as_said_by_the_class():
+    class Quick:
+        timeout = 5.0
+
+    class Named:
+        def limits(self) -> int:
+            return 1
+
+    assert type("Mine", (Quick, BaseAgent), {})("A", "p").timeout == 5.0
+    assert type("Mine", (BaseAgent, Quick), {})("A", "p").timeout is None  # as Python looks for attributes
+    with pytest.raises(InvalidArguments, match=r"Mine\.limits is a function"):
+        type("Mine", (Named, BaseAgent), {})
+
+
 @each_setting
 @pytest.mark.parametrize("form", ["method", "property"])
 def test_a_method_of_that_name_is_refused_when_the_class_is_made(name: str, form: str):
