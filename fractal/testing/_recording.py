@@ -140,7 +140,6 @@ def _require(holds: bool, fault: str) -> None:
 
 
 _Part = tuple[str, ...]
-_DIRECT = "direct_"  # how the ids of such calls begin
 
 
 class _Tree:
@@ -152,7 +151,6 @@ class _Tree:
         self.parts: dict[_Part, str] = {}  # what is open, with the run that it is a part of
         self._asking: set[str] = set()
         self._parents_elsewhere: set[str] = set()
-        self._direct: set[str] = set()
 
     def see(self, event: Event) -> None:
         match event:
@@ -169,17 +167,10 @@ class _Tree:
                 self._see_request(event)
         start = self.starts.get(event.run_id)
         if start is None:
-            self._see_direct(event)
-            return
+            raise _Fault("its run has not started")
         same = (start.parent_id, start.depth, start.agent_name) == (event.parent_id, event.depth, event.agent_name)
         _require(same, "it says something else of its run than the run's start")
         _require(isinstance(event, RunFinished) or event.run_id not in self.ended, "it comes after its run's end")
-
-    def _see_direct(self, event: Event) -> None:
-        """A call by `execute_tool` outside of all runs: its run tells of nothing but the call."""
-        if isinstance(event, ToolStarted) and event.call_id.startswith(_DIRECT):
-            self._direct.add(event.run_id)
-        _require(event.run_id in self._direct and not isinstance(event, RunFinished), "its run has not started")
 
     def _start_run(self, event: RunStarted) -> None:
         _require(event.run_id not in self.starts, "the run starts a second time")
