@@ -89,7 +89,7 @@ def model(turn: Turn) -> AnswerLike:
         if turn.results:
             return " ".join(turn.results)
         return [
-            call("delegate_to_Guide", {"query": "Museo Egizio"}),
+            call("delegate_to_guide", {"query": "Museo Egizio"}),
             call("plan_dinner", {"dish": "agnolotti"}),
         ]
     if "cook" in turn.system:

@@ -118,7 +118,7 @@ def model(turn: Turn) -> AnswerLike:
     if turn.results:
         return text(f"It is {turn.results[0].removeprefix('It is ').rstrip('.')}.", chunk_delay=0.1)
     if "editor" in turn.system:
-        return call("delegate_to_Reporter", {"query": turn.question})
+        return call("delegate_to_reporter", {"query": turn.question})
     if turn.question == "a long story":
         return text("Once upon a time. " * 500)
     name = "archive" if "hundred" in turn.question else "weather"

@@ -58,7 +58,7 @@ def model(turn: Turn) -> AnswerLike:
     if turn.results:
         return turn.results[0]
     if "host" in turn.system:
-        return call("delegate_to_Linguist", {"query": turn.question})
+        return call("delegate_to_linguist", {"query": turn.question})
     return call("look_up", {"word": turn.question})
 
 

@@ -7,6 +7,8 @@ asyncio and on trio, and `fractal.sync` gives blocking callers the same guarante
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from fractal._names import *  # noqa: F403  # its `__all__` says what there is
 else:
@@ -20,7 +22,7 @@ else:
         try:
             return globals().setdefault(name, getattr(names, name))
         except AttributeError:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+            raise import_module("fractal._elsewhere").no_such_name(__name__, name) from None
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__getattr__("__all__")})

@@ -204,7 +204,9 @@ class _Question:
         """The request, with no more of the transcript than the model's window takes."""
         request, window = self._request(), self._run.window
         assert window is not None
-        kept, summary = await window.fit(window.other_tokens(request), partial(call_user, self._run.warn))
+        kept, summary = await window.fit(
+            window.other_tokens(request), partial(call_user, self._run.warn), reserve=window.reserve(request)
+        )
         request = replace(request, kept=kept, summary=summary)
         self._sent = request.message_count
         return request

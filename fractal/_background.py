@@ -14,7 +14,7 @@ import anyio
 from anyio.lowlevel import checkpoint, current_token
 
 from fractal._log import log
-from fractal._scopes import remaining, single_error, stop_if_cancelled
+from fractal._scopes import carried, remaining, stop_if_cancelled
 from fractal._texts import is_a
 from fractal._workers import wait_out
 from fractal.errors import RunCancelled, ToolIgnoredCancellation
@@ -281,8 +281,7 @@ class Background(Joinable, Generic[T]):
     def _tell(self) -> None:
         error, self._error = self._error, None
         if error is not None:
-            with single_error():
-                raise error
+            raise carried(error)
 
 
 async def end_all(tasks: Sequence[Joinable]) -> None:

@@ -37,15 +37,15 @@ class Below:
     def __bool__(self) -> bool:
         return bool(self._tasks)
 
-    def note(self, task: Joinable, call_id: str | None, *, is_reached: bool) -> None:
+    def note(self, task: Joinable, key: str | None, *, is_reached: bool) -> None:
         """Note what is begun, so that it cannot outlive the run, or the call; works in any thread.
 
         Args:
             task: What is begun.
-            call_id: The tool call that begins it; None: the run's own functions.
+            key: Of the tool call that begins it; None: the run's own functions.
             is_reached: Whether the scopes of the run reach whoever waits for it: then it is left to those.
         """
-        self._tasks[task] = call_id, is_reached
+        self._tasks[task] = key, is_reached
         task.when_ended(lambda: self._tasks.pop(task, None))
         if self.is_over:
             task.cancel()
@@ -55,40 +55,40 @@ class Below:
         for task in self._begun_by(None):
             task.cancel()
 
-    def cancel_unreached(self, call_id: str) -> None:
+    def cancel_unreached(self, key: str) -> None:
         """Cancel what a tool call has begun that its scopes do not reach."""
-        for task, (_, is_reached) in self._begun_by(call_id).items():
+        for task, (_, is_reached) in self._begun_by(key).items():
             if not is_reached:
                 task.cancel()
 
-    async def end(self, call_id: str | None = None) -> None:
+    async def end(self, key: str | None = None) -> None:
         """Cancel what a tool call has begun and not awaited, and wait for it.
 
         Args:
-            call_id: The call. None: all that there is; the run is over then.
+            key: Of the call. None: all that there is; the run is over then.
         """
-        await self._join(call_id)
-        if call_id is None:
+        await self._join(key)
+        if key is None:
             self.is_over = True
             await self._join(None)  # what another thread has noted in this moment
 
-    async def _join(self, call_id: str | None) -> None:
-        while tasks := self._begun_by(call_id):
+    async def _join(self, key: str | None) -> None:
+        while tasks := self._begun_by(key):
             await end_all([*tasks])
             for task in tasks:  # in an event loop that has ended it does not say so
                 self._tasks.pop(task, None)
 
-    def leave(self, call_id: str) -> None:
+    def leave(self, key: str) -> None:
         """Cancel what a tool call has begun, and do not wait for it."""
-        for task in self._begun_by(call_id):
+        for task in self._begun_by(key):
             task.cancel()
             self._tasks.pop(task, None)
 
-    def _begun_by(self, call_id: str | None) -> dict[Joinable, tuple[str | None, bool]]:
+    def _begun_by(self, key: str | None) -> dict[Joinable, tuple[str | None, bool]]:
         if not self._tasks:
             return {}
         tasks = self._tasks.copy()  # at once: other threads may note something
-        return {task: facts for task, facts in tasks.items() if call_id in (None, facts[0])}
+        return {task: facts for task, facts in tasks.items() if key in (None, facts[0])}
 
 
 class Place:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from fractal._copies import copied_arguments, with_own_content
 from fractal._current import WeakVar, current_call
+from fractal._json import is_mapping
 from fractal._scopes import waiting
 from fractal._stuck import place_in_thread, place_of
 from fractal.events import ToolFinished, ToolStarted
 from fractal.results import Outcome, ToolResult
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractContextManager
 
     import anyio
@@ -27,9 +30,18 @@ _LAST_CHANCE = 0.005
 
 _around: WeakVar[Call] = WeakVar("fractal_call_around")
 
+_inside = count()
+
 
 class Call:
-    """One call while it runs."""
+    """One call while it runs.
+
+    Args:
+        run: The run that it belongs to.
+        bound: What is called.
+        through: Calls the agent's own `execute_tool`, if it is to make the call.
+        outer: The call that it is the inside of: what such a verb makes of it. That one is charged, approved and told.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -45,22 +57,36 @@ class Call:
         "is_left",
         "is_over",
         "is_stopped",
+        "key",
         "left_at",
         "look_at",
         "named",
         "needs_approval",
+        "outer",
         "result",
         "run",
         "scope",
         "started",
         "task",
         "text",
+        "through",
         "waits_for",
         "work",
     )
 
-    def __init__(self, run: Run, bound: BoundCall) -> None:
-        self.run, self.bound = run, bound
+    def __init__(
+        self,
+        run: Run,
+        bound: BoundCall,
+        *,
+        through: Callable[..., Awaitable[Any]] | None = None,
+        outer: Call | None = None,
+    ) -> None:
+        self.run, self.bound, self.outer = run, bound, outer
+        # What the run knows it by while it is at work; both have the id that the model gave.
+        self.key = bound.call_id if outer is None else f"{bound.call_id} inside {next(_inside)}"
+        is_whole = bound.fault is None or is_mapping(bound.arguments)
+        self.through = through if is_whole and (bound.tool is None or not bound.tool.is_answer) else None
         self._above = above = _around.get()
         self._below: set[Call] = set()
         if above is not None:
@@ -83,8 +109,8 @@ class Call:
         self._where: str | None = None  # and where it was then
         self.work: object = None  # what it waits for: the tool's coroutine, or a `ThreadCall`
         self.waits_for: str | None = None  # what it was waiting for when it was cut before it began
-        self.needs_approval = bound.tool is not None and bool(bound.tool.options.requires_approval)
-        self._told = 0 if run.is_heard else 2  # of its two events
+        self.needs_approval = bound.tool is not None and bool(bound.tool.options.requires_approval) and outer is None
+        self._told = 0 if run.is_heard and outer is None else 2  # of its two events
 
     def end(self, outcome: Outcome, content: Any = None, error: str | None = None) -> None:
         """Give the call its outcome; only the first counts."""
@@ -106,7 +132,9 @@ class Call:
         )
         if error is not None:
             self.text = f"Error: {error}"
-        if outcome == "abandoned":
+        if outcome == "abandoned" and self.outer is not None:
+            self.outer.abandoned = True
+        elif outcome == "abandoned":
             self.run.note_abandoned(result)
         elif self._above is not None:
             self._above._below.discard(self)
@@ -127,7 +155,7 @@ class Call:
     def enter(self) -> None:
         """Be what later calls and runs in this context belong to."""
         _around.set(self)
-        current_call.set(self.bound.call_id)
+        current_call.set(self.key)
         self.task = self.run.current_task()
 
     def start_clock(self, cut_at: float) -> None:
@@ -168,7 +196,7 @@ class Call:
             Whether it is to be left to itself then.
         """
         run = self.run
-        run.below.cancel_unreached(self.bound.call_id)
+        run.below.cancel_unreached(self.key)
         self._stopped_at = min(self._stopped_at, self.cut_at)
         grace = run.limits.grace or 0.0
         self.look_at = self._stopped_at + grace + (_LAST_CHANCE if self.may_be_left else 0.0)
@@ -182,10 +210,10 @@ class Call:
 
     def end_late(self) -> None:
         """Note the end of its task, long after it was left to itself."""
-        tool, run = self.bound.tool, self.run
-        assert tool is not None
-        run.twins.gate(tool.function).release()
-        run.warn_late(ended_late(tool.name, run.now() - self.left_at))
+        bound, run = self.bound, self.run
+        if bound.tool is not None:
+            run.twins.gate(bound.tool.function).release()
+        run.warn_late(ended_late(bound.name, run.now() - self.left_at))
 
     def bottom(self) -> Call:
         """What does not stop if this does not: one of the calls that it waits for, in runs below, or itself."""
@@ -206,8 +234,11 @@ class Call:
     def may_be_left(self) -> bool:
         """Whether the run goes on without it if it does not stop."""
         tool = self.bound.tool
-        is_at_work = tool is not None and tool.is_async and self.work is not None
-        return is_at_work and self.run.limits.on_stubborn == "raise"
+        if self.work is None or self.run.limits.on_stubborn != "raise":
+            return False
+        if self.through is not None:  # a thread that is waited for is waited for by whatever way it was begun
+            return all(call.may_be_left for call in self._below if call.outer is self)
+        return tool is not None and tool.is_async
 
     @property
     def ends_run(self) -> bool:

@@ -6,7 +6,7 @@ import math
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -17,17 +17,19 @@ from fractal._call import Call
 from fractal._explain import explain
 from fractal._invoke import leave, run_call
 from fractal._scopes import unexpected
+from fractal._step import bind
 from fractal._texts import is_a
 from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fractal._run import Run
     from fractal._step import BoundCall
     from fractal.results import ToolResult
+    from fractal.toolkit import Tool
 
-__all__ = ["answer_calls", "call_within"]
+__all__ = ["answer_calls", "call_inside", "call_within"]
 
 CALLS_AT_A_TIME = 1000
 """Calls of one reply that are under way at once; more wait for these. Each takes a task, and time to be cancelled."""
@@ -54,7 +56,7 @@ async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]
         for some in _some_at_a_time(calls):
             if made:
                 await checkpoint()  # where deadlines are looked at
-            running = [Call(run, call) for call in some]
+            running = [Call(run, call, through=run.settings.execute_tool) for call in some]
             made += running
             await _call_all(run, running)
     finally:
@@ -72,10 +74,33 @@ async def call_within(run: Run, bound: BoundCall) -> ToolResult:
     Returns:
         How it ended; what the tool raised is in it.
     """
-    call = Call(run, bound)
-    await place_here().do(partial(_call_all, run, [call]), f"fractal call of {bound.name}")
+    return await _call_alone(Call(run, bound))
+
+
+async def call_inside(outer: Call, arguments: Mapping[str, Any], tools: Mapping[str, Tool]) -> ToolResult:
+    """Call the tool of a call that the agent's own `execute_tool` is asked about.
+
+    Args:
+        outer: That call.
+        arguments: What it is called with: as it was asked, or others.
+        tools: The tools there are, by name.
+    """
+    bound = outer.bound
+    if bound.fault is not None or not _is_same(arguments, bound.arguments):
+        bound = bind(bound.call_id, bound.name, arguments, tools)
+    return await _call_alone(Call(outer.run, bound, outer=outer))
+
+
+async def _call_alone(call: Call) -> ToolResult:
+    """Bring one call to its outcome, in a task of its own: the calling one belongs to a function of the user's."""
+    await place_here().do(partial(_call_all, call.run, [call]), f"fractal call of {call.bound.name}")
     assert call.result is not None
     return call.result
+
+
+def _is_same(some: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Whether arguments are those that have been checked, by identity: `==` of a user's class may say anything."""
+    return some.keys() == others.keys() and all(value is others[name] for name, value in some.items())
 
 
 def _some_at_a_time(calls: Sequence[BoundCall]) -> Iterator[Sequence[BoundCall]]:
@@ -156,8 +181,8 @@ def _admit(call: Call, spent: BudgetExceeded | None) -> BudgetExceeded | None:
     """
     run, bound = call.run, call.bound
     named = bound.tool or run.tools.get(bound.name)
-    if named is not None and named.is_answer:
-        pass  # none of the tools that limits are for
+    if call.outer is not None or (named is not None and named.is_answer):
+        pass  # charged already; none of the tools that limits are for
     elif bound.fault is None and run.is_closing():
         call.end("skipped", error="not called: the time for tools is over, answer with what there is")
     else:
@@ -170,7 +195,7 @@ def _admit(call: Call, spent: BudgetExceeded | None) -> BudgetExceeded | None:
             call.exception = spent
             call.end("skipped", error=f"not called: {spent}")
             run.note_limit(spent)
-    if bound.fault is not None:
+    if bound.fault is not None and call.through is None:
         call.end("error", error=bound.fault)
     return spent
 
@@ -210,7 +235,7 @@ class _Batch:
         """
         for call in self._calls:
             call.start_clock(self._run.soft_deadline if call.needs_approval else self._cut_at(call))
-            self._run.open_calls[call.bound.call_id] = call
+            self._run.open_calls[call.key] = call
             spawn(self._run.token, self._run_one(call), call.bound.name, partial(self._note_end, call))
         try:
             await self._wait_and_name()
@@ -242,9 +267,9 @@ class _Batch:
             except BaseException as error:
                 self._fail(error)
             if run.below and not call.is_left:
-                await run.below.end(call.bound.call_id)
+                await run.below.end(call.key)
             # Whatever begins later belongs to the run alone.
-            run.open_calls.pop(call.bound.call_id, None)
+            run.open_calls.pop(call.key, None)
             if run.feeds and not call.is_stopped:
                 with call.new_scope(run.deadline):
                     await call.tell()

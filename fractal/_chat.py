@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from fractal import sync
+from fractal import _verbs as verbs, sync
 from fractal._chat_input import Keyboard
 from fractal._chat_screen import Screen, call_text, counted, usage_text
 from fractal._chat_turn import Question, Turn
@@ -237,8 +237,9 @@ class _Talk:
     # ---- an answer
 
     def _answer(self, question: str) -> None:
-        begin = partial(self._agent.begin, question, messages=self._messages, **self._options)
-        turn = Turn(begin, self._portal, can_ask=self._is_terminal)
+        # Without a buffer: what was told before a question is read before it.
+        stream = partial(verbs.open_stream, self._agent, question, 0, messages=self._messages, **self._options)
+        turn = Turn(stream, self._portal, can_ask=self._is_terminal)
         was_stopped = self._was_stopped(turn)
         try:
             result = turn.result()

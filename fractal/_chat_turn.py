@@ -62,15 +62,14 @@ class Turn:
     """One answer: a task in the event loop, and what it tells, for the main thread to iterate.
 
     Args:
-        begin: Makes the run.
+        stream: Makes the stream of the run, without a buffer; called with what prepares the run.
         portal: Where it runs.
         can_ask: Whether there is somebody to decide on calls that nobody else decides on.
     """
 
-    def __init__(self, begin: Callable[[], Run], portal: sync.Portal, *, can_ask: bool) -> None:
-        self._begin, self._can_ask = begin, can_ask
-        # Without a buffer: what was told before a question is read before it.
-        self._stream = RunStream(self._run, buffer=0)
+    def __init__(self, stream: Callable[..., RunStream], portal: sync.Portal, *, can_ask: bool) -> None:
+        self._can_ask = can_ask
+        self._stream = stream(prepare=self._answer_for)
         self._news: SimpleQueue[Event | Question | None] = SimpleQueue()
         self._call = PortalCall(self._tell_all, portal)
 
@@ -120,10 +119,8 @@ class Turn:
         finally:
             self._news.put(None)
 
-    def _run(self) -> Run:
-        run = self._begin()
+    def _answer_for(self, run: Run) -> None:
         run.approve = run.approve or Hook(self._approve, "approve")
-        return run
 
     async def _approve(self, call: PendingCall, context: RunContext[Any]) -> Approval:
         if not self._can_ask:

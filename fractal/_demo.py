@@ -155,11 +155,11 @@ _Played = str | list[answers.ToolCallAnswer]
 def _planner(results: Mapping[str, list[str]]) -> _Played:
     if not results:
         return [
-            answers.call("delegate_to_Guide", {"query": "Colosseum and Galleria Borghese in one morning"}),
-            answers.call("delegate_to_Gourmet", {"query": "Dinner for 2 in Trastevere tonight"}),
+            answers.call("delegate_to_guide", {"query": "Colosseum and Galleria Borghese in one morning"}),
+            answers.call("delegate_to_gourmet", {"query": "Dinner for 2 in Trastevere tonight"}),
         ]
-    morning = results["delegate_to_Guide"][0].replace("\n", "\n         ")
-    evening = results["delegate_to_Gourmet"][0].replace("\n", "\n         ")
+    morning = results["delegate_to_guide"][0].replace("\n", "\n         ")
+    evening = results["delegate_to_gourmet"][0].replace("\n", "\n         ")
     return f"Morning  {morning}\nEvening  {evening}"
 
 

@@ -18,12 +18,14 @@ from fractal._copies import recorded
 from fractal._explain import explain
 from fractal._grace import graced
 from fractal._json import text_of
+from fractal._overrides import current_through, returned_as
 from fractal._returned import is_plain, read_in_thread, read_up
 from fractal._scopes import is_cancellation, is_cut, leaves
 from fractal._stall import timed
 from fractal._texts import is_a
 from fractal._threads import ThreadCall
 from fractal.errors import ToolIgnoredCancellation
+from fractal.results import ToolResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -70,12 +72,12 @@ def leave(call: Call) -> ToolIgnoredCancellation:
     Where else would it be told? Whoever cancels a run believes that nothing of it is left.
     """
     tool, run = call.bound.tool, call.run
-    assert tool is not None
     call.is_left = call.abandoned = True
     call.left_at = run.now()
-    run.twins.gate(tool.function).take()
-    run.below.leave(call.bound.call_id)
-    run.open_calls.pop(call.bound.call_id, None)
+    if tool is not None:
+        run.twins.gate(tool.function).take()
+    run.below.leave(call.key)
+    run.open_calls.pop(call.key, None)
     stuck, grace = call.bottom(), run.limits.grace or 0.0
     where = stuck.name_as_stuck(grace, "the run ends without it")
     error = ToolIgnoredCancellation(
@@ -83,7 +85,7 @@ def leave(call: Call) -> ToolIgnoredCancellation:
         where,
         grace,
         call_id=stuck.bound.call_id,
-        through=call.bound.name if stuck is not call else None,
+        through=call.bound.name if stuck.bound.call_id != call.bound.call_id else None,
     )
     call.exception = error
     call.end("abandoned", error=explain(error))
@@ -99,7 +101,7 @@ async def _approve_and_invoke(call: Call, start_clock: Callable[[Call], None]) -
         await call.run.hear()  # whoever allows a call of a run that somebody cancels in this moment is late
         start_clock(call)
     await call.run.stop_if_cancelled()  # a tool would run as far as its first await, and a thread would begin
-    await _invoke(call)
+    await (_invoke(call) if call.through is None else _ask_agent(call))
 
 
 async def _end_with(call: Call, error: BaseException) -> None:
@@ -142,6 +144,28 @@ def _cut(call: Call, timed_out: bool) -> tuple[Outcome, None, str]:
     if call.abandoned:
         return "abandoned", None, f"{why}; the call could not be stopped and may still take effect"
     return ("timeout", None, why) if timed_out else ("cancelled", None, why)
+
+
+async def _ask_agent(call: Call) -> None:
+    """Make a call by the agent's own `execute_tool`, which calls ours for what is inside."""
+    assert call.through is not None
+    agent, bound, warn = call.run.agent, call.bound, call.run.warn
+    within, record = current_through.set(call), recorded(bound.arguments)
+    try:
+        call.work = work = call.through(bound.name, bound.arguments, warn=warn)
+        answer = await work
+    finally:
+        current_through.reset(within)
+        call.bound = replace(bound, arguments=record)
+    result = returned_as(ToolResult, answer, agent, "execute_tool")
+    if result.error is not None:
+        call.exception = result.exception
+        call.end(result.outcome if result.outcome != "ok" else "error", error=result.error)
+        return
+    content = result.content
+    if type(content) is not str and not is_plain(content):
+        content = await graced(timed(read_up(content), "execute_tool", warn))
+    call.returned(content, text_of(content))
 
 
 async def _invoke(call: Call) -> None:

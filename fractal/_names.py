@@ -16,8 +16,6 @@ from fractal._window import (
 from fractal.agent import (
     AgentDefinition as AgentDefinition,
     BaseAgent as BaseAgent,
-    RunBounds as RunBounds,
-    RunOptions as RunOptions,
 )
 from fractal.approval import (
     Allow as Allow,
@@ -114,6 +112,12 @@ from fractal.models import (
     StreamingModel as StreamingModel,
     ToolCall as ToolCall,
 )
+from fractal.options import (
+    AgentOptions as AgentOptions,
+    RunBounds as RunBounds,
+    RunOptions as RunOptions,
+)
+from fractal.prompt import SystemPrompt as SystemPrompt
 from fractal.results import (
     AgentResult as AgentResult,
     AgentReturnPart as AgentReturnPart,
@@ -128,6 +132,7 @@ from fractal.toolkit import AgentToolkit as AgentToolkit, Tool as Tool, tool as 
 __all__ = [
     "AbandonedThread",
     "AgentDefinition",
+    "AgentOptions",
     "AgentResult",
     "AgentReturnPart",
     "AgentToolkit",
@@ -209,6 +214,7 @@ __all__ = [
     "StopReason",
     "StreamingModel",
     "SyncInAsyncError",
+    "SystemPrompt",
     "TextDelta",
     "TokenCounter",
     "Tool",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fractal._background import Joinable
     from fractal._call import Call
     from fractal._hooks import Hook, Warn
+    from fractal._overrides import Offered
     from fractal.messages import Message, Transcript
     from fractal.models.base import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import AgentToolkit, Tool
@@ -76,6 +77,7 @@ class RunSettings:
         approve: Who answers for tools that require approval, or None.
         answer: What an answer has to be; None for any text.
         window: How much of the conversation a request may send; None for all of it.
+        execute_tool: Calls the verb of that name, if the agent has one of its own, for each call of the model.
     """
 
     agent: Any
@@ -83,7 +85,7 @@ class RunSettings:
     model: Model
     model_name: str
     model_settings: ModelSettings
-    toolkit: AgentToolkit
+    toolkit: AgentToolkit | Offered
     system_prompt: Callable[[RunContext[Any], Warn], Awaitable[str]]
     limits: Limits
     timeout: float | None
@@ -93,6 +95,7 @@ class RunSettings:
     approve: Hook | None
     answer: AnswerSettings | None
     window: Window | None
+    execute_tool: Callable[..., Awaitable[Any]] | None
 
 
 run_watchers: list[Callable[[Run], object]] = []
@@ -272,7 +275,7 @@ class Run:
         if parent is not None:
             above = parent._own_deadline if parent.is_near(self) else self.scope.deadline
             self._own_deadline = min(self._own_deadline, above)
-            self._begun_by = parent.open_call()
+            self._begun_by = parent.open_call_id()
 
     def enter(self) -> None:
         """Be the current run of its task; then enter `scope`."""
@@ -283,10 +286,15 @@ class Run:
         current_run.set(self)
         current_call.set(None)  # what this run's own functions start is begun by none of the calls above it
 
-    def open_call(self) -> str | None:
+    def open_call(self) -> Call | None:
         """The tool call of this run that the current task works for, unless that has ended."""
-        call_id = current_call.get()
-        return call_id if call_id in self.open_calls else None
+        key = current_call.get()
+        return self.open_calls.get(key) if key is not None else None
+
+    def open_call_id(self) -> str | None:
+        """Id of that call, as the model gave it."""
+        call = self.open_call()
+        return call.bound.call_id if call is not None else None
 
     async def open(self) -> None:
         """Tell that the run begins.
@@ -333,6 +341,11 @@ class Run:
         for call in self.open_calls.values():
             call.stop(self.now())
         self.below.cancel()
+
+    def cancel(self) -> None:
+        """Cancel it, and what is below it."""
+        self.scope.cancel()
+        self.cut()
 
     def is_out_of_time(self) -> bool:
         """Whether the time of this run, or of one above it, is over: its own timeout, not a scope of the caller's."""
@@ -446,6 +459,10 @@ class Run:
             run.warnings.append(message)
             run = run.parent
 
+    def take_id(self, run_id: str) -> None:
+        """Have an id that is known already; before the run begins."""
+        self.run_id = self._identity["run_id"] = run_id
+
     def is_near(self, other: Run) -> bool:
         """Whether another run is in the same event loop."""
         return self.token.native_token is other.token.native_token
@@ -484,12 +501,13 @@ class Run:
 
     def is_task(self, task: object) -> bool:
         """Whether a task is that of this run or of its call, whose scopes reach what it awaits."""
-        call_id = self.open_call()
-        return task is (self._task if call_id is None else self.open_calls[call_id].task)
+        call = self.open_call()
+        return task is (self._task if call is None else call.task)
 
     def note_below(self, task: Joinable, *, is_reached: bool) -> None:
         """Note what the current task begins, so that it cannot outlive this run; see `Below.note`."""
-        self.below.note(task, self.open_call(), is_reached=is_reached)
+        call = self.open_call()
+        self.below.note(task, call.key if call is not None else None, is_reached=is_reached)
 
     def note_abandoned(self, result: ToolResult) -> None:
         """Note a call whose thread goes on, here and in the runs above."""
@@ -512,7 +530,12 @@ class Run:
 
     def _result(self, content: Any, stop_reason: StopReason, error: RunError | None) -> AgentResult:
         messages = self.transcript.messages
-        metadata: dict[str, Any] = {"iterations": self.iterations, "messages": messages}
+        metadata: dict[str, Any] = {
+            "iterations": self.iterations,
+            "messages": messages,
+            "model": self.settings.model_name,
+            "terminated_by_tool": self._last_tool() if stop_reason == "terminated" else None,
+        }
         if error is not None:
             metadata |= {"reason": error.error_type, "error": content, "error_type": error.error_type}
         return AgentResult.of_facts(
@@ -531,6 +554,11 @@ class Run:
             warnings=self.warnings.copy(),
             elapsed=self.now() - self.started,
         )
+
+    def _last_tool(self) -> str | None:
+        """Name of the tool that has ended the run."""
+        ended = (each for each in self.tool_results if each.outcome == "ok" and each.metadata["terminate"])
+        return next((each.tool_name for each in ended), None)
 
     def _end(self, result: AgentResult) -> AgentResult:
         self.result = result

@@ -346,13 +346,18 @@ def _shown_to_models(arguments: _Arguments) -> tuple[TypeAdapter[dict[str, Any]]
 def _field(hint: Any, default: Any, text: ParameterText) -> Any:
     if hint is _EMPTY:
         hint = _type_from_text(text.type)
-    if default is None:
+    if default is None and not _takes_none(hint):  # around a `Field(alias=…)`, a union would hide the alias
         hint = Union[hint, None]  # noqa: UP007  # a hint need not be a type that knows `|`
     hint = _described(hint, text, default)
     if isinstance(default, FieldInfo):
         hint = Annotated[hint, default]
         return Required[hint] if default.is_required() else NotRequired[hint]
     return Required[hint] if default is _EMPTY else NotRequired[hint]
+
+
+def _takes_none(hint: Any) -> bool:
+    inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return get_origin(inner) in (Union, types.UnionType) and type(None) in get_args(inner)
 
 
 def _described(hint: Any, text: ParameterText, default: Any = None) -> Any:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FaultOfTest",
+    "carried",
     "is_cancellation",
     "is_cut",
     "leaves",
@@ -172,18 +173,25 @@ class FaultOfTest(BaseException):
 def single_error() -> Generator[None]:
     """Let a group with one exception in it leave as that exception.
 
-    Cancellations that came along with a real error are left out; a group of several errors stays a group. What a
-    `FaultOfTest` carries leaves where neither a run nor a tool call is above.
+    Cancellations that came along with a real error are left out; a group of several errors stays a group, but for
+    faults of a test.
     """
     try:
         yield
-    except (BaseExceptionGroup, FaultOfTest) as raised:
+    except BaseExceptionGroup as group:
         cancelled = anyio.get_cancelled_exc_class()
-        errors = [leaf for leaf in leaves(raised) if not is_a(leaf, cancelled)]
-        faults = [each.error for each in errors if is_a(each, FaultOfTest)]
-        is_outermost = current_run.get() is None and current_call.get() is None
-        if faults and len(faults) == len(errors) and is_outermost:
-            raise faults[0] from faults[0].__cause__
-        if len(errors) == 1 and errors[0] is not raised:
+        errors = [leaf for leaf in leaves(group) if not is_a(leaf, cancelled)]
+        if len(errors) == 1 or (errors and all(is_a(each, FaultOfTest) for each in errors)):
             raise errors[0] from errors[0].__cause__
         raise
+
+
+def carried(error: BaseException) -> BaseException:
+    """What an exception is to whoever waits here: where no run is above, a `FaultOfTest` is the exception it carries.
+
+    Args:
+        error: What a task of ours has raised.
+    """
+    if is_a(error, FaultOfTest) and current_run.get() is None and current_call.get() is None:
+        return error.error
+    return error

@@ -6,10 +6,11 @@ request which fits costs its new messages, and the place to cut is a search in a
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fractal._hooks import Hook, is_plain
 from fractal._json import decode, encode, is_list, is_mapping
@@ -20,7 +21,16 @@ from fractal.messages import Message, Transcript
 if TYPE_CHECKING:
     from fractal.models.base import ModelRequest
 
-__all__ = ["Compact", "TokenCounter", "Window", "WindowView", "count_tokens"]
+__all__ = [
+    "Compact",
+    "TokenCounter",
+    "Window",
+    "WindowView",
+    "checked_compact",
+    "checked_counter",
+    "checked_window",
+    "count_tokens",
+]
 
 TokenCounter = Callable[[Message], int]
 """Tokens of one message, as the endpoint would count them or near it."""
@@ -30,6 +40,8 @@ Compact = Callable[..., str | Message | Awaitable[str | Message | None] | None]
 with the messages, and with the run's `RunContext` if it has a second parameter without a default."""
 
 _BYTES_PER_TOKEN = 4
+_RESERVE = 4096
+_RESERVED_PART = 4  # of a small window, no more than a quarter
 _MEDIA_TOKENS = {"image_url": 765, "input_audio": 600, "file": 2000, "video_url": 2000}
 
 _SYSTEM_ROLES = ("system", "developer")
@@ -93,14 +105,9 @@ class Window:
     compact: Compact | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
-            raise InvalidArguments(f"the context window is {self.limit!r}: give a whole number of tokens from 1 up")
-        if not callable(self.count) or not is_plain(self.count):
-            raise InvalidArguments(f"the token counter is {self.count!r}: give a plain function of one message")
-        if self.compact is not None:
-            if not callable(self.compact):
-                raise InvalidArguments(f"compact={self.compact!r}: give a function of the messages left out, or None")
-            Hook(self.compact, "compact")
+        _check_limit(self.limit)
+        checked_counter(self.count)
+        checked_compact(self.compact)
 
     def tokens(self, message: Message) -> int:
         """The tokens of one message, by the counter.
@@ -121,6 +128,60 @@ class Window:
                 " give a whole number from 0 up"
             )
         return tokens
+
+
+def checked_window(limit: Any) -> int | None:
+    """The tokens of the context window, from the environment if none are given; None for no limit.
+
+    Raises:
+        InvalidArguments: It is no number of tokens.
+    """
+    if limit is not None:
+        _check_limit(limit)
+        tokens: int = limit
+        return tokens
+    named = os.environ.get("CONTEXT_WINDOW", "").strip()
+    if named and not named.isdecimal():
+        raise InvalidArguments(
+            f"CONTEXT_WINDOW is {named!r}: give a whole number of tokens, 0 for no limit, or unset it"
+        )
+    return int(named or 0) or None
+
+
+def checked_counter(count: Any) -> TokenCounter | None:
+    """What counts the tokens of a message.
+
+    Raises:
+        InvalidArguments: It cannot be called so.
+    """
+    if count is not None and not _is_function(count):
+        raise InvalidArguments(f"count_tokens={repr_of(count)}: give a plain function of one message, or None")
+    counter: TokenCounter | None = count
+    return counter
+
+
+def checked_compact(compact: object) -> Compact | None:
+    """What sums up messages that are left out.
+
+    Raises:
+        InvalidArguments: It cannot be called so.
+    """
+    if compact is not None:
+        if not callable(compact):
+            raise InvalidArguments(f"compact={repr_of(compact)}: give a function of the messages left out, or None")
+        Hook(compact, "compact")
+    return cast("Compact | None", compact)
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and is_plain(value)
+
+
+def _check_limit(limit: object) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InvalidArguments(
+            f"context_window={repr_of(limit)}: give a whole number of tokens from 1 up, or None for no limit"
+        )
 
 
 class WindowView:
@@ -174,8 +235,12 @@ class WindowView:
         tools = _tokens_of_bytes(request.tools.encoded()) if request.tools is not None and request.tools.schemas else 0
         return texts + tools + _tokens_of_bytes(encode(fields)) + request.reply_tokens
 
+    def reserve(self, request: ModelRequest) -> int:
+        """Tokens to keep free for the reply of a request that does not say how long it may be."""
+        return 0 if request.reply_tokens else min(_RESERVE, self._window.limit // _RESERVED_PART)
+
     async def fit(
-        self, other_tokens: int, call: Callable[..., Awaitable[Any]]
+        self, other_tokens: int, call: Callable[..., Awaitable[Any]], *, reserve: int = 0
     ) -> tuple[list[int] | None, Message | None]:
         """Say what the next request sends.
 
@@ -185,6 +250,7 @@ class WindowView:
         Args:
             other_tokens: Tokens that the rest of the request needs, with the room for the reply.
             call: Awaited with a `compact` function and its arguments; calls it where it does not block.
+            reserve: Tokens that are kept free for a reply of unknown length, as far as what has to stay leaves them.
 
         Returns:
             The positions in the transcript that are sent, None for all of them; and the message that stands for the
@@ -197,8 +263,8 @@ class WindowView:
         """
         self._count_new()
         room = self._window.limit - other_tokens
-        if self._tokens_from(self._cut) + self._summary_tokens > room:
-            await self._make_room(room, call)
+        if self._tokens_from(self._cut) + self._summary_tokens > room - reserve:
+            await self._make_room(room, reserve, call)
         return self._kept(), self._summary
 
     def _count_new(self) -> None:
@@ -218,16 +284,19 @@ class WindowView:
         asked = 0 <= self._question < cut and self._sums[self._question + 1] - self._sums[self._question]
         return self._sums[self._head] + asked + self._sums[-1] - self._sums[cut]
 
-    async def _make_room(self, room: int, call: Callable[..., Awaitable[Any]]) -> None:
+    async def _make_room(self, room: int, reserve: int, call: Callable[..., Awaitable[Any]]) -> None:
         last = self._cuts[-1] if self._cuts else self._cut
         least = self._tokens_from(last)
         if least > room:
             raise ContextWindowExceeded(self._window.limit - room + least, self._window.limit)
+        room = room - reserve if least <= room - reserve else room
         target = room
         if self._window.compact is not None:
             target = min(room // 2, room - self._summary_tokens)
         found = bisect_left(self._cuts, True, key=lambda cut: self._tokens_from(cut) <= target)
         cut = self._cuts[found] if found < len(self._cuts) else last
+        if cut == self._cut and self._tokens_from(cut) + self._summary_tokens <= room:
+            return  # what has to stay leaves less for the reply
         summary, tokens = None, 0
         if cut > self._cut and self._window.compact is not None:
             summary = await self._summarise(self._window.compact, cut, call)

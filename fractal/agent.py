@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
-import os
-import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, get_args
-from uuid import uuid4
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Never, Self, SupportsIndex, TypeVar
 
 from anyio.lowlevel import RunVar
 from typing_extensions import Unpack
 
-from fractal._answer import AnswerSettings
-from fractal._calls import call_within
+from fractal import _verbs as verbs
+from fractal._agent_tools import ToolkitSetting, checked_tools
+from fractal._card import card
+from fractal._clones import clone, deep_clone, no_pickle
+from fractal._constructor import constructor, known_setting, take_settings
+from fractal._core import AgentCore, core_of
 from fractal._current import current_run
-from fractal._grace import answered
-from fractal._hooks import Hook, Warn
-from fractal._loop import call_alone, drive
-from fractal._observers import checked_observers
-from fractal._output import OutputMemory, OutputMode, output_for
-from fractal._run import Run, RunSettings
-from fractal._stall import timed, watched
-from fractal._step import bind
-from fractal._template import warn_of_format
-from fractal._texts import name_of, repr_of
-from fractal._window import Compact, TokenCounter, Window, count_tokens as estimate_tokens
-from fractal.context import RunContext
-from fractal.delegation import Delegate, delegate_tool, run_delegate
-from fractal.errors import InvalidArguments
-from fractal.limits import Limits, limit_of_iterations
-from fractal.messages import Transcript, user_message
-from fractal.models.base import ModelSettings
-from fractal.models.combined import CombinedModel
-from fractal.models.openai import OpenAIModel, model_for
+from fractal._hooks import Hook
+from fractal._output import OutputMode
+from fractal._overrides import check_overrides, verb
+from fractal._settings import Setting
+from fractal._window import Compact, TokenCounter
+from fractal.delegation import delegate_tool, run_delegate
+from fractal.limits import Limits
+from fractal.options import RunBounds, RunOptions
+from fractal.prompt import SystemPrompt
 from fractal.streaming import DEFAULT_BUFFER, RunStream
-from fractal.toolkit import AgentToolkit, Tool
+from fractal.toolkit import AgentToolkit
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,58 +37,15 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentDefinition", "BaseAgent", "RunBounds", "RunOptions", "SystemPrompt"]
 
-DEFAULT_MODEL = "gpt-4o-mini"
-
 Validator = TypeVar("Validator", bound=Callable[..., Any])
-
-SystemPrompt = str | Callable[..., str | Awaitable[str]]
-"""Text, or a function that makes it: plain or async, with no parameter or with the run's `RunContext`."""
-
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
-
-
-class RunBounds(TypedDict, total=False):
-    """What bounds one run and what its tools find; keyword arguments of every verb that starts one.
-
-    Attributes:
-        timeout: Seconds the run may take. None or left out: the agent's own.
-        limits: What this run may use; fields left at None are the agent's.
-        deps: What tools find as `ctx.deps`. None or left out: what the run above has.
-        approve: Who answers for tools with `requires_approval`. None or left out: the agent's, or the run's above.
-        output_type: What the answer has to be. None or left out: the agent's; `str` for text after all. The agent's
-            output validators are for its own type alone.
-        output_mode: How the model is made to give such an answer. None or left out: the agent's.
-    """
-
-    timeout: float | None
-    limits: Limits | None
-    deps: Any
-    approve: Approver | None
-    output_type: Any
-    output_mode: OutputMode | None
-
-
-class RunOptions(RunBounds, total=False):
-    """All options of one run, the same for every verb that starts one.
-
-    Attributes:
-        max_iterations: Turns: a reply and the tool calls it asks for. None or left out: the agent's limit, or 10.
-        max_retries: Times a failed request, and an empty reply, is tried again. Left out: 3.
-        messages: Conversation to continue, as an earlier `AgentResult.messages` gave it.
-    """
-
-    max_iterations: int | None
-    max_retries: int
-    messages: Sequence[Mapping[str, Any]] | None
-
-
-_RUN_OPTIONS = frozenset(RunOptions.__annotations__)
 
 
 class AgentDefinition:
     """What an agent is, apart from how it is called: `BaseAgent` awaits, `fractal.sync.BaseAgent` blocks.
 
-    Fixed once built, so one object serves any number of runs at once, from any event loop and thread.
+    One object serves any number of runs at once, from any event loop and thread: no run changes it. Its settings are
+    attributes of the same names. One that is assigned is checked as here, and holds for the runs that begin from then
+    on. A subclass may also say it in its body, for agents whose constructor is not given it.
 
     Args:
         name: What the agent is called in results, events and delegation.
@@ -114,8 +61,10 @@ class AgentDefinition:
         extra_body: Further fields of each request, such as `{"top_p": 0.5}`.
         limits: What each run may use. None: the defaults of `Limits`.
         timeout: Seconds each run may take. None: no limit.
+        max_retries: Times a failed request, and an empty reply, is tried again. None: 3.
         system_context: Values for the placeholders of the system prompt.
         observers: Called with every event of every run, and of the runs below: plain functions.
+        enable_tracing: Whether runs are traced: False, so far. `observers` are told what happens.
         approve: Answers for tools with `requires_approval`, with `Allow(…)`, `Deny(…)`, True or False: a function,
             plain or async, of the `PendingCall`, and of the run's `RunContext` if it has a second parameter.
             None: whom the run above asks; without any, such tools are not called.
@@ -136,6 +85,42 @@ class AgentDefinition:
         ToolNameTaken: Two tools have one name.
     """
 
+    name = Setting[str, str](core_of, "What the agent is called in results, events and delegation.")
+    system_prompt = Setting[SystemPrompt, SystemPrompt](
+        core_of,
+        "Text that runs send first, its placeholders filled. Of a plain function without parameters, what it returns"
+        " now; any other function as it is.",
+    )
+    model = Setting[str | None, str](core_of, "Name of the model at the endpoint.")
+    client = Setting[Any, Any](core_of, "Who answers, as it was given.")
+    toolkit = ToolkitSetting(core_of, "The tools; what is added to it is added to the agent.")
+    temperature = Setting[float | None, float | None](core_of, "Sampling temperature.")
+    max_tokens = Setting[int | None, int | None](core_of, "Tokens a reply may have.")
+    reasoning_effort = Setting[str | None, str | None](core_of, "How long a reasoning model thinks.")
+    extra_body = Setting[Mapping[str, Any] | None, Mapping[str, Any]](core_of, "Further fields of each request.")
+    limits = Setting[Limits | None, Limits](core_of, "What each run may use.")
+    timeout = Setting[float | None, float | None](core_of, "Seconds each run may take.")
+    max_retries = Setting[int | None, int](core_of, "Times a failed request, and an empty reply, is tried again.")
+    system_context = Setting[Mapping[str, object] | None, dict[str, object]](
+        core_of, "Values for the placeholders of the system prompt."
+    )
+    observers = Setting["Sequence[Observer]", "tuple[Observer, ...]"](core_of, "Called with every event of every run.")
+    enable_tracing = Setting[bool, bool](core_of, "Whether runs are traced.")
+    approve = Setting["Approver | None", "Approver | None"](core_of, "Answers for tools with `requires_approval`.")
+    output_type = Setting[Any, Any](core_of, "What answers have to be.")
+    output_mode = Setting[OutputMode, OutputMode](core_of, "How the model is made to give such an answer.")
+    context_window = Setting[int | None, int | None](core_of, "Tokens the model takes in one request, with its reply.")
+    count_tokens = Setting[TokenCounter | None, TokenCounter | None](core_of, "Counts the tokens of one message.")
+    compact = Setting[Compact | None, Compact | None](core_of, "Sums up what the context window leaves out.")
+
+    __core: AgentCore | None = None  # until `__init__` has made it
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        take_settings(cls)
+        check_overrides(cls)
+
+    @constructor
     def __init__(
         self,
         name: str,
@@ -150,8 +135,10 @@ class AgentDefinition:
         extra_body: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
         timeout: float | None = None,
+        max_retries: int | None = None,
         system_context: Mapping[str, object] | None = None,
         observers: Sequence[Observer] = (),
+        enable_tracing: bool = False,
         approve: Approver | None = None,
         output_type: Any = None,
         output_mode: OutputMode = "auto",
@@ -159,37 +146,33 @@ class AgentDefinition:
         count_tokens: TokenCounter | None = None,
         compact: Compact | None = None,
     ) -> None:
-        if not isinstance(name, str) or not name:
-            raise InvalidArguments(f"name={name!r}: give the agent a name")
-        if not isinstance(system_prompt, str) and not callable(system_prompt):
-            raise InvalidArguments(f"system_prompt={system_prompt!r}: give text, or a function that returns it")
-        # Doubly underscored below: a subclass may well have a `_model` or `_settings` of its own.
-        self.name = name
-        self.model = model or os.environ.get("OPENAI_MODEL") or DEFAULT_MODEL
-        self.client = client
-        self.limits = _checked_limits(limits)
-        self.timeout = _checked_timeout(timeout)
-        self.observers = checked_observers(observers)
-        self.__system_prompt = system_prompt
-        self.__system_context = dict(system_context or {})
-        warn_of_format(system_prompt, self.__system_context)
-        self.__settings = ModelSettings(
-            temperature=temperature,
-            max_tokens=max_tokens,
-            reasoning_effort=reasoning_effort,
-            extra=dict(extra_body or {}),
-        )
-        self.__approve = Hook(approve, "approve") if approve is not None else None
-        self.__answer = AnswerSettings(
-            type=output_for(output_type), mode=_checked_mode(output_mode), validators=(), memory=OutputMemory()
-        )
-        self.__window = _window_of(context_window, count_tokens, compact)
-        self.__model = model_for(client)
-        self.__toolkit = AgentToolkit()
-        # Not by iterating over the kit: its class may give that another meaning.
-        for inherited in toolkit.tools.values() if isinstance(toolkit, AgentToolkit) else toolkit or ():
-            self.__toolkit.add_tool(inherited)
-        self.__toolkit.add_methods(self)
+        given = {
+            "name": name,
+            "system_prompt": system_prompt,
+            "model": model,
+            "client": client,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "reasoning_effort": reasoning_effort,
+            "extra_body": extra_body,
+            "limits": limits,
+            "timeout": timeout,
+            "max_retries": max_retries,
+            "system_context": system_context,
+            "observers": observers,
+            "enable_tracing": enable_tracing,
+            "approve": approve,
+            "output_type": output_type,
+            "output_mode": output_mode,
+            "context_window": context_window,
+            "count_tokens": count_tokens,
+            "compact": compact,
+        }
+        tools = AgentToolkit()
+        for inherited in checked_tools(toolkit):
+            tools.add_tool(inherited)
+        self.__core = AgentCore(given, tools, blocks=not isinstance(self, BaseAgent))
+        tools.add_methods(self)
 
     def add_tool(
         self,
@@ -218,7 +201,9 @@ class AgentDefinition:
             InvalidTool: It cannot be a tool.
             ToolNameTaken: There is another of that name, and `replace` is False.
         """
-        self.__toolkit.add_tool(function, name=name, description=description, terminate=terminate, replace=replace)
+        core_of(self).toolkit.add_tool(
+            function, name=name, description=description, terminate=terminate, replace=replace
+        )
         return self
 
     def remove_tool(self, name: str) -> Self:
@@ -233,12 +218,12 @@ class AgentDefinition:
         Raises:
             InvalidArguments: There is no tool of that name.
         """
-        self.__toolkit.remove_tool(name)
+        core_of(self).toolkit.remove_tool(name)
         return self
 
     def register_delegate(
         self,
-        agent: Delegate,
+        agent: AgentDefinition,
         tool_name: str | None = None,
         description: str | None = None,
         parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -262,7 +247,7 @@ class AgentDefinition:
             TypeError: `parameters` is not of that form; says where.
             ToolNameTaken: There is another tool of that name, and `replace` is False.
         """
-        self.__toolkit.add_tool(delegate_tool(agent, tool_name, description, parameters), replace=replace)
+        core_of(self).toolkit.add_tool(delegate_tool(agent, tool_name, description, parameters), replace=replace)
         return self
 
     def output_validator(self, function: Validator) -> Validator:
@@ -289,134 +274,82 @@ class AgentDefinition:
             ...     if len(steps) > 5:
             ...         raise AnswerRejected("use at most five steps")
         """
-        hook = Hook(function, "output_validator")
-        self.__answer = replace(self.__answer, validators=(*self.__answer.validators, hook))
+        core_of(self).add_validator(Hook(function, "output_validator"))
         return function
 
-    def register_agent(self, agent: Delegate, tool_name: str | None = None, description: str | None = None) -> Self:
+    def register_agent(
+        self,
+        agent: AgentDefinition,
+        tool_name: str | None = None,
+        description: str | None = None,
+        parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Self:
         """Old name of `register_delegate`; deprecated."""
         import warnings
 
         warnings.warn("register_agent is now register_delegate", DeprecationWarning, stacklevel=2)
-        return self.register_delegate(agent, tool_name, description)
+        return self.register_delegate(agent, tool_name, description, parameters)
 
+    @verb
     def get_tools(self) -> dict[str, Callable[..., Any]]:
         """The functions that the model may call, by the name it uses."""
-        return self.__toolkit.get_tools()
+        return core_of(self).toolkit.get_tools()
 
+    @verb
     def get_tool_schemas(self) -> list[dict[str, Any]]:
         """The tools as the model sees them: chat-completions function schemas, in the order of registration."""
-        return self.__toolkit.get_tool_schemas()
+        return core_of(self).toolkit.get_tool_schemas()
 
     def update_system_context(self, **values: object) -> None:
         """Set values for the placeholders of the system prompt, from the next run on."""
-        if values.keys() - self.__system_context.keys():
-            warn_of_format(self.__system_prompt, {**self.__system_context, **values})
-        # A new dictionary: a run that is just making its prompt sees all of the old values or all of the new ones.
-        self.__system_context = {**self.__system_context, **values}
+        core_of(self).add_context(values)
+
+    def replace(self, **changes: Any) -> Self:
+        """Make a new agent like this one, with other settings.
+
+        It is of the same class, and has the same tools: methods of this agent are bound to the new one. Further
+        attributes are shared, and `__init__` is not called. `copy.copy` does the same, `copy.deepcopy` copies further
+        attributes too.
+
+        Args:
+            **changes: Settings, by the names that the constructor gives them.
+
+        Returns:
+            The new agent.
+
+        Raises:
+            InvalidArguments: There is no such setting, or it cannot be what was meant.
+
+        Example:
+            >>> from fractal import BaseAgent
+            >>> careful = BaseAgent("Guide", "You answer questions.").replace(temperature=0)
+            >>> (careful.name, careful.temperature)
+            ('Guide', 0)
+        """
+        made = clone(self)
+        for name, value in changes.items():
+            setattr(made, known_setting(name, type(self)), value)
+        return made
+
+    def __replace__(self, **changes: Any) -> Self:
+        return self.replace(**changes)
+
+    def __copy__(self) -> Self:
+        return clone(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return deep_clone(self, memo)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Never:
+        raise no_pickle(self)
 
     def reset(self) -> None:
         """Do nothing: an agent keeps nothing between runs. For code that calls it; conversations are `messages=`."""
 
-    async def drive(self, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
-        """Answer one input in the calling task; what every verb, delegation and the blocking facade call.
-
-        Args:
-            user_input: As in `BaseAgent.run`.
-            **options: As `RunOptions` describes them.
-        """
-        return await drive(self.begin(user_input, **options))
-
-    def begin(self, user_input: object, **options: Unpack[RunOptions]) -> Run:
-        """Make the run that `drive` takes to its end; call it inside the event loop."""
-        settings, transcript = self.__checked(options)
-        transcript.append(user_message(user_input))
-        return Run(settings, transcript)
-
-    def check(self, **options: Unpack[RunOptions]) -> None:
-        """Raise what `begin` would raise because of the options, before there is an input."""
-        self.__checked(options)
-
-    def __checked(self, options: RunOptions) -> tuple[RunSettings, Transcript]:
-        if not options.keys() <= _RUN_OPTIONS:
-            unknown = sorted(options.keys() - _RUN_OPTIONS)
-            raise InvalidArguments(f"a run has no options {unknown}, only {sorted(_RUN_OPTIONS)}")
-        max_iterations, max_retries = options.get("max_iterations"), options.get("max_retries", 3)
-        given = options.get("limits")
-        limits = self.limits if given is None else _checked_limits(given).over(self.limits)
-        if max_iterations is not None:
-            limits = limit_of_iterations(max_iterations).over(limits)
-        if not isinstance(max_retries, int) or max_retries < 0:
-            raise InvalidArguments(f"max_retries={max_retries!r}: give a whole number from 0 up")
-        return self.__run_settings(limits, options, max_retries), Transcript(options.get("messages") or ())
-
-    def open_stream(self, user_input: object, buffer: int, **options: Unpack[RunOptions]) -> RunStream:
-        """Make the stream of a run; what every `stream` calls."""
-        return RunStream(lambda: self.begin(user_input, **options), buffer)
-
-    async def call_tool(self, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
-        """Call one tool as the model would; what every `execute_tool` calls."""
-        call = bind(f"direct_{uuid4().hex[:24]}", tool_name, arguments, self.__toolkit.tools)
-        run = current_run.get()
-        if run is not None and run.agent is self and run.is_here and not run.is_over:
-            return await call_within(run, call)
-        transcript = Transcript([user_message(f"Call {tool_name}.")])
-        return await call_alone(Run(self.__run_settings(self.limits, {}, 0), transcript), call)
-
-    async def ask_agent(self, other: Delegate, query: object) -> AgentResult:
-        """Ask another agent; what every `call_agent` calls."""
-        return await run_delegate(other, query, current_run.get())
-
-    async def release(self) -> None:
-        """Close what the agent opened in the running event loop, once nobody's requests need it any more."""
-        if isinstance(self.__model, (OpenAIModel, CombinedModel)):
-            await self.__model.aclose()
-
-    def __run_settings(self, limits: Limits, options: RunOptions, max_retries: int) -> RunSettings:
-        timeout, approve = options.get("timeout"), options.get("approve")
-        return RunSettings(
-            agent=self,
-            agent_name=self.name,
-            model=self.__model,
-            model_name=self.model,
-            model_settings=self.__settings,
-            toolkit=self.__toolkit,
-            system_prompt=self.__make_prompt,
-            limits=limits,
-            timeout=_checked_timeout(timeout) if timeout is not None else self.timeout,
-            max_retries=max_retries,
-            observers=self.observers,
-            deps=options.get("deps"),
-            approve=Hook(approve, "approve") if approve is not None else self.__approve,
-            answer=self.__answer_settings(options.get("output_type"), options.get("output_mode")),
-            window=self.__window,
-        )
-
-    def __answer_settings(self, kind: Any, mode: OutputMode | None) -> AnswerSettings | None:
-        settings = self.__answer
-        if kind is not None:
-            settings = replace(settings, type=output_for(kind), validators=())
-        if mode is not None:
-            settings = replace(settings, mode=_checked_mode(mode))
-        return settings if settings.type is not None or settings.validators else None
-
-    async def __make_prompt(self, context: RunContext[Any], warn: Warn) -> str:
-        source = self.__system_prompt
-        if isinstance(source, str):
-            if "{" not in source:
-                return source
-            values = self.__system_context
-            return _PLACEHOLDER.sub(lambda match: str(values.get(match[1], match[0])), source)
-        name = name_of(source)
-        with watched(name, warn):
-            prompt = source(context) if _takes_context(source) else source()
-        prompt = await answered(timed(prompt, name, warn), name) if inspect.isawaitable(prompt) else prompt
-        if not isinstance(prompt, str):
-            raise InvalidArguments(f"the system_prompt function of {self.name!r} returned {repr_of(prompt)}, not text")
-        return prompt
-
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} model={self.model!r} tools={len(self.__toolkit)}>"
+        if self.__core is None:
+            return f"<{type(self).__name__}, not made yet>"
+        return f"<{type(self).__name__} {self.name!r} model={self.model!r} tools={len(core_of(self).toolkit)}>"
 
     def _repr_html_(self) -> str:
         from fractal._html import of_agent
@@ -424,17 +357,14 @@ class AgentDefinition:
         return of_agent(self)
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.name} ({type(self).__name__})",
-            f"  model: {self.model}",
-            f"  tools: {len(self.__toolkit) or 'none'}",
-        ]
-        for tool in self.__toolkit:
-            lines.append(f"    {_signature_line(tool)}")
-            summary = tool.description.strip().partition("\n")[0]
-            if summary:
-                lines.append(f"        {summary}")
-        return "\n".join(lines)
+        if self.__core is None:
+            return repr(self)
+        return card(self.name, type(self).__name__, self.model, core_of(self).toolkit)
+
+
+for _name, _method in vars(AgentDefinition).items():
+    if isinstance(_method, FunctionType):  # Python names it so where it is called with arguments that do not fit
+        _method.__qualname__ = f"BaseAgent.{_name}"
 
 
 class BaseAgent(AgentDefinition):
@@ -457,11 +387,12 @@ class BaseAgent(AgentDefinition):
         ['forecast']
     """
 
+    @verb
     async def run(
         self,
         user_input: object,
         max_iterations: int | None = None,
-        max_retries: int = 3,
+        max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[RunBounds],
     ) -> AgentResult:
@@ -473,7 +404,7 @@ class BaseAgent(AgentDefinition):
         Args:
             user_input: Text, a dict, a list or a pydantic model (sent as JSON), or a list of chat content parts.
             max_iterations: Turns: a reply and the tool calls it asks for. None: the agent's limit, or 10.
-            max_retries: Times a failed request, and an empty reply, is tried again.
+            max_retries: Times a failed request, and an empty reply, is tried again. None: the agent's, or 3.
             messages: Conversation to continue.
             **options: `timeout`, `limits`, `deps`, `approve`, `output_type` and `output_mode`: see `RunBounds`.
 
@@ -491,15 +422,15 @@ class BaseAgent(AgentDefinition):
             print(result.content)
             ```
         """
-        return await self.drive(
-            user_input, max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options
+        return await verbs.answer(
+            self, user_input, max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options
         )
 
     async def __call__(
         self,
         user_input: object,
         max_iterations: int | None = None,
-        max_retries: int = 3,
+        max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[RunBounds],
     ) -> AgentResult:
@@ -510,7 +441,7 @@ class BaseAgent(AgentDefinition):
         self,
         user_input: object,
         max_iterations: int | None = None,
-        max_retries: int = 3,
+        max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[RunBounds],
     ) -> AgentResult:
@@ -526,11 +457,12 @@ class BaseAgent(AgentDefinition):
             **options,
         )
 
+    @verb
     def stream(
         self,
         user_input: object,
         max_iterations: int | None = None,
-        max_retries: int = 3,
+        max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         *,
         buffer: int = DEFAULT_BUFFER,
@@ -557,11 +489,18 @@ class BaseAgent(AgentDefinition):
             result = await stream.result()
             ```
         """
-        return self.open_stream(
-            user_input, buffer, max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options
+        return verbs.open_stream(
+            self,
+            user_input,
+            buffer,
+            max_iterations=max_iterations,
+            max_retries=max_retries,
+            messages=messages,
+            **options,
         )
 
-    async def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
+    @verb
+    async def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> ToolResult:
         """Call one registered tool, as the model would.
 
         Args:
@@ -576,9 +515,9 @@ class BaseAgent(AgentDefinition):
             result = await agent.execute_tool("forecast", city="Rome")
             ```
         """
-        return await self.call_tool(tool_name, arguments)
+        return await verbs.call_tool(self, tool_name, arguments)
 
-    async def call_agent(self, other: Delegate, query: object) -> AgentResult:
+    async def call_agent(self, other: AgentDefinition, query: object) -> AgentResult:
         """Ask another agent; inside a tool it is a child of the run, with its deadline, budget and trace.
 
         Args:
@@ -588,7 +527,7 @@ class BaseAgent(AgentDefinition):
         Returns:
             How the other agent's run ended.
         """
-        return await self.ask_agent(other, query)
+        return await run_delegate(other, query, current_run.get())
 
     async def aclose(self) -> None:
         """Close what the agent opened in the running event loop; a later run opens it again.
@@ -597,7 +536,7 @@ class BaseAgent(AgentDefinition):
         somebody's request is on its way or waits for one. Of several blocks `async with agent:`, the last that is left
         closes them.
         """
-        await self.release()
+        await verbs.release(self)
 
     async def __aenter__(self) -> Self:
         blocks = _blocks_here()
@@ -624,56 +563,3 @@ def _blocks_here() -> dict[int, int]:
     except LookupError:
         _blocks.set({})
         return _blocks.get()
-
-
-def _takes_context(function: Callable[..., Any]) -> bool:
-    """Whether a prompt function has a parameter for the context: its first, if nothing else gives it a value."""
-    first = next(iter(inspect.signature(function).parameters.values()), None)
-    return (
-        first is not None and first.kind not in (first.KEYWORD_ONLY, first.VAR_KEYWORD) and first.default is first.empty
-    )
-
-
-def _checked_mode(mode: OutputMode) -> OutputMode:
-    modes = get_args(OutputMode)
-    if mode not in modes:
-        raise InvalidArguments(f"output_mode={mode!r}: give one of {', '.join(map(repr, modes))}")
-    return mode
-
-
-def _window_of(limit: int | None, count: TokenCounter | None, compact: Compact | None) -> Window | None:
-    if limit is None:
-        named = os.environ.get("CONTEXT_WINDOW")
-        if not named:
-            # What cannot be called is told on a machine without a window too.
-            Window(limit=1, count=count or estimate_tokens, compact=compact)
-            return None
-        if not named.strip().isdecimal():
-            raise InvalidArguments(f"CONTEXT_WINDOW is {named!r}: give a whole number of tokens, or unset it")
-        limit = int(named)
-    return Window(limit=limit, count=count or estimate_tokens, compact=compact)
-
-
-def _checked_limits(limits: Limits | None) -> Limits:
-    if limits is None:
-        return Limits()
-    if not isinstance(limits, Limits):
-        raise InvalidArguments(f"limits={limits!r}: give Limits(…), or None")
-    return limits
-
-
-def _checked_timeout(timeout: float | None) -> float | None:
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0):
-        raise InvalidArguments(f"timeout={timeout!r}: give seconds from 0 up, or None for no limit")
-    return timeout
-
-
-def _signature_line(tool: Tool) -> str:
-    schema = tool.parameters.json_schema
-    required = schema.get("required", ())
-    parameters: list[str] = []
-    for name, facts in schema["properties"].items():
-        kind = facts.get("type", "any")
-        parameters.append(f"{name}: {kind}" + ("" if name in required else " = …"))
-    notes = {" → needs approval": tool.options.requires_approval, " → ends the run": tool.options.terminate}
-    return f"{tool.name}({', '.join(parameters)})" + "".join(note for note, is_so in notes.items() if is_so)

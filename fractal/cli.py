@@ -6,7 +6,6 @@ Exit status: 0 success, 1 the run gave no answer, 2 wrong use, 130 interrupted b
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import io
 import os
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import anyio
 from pydantic import BaseModel
 
-from fractal import sync
+from fractal import __version__, _verbs as verbs, sync
 from fractal._door import json_text, reports_shown, say, say_json, tell, tell_traceback
 from fractal._files import check_writable
 from fractal._scopes import leaves
@@ -128,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         description="LLM agents as structured concurrency.",
         epilog="Exit status: 0 success, 1 no answer, 2 wrong use, 130 interrupted.",
     )
-    parser.add_argument("--version", action="version", version=f"fractal {_version()}")
+    parser.add_argument("--version", action="version", version=f"fractal {__version__}")
     commands = parser.add_subparsers(title="commands", dest="name", metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="watch three agents work side by side", description=_DEMO))
     _add_run(
@@ -257,13 +256,6 @@ def _port(text: str) -> int:
 _seconds.__name__, _count.__name__, _port.__name__ = "seconds", "count", "port"
 
 
-def _version() -> str:
-    """The version of the distribution that this command comes from, whatever that is called."""
-    commands = importlib.metadata.entry_points(group="console_scripts", name="fractal")
-    ours = (each.dist for each in commands if each.value.partition(":")[0] == __name__)
-    return next((dist.version for dist in ours if dist is not None), "(not installed)")
-
-
 # ---- the commands
 
 
@@ -334,7 +326,7 @@ async def _ask(agent: AgentDefinition, question: str, options: argparse.Namespac
     async with agent if isinstance(agent, (BaseAgent, sync.BaseAgent)) else nullcontext():
         if isinstance(agent, BaseAgent):
             return await agent.run(question, **given)
-        return await agent.drive(question, **given)  # its verbs block
+        return await verbs.ask(agent, question, **given)  # its verbs block
 
 
 def _chat(options: argparse.Namespace) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from fractal import _verbs as verbs
 from fractal._copies import copied, with_own_content
-from fractal._current import current_call, current_run
+from fractal._core import core_of
+from fractal._current import current_run
 from fractal._docstring import Documentation
 from fractal._json import is_mapping, text_of
 from fractal._schema import schema_of
@@ -20,9 +23,10 @@ from fractal.toolkit import DELEGATE, Tool, ToolOptions
 
 if TYPE_CHECKING:
     from fractal._run import Run
+    from fractal.agent import AgentDefinition
     from fractal.results import AgentResult
 
-__all__ = ["Delegate", "ask_delegate", "delegate_tool"]
+__all__ = ["ask_delegate", "delegate_tool", "run_delegate"]
 
 _TYPES: dict[str, Any] = {
     **{kind.__name__: kind for kind in (str, int, float, bool, list, dict)},
@@ -31,21 +35,8 @@ _TYPES: dict[str, Any] = {
 _KEYS = frozenset({"type", "description", "required", "default"})
 
 
-class Delegate(Protocol):
-    """What can be delegated to: any agent."""
-
-    @property
-    def name(self) -> str:
-        """The agent's name."""
-        ...
-
-    async def drive(self, user_input: object) -> AgentResult:
-        """Answer one input in the calling task."""
-        ...
-
-
 def delegate_tool(
-    delegate: Delegate,
+    delegate: AgentDefinition,
     tool_name: str | None = None,
     description: str | None = None,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -62,8 +53,9 @@ def delegate_tool(
     Raises:
         TypeError: `parameters` is not of that form; says where.
     """
-    if not isinstance(getattr(delegate, "name", None), str) or not callable(getattr(delegate, "drive", None)):
-        raise InvalidArguments(f"{delegate!r} is no agent: only agents can be delegated to")
+    core_of(delegate)
+    if description is not None and not isinstance(description, str):
+        raise InvalidArguments(f"description={description!r}: give text, or None")
     name = tool_name or f"delegate_to_{_identifier(delegate.name)}"
     description = description or f"Hand a question to the agent {delegate.name!r} and get its answer."
     if parameters is None:
@@ -74,11 +66,13 @@ def delegate_tool(
         function: Callable[..., Any] = ask_one
         documentation = Documentation()
     else:
-        signature = _signature_of(parameters)
+        names = _names_of(parameters)
+        signature = inspect.Signature([_parameter(name, names[name], facts) for name, facts in parameters.items()])
         defaults = {name: facts["default"] for name, facts in parameters.items() if "default" in facts}
 
         async def ask_structured(**arguments: Any) -> Any:
-            return await ask_delegate(delegate, {**defaults, **arguments})
+            given = {name: arguments[ours] for name, ours in names.items() if ours in arguments}
+            return await ask_delegate(delegate, {**defaults, **given})
 
         function = ask_structured
         documentation = Documentation()
@@ -89,7 +83,7 @@ def delegate_tool(
     return Tool(name, description, function, checked, True, ToolOptions(name=name))
 
 
-async def ask_delegate(delegate: Delegate, query: object) -> Any:
+async def ask_delegate(delegate: AgentDefinition, query: object) -> Any:
     """Run a delegate inside the current run and give back its answer.
 
     Raises:
@@ -104,17 +98,18 @@ async def ask_delegate(delegate: Delegate, query: object) -> Any:
     return result.content
 
 
-async def run_delegate(delegate: Delegate, query: object, run: Run | None) -> AgentResult:
+async def run_delegate(delegate: AgentDefinition, query: object, run: Run | None) -> AgentResult:
     """Run a delegate as a child of a run, and tell that run's observers."""
+    core_of(delegate)  # whatever it is told of has a name
     if run is None:
-        return await delegate.drive(query)
+        return await verbs.ask(delegate, query)
     result: AgentResult | None = None
-    facts: dict[str, Any] = {"call_id": current_call.get(), "to_agent": delegate.name}
+    facts: dict[str, Any] = {"call_id": run.open_call_id(), "to_agent": delegate.name}
     await run.pace()
     run.emit(DelegationStarted, query=copied(query) if run.is_heard else query, **facts)
     try:
         await run.pace()
-        result = await delegate.drive(query)
+        result = await verbs.ask(delegate, query)
         await run.pace_in_time()
         return result
     finally:
@@ -122,7 +117,7 @@ async def run_delegate(delegate: Delegate, query: object, run: Run | None) -> Ag
         run.emit(DelegationFinished, result=shown, **facts)
 
 
-def _known(delegate: Delegate, result: AgentResult) -> str:
+def _known(delegate: AgentDefinition, result: AgentResult) -> str:
     """Why a delegate failed, and the last thing it said."""
     said = [text_of(m["content"]) for m in result.messages if m["role"] == "assistant" and m.get("content")]
     last = f" Its last words: {said[-1][:500]}" if said and result.stop_reason != "refusal" else ""
@@ -131,18 +126,28 @@ def _known(delegate: Delegate, result: AgentResult) -> str:
 
 def _identifier(name: str) -> str:
     # The characters that endpoints allow in the name of a function.
-    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:52]
+    return re.sub(r"[^a-z0-9_-]", "_", name.lower())[:52]
 
 
-def _signature_of(parameters: object) -> inspect.Signature:
+def _names_of(parameters: object) -> dict[str, str]:
+    """What Python calls each parameter: JSON has names that Python has not, such as `class` and `max-rows`."""
     if not is_mapping(parameters):
         raise TypeError(f"parameters is a dict of name to description, not {type(parameters).__name__}")
-    return inspect.Signature([_parameter(name, facts) for name, facts in parameters.items()])
+    names: dict[str, str] = {}
+    for name in parameters:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"parameters: {name!r} is no parameter name")
+        ours = name
+        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
+            ours = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_") + "_"
+            ours = ours if ours.isidentifier() else f"p_{ours}"
+            while ours in parameters or ours in names.values():
+                ours += "_"
+        names[name] = ours
+    return names
 
 
-def _parameter(name: object, facts: object) -> inspect.Parameter:
-    if not isinstance(name, str) or not name.isidentifier():
-        raise TypeError(f"parameters: {name!r} is no parameter name")
+def _parameter(name: str, ours: str, facts: object) -> inspect.Parameter:
     if not is_mapping(facts):
         raise TypeError(f'parameters[{name!r}] is a dict such as {{"type": "str"}}, not {type(facts).__name__}')
     unknown = set(facts) - _KEYS
@@ -158,10 +163,11 @@ def _parameter(name: object, facts: object) -> inspect.Parameter:
     if description is not None and not isinstance(description, str):
         raise TypeError(f"parameters[{name!r}]['description'] is {description!r}: give text")
     hint = kind if isinstance(kind, type) else _TYPES[kind]
+    shown = Field(description=description) if ours == name else Field(description=description, alias=name)
     default = inspect.Parameter.empty if required else facts.get("default")
     return inspect.Parameter(
-        name,
+        ours,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[hint if required or default is not None else hint | None, Field(description=description)],
+        annotation=Annotated[hint if required or default is not None else hint | None, shown],
     )

@@ -22,6 +22,7 @@ import anyio
 from pydantic import BaseModel
 from typing_extensions import Unpack
 
+from fractal import _verbs as verbs
 from fractal._background import Background
 from fractal._below import Place, place_here
 from fractal._feed import Feed
@@ -32,6 +33,7 @@ from fractal._json import is_mapping
 from fractal._log import log
 from fractal._loop import conduct, converse
 from fractal._observers import note_unused
+from fractal._overrides import override_of
 from fractal._progress import html_of, shown
 from fractal._scopes import single_error
 from fractal._texts import described, repr_of
@@ -325,7 +327,7 @@ class _Batch:
 
     def check_options(self) -> None:
         """Have a wrong option told before an input comes."""
-        self._agent.check(**self._options)
+        verbs.check(self._agent, **self._options)
 
     async def run(self, deliver: Callable[[BatchItem], None]) -> None:
         """Take the inputs to their end, as `go`, in a task of its own.
@@ -398,7 +400,9 @@ class _Batch:
             self._slots.release()
 
     async def _result(self, user_input: object) -> AgentResult:
-        run = self._agent.begin(user_input, **self._options)
+        if override_of(self._agent, "run") is not None:
+            return await verbs.result_of(self._agent, user_input, **self._options)
+        run = verbs.begin(self._agent, user_input, **self._options)
         run.place = self.place
         run.start_clock()
         self._runs.add(run)

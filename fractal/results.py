@@ -144,7 +144,8 @@ class AgentResult(_Made):
     success: bool = Field(default=True, description="Whether there is an answer.")
     metadata: dict[Text, AnyObject] = Field(
         default_factory=dict,
-        description="`iterations` and `messages`; after a failure also `reason`, `error` and `error_type`.",
+        description="`iterations`, `messages`, `model` and `terminated_by_tool`, the name of a tool or None; after a"
+        " failure also `reason`, `error` and `error_type`.",
     )
     stop_reason: StopReason = Field(default="finished", description="Why the run ended.")
     error: Text | None = Field(default=None, description="What went wrong, for a human; None after a success.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from fractal._background import Background
 from fractal._feed import Feed
 from fractal._feed_block import FeedBlock
 from fractal._loop import conduct, converse
+from fractal._overrides import Adoption, adopting
 from fractal.errors import InvalidArguments, RunCancelled
 from fractal.events import Event, TextDelta
 
@@ -48,27 +49,79 @@ class RunStream(FeedBlock[Event]):
 
     _noun, _entered_by = "run", "async with agent.stream(…) as stream:"
 
-    def __init__(self, begin: Callable[[], Run], buffer: int = DEFAULT_BUFFER) -> None:
+    def __init__(
+        self,
+        begin: Callable[[], Run],
+        buffer: int = DEFAULT_BUFFER,
+        *,
+        through: Callable[[], Awaitable[AgentResult]] | None = None,
+        prepare: Callable[[Run], None] | None = None,
+    ) -> None:
+        """Make it.
+
+        Args:
+            begin: Makes the run.
+            buffer: Events that may wait for the reader.
+            through: The agent's own `run`, which begins the run that is streamed; `begin`'s never does, then.
+            prepare: Called with that run before it begins.
+        """
         super().__init__(buffer)
-        self._begin = begin
+        self._begin, self._through, self._prepare = begin, through, prepare
         self._run: Run | None = None
+        self._returned: AgentResult | None = None  # by the agent's own `run`
+        self._ids: set[str] = set()
 
     def _start(self, feed: Feed[Event]) -> Background[None]:
         run = self._run = self._begin()
-        run.feeds += (feed,)
+        self._ids.add(run.run_id)
 
         async def go() -> None:
             try:
-                await conduct(run, converse)
+                await (conduct(run, converse) if self._through is None else self._ask(self._through, run, feed))
             finally:
                 feed.close()
 
-        run.start_clock()
-        task = Background(go, run.task_name, run.scope)
-        task.on_cancel, task.on_more_time = run.cut, run.has_until
+        task: Background[None]
+        if self._through is None:
+            run.feeds += (feed,)
+            run.start_clock()
+            task = Background(go, run.task_name, run.scope)
+            task.on_cancel, task.on_more_time = run.cut, run.has_until
+        else:
+            task = Background(go, run.task_name)
+            task.on_cancel = self._cancel_run
         if run.parent is not None:
             run.parent.note_below(task, is_reached=run.place.is_enclosed)
         return task
+
+    async def _ask(self, ask: Callable[[], Awaitable[AgentResult]], first: Run, feed: Feed[Event]) -> None:
+        """Call the agent's own `run`, and stream each run that it begins; the result is what it returns."""
+
+        def take(run: Run) -> None:
+            if self._run is first:
+                run.take_id(first.run_id)
+            self._run = run
+            self._ids.add(run.run_id)
+            run.feeds += (feed,)
+            if self._prepare is not None:
+                self._prepare(run)
+
+        adoption = Adoption(first.agent, first.parent, take)
+        token = adopting.set(adoption)
+        try:
+            self._returned = await ask()
+        finally:
+            adoption.is_over = True
+            adopting.reset(token)
+
+    def _cancel_run(self) -> None:
+        """Cancel the run that the agent's own `run` has begun, before it takes one more step."""
+        if self._run is not None:
+            self._run.cancel()
+
+    def is_own(self, run_id: str) -> bool:
+        """Whether an event is of the run itself, and not of one below it."""
+        return run_id in self._ids
 
     @property
     def run_id(self) -> str:
@@ -147,12 +200,12 @@ class RunStream(FeedBlock[Event]):
         feed.desert()
         await task.wait()
         # A loop that ends may cancel a task before its first step.
-        return self._begun.result or self._begun.fail(RunCancelled())
+        return self._returned or self._begun.result or self._begun.fail(RunCancelled())
 
     @property
     def ended(self) -> AgentResult | None:
         """How the run ended, once it has, cleanup included; None while it goes on, or if `result` would raise."""
-        return self._begun.result if self.is_settled else None
+        return (self._returned or self._begun.result) if self.is_settled else None
 
     def _inner_html(self) -> str:
         from fractal._html import of_result
@@ -180,5 +233,5 @@ class TextStream(AsyncIterator[str]):
         """
         while True:
             event = await self._stream.__anext__()
-            if isinstance(event, TextDelta) and event.run_id == self._stream.run_id:
+            if isinstance(event, TextDelta) and self._stream.is_own(event.run_id):
                 return event.text

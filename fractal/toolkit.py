@@ -18,6 +18,7 @@ from fractal._gates import Gate
 from fractal._marks import TOOL_NAME, ToolOptions, is_marked, options_of, tool
 from fractal._schema import Parameters, schema_of
 from fractal._signature import type_arguments
+from fractal._texts import repr_of
 from fractal.context import RunContext, is_context
 from fractal.errors import InvalidArguments, InvalidTool, ToolNameTaken
 from fractal.models.base import ToolSchemas
@@ -91,7 +92,9 @@ class Tool:
             InvalidTool: It cannot be offered to a model.
         """
         if not callable(function):
-            raise InvalidTool(repr(function), "it cannot be called")
+            raise InvalidTool(repr_of(function), "it cannot be called")
+        if (agent := _agent_behind(function)) is not None:
+            raise InvalidTool(agent, "it is an agent: offer it by register_delegate(agent)")
         options = (options or ToolOptions()).over(options_of(function) or ToolOptions())
         name = options.name or name_of(function)
         documentation, parameters = _read(function, name)
@@ -107,8 +110,10 @@ class AgentToolkit:
 
     Args:
         *functions: Functions to add, decorated or not.
+        target: Nothing; refused with a word for code that gives it.
 
     Raises:
+        InvalidArguments: A `target` is given.
         InvalidTool: One of them cannot be a tool.
         ToolNameTaken: Two have one name.
 
@@ -130,7 +135,12 @@ class AgentToolkit:
     __hidden: frozenset[str] = frozenset()  # those of its methods that were taken out or replaced
     __alias: object = None  # what type arguments it had then
 
-    def __init__(self, *functions: Callable[..., Any] | Tool) -> None:
+    def __init__(self, *functions: Callable[..., Any] | Tool, target: None = None) -> None:
+        if target is not None:
+            raise InvalidArguments(
+                "AgentToolkit(target=…): an agent finds its own marked methods. For those of another object, mark them"
+                " with @tool and add them: AgentToolkit(target.method, …)"
+            )
         self._found()
         for function in functions:
             self.add_tool(function)
@@ -164,6 +174,8 @@ class AgentToolkit:
             InvalidTool: It cannot be a tool.
             ToolNameTaken: There is another of that name, and `replace` is False.
         """
+        if not isinstance(terminate, bool):
+            raise InvalidArguments(f"terminate={terminate!r}: give True or False")
         given = ToolOptions(name=name or None, description=description, terminate=terminate)
         if not isinstance(function, Tool):
             return self._add(Tool.from_function(function, given), replace)
@@ -296,6 +308,16 @@ def _is_same(one: Tool, other: Tool) -> bool:
     asks = [vars(each).get(DELEGATE) if type(each) is types.FunctionType else None for each in (first, second)]
     is_same_agent = asks[0] is not None and asks[0] is asks[1]
     return is_same_agent and one.parameters.json_schema == other.parameters.json_schema
+
+
+def _agent_behind(function: Callable[..., Any]) -> str | None:
+    """What to call an agent that is given as a function, as itself, as its class or by one of its verbs."""
+    owner = function.__self__ if isinstance(function, types.MethodType) else function
+    kind: Any = owner if isinstance(owner, type) else kind_of(owner)
+    if not hasattr(kind, "register_delegate") or issubclass(kind, AgentToolkit):
+        return None
+    is_verb = any(name_of(function) in vars(each) for each in kind.__mro__ if _is_ours(each))
+    return repr_of(owner) if owner is function or is_verb else None
 
 
 def _is_ours(kind: type) -> bool:

@@ -550,6 +550,6 @@ def a_stream_over_http(watch: Watch) -> Scenario:
 @over_http
 def delegates_over_http(watch: Watch) -> Scenario:
     child = agent(watch, client=None)
-    ask = answers.calls(answers.call("delegate_to_A", {"query": "?"}), answers.call("look"))
+    ask = answers.calls(answers.call("delegate_to_a", {"query": "?"}), answers.call("look"))
     top = agent(watch, ask, "top").register_delegate(child)
     return lambda: top.run("go")

@@ -1,5 +1,8 @@
 """Who answers: the `Model` protocol, the models behind OpenAI-compatible endpoints, and models in combination."""
 
+from typing import TYPE_CHECKING
+
+from fractal._elsewhere import no_such_name as _no_such_name
 from fractal.models.base import (
     Delta as Delta,
     Model as Model,
@@ -33,3 +36,8 @@ __all__ = [
     "StreamingModel",
     "ToolCall",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        raise _no_such_name(__name__, name)

@@ -99,7 +99,7 @@ class ModelSettings:
     def __post_init__(self) -> None:
         reserved = {"model", "messages", "tools", "stream"} & set(self.extra)
         if reserved:
-            raise InvalidArguments(f"extra fields {sorted(reserved)}: these fields of a request are the agent's own")
+            raise InvalidArguments(f"extra_body has {sorted(reserved)}: these fields of a request are the agent's own")
 
     def fields(self) -> dict[str, Any]:
         """The request's fields."""

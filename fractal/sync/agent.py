@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from typing_extensions import Unpack
 
-from fractal._loop import drive
+from fractal import _verbs as verbs
+from fractal._core import core_of
+from fractal._current import current_run
+from fractal._overrides import Adoption, adopting, override_of, returned_as, verb
 from fractal._texts import described
 from fractal.agent import AgentDefinition, RunBounds, RunOptions
+from fractal.delegation import run_delegate
 from fractal.errors import RunCancelled
+from fractal.results import AgentResult, ToolResult
 from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._entered import Entered, enter
 from fractal.sync._portal import PortalCall, call_blocking, here
-from fractal.sync.streaming import RunStream, stream
+from fractal.sync.streaming import RunStream
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from fractal._run import Run
-    from fractal.delegation import Delegate
-    from fractal.results import AgentResult, ToolResult
 
 __all__ = ["BaseAgent", "Handle", "execute_tool", "run", "start"]
 
@@ -62,10 +65,13 @@ def run(
         result = sync.run(BaseAgent("Helper", "You help."), "hello", timeout=30)
         ```
     """
-    return call_blocking(lambda: agent.drive(user_input, **options))
+    if (override := _blocking_override(agent, "run")) is not None:
+        given = {name: value for name, value in options.items() if value is not None}
+        return returned_as(AgentResult, override(user_input, **given), agent, "run")
+    return call_blocking(lambda: verbs.ask(agent, user_input, **options))
 
 
-def execute_tool(agent: AgentDefinition, tool_name: str, /, **arguments: Any) -> ToolResult:
+def execute_tool(agent: AgentDefinition, tool_name: str = "", /, **arguments: Any) -> ToolResult:
     """Call one tool of an agent, as the model would, blocking.
 
     Args:
@@ -81,7 +87,14 @@ def execute_tool(agent: AgentDefinition, tool_name: str, /, **arguments: Any) ->
         result = sync.execute_tool(agent, "search", query="x")
         ```
     """
-    return call_blocking(lambda: agent.call_tool(tool_name, arguments))
+    if (override := _blocking_override(agent, "execute_tool")) is not None:
+        return returned_as(ToolResult, override(tool_name, **arguments), agent, "execute_tool")
+    return call_blocking(lambda: verbs.use_tool(agent, tool_name, arguments))
+
+
+def _blocking_override(agent: AgentDefinition, name: str) -> Callable[..., Any] | None:
+    """What a blocking agent has in the place of a verb: called in the thread of whoever calls it, as that would be."""
+    return override_of(agent, name) if core_of(agent).blocks else None
 
 
 class _Started:
@@ -93,8 +106,11 @@ class _Started:
 
     async def go(self) -> AgentResult:
         """Make it, and take it to its end."""
-        self.run = self._agent.begin(self._input, **self._options)
-        return await drive(self.run)
+        adopting.set(Adoption(self._agent, current_run.get(), self._take))
+        return await verbs.ask(self._agent, self._input, **self._options)
+
+    def _take(self, run: Run) -> None:
+        self.run = run
 
 
 class Handle:
@@ -208,55 +224,48 @@ class BaseAgent(AgentDefinition):
         'A'
     """
 
+    @verb
     def run(
         self,
         user_input: object,
         max_iterations: int | None = None,
-        max_retries: int = 3,
+        max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[RunBounds],
     ) -> AgentResult:
         """Answer one input, blocking; see `fractal.sync.run`."""
-        return run(
-            self,
-            user_input,
-            max_iterations=max_iterations,
-            max_retries=max_retries,
-            messages=messages,
-            **options,
-        )
+        given = RunOptions(max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options)
+        return call_blocking(lambda: verbs.answer(self, user_input, **given))
 
-    __call__ = run
-    run_sync = run
+    def __call__(self, user_input: object, *arguments: Any, **options: Any) -> AgentResult:
+        """Answer one input, blocking; the same as `run`."""
+        return self.run(user_input, *arguments, **options)
 
+    run_sync = __call__
+
+    @verb
     def stream(
         self,
         user_input: object,
         max_iterations: int | None = None,
-        max_retries: int = 3,
+        max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         *,
         buffer: int = DEFAULT_BUFFER,
         **options: Unpack[RunBounds],
     ) -> RunStream:
         """Answer one input, and watch it happen, blocking; see `fractal.sync.stream`."""
-        return stream(
-            self,
-            user_input,
-            buffer=buffer,
-            max_iterations=max_iterations,
-            max_retries=max_retries,
-            messages=messages,
-            **options,
-        )
+        given = RunOptions(max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options)
+        return RunStream(verbs.open_stream(self, user_input, buffer, **given))
 
-    def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
+    @verb
+    def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> ToolResult:
         """Call one registered tool, blocking; see `fractal.sync.execute_tool`."""
-        return execute_tool(self, tool_name, **arguments)
+        return call_blocking(lambda: verbs.call_tool(self, tool_name, arguments))
 
-    def call_agent(self, other: Delegate, query: object) -> AgentResult:
+    def call_agent(self, other: AgentDefinition, query: object) -> AgentResult:
         """Ask another agent, blocking; in a plain `def` tool it is a child of the run that called the tool."""
-        return call_blocking(lambda: self.ask_agent(other, query))
+        return call_blocking(lambda: run_delegate(other, query, current_run.get()))
 
     def close(self) -> None:
         """Close what the agent opened; a later run opens it again.
@@ -264,7 +273,7 @@ class BaseAgent(AgentDefinition):
         Connections are shared by the agents of an event loop, which blocking callers share: they stay while another
         agent that used them is there.
         """
-        call_blocking(self.release)
+        call_blocking(lambda: verbs.release(self))
 
     async def __aenter__(self) -> Self:
         """Open what the agent needs for more than one run: for classes that override it; it is called by `with` too."""
@@ -273,7 +282,7 @@ class BaseAgent(AgentDefinition):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        await self.release()
+        await verbs.release(self)
         return None
 
     def __enter__(self) -> Self:
@@ -303,7 +312,7 @@ class BaseAgent(AgentDefinition):
 
     @property
     def __entered(self) -> list[_Entry]:
-        return cast("list[_Entry]", vars(self).setdefault("_BaseAgent__blocks", []))
+        return core_of(self).entered
 
 
 @asynccontextmanager
@@ -313,4 +322,4 @@ async def _opened(agent: Agent) -> AsyncGenerator[Agent]:
         async with agent as opened:
             yield opened
     finally:
-        await agent.release()
+        await verbs.release(agent)

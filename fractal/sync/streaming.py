@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
+from fractal import _verbs as verbs, streaming
+from fractal._overrides import override_of, returned_as
 from fractal.events import TextDelta
 from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._block import Block
@@ -15,7 +17,6 @@ from fractal.sync._block import Block
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fractal import streaming
     from fractal.agent import AgentDefinition, RunOptions
     from fractal.events import Event
     from fractal.results import AgentResult
@@ -51,7 +52,13 @@ def stream(
                 print(text, end="", flush=True)
         ```
     """
-    return RunStream(agent.open_stream(user_input, buffer, **options))
+    if (override := override_of(agent, "stream")) is not None:
+        given = {name: value for name, value in options.items() if value is not None}
+        made: object = override(user_input, buffer=buffer, **given)
+        if isinstance(made, RunStream):  # of a blocking agent
+            return made
+        return RunStream(returned_as(streaming.RunStream, made, agent, "stream"))
+    return RunStream(verbs.open_stream(agent, user_input, buffer, **options))
 
 
 class RunStream(Block):

@@ -89,7 +89,7 @@ async def test_a_thread_that_goes_on_tells_which_run_called_it(held: Held):
 
     payer = BaseAgent("Payer", "p", client=ScriptedModel([PAY, "paid"])).add_tool(pay)
     events: list[Any] = []
-    boss = agent(answers.call("delegate_to_Payer", {"query": "Pay!"}), "done", observers=[events.append])
+    boss = agent(answers.call("delegate_to_payer", {"query": "Pay!"}), "done", observers=[events.append])
     await boss.register_delegate(payer).run("go")
     [below] = {event.run_id for event in events if event.depth == 1}
     [one] = abandoned_threads()

@@ -378,7 +378,7 @@ async def test_a_run_below_asks_whom_the_run_above_asks(how: str, has_own: bool,
         return (
             answers.call("ask", {}, id="outer")
             if how != "delegate"
-            else answers.call("delegate_to_Keeper", {"query": "go"}, id="outer")
+            else answers.call("delegate_to_keeper", {"query": "go"}, id="outer")
         )
 
     endpoint(play)

@@ -107,7 +107,7 @@ async def test_no_fallback_and_no_tool_makes_an_answer_of_it():
     with block_real_requests(), pytest.raises(RealRequestBlocked):
         await BaseAgent("A", "a", client=FallbackModel(away, ScriptedModel(["an answer"]))).run("hi")
 
-    team = BaseAgent("Team", "t", client=ScriptedModel([answers.call("delegate_to_A", {"query": "?"}), "an answer"]))
+    team = BaseAgent("Team", "t", client=ScriptedModel([answers.call("delegate_to_a", {"query": "?"}), "an answer"]))
     team.register_delegate(BaseAgent("A", "a", client=away))
     with block_real_requests(), pytest.raises(RealRequestBlocked):
         await team.run("hi")

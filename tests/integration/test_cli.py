@@ -149,7 +149,7 @@ class TestDemo:
         _, done = demo
         for name in ("Planner", "Guide", "Gourmet", "opening_hours", "walking_time", "free_tables", "menu_today"):
             assert name in done.stdout
-        assert "calls delegate_to_Guide" in done.stdout
+        assert "calls delegate_to_guide" in done.stdout
 
     def test_the_slow_tool_times_out_and_the_answer_says_so(self, demo):
         _, done = demo

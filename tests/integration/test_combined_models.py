@@ -494,7 +494,7 @@ async def test_a_race_never_sends_more_than_the_budget_has(requests: int, endpoi
 
 async def test_a_tree_of_runs_that_race_stays_within_its_budget(endpoint: StartEndpoint):
     one, two = endpoint(answers.text("a", delay=0.02)), endpoint(answers.failure(400))
-    calls = [answers.call(f"delegate_to_D{n}", {"query": "?"}) for n in range(5)]
+    calls = [answers.call(f"delegate_to_d{n}", {"query": "?"}) for n in range(5)]
     boss = BaseAgent("Boss", "b", client=at(endpoint(calls_then("done", *calls))))
     for n in range(5):
         model = RaceModel(FallbackModel(at(two), at(one)), at(one))

@@ -84,6 +84,13 @@ def sent(endpoint: Endpoint, number: int = -1) -> list[Message]:
     return [*({"role": "system", "content": text} for text in summary), *messages]
 
 
+def roomy(tokens: int) -> int:
+    """A window with so many tokens besides what is kept free for the reply."""
+    window = tokens * 4 // 3
+    assert window - window // 4 == tokens
+    return window
+
+
 def talker(**options: Any) -> BaseAgent:
     return BaseAgent("Talker", "You talk.", **options)
 
@@ -451,10 +458,10 @@ def is_subsequence(some: Sequence[Message], all_of_them: Sequence[Message]) -> b
 async def test_the_oldest_turns_go_first_and_no_more_than_must(endpoint: StartEndpoint):
     one = endpoint("ok")
     window = 2 + 1 + 1 + 5 * 20  # prompt, the empty fields, question, five turns
-    result = await talker(context_window=window, count_tokens=by_words).run("go", messages=turns(9))
+    result = await talker(context_window=roomy(window), count_tokens=by_words).run("go", messages=turns(9))
     assert sent(one) == [*turns(9)[8:], {"role": "user", "content": "go"}]
     assert result.messages[:-2] == turns(9)
-    await talker(context_window=window - 1, count_tokens=by_words).run("go", messages=turns(9))
+    await talker(context_window=roomy(window - 1), count_tokens=by_words).run("go", messages=turns(9))
     assert sent(one) == [*turns(9)[10:], {"role": "user", "content": "go"}]
 
 
@@ -469,19 +476,41 @@ async def test_a_window_keeps_room_for_the_reply_and_for_tools(endpoint: StartEn
     one = endpoint("ok")
     window = 200
     for options in ({}, {"max_tokens": 100}, {"extra_body": {"max_completion_tokens": 100}}):
-        await talker(context_window=window, count_tokens=by_words, **options).run("go", messages=turns(9))
-    with_tools = talker(context_window=window, count_tokens=by_words).add_tool(lambda city: city, name="look")
+        given = roomy(window) if not options else window
+        await talker(context_window=given, count_tokens=by_words, **options).run("go", messages=turns(9))
+    with_tools = talker(context_window=roomy(window), count_tokens=by_words).add_tool(lambda city: city, name="look")
     await with_tools.run("go", messages=turns(9))
     assert_fits(one, window, by_words)
     lengths = [len(request.body["messages"]) for request in one.requests]
     assert lengths == [20, 10, 10, 16]
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("window", [40, 400, 4000, 9000])
+async def test_room_is_kept_for_a_reply_of_unknown_length(window: int, way: str, endpoint: StartEndpoint):
+    one = endpoint("ok")
+    for compact in (None, lambda messages: "short"):
+        result = await start(
+            way, talker(context_window=window, count_tokens=by_words, compact=compact), "go", messages=turns(700)
+        )
+        assert result.success
+        used = sum(map(by_words, one.requests[-1].body["messages"]))
+        assert window - used >= min(4096, window // 4)
+
+
+async def test_what_has_to_stay_may_take_the_room_of_the_reply(endpoint: StartEndpoint):
+    one = endpoint("ok")
+    result = await talker(context_window=100, count_tokens=by_words).run("word " * 90, messages=turns(2))
+    assert (result.success, len(sent(one)), result.warnings) == (True, 1, [])
+    refused = await talker(context_window=100, count_tokens=by_words).run("word " * 100)
+    assert isinstance(refused.exception, ContextWindowExceeded)
+
+
 async def test_pictures_count_a_fixed_amount(endpoint: StartEndpoint):
     one = endpoint("ok")
     picture = parts.image(PNG * 50)
     history = [{"role": "user", "content": [picture]}, words("assistant", 3)] * 3
-    await talker(context_window=1700).run("go", messages=history)
+    await talker(context_window=roomy(1700)).run("go", messages=history)
     assert len(sent(one)) == 5
     assert_fits(one, 1700, count_tokens)
 
@@ -491,23 +520,24 @@ async def test_the_window_may_come_from_the_environment(
     own: int | None, endpoint: StartEndpoint, monkeypatch: pytest.MonkeyPatch
 ):
     one = endpoint("ok")
-    monkeypatch.setenv("CONTEXT_WINDOW", " 100 ")
+    monkeypatch.setenv("CONTEXT_WINDOW", f" {roomy(100)} ")
     agent = talker(context_window=own, count_tokens=by_words)
     monkeypatch.setenv("CONTEXT_WINDOW", "1")
     await agent.run("go", messages=turns(9))
     assert len(sent(one)) == (9 if own is None else 5)
 
 
-@pytest.mark.parametrize("value", ["0", "-5", "8k", "1e5", "8000.0"])
+@pytest.mark.parametrize("value", ["-5", "8k", "1e5", "8000.0"])
 def test_a_window_in_the_environment_that_is_no_number_is_told_at_once(value: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CONTEXT_WINDOW", value)
     with pytest.raises(InvalidArguments, match=r"(?i)context.window"):
         talker()
 
 
-def test_an_empty_window_in_the_environment_is_none(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("CONTEXT_WINDOW", "")
-    assert talker().name == "Talker"
+@pytest.mark.parametrize("value", ["", " ", "0", "00"])
+def test_an_empty_window_in_the_environment_is_none(value: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CONTEXT_WINDOW", value)
+    assert talker().context_window is None
 
 
 @pytest.mark.parametrize(
@@ -552,7 +582,7 @@ async def test_a_delegate_has_a_window_of_its_own(endpoint: StartEndpoint):
         if messages[0]["content"] == "You talk.":
             tools = sum(message["role"] == "tool" for message in messages)
             return answers.call("look", {}, id=f"c{len(one.requests)}") if len(one.requests) < 8 else f"{tools} kept"
-        return "done" if messages[-1]["role"] == "tool" else answers.call("delegate_to_Talker", {"query": "go"})
+        return "done" if messages[-1]["role"] == "tool" else answers.call("delegate_to_talker", {"query": "go"})
 
     one = endpoint(play)
     child = talker(context_window=80, count_tokens=by_words).add_tool(lambda: "seen " * 20, name="look")
@@ -669,7 +699,7 @@ SUMMARY = {"role": "system", "content": "Summary of the earlier conversation: sh
 
 
 def compacting(compact: Any, **options: Any) -> BaseAgent:
-    return talker(**{"context_window": 100, "count_tokens": by_words, "compact": compact, **options})
+    return talker(**{"context_window": roomy(100), "count_tokens": by_words, "compact": compact, **options})
 
 
 @pytest.mark.parametrize("is_async", [True, False], ids=["async", "plain"])
@@ -887,7 +917,7 @@ async def test_what_the_summary_of_a_delegate_starts_is_begun_by_no_call_above_i
             return "short"
         if messages[0]["content"] == "You talk.":
             return answers.call("look", {}) if len(one.requests) < 4 else "ok"
-        return "done" if messages[-1]["role"] == "tool" else answers.call("delegate_to_Talker", {"query": "go"}, id="d")
+        return "done" if messages[-1]["role"] == "tool" else answers.call("delegate_to_talker", {"query": "go"}, id="d")
 
     one = endpoint(play)
     editor = BaseAgent("Editor", "You sum up.")

@@ -273,7 +273,7 @@ async def test_the_deadline_of_a_run_is_its_parents_if_that_is_nearer(endpoint: 
         lambda request: (
             answers.text("late", delay=5)
             if request.body["messages"][0]["content"] == "child"
-            else answers.calls(answers.call("delegate_to_Child", {"query": "?"}))
+            else answers.calls(answers.call("delegate_to_child", {"query": "?"}))
         )
     )
     result = await parent.run("go", timeout=0.3)

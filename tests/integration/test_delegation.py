@@ -92,7 +92,7 @@ async def test_structured_input_arrives_as_the_dict_it_is(endpoint: StartEndpoin
     ("parameters", "words"),
     [
         (["sql"], "not list"),
-        ({"no name": {}}, "'no name' is no parameter name"),
+        ({3: {}}, "3 is no parameter name"),
         ({"sql": "str"}, r"parameters\['sql'\] is a dict"),
         ({"sql": {"type": "text"}}, "'text'"),
         ({"sql": {"type": "str", "optional": True}}, "optional"),

@@ -16,7 +16,7 @@ import anyio
 import pytest
 from anyio.lowlevel import current_token
 
-from fractal import BaseAgent, InvalidArguments, RunCancelled, SyncInAsyncError, sync, tool
+from fractal import BaseAgent, InvalidArguments, RunCancelled, SyncInAsyncError, _verbs as verbs, sync, tool
 from fractal.sync import _entered
 from fractal.sync._portal import Portal
 from fractal.testing import ScriptedModel, answers
@@ -263,27 +263,31 @@ def test_a_blocking_agent_may_be_left_in_another_thread(loop: str, shared_portal
     assert one.seen == ["open", "closed"]
 
 
-def test_a_blocking_agent_without_a_pool_closes_its_connections(loop: str, shared_portal: Portal):
+def test_a_blocking_agent_without_a_pool_closes_its_connections(
+    loop: str, shared_portal: Portal, monkeypatch: pytest.MonkeyPatch
+):
     released: list[str] = []
 
-    class Plain(sync.BaseAgent):
-        async def release(self) -> None:
-            released.append("released")
+    async def release(agent: object) -> None:
+        released.append("released")
 
-    with Plain("P", "p", client=ScriptedModel(["done"])) as plain:
+    monkeypatch.setattr(verbs, "release", release)
+    with sync.BaseAgent("P", "p", client=ScriptedModel(["done"])) as plain:
         assert plain.run("go").content == "done"
         assert released == []
     assert released
 
 
-def test_a_blocking_agent_can_be_closed_without_a_block(loop: str, shared_portal: Portal):
+def test_a_blocking_agent_can_be_closed_without_a_block(
+    loop: str, shared_portal: Portal, monkeypatch: pytest.MonkeyPatch
+):
     released: list[str] = []
 
-    class Plain(sync.BaseAgent):
-        async def release(self) -> None:
-            released.append("released")
+    async def release(agent: object) -> None:
+        released.append("released")
 
-    Plain("P", "p", client=ScriptedModel([])).close()
+    monkeypatch.setattr(verbs, "release", release)
+    sync.BaseAgent("P", "p", client=ScriptedModel([])).close()
     assert released == ["released"]
 
 

@@ -398,7 +398,7 @@ async def call_agent(agent: BaseAgent) -> Seen:
 
 
 async def delegate(agent: BaseAgent) -> Seen:
-    model = ScriptedModel([call("delegate_to_A", query="go"), "done"])
+    model = ScriptedModel([call("delegate_to_a", query="go"), "done"])
     outer = BaseAgent("outer", "o", client=model).register_delegate(agent)
     ended: list[AgentResult] = []
     agent.observers += (lambda event: ended.append(event.result) if event.kind == "run_finished" else None,)

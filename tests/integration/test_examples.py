@@ -171,7 +171,7 @@ def test_the_streaming_example_shows_text_events_and_what_leaving_early_does(tmp
     # The delegate's events are inside the run's, one step to the right.
     inner = events[events.index("    Reporter begins\n") : events.index("    Reporter ends: finished\n")]
     assert [line for line in inner.splitlines() if not line.startswith("    ")] == []
-    assert events.index("  > delegate_to_Reporter") < events.index(inner) < events.index("  < delegate_to_Reporter ok")
+    assert events.index("  > delegate_to_reporter") < events.index(inner) < events.index("  < delegate_to_reporter ok")
     assert "\n  'sunny '\n" in events
     assert "\n    'sunny '\n" in events
     assert "'It is sunny in Oslo.', 4 requests of both agents" in events

@@ -105,7 +105,7 @@ async def test_the_repr_of_a_result_has_the_question_once_and_no_more_of_a_trans
     assert repr(result).count("How is Rome?") == 1
     long = await agent("sunny").run("x" * 5000, messages=[{"role": "user", "content": "y" * 5000}])
     assert len(repr(long)) < 2000
-    assert "metadata={'iterations': 1}" in repr(result)
+    assert "metadata={'iterations': 1, 'model': " in repr(result)
     assert result.metadata["messages"] is result.messages
 
 

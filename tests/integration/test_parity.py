@@ -269,7 +269,7 @@ def endless_team(client: Any, **more: Any) -> BaseAgent:
 
 
 def delegated(to: str, id: str = "c1") -> ToolCallAnswer:
-    return call(f"delegate_to_{to}", {"query": f"{to}?"}, id=id)
+    return call(f"delegate_to_{to.lower()}", {"query": f"{to}?"}, id=id)
 
 
 LOOK = call("look", {"city": "Rome"})

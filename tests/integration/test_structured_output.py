@@ -1215,7 +1215,7 @@ async def test_a_delegates_object_reaches_the_model_above_as_json(mode: str, end
             tries = sum(message["role"] == "assistant" for message in messages)
             value = {"result": [RIGHT]} if tries else {"result": [WRONG]}
             return said(mode, value, f"f{tries}")
-        return "done" if messages[-1]["role"] == "tool" else answers.call("delegate_to_Atlas", {"query": "?"}, id="c1")
+        return "done" if messages[-1]["role"] == "tool" else answers.call("delegate_to_atlas", {"query": "?"}, id="c1")
 
     for way in WAYS:
         one = endpoint(play)
@@ -1232,7 +1232,7 @@ async def test_a_delegate_that_finds_no_valid_answer_is_an_error_of_its_call(end
         messages = request.body["messages"]
         if messages[0]["content"].startswith("You know"):
             return json.dumps(WRONG)
-        return "so be it" if messages[-1]["role"] == "tool" else answers.call("delegate_to_Atlas", {"query": "?"})
+        return "so be it" if messages[-1]["role"] == "tool" else answers.call("delegate_to_atlas", {"query": "?"})
 
     one = endpoint(play)
     result = await BaseAgent("Boss", "You ask.").register_delegate(atlas()).run("?")
@@ -1247,7 +1247,7 @@ async def test_an_agent_with_a_type_of_its_own_may_delegate(endpoint: StartEndpo
         messages = request.body["messages"]
         if messages[0]["content"] == "You measure.":
             return '{"result": 3}'
-        asked = answers.call("delegate_to_Meter", {"query": "?"}, id="c1")
+        asked = answers.call("delegate_to_meter", {"query": "?"}, id="c1")
         return json.dumps(RIGHT) if messages[-1]["role"] == "tool" else asked
 
     one = endpoint(play)

@@ -14,7 +14,7 @@ import pytest
 import trio.testing
 
 import fractal.sync
-from fractal import AgentResult, BaseAgent, Limits, ToolIgnoredCancellation, run_many, tool
+from fractal import AgentResult, BaseAgent, Limits, ToolIgnoredCancellation, _verbs as verbs, run_many, tool
 from fractal.events import RunFinished, WarningRaised
 from fractal.testing import ScriptedModel, answers
 from tests.support import assert_continuable, outcomes
@@ -263,10 +263,13 @@ async def test_a_delegate_that_waits_for_its_tools_itself_is_left_by_the_run_abo
 
 
 async def test_a_delegate_does_as_the_run_above_unless_it_says_otherwise():
+    def limits_of(agent: BaseAgent) -> Limits:
+        return verbs.begin(agent, "go").limits
+
     def prompt() -> str:
-        assert BaseAgent("Below", "b").begin("go").limits.on_stubborn == "raise"
-        assert BaseAgent("Below", "b", limits=Limits(on_stubborn="wait")).begin("go").limits.on_stubborn == "wait"
-        assert BaseAgent("Below", "b").begin("go").limits.grace == 5.0
+        assert limits_of(BaseAgent("Below", "b")).on_stubborn == "raise"
+        assert limits_of(BaseAgent("Below", "b", limits=Limits(on_stubborn="wait"))).on_stubborn == "wait"
+        assert limits_of(BaseAgent("Below", "b")).grace == 5.0
         return "a"
 
     result = await BaseAgent("Above", prompt, client=ScriptedModel(["done"]), limits=LEAVE).run("go")

@@ -26,6 +26,8 @@ def agent(**options: Any) -> BaseAgent:
         ({"limits": 0}, "give Limits"),
         ({"max_retries": "3"}, "max_retries='3'"),
         ({"max_retries": -1}, "max_retries=-1"),
+        ({"messages": 5}, "messages=5"),
+        ({"max_iterations": 2.5}, r"max_iterations=2\.5"),
         ({"max_iterations": -1}, "max_iterations"),
         ({"max_iterations": True}, "max_iterations"),
         ({"max_iterations": [{"role": "user", "content": "hi"}]}, "max_iterations"),  # in the place of messages
@@ -82,6 +84,33 @@ def test_options_of_an_agent_that_cannot_be_meant_are_refused_when_it_is_built(o
 async def test_a_history_no_endpoint_accepts_is_refused_before_anything_is_sent(messages: list[Any], words: str):
     with pytest.raises(InvalidMessages, match=words):
         await agent().run("go", messages=messages)
+
+
+def test_what_cannot_be_offered_is_told_where_it_is_given():
+    for toolkit in (5, len, "ab", agent()):
+        with pytest.raises(InvalidArguments, match="toolkit="):
+            agent(toolkit=toolkit)
+    with pytest.raises(InvalidArguments, match="terminate='yes'"):
+        agent().add_tool(len, terminate="yes")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArguments, match="description=3"):
+        agent().register_delegate(agent(), description=3)  # type: ignore[arg-type]
+
+
+def test_no_text_names_a_class_that_nobody_wrote():
+    for call in (lambda: agent().update_system_context(1), lambda: agent().add_tool(), lambda: agent().reset(1)):  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match=r"BaseAgent\.\w+\(\)"):
+            call()
+
+
+def test_an_agent_that_is_not_made_yet_shows_itself_and_refuses_the_rest():
+    class Half(BaseAgent):
+        def __init__(self) -> None:
+            pass
+
+    assert repr(Half()) == str(Half()) == "<Half, not made yet>"
+    for use in (lambda: Half().model, lambda: Half().add_tool(len), lambda: sync.run(Half(), "x")):
+        with pytest.raises(InvalidArguments, match=r"Half\.__init__ has not called super\(\)"):
+            use()
 
 
 async def test_one_input_given_as_many_is_refused():

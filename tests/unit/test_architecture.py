@@ -18,7 +18,7 @@ PACKAGE = Path(fractal.__file__).parent
 LEVELS = [
     [
         *("", "errors", "_docstring", "_json", "_scanner", "_current", "_forks", "_arguments", "_callables", "_copies"),
-        *("models.bounds", "models._secrets", "_texts", "_told", "_log"),
+        *("models.bounds", "models._secrets", "_texts", "_elsewhere", "_told", "_log"),
         *("_template",),
         *("_html",),
     ],
@@ -61,10 +61,12 @@ LEVELS = [
     ["models._answer_reader"],
     ["models._address", "models._http", "models._sdk", "models._object", "models._wires"],
     ["_observers"],
-    ["_step", "_window", "_json_text", "_output", "_partial", "_answer", "_below", "_run", "_call"],
-    ["models.openai", "models.combined", "models", "_approve", "_invoke", "_calls", "_ask", "delegation"],
-    ["_loop"],
-    ["streaming"],
+    ["_step", "_window", "_json_text", "_output", "_partial", "_answer", "_below", "_run", "_call", "_overrides"],
+    ["models.openai", "models.combined", "models", "_approve", "_invoke", "_calls", "_ask", "options", "prompt"],
+    ["_loop", "_settings"],
+    ["streaming", "_constructor", "_core", "_card"],
+    ["_verbs", "_clones"],
+    ["delegation", "_agent_tools"],
     ["agent"],
     [
         "_progress",

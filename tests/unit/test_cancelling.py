@@ -13,7 +13,7 @@ import anyio
 import pytest
 import trio
 
-from fractal import BaseAgent, InvalidArguments
+from fractal import BaseAgent, InvalidArguments, _verbs as verbs
 from fractal._current import current_run
 from fractal._gates import Gate
 from fractal.testing import CancellationFaults, CancelReport, ScriptedModel, answers, cancel_everywhere
@@ -326,7 +326,7 @@ def test_a_run_that_stays_the_current_one_is_a_fault(backend: str):
         current_run.set(None)
 
     async def enters() -> None:
-        run = BaseAgent("A", "a").begin("go")
+        run = verbs.begin(BaseAgent("A", "a"), "go")
         current_run.set(run)
         await stays()
 

@@ -139,7 +139,7 @@ async def nod() -> str:
 
 def team(*observers: Observer) -> BaseAgent:
     child = BaseAgent("Child", "c", client=ScriptedModel([answers.call("nod"), "done"])).add_tool(nod)
-    calls = answers.calls(answers.call("delegate_to_Child", {"query": "?"}), answers.call("nod"))
+    calls = answers.calls(answers.call("delegate_to_child", {"query": "?"}), answers.call("nod"))
     model = ScriptedModel([calls, "all done"])
     return BaseAgent("Team", "t", client=model, observers=observers).add_tool(nod).register_delegate(child)
 

@@ -15,7 +15,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from fractal import AgentResult, BaseAgent, DeadlineExceeded, RunCancelled, sync, tool
+from fractal import AgentResult, BaseAgent, DeadlineExceeded, RunCancelled, _verbs as verbs, sync, tool
 from fractal._background import Background
 from fractal._below import Below
 from fractal._loop import drive
@@ -67,7 +67,7 @@ def test_what_comes_after_the_event_loop_has_ended_is_logged(backend: Any, caplo
     caplog.set_level(logging.INFO, "fractal")
 
     async def begin() -> Run:
-        return BaseAgent("A", "a").begin("go")
+        return verbs.begin(BaseAgent("A", "a"), "go")
 
     run = anyio.run(begin, backend=backend)
     run.warn_late("the tool has ended")
@@ -76,7 +76,7 @@ def test_what_comes_after_the_event_loop_has_ended_is_logged(backend: Any, caplo
 
 async def test_what_comes_while_a_run_ends_is_logged(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "fractal")
-    run = BaseAgent("A", "a").begin("go")
+    run = verbs.begin(BaseAgent("A", "a"), "go")
     with anyio.fail_after(5):
         run.warn_late("in time")
         while not run.warnings:  # there is no event for it
@@ -160,7 +160,7 @@ async def test_contexts_of_a_run_below_do_not_keep_the_run_whose_plain_tool_bega
 
 async def test_what_begins_in_a_context_that_outlives_a_run_is_not_below_it():
     contexts = Contexts()
-    run = contexts.agent().begin("go")
+    run = verbs.begin(contexts.agent(), "go")
     await drive(run)
     [context] = contexts.kept
-    assert context.run(contexts.agent().begin, "go").parent is None
+    assert context.run(verbs.begin, contexts.agent(), "go").parent is None

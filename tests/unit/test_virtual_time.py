@@ -316,7 +316,7 @@ async def test_a_delegate_cut_with_its_parent_leaves_both_transcripts_whole():
         ScriptedModel([answers.call("work", {"seconds": 300})]),
         observers=[lambda e: ended.append(e.result) if e.kind == "run_finished" else None],
     )
-    parent = BaseAgent("parent", "p", client=ScriptedModel([answers.call("delegate_to_A", {"query": "?"})]))
+    parent = BaseAgent("parent", "p", client=ScriptedModel([answers.call("delegate_to_a", {"query": "?"})]))
     result = await parent.register_delegate(child).run("go", timeout=30)
     assert [outcomes(result), outcomes(ended[0])] == [["timeout"], ["timeout"]]
     assert [result.stop_reason, ended[0].stop_reason] == ["deadline", "deadline"]

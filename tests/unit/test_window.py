@@ -412,7 +412,6 @@ def test_a_counter_that_raises_ends_the_run_with_its_own_error_as_the_cause() ->
         ({"limit": "8000"}, "whole number"),
         ({"limit": None}, "whole number"),
         ({"count": 4}, "plain function"),
-        ({"count": None}, "plain function"),
         ({"count": at_once}, "plain function"),
         ({"compact": "short"}, "a function of the messages left out"),
         ({"compact": lambda: "x"}, "a function of one value"),

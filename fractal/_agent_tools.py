@@ -1,0 +1,94 @@
+"""The toolkit of an agent, as `agent.toolkit` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Never, overload
+
+from fractal._callables import kind_of
+from fractal._core import core_of
+from fractal._settings import Setting, shown
+from fractal.errors import InvalidArguments
+from fractal.toolkit import AgentToolkit
+
+if TYPE_CHECKING:
+    from fractal.agent import AgentDefinition
+    from fractal.models.base import ToolSchemas
+    from fractal.toolkit import Tool
+
+__all__ = ["AgentTools", "ToolkitSetting", "checked_tools"]
+
+
+class AgentTools(AgentToolkit):
+    """The tools of one agent: what is added here is added to the agent.
+
+    Args:
+        agent: The agent.
+    """
+
+    def __init__(self, agent: AgentDefinition) -> None:
+        self.__agent, self.__kit = agent, core_of(agent).toolkit
+
+    def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> Any:
+        """Call one tool: the agent's own `execute_tool`, to be awaited if that is."""
+        agent: Any = self.__agent  # awaiting or blocking
+        return agent.execute_tool(tool_name, **arguments)
+
+    def register_delegate(self, agent: AgentDefinition, *arguments: Any, **options: Any) -> AgentTools:
+        """Offer another agent as a tool; as the agent's own `register_delegate`."""
+        self.__agent.register_delegate(agent, *arguments, **options)
+        return self
+
+    def remove_tool(self, name: str) -> Tool:
+        """Take a tool out; as the agent's own `remove_tool`."""
+        return self.__kit.remove_tool(name)
+
+    def schemas(self) -> ToolSchemas:
+        """The tools as the model sees them, built once."""
+        return self.__kit.schemas()
+
+    def _found(self) -> Mapping[str, Tool]:
+        return self.__kit.tools
+
+    def _add(self, new: Tool, may_replace: bool = False) -> Tool:
+        return self.__kit.add_tool(new, replace=may_replace)
+
+
+class ToolkitSetting(Setting["AgentToolkit | None", AgentTools]):
+    """The setting `toolkit` of an agent, which is given once: tools are added to it."""
+
+    @overload
+    def __get__(self, agent: None, kind: type[Any]) -> ToolkitSetting: ...
+
+    @overload
+    def __get__(self, agent: object, kind: type[Any]) -> AgentTools: ...
+
+    def __get__(self, agent: Any, kind: type[Any]) -> Any:
+        """The agent's tools."""
+        return super().__get__(None, kind) if agent is None else AgentTools(agent)
+
+    def __set__(self, agent: object, value: AgentToolkit | None) -> Never:
+        """Refuse it.
+
+        Raises:
+            InvalidArguments: Always.
+        """
+        raise InvalidArguments(
+            "toolkit cannot be assigned: add to it by agent.add_tool(…), or give toolkit=… when the agent is made"
+        )
+
+
+def checked_tools(toolkit: Any) -> Iterable[Callable[..., Any] | Tool]:
+    """The tools that an agent is given to start with: those of a toolkit, or a list of functions.
+
+    Raises:
+        InvalidArguments: It is neither.
+    """
+    if toolkit is None:
+        return ()
+    if isinstance(toolkit, AgentToolkit):
+        return toolkit.tools.values()  # not by iterating over the kit: its class may give that another meaning
+    if kind_of(toolkit) in (list, tuple):
+        functions: list[Callable[..., Any]] = [*toolkit]
+        return functions
+    raise InvalidArguments(f"toolkit={shown(toolkit)}: give AgentToolkit(function, …), or a list of functions")

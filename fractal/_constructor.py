@@ -1,0 +1,117 @@
+"""How agents are built: what their constructor is given, what their class says in its body, and what is neither."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar, cast
+
+from fractal._callables import kind_of
+from fractal._settings import SETTINGS, Setting
+from fractal.errors import InvalidArguments
+
+__all__ = ["constructor", "known_setting", "take_settings"]
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+_MEANT = {
+    **dict.fromkeys(("instructions", "prompt", "system", "system_message"), "it is system_prompt="),
+    **dict.fromkeys(("result_type", "response_format", "output_schema"), "it is output_type="),
+    **dict.fromkeys(("hooks", "callbacks"), "it is observers="),
+    **dict.fromkeys(("agents", "handoffs", "sub_agents"), "call agent.register_delegate(other)"),
+    **dict.fromkeys(("deps", "messages", "history"), "it goes to each run: agent.run(…, deps=…, messages=…)"),
+    **dict.fromkeys(("top_p", "seed", "stop", "frequency_penalty", "presence_penalty"), "give extra_body={…: …}"),
+    "base_url": "give client=OpenAIModel(base_url=…), or set OPENAI_BASE_URL",
+    "api_key": "give client=OpenAIModel(api_key=…), or set OPENAI_API_KEY",
+    "tools": "mark methods with @tool, call agent.add_tool(function), or give toolkit=AgentToolkit(function, …)",
+    "max_iterations": "give limits=Limits(max_iterations=…), or max_iterations= to each run",
+    "model_settings": "give temperature=, max_tokens=, reasoning_effort= and extra_body=",
+    "tracing_output_file": "observers=[…] are told what a run does, and may write it",
+}
+
+
+def constructor(init: Init) -> Init:
+    """Make a constructor of agents say what is wrong with its arguments, and take from the class what it is not given.
+
+    Args:
+        init: It; all it takes are settings of agents, and `toolkit`.
+    """
+    signature = inspect.signature(init)
+    parameters = {name: each for name, each in signature.parameters.items() if name != "self"}
+    positional = [name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    needed = [name for name, each in parameters.items() if each.default is each.empty]
+
+    @functools.wraps(init)
+    def build(self: Any, *arguments: Any, **named: Any) -> None:
+        kind = kind_of(self)
+        if len(arguments) > len(positional):
+            raise InvalidArguments(
+                f"{kind.__name__} takes {', '.join(positional)} by position, and all else by name, as in timeout=30"
+            )
+        given = dict(zip(positional, arguments, strict=False))
+        for name, value in named.items():
+            if name in given:
+                raise InvalidArguments(f"{kind.__name__} is given {name} twice, by position and by name")
+            if name not in parameters:
+                raise InvalidArguments(_no_such(name, kind, parameters))
+            given[name] = value
+        given |= {name: value for name, value in _said_by(kind, parameters).items() if given.get(name) is None}
+        missing = [name for name in needed if name not in given]
+        if missing:
+            raise InvalidArguments(f"{kind.__name__} is not given {' and '.join(missing)}: every agent has {_LIST}")
+        init(self, **given)
+
+    return cast("Init", build)
+
+
+_LIST = 'a name and a prompt, as in BaseAgent("Guide", "You answer questions about museums.")'
+
+
+def _no_such(name: str, kind: type, parameters: Mapping[str, object]) -> str:
+    close = get_close_matches(name, parameters, 1)
+    hint = _MEANT.get(name) or (f"did you mean {close[0]}=?" if close else f"it has {', '.join(parameters)}")
+    return f"{kind.__name__} has no setting {name}=: {hint}"
+
+
+def known_setting(name: str, kind: type[Any]) -> str:
+    """The name of a setting.
+
+    Raises:
+        InvalidArguments: There is none of that name; says what to write instead.
+    """
+    if name not in SETTINGS and name != "toolkit":
+        raise InvalidArguments(_no_such(name, kind, SETTINGS))
+    return name
+
+
+def take_settings(kind: type[Any]) -> None:
+    """Take what a new class of agents gives in its body for the settings it names.
+
+    Raises:
+        InvalidArguments: A method or property of it has the name of a setting.
+    """
+    for name in (*SETTINGS, "toolkit"):
+        held: list[Any] = [vars(each)[name] for each in kind.__mro__ if name in vars(each)]  # mixins hold some, too
+        above: Setting[Any, Any] = next(filter(_is_setting, held))
+        value: Any = held[0]
+        if value is above:
+            continue
+        form = kind_of(value)
+        if hasattr(form, "__get__"):
+            raise InvalidArguments(
+                f"{kind.__name__}.{name} is a {form.__name__}, and {name} is a setting of every agent: call"
+                f" yours otherwise. super().__init__({name}=…) and agent.{name} = … give it a value"
+            )
+        setattr(kind, name, above.with_default(value))
+
+
+def _is_setting(value: object) -> bool:
+    return isinstance(value, Setting)
+
+
+def _said_by(kind: type[Any], names: Iterable[str]) -> dict[str, Any]:
+    """What a class gives in its body, or one above it."""
+    found = ((name, getattr(kind, name)) for name in names)
+    return {name: value for name, value in found if not isinstance(value, Setting)}

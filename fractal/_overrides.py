@@ -1,0 +1,220 @@
+"""Verbs that a subclass overrides, or that somebody has replaced on an agent: called wherever the verb is meant.
+
+Asked when a run begins, by looking at the agent: an agent that overrides nothing pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fractal._callables import is_async
+from fractal._current import WeakVar
+from fractal._grace import answered, graced
+from fractal._hooks import Warn, call_user
+from fractal._json import is_list, is_mapping
+from fractal._marks import is_marked
+from fractal._stall import timed
+from fractal._texts import name_of, one_line, repr_of, type_name
+from fractal.errors import InvalidArguments
+from fractal.models.base import ToolSchemas
+
+if TYPE_CHECKING:
+    from fractal._call import Call
+    from fractal._run import Run
+    from fractal.toolkit import AgentToolkit, Tool
+
+__all__ = [
+    "Adoption",
+    "Offered",
+    "adopting",
+    "call_override",
+    "check_overrides",
+    "current_through",
+    "override_of",
+    "returned_as",
+    "verb",
+]
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+Kind = TypeVar("Kind")
+
+_own: set[object] = set()
+"""The verbs as the package has them."""
+
+current_through: WeakVar[Call] = WeakVar("fractal_through")
+"""The tool call that an overridden `execute_tool` is asked about in this context."""
+
+
+def verb(function: Verb) -> Verb:
+    """Mark a method of ours as a verb that may be overridden."""
+    _own.add(function)
+    return function
+
+
+def override_of(agent: object, name: str) -> Callable[..., Any] | None:
+    """What a verb of an agent is, if it is not ours."""
+    method = getattr(agent, name, None)
+    return None if getattr(method, "__func__", None) in _own or not callable(method) else method
+
+
+async def call_override(
+    override: Callable[..., Any],
+    argument: object,
+    named: Mapping[str, Any],
+    *,
+    blocks: bool,
+    warn: Warn,
+    is_tool_call: bool = False,
+) -> Any:
+    """Call an overridden verb as a user of the agent would; cancelled, it has its grace.
+
+    Args:
+        override: It.
+        argument: What it is given by position.
+        named: What it is given by name.
+        blocks: Whether it is the verb of a blocking agent, which has to be called in a thread.
+        warn: Told of what is odd.
+        is_tool_call: Whether a tool call is made by it, which itself sees to what does not stop or is cancelled.
+    """
+    if blocks:
+        return await call_user(warn, override, argument, **named)
+    answer, name = override(argument, **named), name_of(override)
+    if not inspect.isawaitable(answer):
+        return answer
+    answer = timed(answer, name, warn)
+    return await (graced(answer) if is_tool_call else answered(answer, name))
+
+
+def returned_as(kind: type[Kind], value: object, agent: object, name: str) -> Kind:
+    """What an overridden verb has returned.
+
+    Raises:
+        InvalidArguments: It is something else than the verb returns.
+    """
+    if isinstance(value, kind):
+        return value
+    raise InvalidArguments(
+        f"{type_name(agent)}.{name} returned {one_line(repr_of(value), 100)}: whoever calls it needs the"
+        f" {kind.__name__} of super().{name}(…), or one of your own"
+    )
+
+
+# ---- what a class overrides
+
+
+_OURS: Any = object()
+
+_CALLED: Mapping[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
+    "run": (("input",), {}, "(user_input, **options)"),
+    "execute_tool": (("tool",), {"any_name": 1}, "(tool_name, /, **arguments)"),
+    "get_tool_schemas": ((), {}, "()"),
+}
+
+
+def check_overrides(kind: type[Any]) -> None:
+    """Refuse what a new class of agents has in the place of a verb, if it cannot be called as one.
+
+    Raises:
+        InvalidArguments: It cannot; says how it is called, or what to override instead.
+    """
+    if _found(kind, "get_tools") is not _OURS:
+        raise InvalidArguments(
+            f"{kind.__name__}.get_tools: no run asks it. Override get_tool_schemas to choose what a model is offered,"
+            " or execute_tool to do something about each call"
+        )
+    for name in _CALLED:
+        method = _found(kind, name)
+        if method is not _OURS and not is_marked(method):  # a tool of that name is refused with a word of its own
+            _check(kind, name, method)
+
+
+def _found(kind: type[Any], name: str) -> object:
+    """What a class has in the place of a verb of ours, its own or a mixin's; `_OURS` if it has none."""
+    first = next((vars(each)[name] for each in kind.__mro__ if name in vars(each)), _OURS)
+    return _OURS if isinstance(first, types.FunctionType) and first in _own else first
+
+
+def _check(kind: type[Any], name: str, method: object) -> None:
+    arguments, named, form = _CALLED[name]
+    function = getattr(kind, name)
+    if not callable(function):
+        raise InvalidArguments(f"{kind.__name__}.{name} hides the verb {name}: call yours otherwise")
+    if name == "get_tool_schemas" and is_async(function):
+        raise InvalidArguments(f"{kind.__name__}.get_tool_schemas is async, and called where nobody awaits: use def")
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return
+    of_object = () if isinstance(method, (staticmethod, classmethod)) else (None,)
+    try:
+        signature.bind(*of_object, *arguments, **named)
+    except TypeError:
+        raise InvalidArguments(
+            f"{kind.__name__}.{name}{signature} hides the verb {name}, which delegation, batches, streams and the"
+            f" blocking facade call as {name}{form}: take these, or call yours otherwise"
+        ) from None
+
+
+# ---- what a run is offered
+
+
+class Offered:
+    """The tools that an overridden `get_tool_schemas` offers: no others can be called.
+
+    Args:
+        agent: Whose it is.
+        toolkit: The agent's tools.
+        schemas: What it returned.
+
+    Raises:
+        InvalidArguments: That is no list of tools.
+    """
+
+    def __init__(self, agent: object, toolkit: AgentToolkit, schemas: Any) -> None:
+        if not is_list(schemas) or not all(map(_is_tool, schemas)):
+            raise InvalidArguments(
+                f"{type_name(agent)}.get_tool_schemas returned {one_line(repr_of(schemas), 100)}: return a list of"
+                ' {"type": "function", "function": {"name": …, "description": …, "parameters": {…}}}'
+            )
+        names = [schema["function"]["name"] for schema in schemas]
+        tools = toolkit.tools
+        self.tools: Mapping[str, Tool] = {name: tools[name] for name in names if name in tools}
+        self._schemas = ToolSchemas(schemas)
+
+    def schemas(self) -> ToolSchemas:
+        """The tools as the model sees them."""
+        return self._schemas
+
+
+def _is_tool(schema: Any) -> bool:
+    function = schema.get("function") if is_mapping(schema) else None
+    return is_mapping(function) and isinstance(function.get("name"), str)
+
+
+# ---- the run inside an overridden `run`
+
+
+class Adoption:
+    """What is told of each run that an overridden `run` begins, before the run has begun.
+
+    Args:
+        agent: The agent whose `run` is called.
+        above: The run above, or None.
+        take: Called with each.
+    """
+
+    def __init__(self, agent: object, above: Run | None, take: Callable[[Run], None]) -> None:
+        self._agent, self._above, self._take = agent, above, take
+        self.is_over = False
+
+    def tell(self, run: Run) -> None:
+        """Tell of a run, if it is one: not of runs below it, nor after the end."""
+        if run.agent is self._agent and run.parent is self._above and not self.is_over:
+            self._take(run)
+
+
+adopting: ContextVar[Adoption | None] = ContextVar("fractal_adopting", default=None)

@@ -1,0 +1,259 @@
+"""The settings of an agent: what each may be, and how it is read and assigned."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Generic, Protocol, Self, TypeVar, get_args, overload
+
+from fractal._hooks import Hook
+from fractal._json import is_mapping
+from fractal._observers import checked_observers
+from fractal._output import OutputMemory, OutputMode, output_for
+from fractal._texts import one_line, repr_of
+from fractal._window import checked_compact, checked_counter, checked_window
+from fractal.errors import InvalidArguments
+from fractal.limits import Limits
+from fractal.models.base import ModelSettings
+from fractal.models.openai import model_for
+
+__all__ = ["SETTINGS", "Setting", "checked", "checked_limits", "checked_mode", "checked_retries", "checked_timeout"]
+
+Given = TypeVar("Given")
+Held = TypeVar("Held")
+
+DEFAULT_MODEL = "gpt-4o-mini"
+
+_UNSET: Any = object()
+
+
+class Holder(Protocol):
+    """What holds the settings of an agent."""
+
+    def read(self, name: str) -> Any:
+        """The value of one."""
+        ...
+
+    def assign(self, name: str, value: object) -> None:
+        """Check a value, and have it hold from the next run on."""
+        ...
+
+
+class Setting(Generic[Given, Held]):
+    """One setting of an agent, as an attribute: read it, or assign it for the runs that begin from then on.
+
+    Args:
+        of: Finds what holds the settings of an agent.
+        text: What the setting is.
+    """
+
+    def __init__(self, of: Callable[[object], Holder], text: str) -> None:
+        self._of, self.__doc__ = of, text
+        self.name = ""
+        self.default: Any = _UNSET  # what a subclass says in its body
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, agent: None, kind: type[Any]) -> Self: ...
+
+    @overload
+    def __get__(self, agent: object, kind: type[Any]) -> Held: ...
+
+    def __get__(self, agent: object, kind: type[Any]) -> Any:
+        """The value; of the class, what a subclass has said in its body."""
+        if agent is None:
+            return self if self.default is _UNSET else self.default
+        return self._of(agent).read(self.name)
+
+    def __set__(self, agent: object, value: Given) -> None:
+        """Have a value hold from the next run on.
+
+        Raises:
+            InvalidArguments: It cannot be what was meant.
+        """
+        self._of(agent).assign(self.name, value)
+
+    def with_default(self, default: object) -> Setting[Given, Held]:
+        """The setting for a subclass that gives it a value in its body."""
+        made = copy.copy(self)
+        made.default = default
+        return made
+
+
+def shown(value: object) -> str:
+    """A value for an error, short."""
+    return one_line(repr_of(value), 120)
+
+
+# ---- what each setting may be
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidArguments(f"name={shown(value)}: give the agent a name")
+    return value
+
+
+def _system_prompt(value: Any) -> Any:
+    if not isinstance(value, str) and not callable(value):
+        raise InvalidArguments(f"system_prompt={shown(value)}: give text, or a function that returns it")
+    return value
+
+
+def _model(value: object) -> str:
+    if value is not None and not isinstance(value, str):
+        raise InvalidArguments(f"model={shown(value)}: give the model's name; clients and models go to client=")
+    return value or os.environ.get("OPENAI_MODEL") or DEFAULT_MODEL
+
+
+def _temperature(value: Any) -> Any:
+    if value is not None and (not _is_number(value) or not 0 <= value < math.inf):
+        raise InvalidArguments(f"temperature={shown(value)}: give a number from 0 up, or None")
+    return value
+
+
+def _max_tokens(value: Any) -> Any:
+    if value is not None and not _is_count(value, 1):
+        raise InvalidArguments(f"max_tokens={shown(value)}: give a whole number from 1 up, or None")
+    return value
+
+
+def _reasoning_effort(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidArguments(f'reasoning_effort={shown(value)}: give text, such as "low", or None')
+    return value
+
+
+def _extra_body(value: Any) -> Mapping[str, Any]:
+    if value is not None and not _is_named(value):
+        raise InvalidArguments(f'extra_body={shown(value)}: give a dict of fields, such as {{"top_p": 0.5}}, or None')
+    fields = MappingProxyType[str, Any](dict(value or {}))  # what is put into it later would be put into runs under way
+    ModelSettings(extra=fields)  # which fields are the agent's own
+    return fields
+
+
+def _system_context(value: Any) -> dict[str, object]:
+    if value is not None and not _is_named(value):
+        raise InvalidArguments(f"system_context={shown(value)}: give a dict of names to values, or None")
+    return dict(value or {})
+
+
+def _enable_tracing(value: object) -> bool:
+    if value not in (None, False):
+        raise InvalidArguments(f"enable_tracing={shown(value)}: give False; observers=[…] are told what a run does")
+    return False
+
+
+def _approve(value: Any) -> Any:
+    if value is not None:
+        Hook(value, "approve")
+    return value
+
+
+def _output_type(value: Any) -> Any:
+    output_for(value)
+    return value
+
+
+def checked_limits(limits: Any) -> Limits:
+    """The limits that are given, or those that limit nothing.
+
+    Raises:
+        InvalidArguments: They are no `Limits`.
+    """
+    if limits is None:
+        return Limits()
+    if not isinstance(limits, Limits):
+        raise InvalidArguments(f"limits={shown(limits)}: give Limits(…), or None")
+    return limits
+
+
+def checked_timeout(timeout: Any) -> float | None:
+    """The seconds that are given.
+
+    Raises:
+        InvalidArguments: It is no number from 0 up, nor None.
+    """
+    if timeout is not None and (not _is_number(timeout) or not timeout >= 0):
+        raise InvalidArguments(f"timeout={shown(timeout)}: give seconds from 0 up, or None for no limit")
+    seconds: float | None = timeout
+    return seconds
+
+
+def checked_retries(retries: Any) -> int:
+    """The number of further tries that is given.
+
+    Raises:
+        InvalidArguments: It is no whole number from 0 up.
+    """
+    if not _is_count(retries, 0):
+        raise InvalidArguments(f"max_retries={shown(retries)}: give a whole number from 0 up")
+    number: int = retries
+    return number
+
+
+def checked_mode(mode: Any) -> OutputMode:
+    """The way of asking for answers that is given.
+
+    Raises:
+        InvalidArguments: There is no such way.
+    """
+    modes = get_args(OutputMode)
+    if mode not in modes:
+        raise InvalidArguments(f"output_mode={shown(mode)}: give one of {', '.join(map(repr, modes))}")
+    known: OutputMode = mode
+    return known
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_named(value: Any) -> bool:
+    return is_mapping(value) and all(isinstance(key, str) for key in value)
+
+
+SETTINGS: Mapping[str, Callable[[Any], Any]] = {
+    "name": _name,
+    "system_prompt": _system_prompt,
+    "model": _model,
+    "client": lambda client: client,
+    "temperature": _temperature,
+    "max_tokens": _max_tokens,
+    "reasoning_effort": _reasoning_effort,
+    "extra_body": _extra_body,
+    "limits": checked_limits,
+    "timeout": checked_timeout,
+    "max_retries": lambda retries: checked_retries(3 if retries is None else retries),
+    "system_context": _system_context,
+    "observers": checked_observers,
+    "enable_tracing": _enable_tracing,
+    "approve": _approve,
+    "output_type": _output_type,
+    "output_mode": checked_mode,
+    "context_window": checked_window,
+    "count_tokens": checked_counter,
+    "compact": checked_compact,
+}
+"""What makes of each setting, as it is given, the value that an agent holds."""
+
+
+def checked(name: str, value: object) -> dict[str, Any]:
+    """What an agent holds for a setting.
+
+    Raises:
+        InvalidArguments: It cannot be what was meant.
+    """
+    held = {name: SETTINGS[name](value)}
+    if name == "client":  # what an endpoint is known to refuse says nothing of another
+        held |= {"answers": model_for(value), "memory": OutputMemory()}
+    return held

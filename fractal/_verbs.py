@@ -1,0 +1,249 @@
+"""What can be done with an agent, once for all who do it: both kinds of verbs, delegation, batches, the chat."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
+
+from typing_extensions import Unpack
+
+from fractal._calls import call_inside, call_within
+from fractal._core import core_of
+from fractal._current import current_run
+from fractal._hooks import Hook
+from fractal._log import log
+from fractal._loop import call_alone, drive
+from fractal._output import output_for
+from fractal._overrides import Offered, adopting, call_override, current_through, override_of, returned_as
+from fractal._run import Run, RunSettings
+from fractal._scopes import unexpected
+from fractal._settings import checked_limits, checked_mode, checked_retries, checked_timeout
+from fractal._step import bind
+from fractal._texts import said_by
+from fractal.errors import InvalidArguments, RunError, UserError
+from fractal.limits import limit_of_iterations
+from fractal.messages import Transcript, user_message
+from fractal.models.combined import CombinedModel
+from fractal.models.openai import OpenAIModel
+from fractal.options import RUN_OPTIONS, RunOptions
+from fractal.results import AgentResult, ToolResult, Usage
+from fractal.streaming import RunStream
+
+if TYPE_CHECKING:
+    from fractal._answer import AnswerSettings
+    from fractal._call import Call
+    from fractal._output import OutputMode
+
+__all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "release", "result_of", "use_tool"]
+
+
+async def ask(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
+    """Have an agent answer one input, by its own `run` if it has one; what everybody calls but that verb.
+
+    Args:
+        agent: The agent.
+        user_input: As in `BaseAgent.run`.
+        **options: As `RunOptions` describes them.
+
+    Raises:
+        InvalidArguments: Its own `run` has returned no result.
+    """
+    override = override_of(agent, "run")
+    if override is None:
+        return await answer(agent, user_input, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    blocks = core_of(agent).blocks
+    result = await call_override(override, user_input, given, blocks=blocks, warn=log.warning)
+    return returned_as(AgentResult, result, agent, "run")
+
+
+async def result_of(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
+    """Have an agent answer one input of several by its own `run`: what that raises is a failure like the model's."""
+    try:
+        return await ask(agent, user_input, **options)
+    except UserError:
+        raise
+    except Exception as error:
+        return _failure(agent, unexpected(error))
+
+
+def _failure(agent: object, error: RunError) -> AgentResult:
+    said = said_by(error)
+    result = AgentResult.of_facts(
+        error,
+        content=said,
+        agent_name=core_of(agent).read("name"),
+        success=False,
+        metadata={"reason": error.error_type, "error": said, "error_type": error.error_type},
+        stop_reason=error.stop_reason,
+        error=said,
+        messages=[],
+        usage=Usage(),
+        run_id="",
+        tool_results=[],
+        abandoned=[],
+        warnings=[],
+        elapsed=0.0,
+    )
+    error.result = result
+    return result
+
+
+async def answer(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
+    """Answer one input in the calling task: the verb `run` as it is ours.
+
+    Args:
+        agent: The agent.
+        user_input: As in `BaseAgent.run`.
+        **options: As `RunOptions` describes them.
+    """
+    return await drive(begin(agent, user_input, **options))
+
+
+def begin(agent: object, user_input: object, **options: Unpack[RunOptions]) -> Run:
+    """Make the run that `drive` takes to its end; call it inside the event loop.
+
+    Raises:
+        InvalidArguments: An option cannot be what was meant.
+        InvalidMessages: The conversation is none.
+    """
+    settings, transcript = _checked(agent, options)
+    transcript.append(user_message(user_input))
+    run = Run(settings, transcript)
+    if (adoption := adopting.get()) is not None:
+        adoption.tell(run)
+    return run
+
+
+def check(agent: object, **options: Unpack[RunOptions]) -> None:
+    """Raise what `begin` would raise because of the options, before there is an input."""
+    if override_of(agent, "run") is not None:
+        options = _known(options)
+    _checked(agent, options)
+
+
+def _known(options: RunOptions) -> RunOptions:
+    """Those of the options that are a run's: the agent's own `run` may take others."""
+    return cast("RunOptions", {name: value for name, value in options.items() if name in RUN_OPTIONS})
+
+
+def _checked(agent: object, options: RunOptions) -> tuple[RunSettings, Transcript]:
+    settings = _settings(agent, options)
+    if (override := override_of(agent, "execute_tool")) is not None:
+        settings.execute_tool = partial(call_override, override, blocks=core_of(agent).blocks, is_tool_call=True)
+    if (schemas := override_of(agent, "get_tool_schemas")) is not None:
+        settings.toolkit = Offered(agent, core_of(agent).toolkit, schemas())
+    messages: object = options.get("messages") or ()
+    if not isinstance(messages, Iterable):
+        raise InvalidArguments(f"messages={messages!r}: give a list, such as an earlier result's messages")
+    return settings, Transcript(messages)
+
+
+def open_stream(
+    agent: object,
+    user_input: object,
+    buffer: int,
+    *,
+    prepare: Callable[[Run], None] | None = None,
+    **options: Unpack[RunOptions],
+) -> RunStream:
+    """Make the stream of a run.
+
+    Args:
+        agent: The agent.
+        user_input: As in `BaseAgent.run`.
+        buffer: Events that may wait for the reader.
+        prepare: Called with the run before it begins.
+        **options: As `RunOptions` describes them.
+    """
+
+    def made() -> Run:
+        # Of one that goes through the agent's own `run`, a run that never begins: it knows the run above.
+        run = begin(agent, "", **_known(options)) if through else begin(agent, user_input, **options)
+        if prepare is not None:
+            prepare(run)
+        return run
+
+    def asked() -> Awaitable[AgentResult]:
+        return ask(agent, user_input, **options)
+
+    through = asked if override_of(agent, "run") is not None else None
+    return RunStream(made, buffer, through=through, prepare=prepare)
+
+
+async def use_tool(agent: object, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
+    """Call one tool by the agent's own `execute_tool` if it has one; what everybody calls but that verb."""
+    override = override_of(agent, "execute_tool")
+    if override is None:
+        return await call_tool(agent, tool_name, arguments)
+    blocks = core_of(agent).blocks
+    result = await call_override(override, tool_name, arguments, blocks=blocks, warn=log.warning)
+    return returned_as(ToolResult, result, agent, "execute_tool")
+
+
+async def call_tool(agent: object, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
+    """Call one tool as the model would: the verb `execute_tool` as it is ours."""
+    if not isinstance(tool_name, str) or not tool_name:
+        raise InvalidArguments('execute_tool takes the name of the tool first, by position: execute_tool("size", …)')
+    tools, through = core_of(agent).toolkit.tools, _asked_about(agent, tool_name)
+    within = current_through.set(None)  # what the tool calls in its turn is none of the call around
+    try:
+        if through is not None:
+            return await call_inside(through, arguments, tools)
+        call, run = bind(f"direct_{uuid4().hex[:24]}", tool_name, arguments, tools), current_run.get()
+        if run is not None and run.agent is agent and run.is_here and not run.is_over:
+            return await call_within(run, call)
+        transcript = Transcript([user_message(f"Call {tool_name}.")])
+        return await call_alone(Run(_settings(agent, {}), transcript), call)
+    finally:
+        current_through.reset(within)
+
+
+def _asked_about(agent: object, tool_name: str) -> Call | None:
+    """The call of a tool that the agent's own `execute_tool` is asked about here, and has still to answer."""
+    call = current_through.get()
+    if call is None or call.run.agent is not agent or call.bound.name != tool_name or call.result is not None:
+        return None
+    return call if call.run.is_here and not call.run.is_over else None
+
+
+async def release(agent: object) -> None:
+    """Close what an agent opened in the running event loop."""
+    model = core_of(agent).facts()["model"]
+    if isinstance(model, (OpenAIModel, CombinedModel)):
+        await model.aclose()
+
+
+def _settings(agent: object, options: RunOptions) -> RunSettings:
+    if not options.keys() <= RUN_OPTIONS:
+        unknown = sorted(options.keys() - RUN_OPTIONS)
+        raise InvalidArguments(f"a run has no options {unknown}, only {sorted(RUN_OPTIONS)}")
+    facts: dict[str, Any] = {**core_of(agent).facts(), "agent": agent, "deps": options.get("deps")}
+    facts["system_prompt"] = facts["system_prompt"].now()
+    facts["answer"] = _answer_settings(facts["answer"], options.get("output_type"), options.get("output_mode"))
+    limits, max_iterations = options.get("limits"), options.get("max_iterations")
+    if limits is not None:
+        facts["limits"] = checked_limits(limits).over(facts["limits"])
+    if max_iterations is not None:
+        if not isinstance(max_iterations, int) and max_iterations != inf:
+            raise InvalidArguments(f"max_iterations={max_iterations!r}: give a whole number, or None for the agent's")
+        facts["limits"] = limit_of_iterations(max_iterations).over(facts["limits"])
+    if (timeout := options.get("timeout")) is not None:
+        facts["timeout"] = checked_timeout(timeout)
+    if (max_retries := options.get("max_retries")) is not None:
+        facts["max_retries"] = checked_retries(max_retries)
+    if (approve := options.get("approve")) is not None:
+        facts["approve"] = Hook(approve, "approve")
+    return RunSettings(**facts)
+
+
+def _answer_settings(settings: AnswerSettings, kind: Any, mode: OutputMode | None) -> AnswerSettings | None:
+    if kind is not None:
+        settings = replace(settings, type=output_for(kind), validators=())
+    if mode is not None:
+        settings = replace(settings, mode=checked_mode(mode))
+    return settings if settings.type is not None or settings.validators else None

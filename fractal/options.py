@@ -1,0 +1,91 @@
+"""What a run, and an agent, can be given by keyword: typed dictionaries, for functions that pass `**options` on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from fractal._output import OutputMode
+from fractal.limits import Limits
+
+if TYPE_CHECKING:
+    from fractal._window import Compact, TokenCounter
+    from fractal.approval import Approver
+    from fractal.events import Observer
+    from fractal.toolkit import AgentToolkit
+
+__all__ = ["RUN_OPTIONS", "AgentOptions", "RunBounds", "RunOptions"]
+
+
+class RunBounds(TypedDict, total=False):
+    """What bounds one run and what its tools find; keyword arguments of every verb that starts one.
+
+    Attributes:
+        timeout: Seconds the run may take. None or left out: the agent's own.
+        limits: What this run may use; fields left at None are the agent's.
+        deps: What tools find as `ctx.deps`. None or left out: what the run above has.
+        approve: Who answers for tools with `requires_approval`. None or left out: the agent's, or the run's above.
+        output_type: What the answer has to be. None or left out: the agent's; `str` for text after all. The agent's
+            output validators are for its own type alone.
+        output_mode: How the model is made to give such an answer. None or left out: the agent's.
+    """
+
+    timeout: float | None
+    limits: Limits | None
+    deps: Any
+    approve: Approver | None
+    output_type: Any
+    output_mode: OutputMode | None
+
+
+class RunOptions(RunBounds, total=False):
+    """All options of one run, the same for every verb that starts one.
+
+    Attributes:
+        max_iterations: Turns: a reply and the tool calls it asks for. None or left out: the agent's limit, or 10.
+        max_retries: Times a failed request, and an empty reply, is tried again. None or left out: the agent's, or 3.
+        messages: Conversation to continue, as an earlier `AgentResult.messages` gave it.
+    """
+
+    max_iterations: int | None
+    max_retries: int | None
+    messages: Sequence[Mapping[str, Any]] | None
+
+
+RUN_OPTIONS = frozenset(RunOptions.__annotations__)
+
+
+class AgentOptions(TypedDict, total=False):
+    """All that `BaseAgent(…)` takes besides `name` and `system_prompt`; for `__init__` methods that pass it on.
+
+    The arguments of `BaseAgent` say what each is.
+
+    Example:
+        >>> from typing_extensions import Unpack
+        >>> from fractal import AgentOptions, BaseAgent
+        >>> class Weather(BaseAgent):
+        ...     def __init__(self, **options: Unpack[AgentOptions]) -> None:
+        ...         super().__init__("Weather", "You know the weather.", **options)
+        >>> Weather(temperature=0.2).temperature
+        0.2
+    """
+
+    model: str | None
+    client: Any
+    toolkit: AgentToolkit | None
+    temperature: float | None
+    max_tokens: int | None
+    reasoning_effort: str | None
+    extra_body: Mapping[str, Any] | None
+    limits: Limits | None
+    timeout: float | None
+    max_retries: int | None
+    system_context: Mapping[str, object] | None
+    observers: Sequence[Observer]
+    enable_tracing: bool
+    approve: Approver | None
+    output_type: Any
+    output_mode: OutputMode
+    context_window: int | None
+    count_tokens: TokenCounter | None
+    compact: Compact | None
