@@ -399,7 +399,7 @@ def test_an_agents_card_names_it_its_model_and_its_tools_with_parameters() -> No
 
     assert card.startswith("Ada (AsyncTestAgent)\n")
     assert "model: some-model" in card
-    assert "make_item(name: string, count: integer = …)\n        Make an item.\n" in card
+    assert "make_item(name: string, count: integer = 1)\n        Make an item.\n" in card
     assert "return_string()" in card
     assert all(name in card for name in AsyncTestAgent().get_tools())
 
