@@ -102,8 +102,12 @@ def bind(call_id: str, name: str, arguments: str | Mapping[str, Any], tools: Map
 
 
 def _meant(name: str, tools: Mapping[str, Tool]) -> Tool | None:
-    """The one tool in a name that a template has put words around, as in `functions.weather`; None if unsure."""
-    found = {part for part in re.split(r"[^\w-]+", name[:200]) if part in tools}
+    """The one tool that a name means with words of a template around it, or with other capitals; None if unsure."""
+    parts = re.split(r"[^\w-]+", name[:200])
+    found = {part for part in parts if part in tools}
+    if not found:
+        lower = {part.lower() for part in parts}
+        found = {known for known in tools if known.lower() in lower}
     return tools[found.pop()] if len(found) == 1 else None
 
 
