@@ -177,7 +177,7 @@ class Transcript:
         if role == "tool":
             self._open_calls.popleft()
         else:
-            if len(message) > 2 and (message.get("tool_calls") or not message.keys() <= _PLAIN):
+            if (len(message) > 2 or content is None) and (message.get("tool_calls") or not message.keys() <= _PLAIN):
                 message = self._noted(message, is_reply=is_reply)
             if role != "assistant" and self._messages and self._messages[-1]["role"] == "tool":
                 self.traits.add("user_after_tool")
