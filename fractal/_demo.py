@@ -20,9 +20,11 @@ from rich.text import Text
 
 from fractal._json import text_of
 from fractal._stand_in import without_proxy
+from fractal._stuck import place_in_thread
 from fractal._terminal import WIDEST, look_of, result_table, timeline, watch
 from fractal._texts import one_line, printable
 from fractal._tree import RunTree
+from fractal._workers import THREAD_NAME
 from fractal.agent import BaseAgent
 from fractal.models.openai import OpenAIModel
 from fractal.testing import answers
@@ -273,14 +275,18 @@ def _threads_since(before: set[threading.Thread]) -> int:
     """New threads that are still there after a moment."""
     limit = time.monotonic() + _LONGEST_WAIT
     while True:
-        # Trio keeps idle threads for ten seconds, for the next call in any loop; working ones have another name.
-        new = [thread for thread in set(threading.enumerate()) - before if not _TRIO_IDLE.fullmatch(thread.name)]
+        new = [thread for thread in set(threading.enumerate()) - before if not _is_idle(thread)]
         if not new or time.monotonic() > limit:
             return len(new)
         time.sleep(0.01)
 
 
-_TRIO_IDLE = re.compile(r"Trio thread \d+")
+def _is_idle(thread: threading.Thread) -> bool:
+    """Whether it is one of those that are kept for ten seconds, for the next call in any loop."""
+    return _KEPT.fullmatch(thread.name) is not None and place_in_thread(thread) is None
+
+
+_KEPT = re.compile(rf"Trio thread \d+|{THREAD_NAME}")
 
 
 def _connections(endpoint: Endpoint | None) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 from fractal._hooks import is_plain
 from fractal._log import log
 from fractal._stall import is_guarded, watched
-from fractal._texts import is_a, log_line, name_of, repr_of, str_of
+from fractal._texts import is_a, log_line, name_of, repr_of, str_of, type_name
 from fractal._told import shown
 from fractal.errors import InvalidArguments
 from fractal.events import Event, Observer, RunEvent
@@ -85,7 +85,7 @@ def note_unused(name: str, answer: object, warn: Callable[[str], object]) -> Non
         answer.close()
     elif not inspect.isasyncgen(answer):
         return  # a task goes on by itself, and of everything else nobody has said what it is for
-    warn(f"{name} gave {repr_of(answer)}, which nobody awaits: it has to be a plain function")
+    warn(f"{name} gave a {type_name(answer)}, which nobody awaits: it has to be a plain function")
 
 
 class Brief:
