@@ -18,7 +18,7 @@ from fractal.models.openai import OpenAIModel
 class Own(Adapter):
     """Fractal's own wire, on asyncio."""
 
-    packages = ("fractal", "anyio", "pydantic", "httpx2")
+    packages = ("fractal-anyio", "anyio", "pydantic", "httpx2")
     imports = "from fractal import BaseAgent"
 
     def model(self, task: Task) -> Any:
@@ -112,7 +112,7 @@ def _weather() -> Any:
 class WithOpenAI(Own):
     """With the client that a user brings."""
 
-    packages = ("fractal", "openai")
+    packages = ("fractal-anyio", "openai")
     imports = "from openai import AsyncOpenAI; from fractal import BaseAgent"
 
     def model(self, task: Task) -> Any:
@@ -125,7 +125,7 @@ class WithOpenAI(Own):
 class OnTrio(Own):
     """On trio."""
 
-    packages = ("fractal", "trio")
+    packages = ("fractal-anyio", "trio")
     imports = "import trio; from fractal import BaseAgent"
     backend: ClassVar[tuple[str, dict[str, Any]] | None] = ("trio", {})
 
@@ -133,7 +133,7 @@ class OnTrio(Own):
 class OnUvloop(Own):
     """On uvloop."""
 
-    packages = ("fractal", "uvloop")
+    packages = ("fractal-anyio", "uvloop")
     imports = "import uvloop; from fractal import BaseAgent"
     backend: ClassVar[tuple[str, dict[str, Any]] | None] = ("asyncio", {"use_uvloop": True})
 
