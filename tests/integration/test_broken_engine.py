@@ -64,7 +64,7 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "what a tool has begun is not ended": (
         "fractal._below:Below.end",
-        "await self._join(call_id)",
+        "await self._join(key)",
         "pass",
         "child_runs_that_a_tool_forgets",
         "the tool call that began it is not open",
