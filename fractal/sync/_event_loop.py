@@ -38,6 +38,9 @@ Backend = Literal["asyncio", "trio"]
 CLOSE_TIMEOUT = 10.0
 """Seconds after which it is told what goes on in an event loop that was to end."""
 
+MOMENT = 0.1
+"""Seconds that an interrupted wait leaves for the end before it tells what goes on."""
+
 _loops: WeakSet[EventLoop] = WeakSet()
 
 
@@ -140,7 +143,7 @@ class EventLoop:
         try:
             self._wait_for_end(time.monotonic() + CLOSE_TIMEOUT if until is None else until)
         except BaseException:  # Ctrl-C
-            if not self._over.wait(0.1):
+            if not self._over.wait(MOMENT):
                 self._tell_what_goes_on("nobody waits for it any more")
             raise
 

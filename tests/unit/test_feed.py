@@ -370,13 +370,13 @@ async def test_a_task_that_asyncio_cancels_has_ended_whether_it_had_begun_or_not
 
 
 async def test_several_are_cancelled_before_any_is_waited_for_and_what_they_raise_is_dropped() -> None:
-    works = [Work(ValueError()), Work(), Work()]
+    works = [Work(ValueError()), *(Work() for _ in range(19))]
     tasks = [await begun(work) for work in works]
     started = anyio.current_time()
     await end_all(tasks)
-    assert anyio.current_time() - started < 0.12  # one cleanup takes 0.05 seconds
-    assert [work.order for work in works] == [["cancelled", "cleaned up"]] * 3
-    assert [task.has_ended for task in tasks] == [True] * 3
+    assert anyio.current_time() - started < 0.7  # one cleanup takes 0.05 seconds
+    assert [work.order for work in works] == [["cancelled", "cleaned up"]] * 20
+    assert [task.has_ended for task in tasks] == [True] * 20
 
 
 async def test_several_are_waited_for_under_a_cancelled_scope() -> None:

@@ -192,6 +192,8 @@ def test_who_stops_waiting_for_the_end_hears_what_goes_on(
     loop = portal.running()
     if is_stuck:
         loop._soon(release.wait, 10)
+    else:
+        monkeypatch.setattr(_event_loop, "MOMENT", 10.0)
     with monkeypatch.context() as patched:
         patched.setattr(EventLoop, "_wait_for_end", interrupted)
         with pytest.raises(KeyboardInterrupt):
