@@ -227,6 +227,12 @@ class Terminal:
         self.type(f"{line}\n")
         self.wait_for(f"{line}\r\n")
 
+    def pause(self, seconds: float) -> None:
+        """Type nothing for a while, as a person does; reads on meanwhile."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._read(left)
+
     def end(self, seconds: float = 20) -> int:
         """Read to its end; returns its status."""
         deadline = time.monotonic() + seconds
@@ -352,7 +358,8 @@ class TestTerminal:
 
     def test_a_line_typed_before_a_question_is_no_answer_to_it(self):
         with Terminal() as terminal:
-            terminal.ask('after 0.4 call remove {"path": "x"}')
+            terminal.ask('after 2 call remove {"path": "x"}')
+            terminal.pause(1)  # what is there at once was pasted with the question
             terminal.type("y\n")
             terminal.wait_for("why not: ")
             terminal.type("certainly not\n")
