@@ -246,3 +246,11 @@ async def test_progress_in_a_terminals_ipython_is_not_a_cell(
     monkeypatch.setattr(ipython, "get_ipython", lambda: object())
     await run_many(agent("sunny"), ["go"], progress=True)
     assert "1 of 1 done" in capsys.readouterr().err
+
+
+def test_a_handle_shows_why_its_run_could_not_be_carried_out() -> None:
+    options: Any = {"limits": 5}
+    handle = sync.start(BaseAgent("A", "a", client=ScriptedModel(["done"])), "go", **options)
+    with pytest.raises(TypeError):
+        handle.result(10)
+    assert "limits=5" in handle._repr_html_()

@@ -530,3 +530,20 @@ async def test_a_list_of_tools_that_is_none_is_refused():
 
     with pytest.raises(InvalidArguments, match=r"Odd\.get_tool_schemas returned"):
         await Odd("O", "p", client=ScriptedModel(["ok"])).run("x")
+
+
+def test_the_facade_calls_what_a_blocking_agent_has_in_the_place_of_execute_tool() -> None:
+    class Counting(sync.BaseAgent):
+        called = 0
+
+        @tool
+        def add(self, a: int, b: int) -> int:
+            return a + b
+
+        def execute_tool(self, tool_name: str, /, **arguments: Any) -> ToolResult:
+            self.called += 1
+            return super().execute_tool(tool_name, **arguments)
+
+    agent = Counting("C", "c")
+    assert sync.execute_tool(agent, "add", a=1, b=2).content == 3
+    assert agent.called == 1
