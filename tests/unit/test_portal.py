@@ -186,13 +186,14 @@ def test_who_stops_waiting_for_the_end_hears_what_goes_on(
     is_stuck: bool, portal: Portal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     def interrupted(_: object, until: float) -> None:
+        if not is_stuck:
+            release.set()
         raise KeyboardInterrupt
 
     release = threading.Event()
     loop = portal.running()
-    if is_stuck:
-        loop._soon(release.wait, 10)
-    else:
+    loop._soon(release.wait, 10)  # else it may have ended before anybody waits for that
+    if not is_stuck:
         monkeypatch.setattr(_event_loop, "MOMENT", 10.0)
     with monkeypatch.context() as patched:
         patched.setattr(EventLoop, "_wait_for_end", interrupted)
