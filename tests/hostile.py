@@ -259,7 +259,7 @@ def _framing(rng: random.Random, number: int) -> Hostile:
         lambda: b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + http(body, JSON),
         lambda: b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n" + http(body, JSON),
         lambda: http(b"", "Location: http://127.0.0.2:1/", status="307 Temporary Redirect"),
-        lambda: http(b"", "Location: file:///etc/passwd", status="302 Found"),
+        lambda: http(b"", "Location: file:///secrets", status="302 Found"),
         lambda: b"HTTP/1.0 200 OK\r\n\r\n" + body,
         lambda: b"HTTP/2 200 OK\r\n\r\n" + body,
         lambda: body,

@@ -84,7 +84,7 @@ async def test_a_request_does_not_become_another_one(status: int, models: Models
 @pytest.mark.parametrize(
     "location",
     [
-        "file:///etc/passwd", "javascript:alert(1)", "gopher://127.0.0.1/", "http://127.0.0.1:99999/", "http://[::1",
+        "file:///secrets", "javascript:alert(1)", "gopher://127.0.0.1/", "http://127.0.0.1:99999/", "http://[::1",
         "https://user:hunter22@elsewhere.invalid/?key=hunter22", "//elsewhere.invalid", "http://\x7f/",
     ],
 )  # fmt: skip
