@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import anyio
 
+from fractal._checks import is_count
 from fractal._feed import Feed
 from fractal._scopes import stop_if_cancelled
 from fractal.errors import InvalidArguments
@@ -40,7 +41,7 @@ class FeedBlock(ABC, Generic[T]):
     _entered_by: ClassVar[str]
 
     def __init__(self, buffer: int) -> None:
-        if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
+        if not is_count(buffer):
             raise InvalidArguments(f"buffer={buffer!r}: give a whole number from 0 up")
         self._buffer = buffer
         self._opened: tuple[Feed[T], Background[Any]] | None = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar, overload
 
 from fractal._callables import attribute_of, has_overridden, layers, name_of, unbound
+from fractal._checks import is_count, is_number
 from fractal.errors import InvalidArguments, InvalidTool
 
 __all__ = ["TOOL_NAME", "ToolOptions", "is_marked", "options_of", "tool"]
@@ -42,9 +43,9 @@ class ToolOptions:
             raise InvalidArguments(f"name={self.name!r}: endpoints take 1 to 64 letters, digits, _ and -")
         if self.description is not None and not isinstance(self.description, str):
             raise InvalidArguments(f"description={self.description!r}: give text")
-        if self.timeout is not None and not (_is_number(self.timeout) and self.timeout > 0):
+        if self.timeout is not None and not (is_number(self.timeout) and self.timeout > 0):
             raise InvalidArguments(f"timeout={self.timeout!r}: give seconds above 0, or None for no limit")
-        if self.max_concurrency is not None and not (_is_count(self.max_concurrency) and self.max_concurrency > 0):
+        if self.max_concurrency is not None and not is_count(self.max_concurrency, 1):
             raise InvalidArguments(f"max_concurrency={self.max_concurrency!r}: give 1 or more, or None for no limit")
         if self.on_cancel not in ("abandon", "wait"):
             raise InvalidArguments(f'on_cancel={self.on_cancel!r}: it is "abandon" or "wait"')
@@ -181,11 +182,3 @@ def _said_of(function: object) -> dict[str, Any] | None:
 def _mark_of(layer: object) -> _Mark | None:
     mark = attribute_of(layer, _MARK)
     return mark if isinstance(mark, _Mark) else None
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

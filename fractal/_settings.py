@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, Self, TypeVar, get_args, overload
 
+from fractal._checks import is_count, is_number
 from fractal._hooks import Hook
 from fractal._json import is_mapping
 from fractal._observers import checked_observers
@@ -112,13 +113,13 @@ def _model(value: object) -> str:
 
 
 def _temperature(value: Any) -> Any:
-    if value is not None and (not _is_number(value) or not 0 <= value < math.inf):
+    if value is not None and (not is_number(value) or not 0 <= value < math.inf):
         raise InvalidArguments(f"temperature={shown(value)}: give a number from 0 up, or None")
     return value
 
 
 def _max_tokens(value: Any) -> Any:
-    if value is not None and not _is_count(value, 1):
+    if value is not None and not is_count(value, 1):
         raise InvalidArguments(f"max_tokens={shown(value)}: give a whole number from 1 up, or None")
     return value
 
@@ -179,7 +180,7 @@ def checked_timeout(timeout: Any) -> float | None:
     Raises:
         InvalidArguments: It is no number from 0 up, nor None.
     """
-    if timeout is not None and (not _is_number(timeout) or not timeout >= 0):
+    if timeout is not None and (not is_number(timeout) or not timeout >= 0):
         raise InvalidArguments(f"timeout={shown(timeout)}: give seconds from 0 up, or None for no limit")
     seconds: float | None = timeout
     return seconds
@@ -191,7 +192,7 @@ def checked_retries(retries: Any) -> int:
     Raises:
         InvalidArguments: It is no whole number from 0 up.
     """
-    if not _is_count(retries, 0):
+    if not is_count(retries, 0):
         raise InvalidArguments(f"max_retries={shown(retries)}: give a whole number from 0 up")
     number: int = retries
     return number
@@ -208,14 +209,6 @@ def checked_mode(mode: Any) -> OutputMode:
         raise InvalidArguments(f"output_mode={shown(mode)}: give one of {', '.join(map(repr, modes))}")
     known: OutputMode = mode
     return known
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_named(value: Any) -> bool:

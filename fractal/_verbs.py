@@ -12,6 +12,7 @@ from uuid import uuid4
 from typing_extensions import Unpack
 
 from fractal._calls import call_inside, call_within
+from fractal._checks import is_count
 from fractal._core import core_of
 from fractal._current import current_run
 from fractal._hooks import Hook
@@ -229,7 +230,7 @@ def _settings(agent: object, options: RunOptions) -> RunSettings:
     if limits is not None:
         facts["limits"] = checked_limits(limits).over(facts["limits"])
     if max_iterations is not None:
-        if not isinstance(max_iterations, int) and max_iterations != inf:
+        if not is_count(max_iterations) and max_iterations != inf:
             raise InvalidArguments(f"max_iterations={max_iterations!r}: give a whole number, or None for the agent's")
         facts["limits"] = limit_of_iterations(max_iterations).over(facts["limits"])
     if (timeout := options.get("timeout")) is not None:

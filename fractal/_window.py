@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from fractal._checks import is_count
 from fractal._hooks import Hook, is_plain
 from fractal._json import decode, encode, is_list, is_mapping
 from fractal._texts import described, repr_of
@@ -122,7 +123,7 @@ class Window:
             raise UnexpectedError(
                 f"the token counter failed on a {message['role']} message: {described(error)}"
             ) from error
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
+        if not is_count(tokens):
             raise InvalidArguments(
                 f"the token counter returned {repr_of(tokens)} for a {message['role']} message:"
                 " give a whole number from 0 up"
@@ -178,7 +179,7 @@ def _is_function(value: object) -> bool:
 
 
 def _check_limit(limit: object) -> None:
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+    if not is_count(limit, 1):
         raise InvalidArguments(
             f"context_window={repr_of(limit)}: give a whole number of tokens from 1 up, or None for no limit"
         )

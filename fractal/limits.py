@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
+from fractal._checks import is_number
 from fractal.errors import BudgetExceeded, InvalidArguments
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Limits:
             value = getattr(self, field.name)
             if value is None or field.name == "on_stubborn":
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value < 0:
+            if not is_number(value) or value < 0:
                 raise InvalidArguments(f"Limits.{field.name} is {value!r}: give a number from 0 up, or None")
 
     def over(self, other: Limits | None) -> Limits:

@@ -25,6 +25,7 @@ from typing_extensions import Unpack
 from fractal import _verbs as verbs
 from fractal._background import Background
 from fractal._below import Place, place_here
+from fractal._checks import is_count
 from fractal._feed import Feed
 from fractal._feed_block import FeedBlock
 from fractal._grace import settled
@@ -480,7 +481,7 @@ def _check(agent: object, inputs: object, max_concurrency: object, on_error: obj
         raise InvalidArguments(f"inputs is one {type(inputs).__name__}: put it into a list")
     if not isinstance(inputs, (Iterable, AsyncIterable)):
         raise InvalidArguments(f"inputs={inputs!r}: give a list, a generator or another iterable, async or not")
-    if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+    if not is_count(max_concurrency, 1):
         raise InvalidArguments(f"max_concurrency={max_concurrency!r}: give 1 or more")
     if on_error not in ("collect", "fail_fast"):
         raise InvalidArguments(f'on_error={on_error!r}: give "collect" or "fail_fast"')

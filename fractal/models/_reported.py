@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from reprlib import Repr
 from typing import Any, NamedTuple
 
+from fractal._checks import is_number
 from fractal._json import decode, is_list, is_mapping
 from fractal._texts import clean_text
 from fractal.errors import (
@@ -339,7 +340,7 @@ def _wait_of(value: Mapping[str, Any]) -> float | None:
         if isinstance(said, str) and (match := _SECONDS.fullmatch(said)):
             return float(match[1])
     said = value.get("retry_after")
-    return _number(str(said)) if isinstance(said, (int, float)) and not isinstance(said, bool) else None
+    return _number(str(said)) if is_number(said) else None
 
 
 def _retry_after(headers: Mapping[str, str], otherwise: float | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from fractal._checks import is_count
 from fractal.errors import InvalidArguments
 
 __all__ = ["DEFAULT_BOUNDS", "ReplyBounds"]
@@ -45,7 +46,7 @@ class ReplyBounds:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_count(value, 1):
                 raise InvalidArguments(f"{field.name}={value!r}: give a whole number from 1 up")
 
 

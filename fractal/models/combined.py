@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 from anyio.lowlevel import RunVar, checkpoint
 
+from fractal._checks import is_count, is_number
 from fractal._gates import Gate, Waiting
 from fractal._log import log
 from fractal._scopes import move_on_after, require_time, single_error, stop_if_cancelled
@@ -113,7 +114,7 @@ class FallbackModel(CombinedModel):
 
     def __init__(self, *models: Any, after: float | None = None) -> None:
         super().__init__(_several(models, "FallbackModel"))
-        if after is not None and not _is_time(after):
+        if after is not None and not (is_number(after) and 0 < after < math.inf):
             raise InvalidArguments(f"after={after!r}: give seconds above 0, or None")
         self._after = math.inf if after is None else after
 
@@ -238,7 +239,7 @@ class LimitedModel(CombinedModel):
         super().__init__([model])
         if max_concurrency is None and rate is None:
             raise InvalidArguments("a LimitedModel needs a limit: give max_concurrency=, rate=, or both")
-        if max_concurrency is not None and not _is_count(max_concurrency):
+        if max_concurrency is not None and not is_count(max_concurrency, 1):
             raise InvalidArguments(f"max_concurrency={max_concurrency!r}: give a whole number from 1 up, or None")
         self._places = _Line(max_concurrency or math.inf, f"its turn at the model (max_concurrency={max_concurrency})")
         self._rate = _Rate(*_checked_rate(rate)) if rate is not None else None
@@ -427,14 +428,6 @@ def _member(client: Any) -> Model:
 def _checked_rate(rate: Any) -> tuple[int, float]:
     if isinstance(rate, (tuple, list)) and len(cast("list[Any]", rate)) == 2:
         count, seconds = cast("list[Any]", rate)
-        if _is_count(count) and _is_time(seconds):
+        if is_count(count, 1) and is_number(seconds) and 0 < seconds < math.inf:
             return count, seconds
     raise InvalidArguments(f"rate={rate!r}: give how many requests in how many seconds, such as (60, 60.0)")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from fractal._checks import is_count
 from fractal.errors import InvalidArguments
 from fractal.models._address import ApiKey, BaseUrl
 from fractal.models._dialect import Dialect
@@ -61,7 +62,7 @@ class OpenAIModel:
     ) -> None:
         if model is not None and (not isinstance(model, str) or not model):
             raise InvalidArguments(f"model={model!r}: give the name of a model, or None")
-        if max_connections is not None and not _is_count(max_connections):
+        if max_connections is not None and not is_count(max_connections, 1):
             raise InvalidArguments(f"max_connections={max_connections!r}: give a whole number from 1 up, or None")
         if bounds is not None and not isinstance(bounds, ReplyBounds):
             raise InvalidArguments(f"bounds={bounds!r}: give ReplyBounds(…), or None")
@@ -135,10 +136,6 @@ def _checked_tags(tags: Any) -> tuple[str, str] | None:
 def _is_final() -> bool:
     """Whether a failure is final: where all of a request has been taken before, it is no refusal of a part of it."""
     return True
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def model_for(client: Any) -> Model:

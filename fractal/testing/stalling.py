@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from fractal._checks import is_number
 from fractal._stall import guarding
 from fractal.errors import InvalidArguments
 
@@ -39,7 +40,7 @@ def stall_guard(threshold: float = 0.25) -> Generator[list[str]]:
             assert not stalls
         ```
     """
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold > 0:
+    if not is_number(threshold) or threshold <= 0:
         raise InvalidArguments(f"threshold={threshold!r}: give seconds above 0")
     with guarding(threshold) as told:
         yield told

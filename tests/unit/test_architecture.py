@@ -19,7 +19,7 @@ LEVELS = [
     [
         *("", "errors", "_docstring", "_json", "_scanner", "_current", "_forks", "_arguments", "_callables", "_copies"),
         *("models.bounds", "models._secrets", "_texts", "_elsewhere", "_told", "_log"),
-        *("_template",),
+        *("_template", "_checks"),
         *("_html",),
     ],
     [
