@@ -22,7 +22,7 @@ class ReplyBounds:
         body: Bytes of the body after decompression, whole or streamed.
         line: Bytes of one event of a stream.
         head: Bytes of the status line and headers, and of the trailers.
-        values: Values in the JSON of one body or event, each list, object and member counted.
+        values: Commas and opening brackets in the JSON of one body or event: about as many as its values.
         depth: Lists and objects inside each other.
         calls: Tool calls in one reply.
         arguments: Characters of the arguments of one tool call.
