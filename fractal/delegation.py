@@ -64,7 +64,6 @@ def delegate_tool(
             return await ask_delegate(delegate, query)
 
         function: Callable[..., Any] = ask_one
-        documentation = Documentation()
     else:
         names = _names_of(parameters)
         signature = inspect.Signature([_parameter(name, names[name], facts) for name, facts in parameters.items()])
@@ -75,11 +74,10 @@ def delegate_tool(
             return await ask_delegate(delegate, {**defaults, **given})
 
         function = ask_structured
-        documentation = Documentation()
         function.__signature__ = signature  # type: ignore[attr-defined]
     function.__annotations__.pop("return", None)
     vars(function)[DELEGATE] = delegate
-    checked = schema_of(function, name=name, documentation=documentation, is_context=lambda _: False)
+    checked = schema_of(function, name=name, documentation=Documentation(), is_context=lambda _: False)
     return Tool(name, description, function, checked, True, ToolOptions(name=name))
 
 
