@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import pytest
 
-from fractal import AgentResult, Delta, ModelRequest, Reply
+from fractal import AgentResult, BaseAgent, Delta, ModelRequest, Reply, run_many, sync
 from fractal.testing import answers, check_messages
 from fractal.testing.answers import AnswerLike, ToolCallAnswer
 from fractal.testing.endpoint import RecordedRequest
+
+T = TypeVar("T")
 
 BACKENDS = [
     pytest.param(("asyncio", {}), id="asyncio"),
@@ -97,3 +101,78 @@ def assert_linear(work: Callable[[int], object], size: int) -> None:
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Wait in a thread for something that blocks, so that the event loop goes on."""
     return await anyio.to_thread.run_sync(function, *arguments)
+
+
+def portal_threads() -> list[threading.Thread]:
+    """The threads in which blocking callers' event loops run."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("fractal portal")]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Block until something has come about."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        threading.Event().wait(0.002)
+
+
+async def with_turns(work: Callable[[], Awaitable[T]]) -> tuple[T, int]:
+    """Do some work, and count the turns that another task has meanwhile."""
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await anyio.sleep(0)
+            turns += 1
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(turn)
+        done = await work()
+        group.cancel_scope.cancel()
+    return done, turns
+
+
+# ---- ways to begin a run, for agents whose script does not depend on the question
+
+
+async def by_run(agent: BaseAgent) -> AgentResult:
+    return await agent.run("go")
+
+
+async def by_stream(agent: BaseAgent) -> AgentResult:
+    async with agent.stream("go") as stream:
+        return await stream.result()
+
+
+async def by_run_many(agent: BaseAgent) -> AgentResult:
+    return (await run_many(agent, ["go"]))[0]
+
+
+async def by_sync_run(agent: BaseAgent) -> AgentResult:
+    result: AgentResult = await in_thread(sync.run, agent, "go")
+    return result
+
+
+RUNS = [by_run, by_stream, by_run_many, by_sync_run]
+
+
+# ---- what tools are made of
+
+
+def plain(x: int) -> str:
+    """Plain."""
+    return f"got {x}"
+
+
+async def coroutine(x: int) -> str:
+    """Plain."""
+    return f"got {x}"
+
+
+def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper

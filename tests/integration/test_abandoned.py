@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ from fractal import AgentResult, BaseAgent, Limits, OpenAIModel, abandoned_threa
 from fractal._gates import tool_threads
 from fractal.events import RunFinished, WarningRaised
 from fractal.testing import ScriptedModel, answers
-from tests.support import in_thread, outcomes, run_on
+from tests.support import in_thread, outcomes, run_on, until
 
 
 class Held:
@@ -48,14 +47,6 @@ def held() -> Iterator[Held]:
     yield one
     one.let_go()
     until(lambda: not abandoned_threads())
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait, in a thread, for what another thread does."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        threading.Event().wait(0.005)
 
 
 def agent(*steps: Any, **options: Any) -> BaseAgent:

@@ -227,6 +227,12 @@ class Terminal:
         self.type(f"{line}\n")
         self.wait_for(f"{line}\r\n")
 
+    def says(self, line: str, *words: str) -> None:
+        """Ask, and wait for what is said to it."""
+        self.ask(line)
+        for each in words:
+            self.wait_for(each)
+
     def pause(self, seconds: float) -> None:
         """Type nothing for a while, as a person does; reads on meanwhile."""
         until = time.monotonic() + seconds
@@ -409,20 +415,13 @@ class TestTerminal:
     def test_an_answer_that_failed_says_why_and_the_conversation_goes_on(self, endpoint: Endpoint):
         with Terminal() as terminal:
             terminal.ask("me")
-            terminal.ask("bad")
-            terminal.wait_for("no answer (model_error): HTTP 400: odd very odd\r\nthe question is not kept\r\n")
-            terminal.ask("you")
-            terminal.wait_for("heard you well")
+            terminal.says("bad", "no answer (model_error): HTTP 400: odd very odd\r\nthe question is not kept\r\n")
+            terminal.says("you", "heard you well")
         assert told_by_users(endpoint) == ["me", "you"]
 
     def test_commands(self, project: Path, endpoint: Endpoint):
         with Terminal("--save", "kept.json") as terminal:
-
-            def says(line: str, *words: str) -> None:
-                terminal.ask(line)
-                for each in words:
-                    terminal.wait_for(each)
-
+            says = terminal.says
             says("/help", "/usage")
             says('call look {"at": "it"}', "said: seen it", "\n> ")
             assert len(json.loads((project / "kept.json").read_text("utf-8"))) == 4  # at once, not at the end
@@ -499,8 +498,7 @@ class TestTerminal:
             else:
                 terminal.type("one\ntwo\n/three\n")
             terminal.wait_for("well\r\n")
-            terminal.ask("you")
-            terminal.wait_for("heard you well")
+            terminal.says("you", "heard you well")
         assert told_by_users(endpoint) == ["one\ntwo\n/three", "you"]
 
     def test_a_line_may_go_on_in_the_next(self, endpoint: Endpoint):

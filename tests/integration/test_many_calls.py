@@ -15,7 +15,7 @@ from fractal._calls import CALLS_AT_A_TIME
 from fractal.messages import Transcript
 from fractal.models import ModelRequest, ToolCall
 from tests.streams import Watch
-from tests.support import assert_continuable, in_thread, outcomes
+from tests.support import assert_continuable, in_thread, outcomes, with_turns
 
 BAD = {"no tool": ("nothing", "{}"), "unfit": ("look", '{"x": 1}'), "no JSON": ("look", "{bad")}
 GOOD = {"async": ("look", "{}"), "plain": ("plain", "{}")}
@@ -88,18 +88,7 @@ async def test_a_deadline_holds_while_many_calls_are_answered(kind: str) -> None
 
 async def test_other_tasks_go_on_while_many_calls_are_answered() -> None:
     agent = looker("nothing", "{}", MANY)
-    turns = 0
-
-    async def turn() -> None:
-        nonlocal turns
-        while True:
-            await anyio.sleep(0)
-            turns += 1
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(turn)
-        result = await agent.run("go")
-        group.cancel_scope.cancel()
+    result, turns = await with_turns(lambda: agent.run("go"))
     assert len(result.tool_results) == MANY
     assert turns >= MANY / CALLS_AT_A_TIME  # at least one for each slice; in one piece it would be a handful
 

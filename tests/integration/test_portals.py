@@ -38,7 +38,7 @@ from fractal import (
 from fractal.sync import _event_loop
 from fractal.sync._portal import Portal
 from fractal.testing import ScriptedModel, answers
-from tests.support import LOOPS, Talkative, outcomes
+from tests.support import LOOPS, Talkative, outcomes, portal_threads, until
 
 
 def agent(*steps: Any, **options: Any) -> BaseAgent:
@@ -52,17 +52,6 @@ ASK = answers.calls(answers.call("ask"))
 def talkative() -> BaseAgent:
     """An agent whose answer does not end."""
     return BaseAgent("A", "a", client=Talkative())
-
-
-def portal_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fractal portal")]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        threading.Event().wait(0.002)
 
 
 # ---- what ends a loop

@@ -17,9 +17,9 @@ import anyio
 import pytest
 from pydantic import BaseModel
 
-from fractal import AgentResult, BaseAgent, Limits, ToolResult, run_many, sync, tool
+from fractal import AgentResult, BaseAgent, Limits, ToolResult, sync, tool
 from fractal.testing import ScriptedModel, answers
-from tests.support import in_thread, outcomes
+from tests.support import RUNS, by_run, in_thread, outcomes, with_turns
 
 
 def numbers() -> Iterator[int]:
@@ -142,27 +142,6 @@ def reader(get: Any, **options: Any) -> BaseAgent:
 
 def told(result: AgentResult) -> Any:
     return json.loads(result.messages[2]["content"])
-
-
-async def by_run(agent: BaseAgent) -> AgentResult:
-    return await agent.run("go")
-
-
-async def by_stream(agent: BaseAgent) -> AgentResult:
-    async with agent.stream("go") as stream:
-        return await stream.result()
-
-
-async def by_run_many(agent: BaseAgent) -> AgentResult:
-    return (await run_many(agent, ["go"]))[0]
-
-
-async def by_sync_run(agent: BaseAgent) -> AgentResult:
-    result: AgentResult = await in_thread(sync.run, agent, "go")
-    return result
-
-
-RUNS = [by_run, by_stream, by_run_many, by_sync_run]
 
 
 async def by_execute_tool(agent: BaseAgent) -> ToolResult:
@@ -337,21 +316,11 @@ async def test_a_run_that_is_cut_while_it_reads_closes_the_generator() -> None:
 
 
 async def test_other_tasks_go_on_while_a_long_generator_is_read() -> None:
-    turns = 0
-
     async def many() -> Any:
         return iter(range(20_000))
 
-    async def turn() -> None:
-        nonlocal turns
-        while True:
-            await anyio.sleep(0)
-            turns += 1
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(turn)
-        result = await BaseAgent("A", "a").add_tool(many).execute_tool("many")
-        group.cancel_scope.cancel()
+    agent = BaseAgent("A", "a").add_tool(many)
+    result, turns = await with_turns(lambda: agent.execute_tool("many"))
     assert len(result.content) == 20_000
     assert turns > 20
 

@@ -31,17 +31,13 @@ from fractal import (
 from fractal._gates import tool_threads
 from fractal.sync._portal import Portal
 from fractal.testing import Endpoint, ScriptedModel, answers
-from tests.support import assert_continuable, calls_then, outcomes
+from tests.support import assert_continuable, calls_then, outcomes, portal_threads
 
 StartEndpoint = Callable[..., Endpoint]
 
 
 def echo(**options: Any) -> BaseAgent:
     return BaseAgent("Echo", "echo", client=ScriptedModel(lambda r: r.transcript.messages[-1]["content"]), **options)
-
-
-def portal_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fractal portal")]
 
 
 @pytest.fixture(params=["shared", "asyncio", "trio", "uvloop"])

@@ -44,7 +44,7 @@ from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.testing.answers import AnswerLike
 from fractal.testing.endpoint import RecordedRequest
 from tests.streams import Watch, assert_well_formed, text_of
-from tests.support import assert_continuable, calls_then, in_thread, outcomes
+from tests.support import assert_continuable, calls_then, in_thread, outcomes, portal_threads
 
 StartEndpoint = Callable[..., Endpoint]
 SENTENCE = "One two three four five six seven eight nine ten."
@@ -73,10 +73,6 @@ def portal(request: pytest.FixtureRequest) -> Iterator[object]:
     kind: dict[str, Any] = {"trio": {"backend": "trio"}, "uvloop": {"use_uvloop": True}}.get(request.param, {})
     with sync.portal(**kind) as own:
         yield own
-
-
-def portal_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fractal portal")]
 
 
 def in_threads(*functions: Callable[[], object]) -> None:

@@ -11,7 +11,6 @@ import pytest
 from pydantic import AfterValidator
 
 from fractal import (
-    AgentResult,
     AnswerRejected,
     BaseAgent,
     ModelRequest,
@@ -23,7 +22,7 @@ from fractal import (
     tool,
 )
 from fractal.testing import ScriptedModel, answers
-from tests.support import in_thread, outcomes
+from tests.support import RUNS, in_thread, outcomes
 
 
 class Spent(Exception):
@@ -49,27 +48,6 @@ class Deep(Exception):
 ERRORS = [Spent, SpentValue, Nonsense, Deep]
 
 
-async def by_run(agent: BaseAgent) -> AgentResult:
-    return await agent.run("go")
-
-
-async def by_stream(agent: BaseAgent) -> AgentResult:
-    async with agent.stream("go") as stream:
-        return await stream.result()
-
-
-async def by_run_many(agent: BaseAgent) -> AgentResult:
-    return (await run_many(agent, ["go"]))[0]
-
-
-async def by_sync_run(agent: BaseAgent) -> AgentResult:
-    result: AgentResult = await in_thread(sync.run, agent, "go")
-    return result
-
-
-ENTRIES = [by_run, by_stream, by_run_many, by_sync_run]
-
-
 def raising(error: type[Exception]) -> Callable[..., Any]:
     def fail(*_: object) -> Any:
         raise error
@@ -77,7 +55,7 @@ def raising(error: type[Exception]) -> Callable[..., Any]:
     return fail
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.__name__)
+@pytest.mark.parametrize("entry", RUNS, ids=lambda entry: entry.__name__)
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 @pytest.mark.parametrize("kind", ["plain", "async", "group"])
 async def test_a_tool_whose_error_has_no_text_disturbs_no_other_call(kind: str, error: type[Exception], entry: Any):
@@ -180,7 +158,7 @@ def failing_agent(where: str, error: type[Exception]) -> BaseAgent:
     return agent
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.__name__)
+@pytest.mark.parametrize("entry", RUNS, ids=lambda entry: entry.__name__)
 @pytest.mark.parametrize("error", [Spent, SpentValue], ids=lambda error: error.__name__)
 @pytest.mark.parametrize("where", ["prompt", "counter", "validator"])
 async def test_a_run_that_fails_so_is_a_result_like_any_other(where: str, error: type[Exception], entry: Any) -> None:

@@ -7,10 +7,9 @@ import contextvars
 import logging
 import sys
 import threading
-import time
 import types
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -23,7 +22,7 @@ from fractal._crossing import Latch
 from fractal.sync import _event_loop, _portal
 from fractal.sync._event_loop import EventLoop
 from fractal.sync._portal import Caller, Portal, PortalCall
-from tests.support import LOOPS
+from tests.support import LOOPS, portal_threads, until
 
 
 @pytest.fixture
@@ -45,15 +44,21 @@ def thread_of(portal: Portal) -> threading.Thread:
     return portal.running()._thread
 
 
-def portal_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fractal portal")]
+@contextmanager
+def held(loop: EventLoop) -> Iterator[None]:
+    """Have an event loop come to nothing else until the block ends."""
+    is_held, release = threading.Event(), threading.Event()
 
+    def hold() -> None:
+        is_held.set()
+        release.wait(10)
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        threading.Event().wait(0.002)
+    loop._soon(hold)
+    is_held.wait(10)
+    try:
+        yield
+    finally:
+        release.set()
 
 
 # ---- beginning and end
@@ -279,17 +284,9 @@ def test_a_block_of_which_nobody_knows_any_more_ends_its_portal(portal: Portal):
 
 def test_a_call_that_is_cancelled_before_its_event_loop_has_heard_of_it_never_runs(portal: Portal):
     loop = portal.running()
-    held, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        held.set()
-        release.wait(10)
-
-    loop._soon(hold)
-    held.wait(10)
-    call = PortalCall(never, portal).start()
-    call.drop()
-    release.set()
+    with held(loop):
+        call = PortalCall(never, portal).start()
+        call.drop()
     with pytest.raises(RunCancelled):
         call.result()
     assert PortalCall(seven, portal).result_or_cancel() == 7
@@ -325,17 +322,9 @@ def test_what_ends_by_a_cancellation_while_its_event_loop_goes_on_is_told_so(por
 
 def test_a_call_that_comes_while_the_portal_closes_is_told_and_not_lost(portal: Portal):
     loop = portal.running()
-    held, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        held.set()
-        release.wait(10)
-
-    loop._soon(hold)
-    held.wait(10)
-    loop.ask_to_end()
-    call = PortalCall(never, AlwaysHere(loop)).start()
-    release.set()
+    with held(loop):
+        loop.ask_to_end()
+        call = PortalCall(never, AlwaysHere(loop)).start()
     with pytest.raises(RunCancelled, match="has ended"):
         call.result()
 

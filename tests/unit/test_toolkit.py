@@ -7,7 +7,6 @@ import functools
 import inspect
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ from fractal import (
     tool,
 )
 from fractal.toolkit import ToolOptions, options_of
+from tests.support import coroutine, plain, wrapped
 
 
 class Silent:
@@ -334,24 +334,6 @@ def test_discovery_works_on_agents_too() -> None:
 
 
 # ---- everything that can be called
-
-
-def plain(x: int) -> str:
-    """Plain."""
-    return f"got {x}"
-
-
-async def coroutine(x: int) -> str:
-    """Plain."""
-    return f"got {x}"
-
-
-def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    return wrapper
 
 
 class Called:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -11,6 +10,7 @@ import pytest
 
 from fractal import AgentToolkit, BaseAgent, InvalidArguments, Tool, ToolNameTaken, sync, tool
 from fractal.testing import ScriptedModel, answers
+from tests.support import coroutine, plain, wrapped
 
 T = TypeVar("T")
 
@@ -25,24 +25,6 @@ def named(name: str) -> BaseAgent:
 
 def names(kit: AgentToolkit) -> list[str]:
     return [one.name for one in kit]
-
-
-def plain(x: int) -> str:
-    """Plain."""
-    return f"got {x}"
-
-
-async def coroutine(x: int) -> str:
-    """Plain."""
-    return f"got {x}"
-
-
-def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    return wrapper
 
 
 class Counter:
