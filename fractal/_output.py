@@ -9,6 +9,7 @@ import functools
 import inspect
 import json
 import re
+import time
 from collections.abc import Container, Mapping
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
@@ -34,6 +35,7 @@ from fractal._strict import strict_schema
 from fractal._texts import clean_text, described
 from fractal._types import PlainJsonSchema, adapter_for, explain, first_line, read_json
 from fractal.errors import InvalidArguments, StatusError
+from fractal.models._dialect import believed_until
 
 __all__ = [
     "WRAPPER",
@@ -317,11 +319,6 @@ def _name_of(kind: Any) -> str:
     return re.sub(r"[^a-zA-Z0-9]+", "_", shown).strip("_")[:64] or "answer"
 
 
-# ---- nulls that mean nothing
-
-_MOST_NULLS = 1000  # a model that writes null for what it leaves out does so in so many places at most
-
-
 # ---- the way
 
 
@@ -332,28 +329,30 @@ class OutputMemory:
 
     def __init__(self) -> None:
         self._lock = lock()
-        self._refused: set[tuple[str, Way]] = set()
+        self._refused: dict[tuple[str, Way], float] = {}  # until when that is believed
         self._taken: set[tuple[str, Way]] = set()
 
     def refused(self, model: str) -> frozenset[Way]:
         """The ways that the endpoint refuses for a model."""
         with self._lock:
-            return frozenset(way for name, way in self._refused if name == model)
+            now = time.monotonic()
+            return frozenset(way for (name, way), end in self._refused.items() if name == model and now < end)
 
     def takes(self, model: str, way: Way) -> bool:
         """Whether the endpoint has taken a way for a model before."""
         with self._lock:
             return (model, way) in self._taken
 
-    def note(self, model: str, taken: Way, refused: Container[Way]) -> None:
+    def note(self, model: str, taken: Way, refused: Mapping[Way, StatusError]) -> None:
         """Remember that a way was taken after others were refused.
 
         A way that was ever taken is none that is refused: then it was one schema that the endpoint did not like.
         """
         with self._lock:
             self._taken.add((model, taken))
-            self._refused |= {(model, way) for way in _WAYS if way in refused}
-            self._refused -= self._taken
+            self._refused |= {(model, way): believed_until(error) for way, error in refused.items()}
+            for known in self._taken & self._refused.keys():
+                del self._refused[known]
 
 
 class OutputPlan:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, cast
 from fractal.errors import BudgetExceeded, StatusError
 from fractal.models.base import ModelRequest, Reply
 
-__all__ = ["Dialect"]
+__all__ = ["Dialect", "believed_until"]
 
 Feature: TypeAlias = str
 """What a request may have that an endpoint may refuse.
@@ -31,6 +31,14 @@ _BELIEVED = 600.0
 """Seconds that a status 500 counts as a refusal of what was left out when it went away."""
 
 _NONE: frozenset[Feature] = frozenset()
+
+
+def believed_until(error: StatusError) -> float:
+    """When what an endpoint has refused is tried again, on `time.monotonic()`'s clock.
+
+    A server that fails (500) may have failed by chance, so that is not believed for good.
+    """
+    return time.monotonic() + _BELIEVED if error.status == 500 else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +200,7 @@ class Dialect:
     ) -> None:
         """Remember what was left out of a request that the endpoint has taken, and what was in it."""
         if error is not None:
-            # A server that fails may have failed by chance, so that is not believed for good.
-            end = time.monotonic() + _BELIEVED if error.status == 500 else math.inf
+            end = believed_until(error)
             known = self._refused.get(model, {})
             self._refused[model] = {**known, **{one: max(end, known.get(one, end)) for one in refused}}
         self._in_vain.pop(model, None)

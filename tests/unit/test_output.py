@@ -42,6 +42,7 @@ from fractal._output import (
 from fractal._schema import explain
 from fractal._strict import strict_schema
 from fractal.errors import AuthenticationFailed, RateLimited, ServerError, StatusError
+from fractal.models import _dialect
 from tests.support import assert_linear, shown
 
 
@@ -782,6 +783,18 @@ def test_a_refusal_is_remembered_for_the_model_once_another_way_was_taken() -> N
     assert plan(memory=memory).way == "tool"
     assert OutputPlan("auto", "another", memory).way == "native"
     assert plan("native", memory).way == "native"
+
+
+@pytest.mark.parametrize(("seconds", "way"), [(600.0, "tool"), (0.0, "native")])
+def test_a_server_that_has_failed_is_asked_in_the_better_way_again_after_a_while(
+    seconds: float, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dialect, "_BELIEVED", seconds)
+    memory = OutputMemory()
+    one = plan(memory=memory)
+    assert one.refused(status(500, kind=ServerError))
+    one.accepted()
+    assert plan(memory=memory).way == way
 
 
 def test_if_every_way_is_refused_the_first_error_is_raised_and_nothing_remembered() -> None:
