@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from fractal._texts import described, message_of, said_by
 from fractal.errors import (
     BadReply,
     ConnectionFailed,
@@ -15,7 +16,7 @@ from fractal.errors import (
     RunError,
     StatusError,
 )
-from fractal.models._masking import is_clean, mask, secrets_with
+from fractal.models._masking import http_libraries, is_clean, mask, secrets_with
 from fractal.models._reported import status_error
 from fractal.models._secrets import NO_SECRETS, Secrets
 
@@ -56,7 +57,7 @@ class translated:
         if fault is None:
             if is_clean(error, secrets):
                 return
-            fault = ModelError(f"{type(error).__name__}: {error}")
+            fault = ModelError(described(error))
         mask(fault, secrets, _cause_of(fault, error))
         if self._secrets is None and is_clean(error, secrets):
             raise fault from error
@@ -80,18 +81,17 @@ def _translate(error: Exception, secrets: Secrets = NO_SECRETS) -> RunError | No
     openai: Any = sys.modules.get("openai")
     if openai is not None and isinstance(error, openai.OpenAIError):
         return _translate_sdk(error, openai, secrets)
-    for name in ("httpx2", "httpx"):
-        http: Any = sys.modules.get(name)
-        if http is not None and isinstance(error, (http.HTTPError, http.InvalidURL)):
+    for http in http_libraries():
+        if isinstance(error, (http.HTTPError, http.InvalidURL)):
             return _translate_http(error, http, secrets)
     if isinstance(error, UnicodeEncodeError):
         return ModelError(_UNWRITABLE)
     if isinstance(error, TimeoutError):
-        return RequestTimedOut(str(error) or "the request timed out")
+        return RequestTimedOut(message_of(error) or "the request timed out")
     if isinstance(error, json.JSONDecodeError):
-        return BadReply(f"the endpoint's answer is not JSON: {error}")
+        return BadReply(f"the endpoint's answer is not JSON: {said_by(error)}")
     if isinstance(error, ConnectionError):
-        return ConnectionFailed(f"no connection to the endpoint: {error}")
+        return ConnectionFailed(f"no connection to the endpoint: {said_by(error)}")
     return None
 
 
@@ -107,10 +107,10 @@ def _translate_sdk(error: Any, openai: Any, secrets: Secrets) -> RunError:
             if mapped is not None:
                 return mapped
         kind = RequestTimedOut if isinstance(error, openai.APITimeoutError) else ConnectionFailed
-        return kind(str(error))
+        return kind(message_of(error))
     if isinstance(error, openai.APIResponseValidationError):
-        return BadReply(str(error))
-    return ModelError(str(error), code=getattr(error, "code", None))
+        return BadReply(message_of(error))
+    return ModelError(message_of(error), code=getattr(error, "code", None))
 
 
 def _body_of(error: Any) -> object:
@@ -127,7 +127,7 @@ def _translate_http(error: Any, http: Any, secrets: Secrets) -> ModelError:
         with suppress(http.ResponseNotRead):
             body = answer.content
         return status_error(answer.status_code, answer.headers, body, secrets)
-    text = str(error) or type(error).__name__
+    text = said_by(error)
     try:
         where = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}"
     except (AttributeError, RuntimeError):

@@ -6,12 +6,14 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
+from fractal._texts import message_of, repr_of, str_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fractal.models._secrets import Secrets
 
-__all__ = ["clean_copy", "is_clean", "mask", "secrets_with"]
+__all__ = ["http_libraries", "is_clean", "mask", "secrets_with"]
 
 _LONGEST_DOCUMENT = 1000  # characters that an error of JSON keeps of what was read
 
@@ -24,24 +26,31 @@ def mask(error: BaseException, secrets: Secrets, cause: BaseException | None) ->
             setattr(error, name, secrets.quoted(value))
     if getattr(error, "__notes__", None):
         error.__notes__ = [secrets.quoted(note) for note in error.__notes__]
-    error.__cause__, error.__context__ = clean_copy(cause, secrets), None
+    error.__cause__, error.__context__ = _clean_copy(cause, secrets), None
 
 
-def clean_copy(error: BaseException | None, secrets: Secrets) -> BaseException | None:
+def _clean_copy(error: BaseException | None, secrets: Secrets) -> BaseException | None:
     """An error of the same type that says the same, without secrets; None if it cannot be had.
 
     An error of an HTTP library has the request, and with it the key; so a copy is made without it.
     """
     if error is None:
         return None
-    text = secrets.quoted(str(error))
     if isinstance(error, json.JSONDecodeError):
         return json.JSONDecodeError(secrets.quoted(error.msg), secrets.quoted(error.doc, _LONGEST_DOCUMENT), error.pos)
     if _is_of_http(error):
-        return type(error)(text)
+        return _made_anew(error, secrets.quoted(message_of(error)))
     if isinstance(error, OSError):
-        return type(error)(*(each if isinstance(each, int) else secrets.quoted(each) for each in error.args))
+        return _made_anew(error, *(each if isinstance(each, int) else secrets.quoted(each) for each in error.args))
     return error if is_clean(error, secrets) else None
+
+
+def _made_anew(error: BaseException, *arguments: object) -> BaseException | None:
+    try:
+        made = type(error)(*arguments)
+    except Exception:  # a class of a user's is made of something else
+        return None
+    return made if made.args == arguments else None
 
 
 def is_clean(error: BaseException, secrets: Secrets) -> bool:
@@ -53,17 +62,19 @@ def secrets_with(error: BaseException, secrets: Secrets) -> Secrets:
     """The secrets, and what the request was signed with that an error has."""
     try:
         request = cast("Any", error).request
-    except (AttributeError, RuntimeError):  # of httpx2, if there is none
+    except Exception:  # there is none, or a class of a user's has a property of that name
         return secrets
-    return secrets.plus(request) if hasattr(request, "headers") and hasattr(request, "url") else secrets
+    return secrets.plus(request) if any(isinstance(request, http.Request) for http in http_libraries()) else secrets
+
+
+def http_libraries() -> Iterator[Any]:
+    """The HTTP libraries of the SDK's kind that somebody has loaded."""
+    return (sys.modules[name] for name in ("httpx2", "httpx") if name in sys.modules)
 
 
 def _is_of_http(error: BaseException) -> bool:
-    for name in ("httpx2", "httpx"):
-        http: Any = sys.modules.get(name)
-        if http is not None and isinstance(error, (http.TransportError, http.DecodingError, http.InvalidURL)):
-            return True
-    return False
+    kinds = ((http.TransportError, http.DecodingError, http.InvalidURL) for http in http_libraries())
+    return any(isinstance(error, each) for each in kinds)
 
 
 def _family(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:
@@ -79,9 +90,6 @@ def _family(error: BaseException | None, seen: set[int]) -> Iterator[BaseExcepti
 
 
 def _texts_of(error: BaseException) -> Iterator[str]:
-    for show in (str, repr):
-        try:
-            yield show(error)
-        except Exception:  # what cannot be shown shows nothing
-            continue
-    yield from (str(note) for note in getattr(error, "__notes__", ()))
+    yield message_of(error)
+    yield repr_of(error)
+    yield from map(str_of, getattr(error, "__notes__", ()))

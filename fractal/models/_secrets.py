@@ -10,6 +10,8 @@ from html import escape
 from typing import Any, Protocol
 from urllib.parse import quote, quote_plus, unquote
 
+from fractal._texts import str_of
+
 __all__ = ["NO_SECRETS", "Secrets", "SignedRequest", "identity_of", "without_secrets"]
 
 _SHORTEST = 4  # characters; what is shorter would be found in ordinary words
@@ -86,7 +88,7 @@ class Secrets:
 
     def quoted(self, text: object, longest: int = _LONGEST_TEXT) -> str:
         """The text of a value without the secrets, and only then cut, so that no half of a secret stays."""
-        clean = self.removed_from(str(text))
+        clean = self.removed_from(str_of(text))
         return clean if len(clean) <= longest else clean[:longest] + "…"
 
     def _all_forms(self) -> list[str]:

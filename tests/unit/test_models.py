@@ -3,6 +3,7 @@
 import email.utils
 import json
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -561,6 +562,72 @@ def test_a_key_is_not_repeated_in_any_text(error: Exception) -> None:
     made = translation_of(error, Secrets(KEY))
     assert KEY not in str(made)
     assert "[key]" in str(made)
+
+
+class OfHost(ConnectionRefusedError):
+    def __init__(self, *, host: str) -> None:
+        super().__init__(f"{host} refuses {KEY}")
+
+
+class OfProxy(httpx2.ConnectError):
+    def __init__(self, *, host: str) -> None:
+        super().__init__(f"{host} refuses {KEY}")
+
+
+class Renamed(ConnectionResetError):
+    def __init__(self, host: str) -> None:
+        super().__init__(f"{host} is down")
+
+
+class Mute(TimeoutError):
+    def __str__(self) -> str:
+        raise RuntimeError("it has no text")
+
+    __repr__ = __str__
+
+
+class OfRequests(ConnectionError):
+    request = SimpleNamespace(url=f"http://host/?key={KEY}", headers={"Authorization": KEY})
+
+
+class Guarded(ConnectionError):
+    @property
+    def request(self) -> object:
+        raise KeyError("request")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OfHost(host="h"), ConnectionFailed),
+        (OfProxy(host="h"), ConnectionFailed),
+        (Renamed("h"), ConnectionFailed),
+        (Mute(KEY), RequestTimedOut),
+        (OfRequests("refused"), ConnectionFailed),
+        (Guarded("refused"), ConnectionFailed),
+        (caused_by(ModelError("odd"), Mute()), ModelError),
+        (openai.APIConnectionError(request=MagicMock()), ConnectionFailed),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, Exception) else "",
+)
+def test_an_error_of_an_odd_class_is_told_like_any_other(error: Exception, kind: type[ModelError]) -> None:
+    made = translation_of(error, Secrets(KEY))
+
+    assert type(made) is kind
+    assert KEY not in "".join(traceback.format_exception(made))
+
+
+def test_an_error_that_could_only_be_copied_with_another_text_is_no_cause() -> None:
+    assert translation_of(Renamed("h")).__cause__ is None
+    assert str(translation_of(ConnectionResetError("h is down")).__cause__) == "h is down"
+
+
+def test_an_error_with_a_note_that_cannot_be_shown_passes() -> None:
+    error = ValueError("v")
+    error.__notes__ = [Mute()]  # type: ignore[list-item]
+    with pytest.raises(Exception) as caught, translated(Secrets(KEY)):  # noqa: PT011  # a `match` looks at notes
+        raise error
+    assert caught.value is error
 
 
 def own_http(url: str, key: str) -> OpenAIModel:
