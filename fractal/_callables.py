@@ -107,7 +107,7 @@ def is_async(function: Any) -> bool:
 
 
 def is_async_generator(function: Any) -> bool:
-    """Whether calling it gives an async generator."""
+    """Whether calling a function, or what ends in one, gives an async generator."""
     return any(map(inspect.isasyncgenfunction, _called_functions(function)))
 
 

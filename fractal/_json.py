@@ -25,7 +25,7 @@ def encode(value: object) -> bytes:
     try:
         # JSON has no NaN and no infinity.
         return to_json(value, fallback=_form_of, bytes_mode="base64", inf_nan_mode="null")
-    except Exception:  # lone surrogates, or a value that contains itself or goes too deep
+    except Exception:  # lone surrogates, a value that contains itself or goes too deep, or an object's own code
         pass
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_leaf, allow_nan=False)
@@ -106,7 +106,7 @@ def text_of(value: object) -> str:
 
     try:
         text = to_json(value, fallback=shown, bytes_mode="utf8", inf_nan_mode="constants").decode()
-    except Exception:  # bytes, or halves of surrogate pairs, or a value that goes too deep
+    except Exception:  # bytes, halves of surrogate pairs, a value that goes too deep, or an object's own code
         text = _loose_text(value) or _loose_text(_by_parts(value)) or repr_of(value)
     return texts[0] if texts else text
 

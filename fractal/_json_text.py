@@ -48,7 +48,7 @@ def bounded(text: str) -> str:
     """The text of an answer, if it is none that takes too long to read.
 
     Raises:
-        OutputFault: It is.
+        OutputFault: It is longer than `LONGEST_ANSWER`.
     """
     if len(text) > LONGEST_ANSWER:
         raise OutputFault(f"the answer has {len(text)} characters: no more than {LONGEST_ANSWER} are read")

@@ -49,7 +49,7 @@ async def read_up(value: Any) -> Any:
 
 
 def read_in_thread(value: Any) -> tuple[Any, bool]:
-    """The same in a worker thread.
+    """The value read up in a worker thread.
 
     Returns:
         The value, and whether all of it has been read: async iterators are left for the event loop.

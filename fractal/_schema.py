@@ -114,7 +114,7 @@ class Parameters:
         return self._checked(self._validator, arguments)
 
     def check_beside(self, known: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The same of some arguments, beside others that have been checked before.
+        """Some of the arguments by name, checked as `check` does, and others that have been checked before.
 
         Args:
             known: Those, by the function's names; they are taken as they are.

@@ -141,7 +141,8 @@ def _namespace_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _module_of(kind: type) -> dict[str, Any]:
-    return vars(sys.modules.get(kind.__module__, types))
+    module = sys.modules.get(kind.__module__)
+    return vars(module) if module is not None else {}
 
 
 def _unknown_name(error: NameError) -> str:

@@ -38,7 +38,7 @@ Kind = TypeVar("Kind")
 def clean_text(text: str) -> str:
     """Replace lone surrogates, which no UTF-8 wire can carry; every other character is kept, in a plain `str`."""
     if type(text) is not str:
-        text = str.__str__(text)  # of a member of an Enum that is text, its value
+        text = plain_str(text)
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -58,7 +58,7 @@ def is_a(value: object, kind: type[Kind] | tuple[type[Kind], ...]) -> TypeIs[Kin
 
 
 def plain_str(text: str) -> str:
-    """A text as a plain `str`: subclasses, members of enums say, may behave in ways of their own."""
+    """A text as a plain `str`: subclasses may behave in ways of their own. Of a member of an Enum, its value."""
     return str.__str__(text)
 
 
@@ -100,13 +100,13 @@ def name_of(function: object) -> str:
         name: object = getattr(function, "__name__", None)
     except Exception:
         name = None
-    return clean_text(plain_str(name)) if isinstance(name, str) else repr_of(function)
+    return clean_text(name) if isinstance(name, str) else repr_of(function)
 
 
 def text_by(make: Callable[[Any], str], value: object, otherwise: Callable[[Any], str]) -> str:
     """Text of an object by one function; by another one where that raises or gives no text."""
     try:
-        return clean_text(plain_str(make(value)))
+        return clean_text(make(value))
     except KeyboardInterrupt:
         raise
     except BaseException:  # no cancellation arrives here, where nothing is awaited

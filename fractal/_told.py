@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from fractal._json import jsonable
-from fractal._texts import clean_text, plain_str, repr_of, str_of, text_by
+from fractal._texts import clean_text, repr_of, str_of, text_by
 
 __all__ = ["AnyMessage", "AnyObject", "Count", "Text", "Told", "portable", "shown"]
 
@@ -17,7 +17,7 @@ def _read_text(value: object) -> object:
 
 
 def _written_text(value: object) -> str:
-    return clean_text(plain_str(value)) if isinstance(value, str) else str_of(value)
+    return clean_text(value) if isinstance(value, str) else str_of(value)
 
 
 def _written_count(count: int) -> int:

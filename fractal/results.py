@@ -38,7 +38,7 @@ class Usage(Told):
         7
     """
 
-    model_config = ConfigDict(frozen=True, defer_build=True)
+    model_config = ConfigDict(frozen=True)
 
     requests: Count = Field(default=0, description="Requests sent to the endpoint, retries included.")
     tool_calls: Count = Field(default=0, description="Tool calls that the limits allowed.")
@@ -53,8 +53,6 @@ class Usage(Told):
 
 class _Made(Told):
     """What the engine makes often, and of values that it knows to fit."""
-
-    model_config = ConfigDict(defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

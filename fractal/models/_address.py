@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from fractal._gates import client_threads
+from fractal._texts import plain_str
 from fractal._threads import ThreadCall
 from fractal.errors import ConnectionFailed, InvalidArguments, MissingCredentials
 from fractal.models._pool import Address
@@ -92,7 +93,7 @@ def plain_url(value: object) -> str | None:
     text = _text(value)
     if text is None and callable(getattr(kind, "geturl", None)):
         text = cast("Any", value).geturl()
-    elif text is None and hasattr(kind, "scheme") and hasattr(kind, "__str__"):
+    elif text is None and hasattr(kind, "scheme"):
         text = str(value)
     if text is None and value is not None:
         raise InvalidArguments(
@@ -178,5 +179,5 @@ def _text(value: object) -> str | None:
     if callable(getattr(kind, "get_secret_value", None)):  # SecretStr, SecretBytes
         value = cast("Any", value).get_secret_value()
     if isinstance(value, str):
-        return str.__str__(value)  # of a subclass of str, say, that shows itself in another way
+        return plain_str(value)
     return value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else None

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
     from fractal.models._proxies import Proxy
 
-__all__ = ["LAST_PORT", "WRITTEN_AT_ONCE", "Link", "MakeTls", "Origin", "Wired", "connect", "secured"]
+__all__ = ["LAST_PORT", "PORTS", "WRITTEN_AT_ONCE", "Link", "MakeTls", "Origin", "Wired", "connect", "secured"]
 
 Origin: TypeAlias = tuple[str, str, int]
 """Scheme, host and port."""
 
 LAST_PORT = 65_535
+PORTS = {"http": 80, "https": 443}
+"""Those of URLs that name none."""
 
 MakeTls: TypeAlias = "Callable[[], Awaitable[ssl.SSLContext]]"
 """Makes what https needs, when it is needed first."""

@@ -14,9 +14,10 @@ import httpx2
 
 from fractal._scopes import move_on_after, single_error
 from fractal.errors import ReplyTooLarge
-from fractal.models._connecting import LAST_PORT, WRITTEN_AT_ONCE, connect
+from fractal.models._connecting import LAST_PORT, PORTS, WRITTEN_AT_ONCE, connect
 from fractal.models._decoding import DecodedPieces, decoder_for
 from fractal.models._incoming import Incoming
+from fractal.models._redirects import sends_on
 from fractal.models._secrets import identity_of
 
 if TYPE_CHECKING:
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
     from fractal.models._proxies import Proxy
     from fractal.models.bounds import ReplyBounds
 
-__all__ = ["Answer", "Connection", "Template"]
+__all__ = ["OF_THE_BODY", "Answer", "Connection", "Template"]
 
 _READ_AT_ONCE = 64 * 1024
-_PORTS = {"http": 80, "https": 443}
 
 
 class Template:
@@ -57,9 +57,9 @@ class Template:
 
     def __init__(self, request: httpx2.Request, proxy: Proxy | None = None) -> None:
         url = request.url
-        if url.scheme not in _PORTS:
+        if url.scheme not in PORTS:
             raise httpx2.UnsupportedProtocol("the URL has no http:// or https://", request=request)
-        port = _PORTS[url.scheme] if url.port is None else url.port
+        port = PORTS[url.scheme] if url.port is None else url.port
         if not 0 < port <= LAST_PORT:
             raise httpx2.UnsupportedProtocol(f"nobody can have the port {port}", request=request)
         self.request, self.proxy = request, proxy
@@ -67,7 +67,7 @@ class Template:
         self.lane: object = (self.origin, proxy, identity_of(request))
         self.has_answer_body = request.method != "HEAD"
         self._timeouts: Mapping[str, float | None] = request.extensions.get("timeout", {})
-        headers = [header for header in request.headers.raw if header[0].lower() not in _OF_THE_BODY]
+        headers = [header for header in request.headers.raw if header[0].lower() not in OF_THE_BODY]
         target = url.raw_path
         if proxy is not None and proxy.forwards(url.scheme):
             target = b"%b://%b%b" % (url.raw_scheme, url.netloc, target)
@@ -90,7 +90,7 @@ class Template:
         return self._timeouts.get(what)
 
 
-_OF_THE_BODY = (b"content-length", b"transfer-encoding")
+OF_THE_BODY = (b"content-length", b"transfer-encoding")
 
 
 class Connection:
@@ -278,7 +278,7 @@ class Answer:
     @property
     def is_elsewhere(self) -> bool:
         """Whether it says to ask somewhere else."""
-        return 300 <= self.status_code < 400 and "location" in self.headers
+        return sends_on(self.status_code, "location" in self.headers)
 
     async def aread(self) -> bytes:
         """The whole body.

@@ -15,7 +15,7 @@ import h11
 import httpx2
 
 from fractal.errors import ConnectionFailed
-from fractal.models._connecting import LAST_PORT, secured
+from fractal.models._connecting import LAST_PORT, PORTS, secured
 from fractal.models._incoming import Incoming
 from fractal.models._secrets import without_secrets
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Proxies", "Proxy"]
 
-_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+_PORTS = PORTS | {"socks5": 1080, "socks5h": 1080}
 _REFUSALS_THAT_PASS = (408, 429)  # and all from 500 up
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx2
 
 from fractal.errors import ConnectionFailed
+from fractal.models._connecting import PORTS
 
 __all__ = ["MOST_REDIRECTS", "redirected", "sends_on"]
 
@@ -12,7 +13,6 @@ MOST_REDIRECTS = 5
 """Times that one request is sent on."""
 
 _SAME_REQUEST = (307, 308)  # the other ones turn it into a GET without a body
-_PORTS = {"http": 80, "https": 443}
 _MADE_ANEW = (b"host", b"content-length", b"transfer-encoding")
 
 
@@ -60,7 +60,7 @@ def _is_same_place(old: httpx2.URL, new: httpx2.URL) -> bool:
 
 
 def _port(url: httpx2.URL) -> int | None:
-    return url.port or _PORTS.get(url.scheme)
+    return url.port or PORTS.get(url.scheme)
 
 
 def _refusal(status: int, where: str, why: str) -> ConnectionFailed:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from fractal.models._connection import OF_THE_BODY
 from fractal.models._decoding import ACCEPTED_CODINGS, DecodedPieces, decoder_for
 from fractal.models._redirects import redirected, sends_on
 from fractal.models._sending import current_sending
@@ -18,14 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from fractal.models._connections import Connections, Exchange
+    from fractal.models._decoding import Decoder
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["BlockingPassage", "Passage", "Transport"]
 
 _OF_THE_WIRE = (b"content-encoding", b"content-length", b"transfer-encoding", b"set-cookie")
 """Headers of an answer that are not handed on: they are about bytes that were read already, or are kept by nobody."""
-
-_OF_THE_BODY = (b"content-length", b"transfer-encoding")
 
 
 class Transport(httpx2.AsyncBaseTransport):
@@ -186,7 +186,7 @@ def _request_of(client: Any, request: httpx2.Request, body: bytes) -> Any:
     headers = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in request.headers.raw
-        if name.lower() not in _OF_THE_BODY
+        if name.lower() not in OF_THE_BODY
     ]
     return client.build_request(
         request.method, str(request.url), headers=headers, content=body, extensions=dict(request.extensions)
@@ -197,7 +197,7 @@ def _is_sent_on(response: Any) -> bool:
     return sends_on(response.status_code, "location" in response.headers)
 
 
-def _decoder_of(response: Any, bounds: ReplyBounds) -> Any:
+def _decoder_of(response: Any, bounds: ReplyBounds) -> Decoder:
     codings = "" if response.is_closed else response.headers.get("content-encoding", "")
     return decoder_for(response.status_code, codings, bounds)
 

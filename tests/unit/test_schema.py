@@ -738,6 +738,16 @@ def test_what_is_no_function_is_an_invalid_tool() -> None:
             Tool.from_function(wrong)  # type: ignore[arg-type]
 
 
+def test_a_class_of_a_module_that_is_gone_knows_no_names() -> None:
+    class Stray:
+        def __init__(self, call: "FunctionType") -> None:  # type: ignore[name-defined]  # noqa: F821
+            self.call = call
+
+    Stray.__module__ = "gone"
+    with pytest.raises(InvalidTool, match="names 'FunctionType', which its module does not know"):
+        schema_of(Stray)
+
+
 def test_a_function_without_a_signature_is_an_invalid_tool() -> None:
     with pytest.raises(InvalidTool, match="wrap it in a function"):
         Tool.from_function(dict)
