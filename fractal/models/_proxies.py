@@ -149,18 +149,30 @@ class Proxy:
             self._fail("takes no user and password" if method else "wants to know who asks")
         if self._credentials is not None:
             user, password = self._credentials
-            await stream.send(b"\1" + _counted(user) + _counted(password))
+            await stream.send(b"\1" + self._counted(user, "a user") + self._counted(password, "a password"))
             if (await _exactly(stream, 2))[1] != 0:
                 self._fail("does not take this user and password")
 
     async def _ask_for(self, stream: ByteStream, origin: Origin) -> None:
         _, host, port = origin
-        await stream.send(b"\5\1\0" + _socks_address(host) + port.to_bytes(2, "big"))
+        await stream.send(b"\5\1\0" + self._told_of(host) + port.to_bytes(2, "big"))
         _, code, _, kind = await _exactly(stream, 4)
         if code != 0:
             self._fail(f"could not connect: its code is {code}", again=True)
         length = {1: 4, 4: 16}.get(kind) or (await _exactly(stream, 1))[0]
         await _exactly(stream, length + 2)  # where the proxy itself is now
+
+    def _told_of(self, host: str) -> bytes:
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return b"\3" + self._counted(host.encode("ascii"), "a host")
+        return (b"\1" if address.version == 4 else b"\4") + address.packed
+
+    def _counted(self, data: bytes, what: str) -> bytes:
+        if len(data) > 255:
+            self._fail(f"cannot be told of {what} of more than 255 bytes: SOCKS counts them in one")
+        return bytes((len(data),)) + data
 
     def _fail(self, text: str, *, again: bool = False) -> NoReturn:
         where = f" {self.address[0]}:{self.address[1]}" if hasattr(self, "address") else ""
@@ -231,18 +243,6 @@ def _host_and_port(text: str) -> tuple[str, int | None]:
     if colon and port.isdigit() and (":" not in host or host.endswith("]")):
         return host.removeprefix("[").removesuffix("]"), int(port)
     return text.removeprefix("[").removesuffix("]"), None
-
-
-def _counted(data: bytes) -> bytes:
-    return bytes((min(len(data), 255),)) + data[:255]
-
-
-def _socks_address(host: str) -> bytes:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return b"\3" + _counted(host.encode("ascii"))
-    return (b"\1" if address.version == 4 else b"\4") + address.packed
 
 
 async def _exactly(stream: ByteStream, length: int) -> bytes:

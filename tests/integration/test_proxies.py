@@ -209,6 +209,8 @@ async def test_a_proxy_of_socks_is_asked(
         (socks(b"ada", b"other"), "", "wants to know who asks"),
         (socks(), "ada:hunter22@", "takes no user and password"),
         (socks(code=5), "", "could not connect: its code is 5"),
+        (socks(b"ada", b"x"), f"ada:{'p' * 256}@", "cannot be told of a password of more than 255 bytes"),
+        (socks(b"ada", b"x"), f"{'u' * 256}:pass@", "cannot be told of a user of more than 255 bytes"),
         (lambda wire: wire.sock.recv(100), "", "no connection"),
     ],
 )
