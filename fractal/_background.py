@@ -14,10 +14,10 @@ import anyio
 from anyio.lowlevel import checkpoint, current_token
 
 from fractal._log import log
-from fractal._scopes import carried, remaining, stop_if_cancelled
+from fractal._scopes import carried, is_cancellation, outranks_cancellation, remaining, stop_if_cancelled
 from fractal._texts import is_a
 from fractal._workers import wait_out
-from fractal.errors import RunCancelled, ToolIgnoredCancellation
+from fractal.errors import RunCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -223,18 +223,19 @@ class Background(Joinable, Generic[T]):
 
         Raises:
             RunCancelled: The task was cancelled, and the caller was not.
-            BaseException: The caller's cancellation, whatever has come of it inside; else what the function raised.
+            BaseException: The caller's cancellation, whatever has come of it inside but what goes before it, such as
+                Ctrl-C; else what the function raised.
         """
         try:
             if self._starters != math.inf:
                 await self._follow_to_end()
             await self._wait_for_end()
-        except BaseException as cancellation:
+        except BaseException as met:
             self.cancel()
             with suppress(anyio.get_cancelled_exc_class()):  # another one, told by the first
                 await self.join()
-            if is_a(self._error, ToolIgnoredCancellation):  # leaves more behind than a cancellation says
-                raise self._error from cancellation
+            if self._error is not None and is_cancellation(met) and outranks_cancellation(self._error):
+                raise carried(self._error) from met
             raise
         if self._error is not None:
             self._tell()

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from fractal._current import current_run
-from fractal._scopes import is_cancellation, is_cut, leaves, stop_if_cancelled, without_cancellations
+from fractal._scopes import is_cancellation, is_cut, outranks_cancellation, stop_if_cancelled, without_cancellations
 from fractal._stuck import place_of
 from fractal._texts import is_a
-from fractal.errors import ToolIgnoredCancellation, UnexpectedError
+from fractal.errors import UnexpectedError
 from fractal.limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
@@ -98,11 +98,8 @@ async def settled(awaitable: Awaitable[T], name: str) -> T:
 
 async def _tell_apart(error: BaseException, name: str) -> None:
     """Raise what an exception of the user's code means, if it is not what it seems to be."""
-    parts = leaves(error)
-    if not all(is_a(leaf, Exception) or is_cancellation(leaf) for leaf in parts):
-        return  # Ctrl-C and the like
-    if any(is_a(leaf, ToolIgnoredCancellation) for leaf in parts):
-        return  # leaves more behind than a cancellation says
+    if outranks_cancellation(error):
+        return
     await stop_if_cancelled()
     if is_cancellation(error):
         if not await is_cut():

@@ -12,7 +12,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
 from fractal._current import current_call, current_run
 from fractal._texts import described, is_a
-from fractal.errors import DeadlineWouldPass, RunError, UnexpectedError
+from fractal.errors import DeadlineWouldPass, RunError, ToolIgnoredCancellation, UnexpectedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -24,6 +24,7 @@ __all__ = [
     "is_cut",
     "leaves",
     "move_on_after",
+    "outranks_cancellation",
     "remaining",
     "require_time",
     "single_error",
@@ -86,6 +87,17 @@ def _cancellations() -> tuple[type[BaseException], ...]:
         kind
         for module, name in zip(modules, ("CancelledError", "Cancelled"), strict=True)
         if (kind := getattr(module, name, None)) is not None
+    )
+
+
+def outranks_cancellation(error: BaseException) -> bool:
+    """Whether an exception goes before a cancellation that whoever is told of it has met meanwhile.
+
+    Ctrl-C and the like do, and what tells of a tool that was left to itself: more is left than a cancellation says.
+    """
+    return any(
+        is_a(leaf, ToolIgnoredCancellation) or not (is_a(leaf, Exception) or is_cancellation(leaf))
+        for leaf in leaves(error)
     )
 
 

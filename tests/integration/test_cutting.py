@@ -11,7 +11,7 @@ import anyio
 import pytest
 import trio
 
-from fractal import AgentResult, BaseAgent, Limits, RunContext, RunFinished, tool
+from fractal import AgentResult, BaseAgent, Limits, RunContext, RunFinished, run_many, tool
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.support import assert_continuable, calls_then, in_thread, outcomes
 
@@ -359,3 +359,72 @@ async def test_a_native_cancellation_is_obeyed_while_a_run_that_is_out_of_time_c
     may_end.set()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+class Quit(BaseException):
+    """No `Exception`, as Ctrl-C is none."""
+
+
+async def by_run(agent: BaseAgent) -> None:
+    await agent.run("go")
+
+
+async def by_direct_call(agent: BaseAgent) -> None:
+    await agent.execute_tool("leave")
+
+
+async def by_delegate(agent: BaseAgent) -> None:
+    above = ScriptedModel([answers.call("delegate_to_Leaving", {"query": "go"}), "done"])
+    await BaseAgent("Above", "a", client=above).register_delegate(agent).run("go")
+
+
+async def by_stream(agent: BaseAgent) -> None:
+    async with agent.stream("go") as stream:
+        async for _ in stream:
+            pass
+
+
+async def by_batch(agent: BaseAgent) -> None:
+    await run_many(agent, ["go"])
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        *(
+            (call, kind)
+            for call in (by_run, by_direct_call, by_delegate, by_stream)
+            for kind in (KeyboardInterrupt, Quit)
+        ),
+        (by_batch, Quit),  # of Ctrl-C in a task of a group, asyncio's loop itself makes an end
+    ],
+)
+async def test_ctrl_c_in_a_cleanup_goes_before_the_cancellation_that_caused_the_cleanup(
+    call: Callable[[BaseAgent], Awaitable[None]], kind: type[BaseException]
+):
+    cut = anyio.Event()
+
+    async def leave() -> str:
+        """Wait, and be interrupted in the cleanup."""
+        try:
+            cut.set()
+            await anyio.sleep(60)
+        finally:
+            raise kind
+        return "late"
+
+    agent = BaseAgent("Leaving", "a", client=ScriptedModel([answers.call("leave"), "done"])).add_tool(leave)
+    caught: list[type[BaseException]] = []
+
+    async def ask() -> None:
+        try:  # pytest itself would end at Ctrl-C
+            await call(agent)
+        except BaseException as error:
+            caught.append(type(error))
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await cut.wait()
+            group.cancel_scope.cancel()
+    assert caught == [kind]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import anyio
 import pytest
+import trio
 import trio.testing
 
 import fractal.sync
@@ -134,6 +136,26 @@ async def test_it_takes_the_place_of_the_cancellation_that_the_tool_ignored(cut:
     assert_left(caught.value, agent)
     assert isinstance(caught.value.__cause__, anyio.get_cancelled_exc_class())
     await agent.let_go()
+
+
+def test_ctrl_c_in_the_task_that_awaits_the_run_goes_before_it():
+    async def work() -> None:
+        agent = Stubborn(HOLD)
+
+        @trio.lowlevel.enable_ki_protection
+        async def press() -> None:
+            await agent.began.wait()
+            signal.raise_signal(signal.SIGINT)  # which trio gives to its first task then
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(press)
+            try:
+                with pytest.raises(KeyboardInterrupt):
+                    await agent.run("go")
+            finally:
+                await agent.let_go()
+
+    trio.run(work)
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
