@@ -77,7 +77,7 @@ def history(messages: int) -> list[dict[str, Any]]:
 async def test_a_run_of_two_requests_and_three_tools(backend: str) -> None:
     agent = BaseAgent("A", "a", client=Looker()).add_tool(look)
     calls = await calls_of(lambda: agent.run("go"))
-    assert calls < {"asyncio": 1700, "trio": 2150}[backend]  # 1 332 and 1 720
+    assert calls < {"asyncio": 1700, "trio": 2350}[backend]  # 1 334 and 1 855
 
 
 async def test_a_run_over_our_own_connections(backend: str, endpoint: StartEndpoint) -> None:
@@ -85,7 +85,7 @@ async def test_a_run_over_our_own_connections(backend: str, endpoint: StartEndpo
     agent = BaseAgent("A", "a").add_tool(look)
     async with agent:
         calls = await calls_of(lambda: agent.run("go"))
-    assert calls < {"asyncio": 4100, "trio": 4600}[backend]  # 3 206 and 3 597
+    assert calls < {"asyncio": 2950, "trio": 3600}[backend]  # 2 328 and 2 836
 
 
 THREE_LOOKS = answers.calls(*(answers.call("look", {"place": str(n)}) for n in range(3)))
@@ -101,7 +101,7 @@ async def test_a_long_transcript_costs_a_run_next_to_nothing(kind: str, endpoint
             start = history(messages)
             calls[messages] = await calls_of(lambda start=start: agent.run("go", messages=start))
     # A history that is handed in is looked at once, message by message; nothing else may ask for each of them.
-    assert (calls[200] - calls[2]) / 198 < 22  # 13 in memory, 16 with the request
+    assert (calls[200] - calls[2]) / 198 < 17  # 10 in memory, 13 with the request
 
 
 class Encoding(ScriptedModel):
@@ -143,7 +143,7 @@ async def test_a_piece_of_a_stream(endpoint: StartEndpoint) -> None:
         async with agent:
             calls[words] = await calls_of(read)
     # How many pieces come in one read is up to the machine, so this bound is for the most there can be.
-    assert (calls[420] - calls[20]) / 400 < 200  # 129 and 137
+    assert (calls[420] - calls[20]) / 400 < 200  # 83 and 89 where many come in one
 
 
 async def test_a_delegate_costs_a_run_and_a_tool_call(backend: str) -> None:
@@ -158,7 +158,7 @@ async def test_a_delegate_costs_a_run_and_a_tool_call(backend: str) -> None:
         )
         agent = BaseAgent(f"agent{depth}", "a", client=above).register_delegate(agent)
     first, second = calls[1] - calls[0], calls[2] - calls[1]
-    assert first < {"asyncio": 1350, "trio": 1750}[backend]  # 1 030 and 1 349
+    assert first < {"asyncio": 1650, "trio": 2200}[backend]  # 1 290 and 1 743
     assert second < 1.2 * first  # not more, the deeper it is
 
 
@@ -168,10 +168,10 @@ def test_a_blocking_call_costs_little_more_than_the_run() -> None:
         sync.run(agent, "go")
     with Counted() as here:  # what the event loop does is counted above, and is in another thread
         sync.run(agent, "go")
-    assert here.calls < 150  # 80
+    assert here.calls < 110  # 82
 
 
-def test_importing_the_package_calls_less_than_twice_what_importing_its_requirements_does() -> None:
+def test_importing_the_agent_class_about_doubles_what_importing_its_requirements_costs() -> None:
     code = (
         "import sys; calls = 0\n"
         "def count(frame, event, argument):\n    global calls; calls += event in ('call', 'c_call')\n"
@@ -183,6 +183,6 @@ def test_importing_the_package_calls_less_than_twice_what_importing_its_requirem
                 [sys.executable, "-c", code.replace("IMPORTS", imports)], capture_output=True, check=True
             ).stdout
         )
-        for imports in ("import anyio; from pydantic import BaseModel, TypeAdapter", "import fractal")
+        for imports in ("import anyio; from pydantic import BaseModel, TypeAdapter", "from fractal import BaseAgent")
     )
-    assert ours < 2.2 * needed  # 1.72
+    assert ours < 2.5 * needed  # 2.02, the requirements included
