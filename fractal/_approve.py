@@ -125,7 +125,7 @@ def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
 
 
 def _items_as_sent(value: Sequence[Any], was: Sequence[Any], sent: Sequence[Any]) -> list[Any]:
-    """The same for the items of a list, some of which may be new, gone, or at other places."""
+    """A changed list in which each unchanged item is as the model sent it; some may be new, gone, or moved."""
     shorter = min(len(value), len(was))
     front = next((i for i in range(shorter) if not is_untouched(value[i], was[i])), shorter)
     moved = len(was) - len(value)

@@ -73,7 +73,7 @@ async def call_override(
     """Call an overridden verb as a user of the agent would; cancelled, it has its grace.
 
     Args:
-        override: It.
+        override: What the agent has in the place of the verb.
         argument: What it is given by position.
         named: What it is given by name.
         blocks: Whether it is the verb of a blocking agent, which has to be called in a thread.

@@ -121,7 +121,7 @@ LEVELS = [
         "__main__",
     ],
 ]
-# `_scopes` looks it up in sys.modules, where nobody has to import it; a tool for tests makes loops of asyncio's own.
+# What needs it looks it up in sys.modules, where it is if it runs; a tool for tests makes loops of asyncio's own.
 ALLOWED_ASYNCIO = {"testing._steps"}
 
 
