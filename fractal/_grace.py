@@ -121,7 +121,19 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
     Trio has no other exception. There the shield waits until no nursery is open.
     """
 
-    __slots__ = ("_after_rest", "_is_late", "_name", "_rest", "_run", "_scope", "_step", "_steps", "_task", "cr_await")
+    __slots__ = (
+        "_after_rest",
+        "_held",
+        "_is_late",
+        "_name",
+        "_rest",
+        "_run",
+        "_scope",
+        "_step",
+        "_steps",
+        "_task",
+        "cr_await",
+    )
 
     cr_frame = None  # for who looks where a coroutine waits, and goes on with `cr_await`
 
@@ -134,6 +146,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         self._rest: Generator[Any, Any, None] | None = None  # what a cancellation waits for
         self._after_rest: Callable[[], Any] | None = None
         self._is_late = False  # told of the end of its grace
+        self._held: Any = None  # on asyncio: what it waits for, which would keep a cancellation to itself
         self._task: Any = None  # on trio
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -141,7 +154,8 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
 
     def __next__(self) -> Any:
         """Make a step; what asyncio does, many times."""
-        return self._step(None)
+        self._held = None
+        return self._told_of(self._step(None))
 
     def send(self, value: Any) -> Any:
         """Make a step with an outcome; what trio does."""
@@ -166,10 +180,34 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         error = value if value is not None else kind if isinstance(kind, BaseException) else kind()
         if self._rest is not None:
             return self._end_rest()
-        throw = self._steps.throw
-        if is_a(error, anyio.get_cancelled_exc_class()):
-            return self._cancel(partial(throw, error), partial(throw, type(error)()))
-        return throw(error)
+        throw, held, self._held = self._steps.throw, self._held, None
+        if not is_a(error, anyio.get_cancelled_exc_class()):
+            return self._told_of(throw(error))
+        tell, tell_once = partial(throw, error), partial(throw, type(error)())
+        if held is not None:
+            tell, tell_once = partial(self._pass_on, held, tell), partial(self._pass_on, held, tell_once)
+        return self._told_of(self._cancel(tell, tell_once))
+
+    def _told_of(self, wanted: Any) -> Any:
+        """What it waits for; or, for a task or what gathers some, something by which this is told of a cancellation.
+
+        Those pass a cancellation on, and end when what they wait for has cleaned up. Until then AnyIO would cancel
+        them in each turn of the event loop, and nobody would know that the grace has to begin.
+        """
+        if wanted is None or type(wanted) is _plain_future() or not hasattr(wanted, "add_done_callback"):
+            return wanted
+        self._held, wanted._asyncio_future_blocking = wanted, False
+        stands_for_it = wanted.get_loop().create_future()
+        wanted.add_done_callback(partial(_wake, stands_for_it))
+        stands_for_it._asyncio_future_blocking = True
+        return stands_for_it
+
+    def _pass_on(self, held: Any, tell: Callable[[], Any]) -> Any:
+        """Cancel what it waits for, as asyncio does, and wait on; if that has ended, cancel this."""
+        if not held.cancel():
+            return tell()
+        held._asyncio_future_blocking = True
+        return held
 
     def close(self) -> None:
         """End it."""
@@ -238,6 +276,15 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         self._rest.close()
         self._rest, self._step = None, self._steps.send
         return self._after_rest()
+
+
+def _plain_future() -> Any:
+    return getattr(sys.modules.get("asyncio"), "Future", None)
+
+
+def _wake(future: Any, _: object) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def _rest() -> None:

@@ -220,10 +220,11 @@ class _Joining:
     def __init__(self, call: Call) -> None:
         self._call = call
 
-    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], /, *arguments: Any) -> None:
-        """Start a task; in the event loop, and in the context of the thread."""
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], /, *arguments: Any) -> Background[None]:
+        """Start a task, and give it back; in the event loop, and in the context of the thread."""
         task = Background(partial(function, *arguments), f"fractal call in tool {self._call.bound.name}")
         self._call.run.note_below(task, is_reached=False)
+        return task
 
 
 async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any]) -> tuple[Any, str]:

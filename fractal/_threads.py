@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import anyio
 import anyio.from_thread
 from anyio.lowlevel import EventLoopToken, current_token
 
+from fractal._background import Joinable
 from fractal._crossing import Call
 from fractal._current import WeakVar, current_run
 from fractal._forks import end_child_with_this_step, in_child, leave_child
@@ -223,7 +225,9 @@ class ThreadCall(Generic[T]):
             self._note_end(call)
             return
         assert self._group is not None
-        self._group.start_soon(self._run_joined, call)
+        task = self._group.start_soon(self._run_joined, call)
+        if isinstance(task, Joinable):  # which asyncio may cancel before its first step: then it says nothing itself
+            task.when_ended(partial(self._note_end, call))
 
     async def _run_joined(self, call: Call[Any]) -> None:
         try:
@@ -232,6 +236,7 @@ class ThreadCall(Generic[T]):
             self._note_end(call)
 
     def _note_end(self, call: Call[Any]) -> None:
+        call.drop(_over())
         self._joined.discard(call)
         if not self._joined and self._joined_done is not None:
             self._joined_done.set()

@@ -293,6 +293,42 @@ async def test_what_swallows_its_cancellations_in_a_loop_is_told_of_few(place: s
     assert 1 < told < 150
 
 
+@pytest.mark.parametrize("way", ["awaited", "gathered", "in a task of a task"])
+@pytest.mark.parametrize("place", ["tool", "prompt", "model"])
+async def test_tasks_that_it_awaits_are_told_once_and_come_to_their_end(place: str, way: str, anyio_backend_name: str):
+    if anyio_backend_name == "trio":
+        pytest.skip("asyncio's own: a task that waits for another leaves it to that to be cancelled")
+    session, told = Session(), 0
+
+    async def hold_out() -> None:
+        nonlocal told
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ends = anyio.current_time() + 0.05
+            while anyio.current_time() < ends:
+                try:
+                    await asyncio.sleep(0.05)
+                except asyncio.CancelledError:
+                    told += 1
+            raise
+
+    async def use() -> None:
+        if way == "awaited":
+            await asyncio.ensure_future(session.use())
+        elif way == "gathered":
+            await asyncio.gather(session.use(), hold_out(), return_exceptions=True)
+        else:
+            await asyncio.ensure_future(asyncio.ensure_future(hold_out()))
+            session.log += ["never"]
+
+    agent, options = agent_with(place, use)
+    with anyio.fail_after(5):
+        await agent.run("go", timeout=0.1, **options)
+    assert session.log == ([] if "of a task" in way else ["begun", "done"])
+    assert told == 0
+
+
 async def test_a_run_that_is_cut_before_a_tool_has_begun_calls_it_not_at_all():
     called: list[str] = []
 

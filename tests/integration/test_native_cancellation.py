@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
+import fractal.sync
 from fractal import BaseAgent, FallbackModel, LimitedModel, Limits, RaceModel, run_many, stream_many, tool
 from fractal.errors import ConnectionFailed
 from fractal.models.base import ModelRequest, Reply
@@ -420,3 +421,30 @@ def test_a_stream_that_is_open_at_the_end_of_the_event_loop_was_cancelled(kind: 
 
     asyncio.run(leave())
     assert [(result.stop_reason, result.error) for result in results] == [("cancelled", "the run was cancelled")]
+
+
+@pytest.mark.parametrize("verb", [fractal.sync.run, fractal.sync.run_many], ids=["run", "run_many"])
+async def test_a_call_out_of_a_tools_thread_that_is_cancelled_before_its_first_step_ends(verb: Any):
+    child = BaseAgent("B", "b", client=ScriptedModel(lambda request: "done"))
+    loop = asyncio.get_running_loop()
+
+    def cancelled_at_once(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        # Its name is set only later.
+        if "_run_joined" in repr(coroutine.cr_frame.f_locals.get("function")):
+            task.cancel()
+        return task
+
+    @tool(on_cancel="wait")
+    def ask() -> None:
+        verb(child, "?")
+
+    agent = BaseAgent("A", "a", client=ScriptedModel([answers.call("ask"), "done"])).add_tool(ask)
+    loop.set_task_factory(cancelled_at_once)
+    try:
+        with anyio.fail_after(5):
+            result = await agent.run("go")
+    finally:
+        loop.set_task_factory(None)
+    [told] = result.tool_results
+    assert (told.outcome, result.content) == ("error", "done")
