@@ -395,11 +395,15 @@ def cleanups_that_await(watch: Watch) -> Scenario:
             raise
         return "committed"
 
+    async def session_in_a_task() -> None:
+        if is_asyncio():
+            await asyncio.ensure_future(session())
+
     async def check(value: str) -> str:
         await session()
         return value
 
-    one = agent(watch, calls("session", "session"), "done", tools=[session])
+    one = agent(watch, calls("session", "session_in_a_task"), "done", tools=[session, session_in_a_task])
     one.output_validator(check)
 
     async def go() -> None:
