@@ -55,6 +55,7 @@ class Call:
         "cut_at",
         "exception",
         "is_left",
+        "is_out_of_grace",
         "is_over",
         "is_stopped",
         "key",
@@ -97,6 +98,7 @@ class Call:
         self._stopped_at = math.inf  # when it was cut, by its own time or with the run
         self.is_stopped = False  # with the run
         self.is_over = False  # and its task has ended
+        self.is_out_of_grace = False  # and goes on: what it begins now is cut at once
         self.is_left = False  # to itself, with all that it has begun
         self.left_at = 0.0
         self.scope: anyio.CancelScope | None = None  # in which its task works
@@ -203,6 +205,8 @@ class Call:
         if now < self.look_at:
             return False
         self.look_at = math.inf
+        self.is_out_of_grace = True
+        run.below.cancel_unreached(self.bound.call_id)  # what another thread has begun in this moment
         if self.may_be_left:
             return True
         self.name_as_stuck(grace, "the run waits for it")

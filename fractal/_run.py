@@ -508,6 +508,8 @@ class Run:
         """Note what the current task begins, so that it cannot outlive this run; see `Below.note`."""
         call = self.open_call()
         self.below.note(task, call.key if call is not None else None, is_reached=is_reached)
+        if call is not None and call.is_out_of_grace and not is_reached:
+            task.cancel()  # nobody looks any more at what the call has begun
 
     def note_abandoned(self, result: ToolResult) -> None:
         """Note a call whose thread goes on, here and in the runs above."""

@@ -364,6 +364,8 @@ class PortalCall(Call[T]):
         """
         self._loop = self._portal.running()
         self._errand = self._errand or Errand.begun_here(self.cancel_from_thread)
+        if self._errand is not None and self.has_ended:  # cancelled by the run in this moment, before it was ours
+            self._errand.over()
         self._loop.begin(self)
         return self
 

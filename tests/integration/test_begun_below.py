@@ -582,3 +582,19 @@ async def test_a_run_below_can_only_have_a_nearer_limit_of_depth():
     agent.observers = (lambda event: depths.add(event.depth) if event.kind == "model_requested" else None,)
     assert (await agent.run("go")).success
     assert depths == {0, 1, 2}
+
+
+@pytest.mark.parametrize("seconds", [0.15, 0.3])
+async def test_what_a_plain_tool_begins_after_its_grace_is_ended_too(seconds: float):
+    below = Below()
+
+    @tool(on_cancel="wait")
+    def start() -> None:
+        time.sleep(seconds)
+        fractal.sync.start(below.agent, "?").result()
+
+    model = ScriptedModel(lambda request: "done" if len(request.transcript) > 1 else answers.call("start"))
+    agent = BaseAgent("Above", "a", client=model, limits=Limits(tool_timeout=0.05, grace=0.05)).add_tool(start)
+    with anyio.fail_after(10):
+        result = await agent.run("go")
+    assert (result.content, below.ended) == ("done", below.begun)
