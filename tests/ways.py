@@ -276,8 +276,8 @@ async def started_in_a_thread(begun: Begun) -> None:
 
 def _thread(begun: Begun, function: Callable[[], None]) -> None:
     thread = threading.Thread(target=partial(copy_context().run, function))
-    begun.played.threads.append(thread)
     thread.start()
+    begun.played.threads.append(thread)
 
 
 # ---- in a plain tool
