@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "RunSettings", "run_watchers"]
 
 _CLOCK_SLACK = 0.002
-"""Seconds."""
+"""Seconds by which a deadline may fire early: uvloop's clock counts whole milliseconds."""
 
 _A_TURN = 0.1
 """Seconds after its time in which an event loop has long seen to a deadline, if it sees to anything."""
@@ -257,7 +257,7 @@ class Run:
         parent = self.parent
         if parent is not None and not self.place.is_enclosed and (deadline := parent.deadline) != math.inf:
             now = self.now() if parent.is_near(self) else parent.started + time.monotonic() - parent._clock
-            if deadline > now:
+            if deadline > now + _CLOCK_SLACK:
                 left = min(left, deadline - now)
         return left
 
@@ -353,7 +353,6 @@ class Run:
 
     def has_come(self, moment: float) -> bool:
         """Whether a deadline is reached."""
-        # It fires by the loop's own clock, which may read a hair less than the deadline when we look at it.
         return self.now() + _CLOCK_SLACK >= moment
 
     def has_until(self, deadline: float) -> None:

@@ -18,6 +18,7 @@ import trio
 
 import fractal.sync
 from fractal import AgentResult, BaseAgent, DepthExceeded, Limits, RunCancelled, run_many, stream_many, tool
+from fractal._current import current_run
 from fractal.events import RunFinished, RunStarted
 from fractal.testing import ScriptedModel, answers
 from tests.support import in_thread
@@ -551,6 +552,28 @@ async def test_a_run_that_a_cleanup_begins_after_the_time_is_over_has_the_grace(
     model = ScriptedModel([answers.call("work"), "done"])
     result = await BaseAgent("A", "a", client=model).add_tool(work).run("go", timeout=0.1)
     assert (told, result.stop_reason) == (["told"], "deadline")
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {})], ids=["asyncio"])
+async def test_a_deadline_that_the_clock_lets_fire_early_is_over_for_what_a_cleanup_begins(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    reporter = BaseAgent("Reporter", "r", client=ScriptedModel([answers.text("told", delay=0.05)]))
+    told: list[str] = []
+    loop = asyncio.get_running_loop()
+    real = loop.time
+
+    async def work() -> None:
+        try:
+            await anyio.sleep(60)
+        finally:
+            late = real() - current_run.get().deadline + 0.001  # type: ignore[union-attr]
+            monkeypatch.setattr(loop, "time", lambda: real() - late)  # as uvloop's may read
+            told.append(str((await asyncio.ensure_future(reporter.run("it was cut"))).content))
+
+    model = ScriptedModel([answers.call("work"), "done"])
+    await BaseAgent("A", "a", client=model).add_tool(work).run("go", timeout=0.1)
+    assert told == ["told"]
 
 
 # ---- how deep
