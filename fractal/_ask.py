@@ -13,11 +13,13 @@ import anyio
 
 from fractal._copies import copied
 from fractal._hooks import call_user
+from fractal._money import Money
 from fractal._scopes import move_on_after, require_time
 from fractal._texts import said_by
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
 from fractal.models.base import Delta, ModelRequest, Reply, ask_model
+from fractal.prices import MONEY
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -79,14 +81,16 @@ class _Question:
         was_shown: Whether a piece of the reply has reached the reader of a stream.
     """
 
-    __slots__ = ("_left", "_pauses", "_run", "_scope", "_sent", "attempt", "was_shown")
+    __slots__ = ("_asked", "_first", "_left", "_money", "_pauses", "_run", "_scope", "attempt", "was_shown")
 
     def __init__(self, run: Run, attempt: int) -> None:
         self._run, self.attempt = run, attempt
         self._scope: anyio.CancelScope | None = None  # there is one where its own time is limited
         self._pauses, self._left = 0, math.inf
         self.was_shown = False
-        self._sent = 0  # messages
+        self._first: float | None = None  # when its first piece came
+        self._money: Money | None = None  # there is one where money is limited
+        self._asked: ModelRequest | None = None
 
     async def send(self, request: ModelRequest) -> Reply:
         """Send it.
@@ -94,10 +98,17 @@ class _Question:
         Raises:
             ModelError: There is no usable answer.
         """
-        run = self._run
+        if self._run.budget.is_unlimited("cost"):
+            return await self._send(request)
+        async with Money(self._run, request, _prompt_tokens(request)) as self._money:
+            return await self._send(request)
+
+    async def _send(self, request: ModelRequest) -> Reply:
+        run, self._asked = self._run, request
         with run.budget.reserve("tokens", self._estimate(request)) as tokens:
             with run.budget.reserve("requests") as place:
-                await run.tell(ModelRequested, **self._facts())
+                if run.is_heard:
+                    await run.tell(ModelRequested, **self._facts(request))
                 # Before it is sent, and never given back: one that fails or is cut has still reached the endpoint.
                 place.commit()
             started = run.now()
@@ -105,22 +116,29 @@ class _Question:
             if run.answer is not None:
                 run.answer.accepted()
             tokens.commit(reply.input_tokens + reply.output_tokens)
-            run.budget.add_tokens(reply.input_tokens, reply.output_tokens)
+            cost = self._settle(request, reply)
             if run.is_heard:
-                await run.tell(
-                    ModelResponded,
-                    message=copied(reply.message()),
-                    finish_reason=reply.finish_reason,
-                    input_tokens=reply.input_tokens,
-                    output_tokens=reply.output_tokens,
-                    elapsed=run.now() - started,
-                )
+                await run.tell(ModelResponded, **self._facts_of(reply, started, cost))
             return reply
+
+    def _settle(self, request: ModelRequest, reply: Reply) -> int | None:
+        """Enter what a reply took; returns what it cost, None if nobody knows."""
+        run, cost = self._run, None
+        if run.prices is not None and (reply.input_tokens or reply.output_tokens):
+            price = run.prices.of_reply(reply, request.model, run.warn)
+            cost = price.of_reply(reply) if price is not None else None
+        run.budget.add_reply(reply, cost)
+        if self._money is not None:
+            self._money.settle(cost)
+        return cost
 
     def charge(self) -> None:
         """Spend one more request of the same question."""
+        if self._money is not None:
+            self._money.charge()
         self._run.budget.spend("requests")
-        self._run.emit(ModelRequested, **self._facts())
+        if self._run.is_heard and self._asked is not None:
+            self._run.emit(ModelRequested, **self._facts(self._asked))
 
     @contextmanager
     def paused(self, waiting_for: str) -> Generator[None]:
@@ -154,7 +172,8 @@ class _Question:
         return reply
 
     async def _show(self, delta: Delta) -> None:
-        self.was_shown = True
+        if not self.was_shown:
+            self.was_shown, self._first = True, self._run.now()
         if self._run.is_held:
             await self._wait_for_reader()
         match delta.kind:
@@ -179,7 +198,6 @@ class _Question:
 
     def whole(self) -> ModelRequest:
         """The request, with all of the transcript."""
-        self._sent = len(self._run.transcript)
         return self._request()
 
     def _request(self) -> ModelRequest:
@@ -207,19 +225,42 @@ class _Question:
         kept, summary = await window.fit(
             window.other_tokens(request), partial(call_user, self._run.warn), reserve=window.reserve(request)
         )
-        request = replace(request, kept=kept, summary=summary)
-        self._sent = request.message_count
-        return request
+        return replace(request, kept=kept, summary=summary)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, request: ModelRequest) -> dict[str, Any]:
         run = self._run
-        return {"iteration": run.iterations, "attempt": self.attempt, "message_count": self._sent}
+        return {
+            "iteration": run.iterations,
+            "attempt": self.attempt,
+            "message_count": request.message_count,
+            "model": request.model,
+        }
+
+    def _facts_of(self, reply: Reply, started: float, cost: int | None) -> dict[str, Any]:
+        return {
+            "message": copied(reply.message()),
+            "finish_reason": reply.finish_reason,
+            "input_tokens": reply.input_tokens,
+            "output_tokens": reply.output_tokens,
+            "cached_input_tokens": reply.cached_input_tokens,
+            "cache_write_input_tokens": reply.cache_write_input_tokens,
+            "reasoning_tokens": reply.reasoning_tokens,
+            "cost": cost / MONEY if cost is not None else None,
+            "model": reply.model,
+            "response_id": reply.id,
+            "first_piece": self._first - started if self._first is not None else None,
+            "elapsed": self._run.now() - started,
+        }
 
     def _estimate(self, request: ModelRequest) -> int:
         """Tokens to set aside: nobody counts them when no budget asks."""
         if self._run.budget.is_unlimited("tokens"):
             return 0
-        return len(request.body()) // _CHARACTERS_PER_TOKEN + request.reply_tokens
+        return _prompt_tokens(request) + request.reply_tokens
+
+
+def _prompt_tokens(request: ModelRequest) -> int:
+    return len(request.body()) // _CHARACTERS_PER_TOKEN
 
 
 def _closing_tools(run: Run, fields: Mapping[str, Any]) -> tuple[ToolSchemas | None, Mapping[str, Any]]:

@@ -286,7 +286,7 @@ class _Talk:
         elif self._is_terminal:
             # An endpoint that does not take it would not take the next one after it either.
             self._screen.note("the question is not kept")
-        self._last_usage, self._usage = result.usage, _sum(self._usage, result.usage)
+        self._last_usage, self._usage = result.usage, self._usage + result.usage
         self.has_answered = result.success
         if self._save_to is not None:
             self._write(self._save_to)
@@ -368,12 +368,3 @@ class _Talk:
 
     def _show_usage(self, _: str) -> None:
         show(f"last answer: {usage_text(self._last_usage)}\nin all:      {usage_text(self._usage)}")
-
-
-def _sum(one: Usage, other: Usage) -> Usage:
-    return Usage(
-        requests=one.requests + other.requests,
-        tool_calls=one.tool_calls + other.tool_calls,
-        input_tokens=one.input_tokens + other.input_tokens,
-        output_tokens=one.output_tokens + other.output_tokens,
-    )

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 from fractal._callables import kind_of
-from fractal._settings import SETTINGS, Setting
+from fractal._settings import FIXED, SETTINGS, Setting
 from fractal.errors import InvalidArguments
 
 __all__ = ["constructor", "known_setting", "take_settings"]
@@ -113,5 +113,5 @@ def _is_setting(value: object) -> bool:
 
 def _said_by(kind: type[Any], names: Iterable[str]) -> dict[str, Any]:
     """What a class gives in its body, or one above it."""
-    found = ((name, getattr(kind, name)) for name in names)
+    found = ((name, getattr(kind, name)) for name in names if name not in FIXED)
     return {name: value for name, value in found if not isinstance(value, Setting)}

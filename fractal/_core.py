@@ -13,6 +13,7 @@ from typing import Any
 from fractal._answer import AnswerSettings
 from fractal._hooks import Hook
 from fractal._output import output_for
+from fractal._pricing import Prices
 from fractal._settings import checked
 from fractal._template import warn_of_format
 from fractal._texts import repr_of
@@ -143,6 +144,8 @@ class AgentCore:
                 memory=values["memory"],
             ),
             "execute_tool": None,
+            "prices": Prices(values["prices"]) if values["prices"] is not None else None,
+            "budgets": (values["budget"],) if values["budget"] is not None else (),
             "window": Window(limit=limit, count=count, compact=compact) if limit is not None else None,
         }
 

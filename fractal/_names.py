@@ -51,6 +51,7 @@ from fractal.errors import (
     NoContent as NoContent,
     OtherProcess as OtherProcess,
     PortalClosed as PortalClosed,
+    PriceUnknown as PriceUnknown,
     RateLimited as RateLimited,
     Refused as Refused,
     ReplyTooLarge as ReplyTooLarge,
@@ -88,7 +89,7 @@ from fractal.events import (
     ToolStarted as ToolStarted,
     WarningRaised as WarningRaised,
 )
-from fractal.limits import Limits as Limits
+from fractal.limits import Limits as Limits, SharedBudget as SharedBudget
 from fractal.many import (
     BatchItem as BatchItem,
     BatchStream as BatchStream,
@@ -117,6 +118,7 @@ from fractal.options import (
     RunBounds as RunBounds,
     RunOptions as RunOptions,
 )
+from fractal.prices import Price as Price
 from fractal.prompt import SystemPrompt as SystemPrompt
 from fractal.results import (
     AgentResult as AgentResult,
@@ -190,6 +192,8 @@ __all__ = [
     "OutputMode",
     "PendingCall",
     "PortalClosed",
+    "Price",
+    "PriceUnknown",
     "Progress",
     "RaceModel",
     "RateLimited",
@@ -209,6 +213,7 @@ __all__ = [
     "RunStarted",
     "RunStream",
     "ServerError",
+    "SharedBudget",
     "Sink",
     "StatusError",
     "StopReason",

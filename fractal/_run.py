@@ -26,6 +26,7 @@ from fractal._current import current_call, current_run
 from fractal._feed import Inlet
 from fractal._log import log
 from fractal._observers import Brief, tell_all, without_repeats
+from fractal._pricing import Prices, prices_of_library
 from fractal._scopes import unexpected, waiting
 from fractal._texts import said_by
 from fractal._twins import Twins
@@ -33,7 +34,7 @@ from fractal._window import Window, WindowView
 from fractal.context import RunContext
 from fractal.errors import SUCCESSES, BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
 from fractal.events import Event, LimitHit, Observer, RunFinished, RunStarted, WarningRaised
-from fractal.limits import DEFAULT_LIMITS, Budget, Limits, limits_below
+from fractal.limits import DEFAULT_LIMITS, Budget, Limits, SharedBudget, limits_below
 from fractal.results import AgentResult, ToolResult, Usage
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class RunSettings:
         answer: What an answer has to be; None for any text.
         window: How much of the conversation a request may send; None for all of it.
         execute_tool: Calls the verb of that name, if the agent has one of its own, for each call of the model.
+        prices: What models cost; None for those of the run above, or of the library.
+        budgets: Budgets that the run shares with other trees of runs.
     """
 
     agent: Any
@@ -96,6 +99,8 @@ class RunSettings:
     answer: AnswerSettings | None
     window: Window | None
     execute_tool: Callable[..., Awaitable[Any]] | None
+    prices: Prices | None
+    budgets: tuple[SharedBudget, ...]
 
 
 run_watchers: list[Callable[[Run], object]] = []
@@ -140,6 +145,7 @@ class Run:
         "open_calls",
         "parent",
         "place",
+        "prices",
         "result",
         "run_id",
         "scope",
@@ -170,7 +176,8 @@ class Run:
         self.limits: Limits = settings.limits.over(limits_below(parent.limits) if parent else DEFAULT_LIMITS)
         self.deps: Any = settings.deps if settings.deps is not None or parent is None else parent.deps
         self.approve: Hook | None = settings.approve or (parent.approve if parent else None)
-        self.budget: Budget = Budget(self.limits, parent.budget if parent else None)
+        self.budget: Budget = Budget(self.limits, parent.budget if parent else None, settings.budgets)
+        self.prices: Prices | None = settings.prices or (parent.prices if parent else prices_of_library())
         self.tools: Mapping[str, Tool] = settings.toolkit.tools
         self.tool_schemas: ToolSchemas = settings.toolkit.schemas()
         self.answer = Answer(settings.answer, self) if settings.answer is not None else None
@@ -229,13 +236,7 @@ class Run:
     @property
     def usage(self) -> Usage:
         """What this run and everything below it has used."""
-        budget = self.budget
-        return Usage(
-            requests=budget.used["requests"],
-            tool_calls=budget.used["tool_calls"],
-            input_tokens=budget.input_tokens,
-            output_tokens=budget.output_tokens,
-        )
+        return self.budget.usage()
 
     @property
     def messages(self) -> list[Message]:

@@ -14,14 +14,25 @@ from fractal._hooks import Hook
 from fractal._json import is_mapping
 from fractal._observers import checked_observers
 from fractal._output import OutputMemory, OutputMode, output_for
+from fractal._pricing import Prices
 from fractal._texts import one_line, repr_of
 from fractal._window import checked_compact, checked_counter, checked_window
 from fractal.errors import InvalidArguments
-from fractal.limits import Limits
+from fractal.limits import Limits, SharedBudget
 from fractal.models.base import ModelSettings
 from fractal.models.openai import model_for
 
-__all__ = ["SETTINGS", "Setting", "checked", "checked_limits", "checked_mode", "checked_retries", "checked_timeout"]
+__all__ = [
+    "FIXED",
+    "SETTINGS",
+    "Setting",
+    "checked",
+    "checked_budget",
+    "checked_limits",
+    "checked_mode",
+    "checked_retries",
+    "checked_timeout",
+]
 
 Given = TypeVar("Given")
 Held = TypeVar("Held")
@@ -211,6 +222,24 @@ def checked_mode(mode: Any) -> OutputMode:
     return known
 
 
+def checked_budget(budget: Any) -> SharedBudget | None:
+    """The budget that is given.
+
+    Raises:
+        InvalidArguments: It is no `SharedBudget`, nor None.
+    """
+    if budget is not None and not isinstance(budget, SharedBudget):
+        raise InvalidArguments(f"budget={shown(budget)}: give a SharedBudget(…), or None")
+    return budget
+
+
+def _prices(table: Any) -> Mapping[str, Any] | None:
+    if table is None:
+        return None
+    Prices(table)
+    return dict(table)
+
+
 def _is_named(value: Any) -> bool:
     return is_mapping(value) and all(isinstance(key, str) for key in value)
 
@@ -239,6 +268,9 @@ SETTINGS: Mapping[str, Callable[[Any], Any]] = {
 }
 """What makes of each setting, as it is given, the value that an agent holds."""
 
+FIXED: Mapping[str, Callable[[Any], Any]] = {"prices": _prices, "budget": checked_budget}
+"""The same of what only constructors are given: users' classes have attributes of these names."""
+
 
 def checked(name: str, value: object) -> dict[str, Any]:
     """What an agent holds for a setting.
@@ -246,7 +278,7 @@ def checked(name: str, value: object) -> dict[str, Any]:
     Raises:
         InvalidArguments: It cannot be what was meant.
     """
-    held = {name: SETTINGS[name](value)}
+    held = {name: (SETTINGS.get(name) or FIXED[name])(value)}
     if name == "client":  # what an endpoint is known to refuse says nothing of another
         held |= {"answers": model_for(value), "memory": OutputMemory()}
     return held

@@ -22,7 +22,7 @@ from fractal._output import output_for
 from fractal._overrides import Offered, adopting, call_override, current_through, override_of, returned_as
 from fractal._run import Run, RunSettings
 from fractal._scopes import unexpected
-from fractal._settings import checked_limits, checked_mode, checked_retries, checked_timeout
+from fractal._settings import checked_budget, checked_limits, checked_mode, checked_retries, checked_timeout
 from fractal._step import bind
 from fractal._texts import said_by
 from fractal.errors import InvalidArguments, RunError, UserError
@@ -239,6 +239,8 @@ def _settings(agent: object, options: RunOptions) -> RunSettings:
         facts["max_retries"] = checked_retries(max_retries)
     if (approve := options.get("approve")) is not None:
         facts["approve"] = Hook(approve, "approve")
+    if (budget := checked_budget(options.get("budget"))) is not None:
+        facts["budgets"] = (*facts["budgets"], budget)
     return RunSettings(**facts)
 
 

@@ -22,7 +22,7 @@ from fractal._overrides import check_overrides, verb
 from fractal._settings import Setting
 from fractal._window import Compact, TokenCounter
 from fractal.delegation import delegate_tool, run_delegate
-from fractal.limits import Limits
+from fractal.limits import Limits, SharedBudget
 from fractal.options import RunBounds, RunOptions
 from fractal.prompt import SystemPrompt
 from fractal.streaming import DEFAULT_BUFFER, RunStream
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from fractal.approval import Approver
     from fractal.events import Observer
+    from fractal.prices import Price
     from fractal.results import AgentResult, ToolResult
 
 __all__ = ["AgentDefinition", "BaseAgent", "RunBounds", "RunOptions", "SystemPrompt"]
@@ -75,6 +76,9 @@ class AgentDefinition:
         context_window: Tokens the model takes in one request, its reply included: before a request the oldest turns
             are left out so that it fits; `result.messages` keeps them. None: `CONTEXT_WINDOW`, or no limit.
         count_tokens: Counts the tokens of one chat message. None: an estimate, `fractal.count_tokens`.
+        prices: What models cost, for `usage.cost` and `Limits(max_cost=…)`: `{"gpt-4o": Price(…)}`. None: the prices of
+            the run above; without one, those that the library of the extra `cost` knows, in dollars.
+        budget: A budget that all runs of this agent share with others that have it.
         compact: Sums up what the context window leaves out: a function, plain or async, of the messages, and of the
             run's `RunContext` if it has a second parameter, that returns text, a message or None. None: nothing
             stands for them.
@@ -145,6 +149,8 @@ class AgentDefinition:
         context_window: int | None = None,
         count_tokens: TokenCounter | None = None,
         compact: Compact | None = None,
+        prices: Mapping[str, Price] | None = None,
+        budget: SharedBudget | None = None,
     ) -> None:
         given = {
             "name": name,
@@ -167,6 +173,8 @@ class AgentDefinition:
             "context_window": context_window,
             "count_tokens": count_tokens,
             "compact": compact,
+            "prices": prices,
+            "budget": budget,
         }
         tools = AgentToolkit()
         for inherited in checked_tools(toolkit):
@@ -406,7 +414,7 @@ class BaseAgent(AgentDefinition):
             max_iterations: Turns: a reply and the tool calls it asks for. None: the agent's limit, or 10.
             max_retries: Times a failed request, and an empty reply, is tried again. None: the agent's, or 3.
             messages: Conversation to continue.
-            **options: `timeout`, `limits`, `deps`, `approve`, `output_type` and `output_mode`: see `RunBounds`.
+            **options: `timeout`, `limits`, `budget`, `deps`, `approve`, `output_type`, `output_mode`: see `RunBounds`.
 
         Returns:
             How it ended. A failure of the model, a spent budget or the end of `timeout` is a result with

@@ -7,6 +7,7 @@ FractalError
 │   ├── InvalidTool              (TypeError) a function that cannot be a tool
 │   ├── ToolNameTaken            (ValueError) two tools of one name
 │   ├── InvalidMessages          (ValueError) a history that no endpoint would accept
+│   ├── PriceUnknown             (LookupError) a limit in money, and a model without a price
 │   ├── ClientBoundToLoop        (RuntimeError) an HTTP client that cannot follow to a second event loop
 │   ├── SyncInAsyncError         (RuntimeError) a blocking call where it would wait for itself
 │   ├── PortalClosed             (RuntimeError) a blocking call on an event loop whose block has been left
@@ -83,6 +84,7 @@ __all__ = [
     "NoContent",
     "OtherProcess",
     "PortalClosed",
+    "PriceUnknown",
     "RateLimited",
     "Refused",
     "ReplyTooLarge",
@@ -185,6 +187,21 @@ class InvalidMessages(UserError, ValueError):
     def __init__(self, index: int, fault: str) -> None:
         self.index, self.fault = index, fault
         super().__init__(f"messages[{index}]: {fault}")
+
+
+class PriceUnknown(UserError, LookupError):
+    """A budget in money was given, and a model has no price, so that nobody can hold it.
+
+    Attributes:
+        model: Name of the model.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        super().__init__(
+            f"max_cost needs the price of the model {model!r}: give prices={{{model!r}: Price(…)}}, or install the"
+            " extra 'cost', which knows the prices of many"
+        )
 
 
 class ClientBoundToLoop(UserError, RuntimeError):
@@ -621,18 +638,18 @@ class BudgetExceeded(LimitReached):
     """A budget of the run, or of a run above it, is spent.
 
     Attributes:
-        resource: `"requests"`, `"tool_calls"` or `"tokens"`.
-        limit: What was allowed.
-        used: What is used or reserved already.
+        resource: `"requests"`, `"tool_calls"`, `"tokens"` or `"cost"`.
+        limit: What was allowed; of cost, in the currency of the prices.
+        used: What is used or reserved already, in the same.
     """
 
     stop_reason = "budget"
     error_type = "budget_exceeded"
 
-    def __init__(self, resource: str, limit: float, used: int) -> None:
+    def __init__(self, resource: str, limit: float, used: float) -> None:
         self.resource, self.limit, self.used = resource, limit, used
-        words = resource.replace("_", " ")
-        super().__init__(f"the budget of {limit:.0f} {words} is spent ({used} used or reserved, over the whole tree)")
+        words = f"{limit:.0f} {resource.replace('_', ' ')}" if resource != "cost" else f"{limit:.10g} in money"
+        super().__init__(f"the budget of {words} is spent ({used:.10g} used or reserved, over the whole tree)")
 
 
 class ContextWindowExceeded(LimitReached):

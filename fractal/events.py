@@ -162,12 +162,14 @@ class ModelRequested(RunEvent):
         iteration: Turn of the run, from 1.
         attempt: Try of this request, from 1.
         message_count: Messages sent, without the system prompt.
+        model: Name of the model that is asked, as the agent has it.
     """
 
     kind: Literal["model_requested"] = "model_requested"
     iteration: int
     attempt: int
     message_count: int
+    model: Text = ""
 
 
 @_event
@@ -180,6 +182,13 @@ class ModelResponded(RunEvent):
         input_tokens: Prompt tokens, 0 if the endpoint did not say.
         output_tokens: Completion tokens, 0 if the endpoint did not say.
         elapsed: Seconds the request took.
+        cached_input_tokens: Those of the prompt tokens that the endpoint's cache served.
+        cache_write_input_tokens: Those of the prompt tokens that it put into its cache.
+        reasoning_tokens: Those of the completion tokens that the model thought with.
+        cost: What the reply cost, in the currency of the prices; None if that is not known.
+        model: Name of the model that answered, in the endpoint's words, or None.
+        response_id: The endpoint's id of the answer, or None.
+        first_piece: Seconds until its first piece came; None in runs that are not streamed.
     """
 
     kind: Literal["model_responded"] = "model_responded"
@@ -188,6 +197,13 @@ class ModelResponded(RunEvent):
     input_tokens: Count
     output_tokens: Count
     elapsed: float
+    cached_input_tokens: Count = 0
+    cache_write_input_tokens: Count = 0
+    reasoning_tokens: Count = 0
+    cost: float | None = None
+    model: Text | None = None
+    response_id: Text | None = None
+    first_piece: float | None = None
 
 
 @_event
@@ -354,7 +370,7 @@ class LimitHit(RunEvent):
 
     Attributes:
         limit: Which: `"deadline"`, `"soft_deadline"`, `"max_iterations"`, `"depth"`, `"context_window"`, or the
-            resource of the budget: `"requests"`, `"tool_calls"`, `"tokens"`.
+            resource of the budget: `"requests"`, `"tool_calls"`, `"tokens"`, `"cost"`.
         message: What that means here.
     """
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from fractal._checks import is_number
+from fractal._forks import lock
+from fractal._gates import Gate
 from fractal.errors import BudgetExceeded, InvalidArguments
+from fractal.prices import MONEY, amount_of
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Budget", "Limits", "Reservation", "Resource", "limit_of_iterations", "limits_below"]
+    from fractal.models.base import Reply
+    from fractal.results import Usage
 
-Resource = Literal["requests", "tool_calls", "tokens"]
+__all__ = ["Budget", "Limits", "Reservation", "Resource", "SharedBudget", "limit_of_iterations", "limits_below"]
+
+Resource = Literal["requests", "tool_calls", "tokens", "cost"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +37,10 @@ class Limits:
         max_tool_calls: Tool calls that models ask for, over the whole tree, those that cannot be made too.
         max_tokens: Prompt and completion tokens, over the whole tree. Reserved by estimate before a request and
             corrected by what the endpoint reports, so the last reply can go over by the error of the estimate.
+        max_cost: Money, in the currency of the prices, over the whole tree. Before a request what it can cost at most
+            is reserved: the tokens of the prompt, by estimate, and those of the reply, as far as `max_tokens` of the
+            agent says how many there may be. Without that replies come one at a time, and the last of them can go
+            over by what it takes. The prices of the models have to be known.
         max_depth: Delegations inside each other below the run. Default 8 below the first one; a run below another keeps
             to that one's limit, and can only have a nearer one.
         request_timeout: Seconds one request to the endpoint may take; a retry starts anew. None: as long as the
@@ -57,6 +66,7 @@ class Limits:
     max_requests: float | None = None
     max_tool_calls: float | None = None
     max_tokens: float | None = None
+    max_cost: float | None = None
     max_depth: float | None = None
     request_timeout: float | None = None
     tool_timeout: float | None = None
@@ -108,30 +118,45 @@ DEFAULT_LIMITS = Limits(max_iterations=10, max_depth=8, grace=5.0, reserve=0.0, 
 
 
 class Budget:
-    """The ledger of a run: what it has reserved and spent, inside the ledger of the run above it.
+    """The ledger of a run: what it has reserved and spent, inside the ledgers of the runs above it.
 
     A reservation is checked against every ledger up to the root and entered into all of them in one step, with no
-    await between, so no schedule of parallel runs can spend what is not there. The lock is for runs of one tree
-    on several event loops.
+    await between, so no schedule of parallel runs can spend what is not there. The lock is for runs on several event
+    loops. Money is counted in whole numbers, so that sums are exact: see `prices.MONEY`.
 
     Args:
         limits: What this run, with all below it, may use.
         parent: Ledger of the run that started this one.
+        shared: Ledgers that other trees of runs use too.
+
+    Attributes:
+        used: What is reserved or spent, by resource.
+        tokens: What the endpoint reported, by the names of `Usage`.
+        cost: What it cost, as ledgers count money.
+        is_priced: Whether `cost` has all of it in it: each reply reported its tokens, and its model has a price.
     """
 
-    __slots__ = ("_allowed", "_lock", "_parent", "input_tokens", "output_tokens", "used")
+    __slots__ = ("_allowed", "_gate", "_limited", "_line", "cost", "is_priced", "tokens", "used")
 
-    def __init__(self, limits: Limits, parent: Budget | None = None) -> None:
+    def __init__(self, limits: Limits, parent: Budget | None = None, shared: tuple[Budget, ...] = ()) -> None:
         self._allowed: dict[Resource, float] = {
             "requests": _or_unlimited(limits.max_requests),
             "tool_calls": _or_unlimited(limits.max_tool_calls),
             "tokens": _or_unlimited(limits.max_tokens),
+            "cost": amount_of(limits.max_cost),
         }
-        self._parent = parent
-        self._lock: threading.Lock = parent._lock if parent else threading.Lock()
-        self.used: dict[Resource, int] = {"requests": 0, "tool_calls": 0, "tokens": 0}
-        self.input_tokens = 0
-        self.output_tokens = 0
+        above = parent._line if parent is not None else ()
+        # All that an entry goes into. A delegate may have a shared budget that a run above it has too.
+        self._line: tuple[Budget, ...] = (self, *above)
+        if shared:
+            self._line += tuple(each for each in dict.fromkeys(shared) if each not in above)
+        self._limited = {resource for resource, most in self._allowed.items() if most != math.inf}
+        for ledger in self._line[1:]:
+            self._limited |= ledger._limited
+        self._gate: Gate | None = None
+        self.used: dict[Resource, int] = {"requests": 0, "tool_calls": 0, "tokens": 0, "cost": 0}
+        self.tokens: dict[str, int] = dict.fromkeys(_TOKENS, 0)
+        self.cost, self.is_priced = 0, True
 
     def reserve(self, resource: Resource, amount: int = 1) -> Reservation:
         """Set an amount aside, here and in every ledger above.
@@ -152,43 +177,128 @@ class Budget:
             BudgetExceeded: One of the ledgers has not that much left; nothing was spent.
         """
         needed = amount or 1  # an estimate of nothing still needs something left to spend
-        with self._lock:
-            ledger: Budget | None = self
-            while ledger is not None:
+        with _lock:
+            for ledger in self._line:
                 if ledger.used[resource] + needed > ledger._allowed[resource]:
-                    raise BudgetExceeded(resource, ledger._allowed[resource], ledger.used[resource])
-                ledger = ledger._parent
+                    raise ledger._exceeded(resource)
             self._enter(resource, amount)
 
     def is_unlimited(self, resource: Resource) -> bool:
         """Whether neither this ledger nor one above limits a resource."""
-        ledger: Budget | None = self
-        while ledger is not None:
-            if ledger._allowed[resource] != math.inf:
-                return False
-            ledger = ledger._parent
-        return True
+        return resource not in self._limited
 
-    def add_tokens(self, input_tokens: int, output_tokens: int) -> None:
-        """Note what the endpoint reported, here and above."""
-        with self._lock:
-            ledger: Budget | None = self
-            while ledger is not None:
-                ledger.input_tokens += input_tokens
-                ledger.output_tokens += output_tokens
-                ledger = ledger._parent
+    def add_reply(self, reply: Reply, cost: int | None) -> None:
+        """Note what the endpoint reported of a reply, here and above.
+
+        Args:
+            reply: The reply.
+            cost: What it cost, as ledgers count money; None if nobody knows.
+        """
+        told = {
+            "input_tokens": reply.input_tokens,
+            "output_tokens": reply.output_tokens,
+            "cached_input_tokens": reply.cached_input_tokens,
+            "cache_write_input_tokens": reply.cache_write_input_tokens,
+            "reasoning_tokens": reply.reasoning_tokens,
+        }
+        with _lock:
+            for ledger in self._line:
+                for name in told:
+                    ledger.tokens[name] += told[name]
+                if cost is None:
+                    ledger.is_priced = False
+                else:
+                    ledger.cost += cost
 
     def correct(self, resource: Resource, amount: int) -> None:
         """Add or, if negative, give back an amount without asking whether it fits."""
         if amount:
-            with self._lock:
+            with _lock:
                 self._enter(resource, amount)
 
+    def gates_of_money(self) -> list[Gate]:
+        """Where replies wait that may cost any amount: one gate for each ledger that limits money, in one order."""
+        with _lock:
+            limiting = [ledger for ledger in self._line if ledger._allowed["cost"] < math.inf]
+            for ledger in limiting:
+                ledger._gate = ledger._gate or Gate(1, "other replies that may cost any amount: max_tokens is not set")
+        return sorted((ledger._gate for ledger in limiting if ledger._gate is not None), key=id)
+
+    def usage(self) -> Usage:
+        """What is used so far."""
+        from fractal.results import Usage
+
+        return Usage(
+            requests=self.used["requests"],
+            tool_calls=self.used["tool_calls"],
+            cost=self.cost / MONEY if self.is_priced else None,
+            **self.tokens,
+        )
+
+    def _exceeded(self, resource: Resource) -> BudgetExceeded:
+        scale = MONEY if resource == "cost" else 1
+        return BudgetExceeded(resource, self._allowed[resource] / scale, self.used[resource] / scale)
+
     def _enter(self, resource: Resource, amount: int) -> None:
-        ledger: Budget | None = self
-        while ledger is not None:
+        for ledger in self._line:
             ledger.used[resource] += amount
-            ledger = ledger._parent
+
+
+_TOKENS = (
+    "input_tokens",
+    "output_tokens",
+    "cached_input_tokens",
+    "cache_write_input_tokens",
+    "reasoning_tokens",
+)
+
+
+class SharedBudget(Budget):
+    """A budget that several runs hold together, one after the other or at once: those of a tenant, or of a day.
+
+    Give it to agents, to runs, or to both, as `budget=`: what each of them uses, with its delegates, is taken from it
+    too, before it is used. It may be shared by runs in several event loops and threads.
+
+    Args:
+        max_requests: As in `Limits`.
+        max_tool_calls: As in `Limits`.
+        max_tokens: As in `Limits`.
+        max_cost: As in `Limits`; all prices have to be in one currency.
+
+    Raises:
+        InvalidArguments: A value is negative or not a number.
+
+    Example:
+        >>> SharedBudget(max_cost=5.0).usage().requests
+        0
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        *,
+        max_requests: float | None = None,
+        max_tool_calls: float | None = None,
+        max_tokens: float | None = None,
+        max_cost: float | None = None,
+    ) -> None:
+        super().__init__(
+            Limits(max_requests=max_requests, max_tool_calls=max_tool_calls, max_tokens=max_tokens, max_cost=max_cost)
+        )
+
+    def __repr__(self) -> str:
+        scales = {"cost": MONEY}
+        shown = (
+            f"{resource}={self.used[resource] / scales.get(resource, 1):g} of {most / scales.get(resource, 1):g}"
+            for resource, most in self._allowed.items()
+            if most < math.inf
+        )
+        return f"<SharedBudget {', '.join(shown) or 'without limits'}>"
+
+
+# One for all ledgers: an entry goes into several, of trees that share some of them.
+_lock = lock()
 
 
 def _or_unlimited(limit: float | None) -> float:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from fractal._output import OutputMode
-from fractal.limits import Limits
+from fractal.limits import Limits, SharedBudget
 
 if TYPE_CHECKING:
     from fractal._window import Compact, TokenCounter
     from fractal.approval import Approver
     from fractal.events import Observer
+    from fractal.prices import Price
     from fractal.toolkit import AgentToolkit
 
 __all__ = ["RUN_OPTIONS", "AgentOptions", "RunBounds", "RunOptions"]
@@ -28,10 +29,12 @@ class RunBounds(TypedDict, total=False):
         output_type: What the answer has to be. None or left out: the agent's; `str` for text after all. The agent's
             output validators are for its own type alone.
         output_mode: How the model is made to give such an answer. None or left out: the agent's.
+        budget: A budget that this run, with all below it, shares with others; besides the agent's.
     """
 
     timeout: float | None
     limits: Limits | None
+    budget: SharedBudget | None
     deps: Any
     approve: Approver | None
     output_type: Any
@@ -89,3 +92,5 @@ class AgentOptions(TypedDict, total=False):
     context_window: int | None
     count_tokens: TokenCounter | None
     compact: Compact | None
+    prices: Mapping[str, Price] | None
+    budget: SharedBudget | None

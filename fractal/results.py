@@ -34,8 +34,8 @@ class Usage(Told):
     """What a run used, together with every run it delegated to.
 
     Example:
-        >>> Usage(input_tokens=3, output_tokens=4).total_tokens
-        7
+        >>> (Usage(input_tokens=3, output_tokens=4) + Usage(output_tokens=1)).total_tokens
+        8
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,11 +44,26 @@ class Usage(Told):
     tool_calls: Count = Field(default=0, description="Tool calls that the limits allowed.")
     input_tokens: Count = Field(default=0, description="Prompt tokens, as the endpoint reported them.")
     output_tokens: Count = Field(default=0, description="Completion tokens, as the endpoint reported them.")
+    cached_input_tokens: Count = Field(default=0, description="Those of the prompt tokens that its cache served.")
+    cache_write_input_tokens: Count = Field(default=0, description="Those of the prompt tokens it put into its cache.")
+    reasoning_tokens: Count = Field(default=0, description="Those of the completion tokens the model thought with.")
+    cost: float | None = Field(
+        default=0.0,
+        description="What the replies cost, in the currency of the prices; None if that is not known of each.",
+    )
 
     @property
     def total_tokens(self) -> int:
         """Prompt and completion tokens together."""
         return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        """What both used together."""
+        counts = {
+            name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields if name != "cost"
+        }
+        cost = self.cost + other.cost if self.cost is not None and other.cost is not None else None
+        return Usage(**counts, cost=cost)
 
 
 class _Made(Told):

@@ -514,7 +514,7 @@ def check_ledger(watcher: Watcher, run: Run) -> None:
     budget = run.budget
     assert budget.used["requests"] == watcher.requests[run.run_id], "requests that nobody sent, or nobody counted"
     assert budget.used["tool_calls"] >= watcher.started[run.run_id]
-    assert budget.used["tokens"] == budget.input_tokens + budget.output_tokens, "tokens that nobody used"
+    assert budget.used["tokens"] == budget.usage().total_tokens, "tokens that nobody used"
 
 
 def check_result(result: AgentResult) -> None:

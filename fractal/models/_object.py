@@ -119,19 +119,29 @@ def _chunks_of(answer: Any) -> _Chunks:
     raise BadReply(f"create(stream=True) returned {answer!r}, which is neither a completion nor a stream of chunks")
 
 
+_DETAILS = ("prompt_tokens_details", "completion_tokens_details")
+
 _NAMES = {
-    "completion": ("choices", "usage", "error"),
+    "completion": ("id", "model", "choices", "usage", "error"),
     "choice": ("message", "delta", "finish_reason", "index", "error"),
     "message": ("content", "refusal", "reasoning_content", "tool_calls", "function_call"),
     "call": ("id", "index", "function"),
     "function": ("name", "arguments"),
-    "usage": ("prompt_tokens", "completion_tokens"),
+    "usage": ("prompt_tokens", "completion_tokens", "total_tokens", *_DETAILS),
+    "details": ("cached_tokens", "cache_write_tokens", "reasoning_tokens"),
 }
 """What is read of an object by name, by what it is: a mock has every attribute, and tells of none."""
 
-_INNER = {"choices": "choice", "message": "message", "delta": "message", "tool_calls": "call", "function": "function"}
-_INNER["usage"] = "usage"
-_INNER["function_call"] = "function"
+_INNER = {
+    "choices": "choice",
+    "message": "message",
+    "delta": "message",
+    "tool_calls": "call",
+    "function": "function",
+    "function_call": "function",
+    "usage": "usage",
+    **dict.fromkeys(_DETAILS, "details"),
+}
 
 
 def plain(answer: Any, what: str = "completion") -> Any:

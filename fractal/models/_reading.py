@@ -15,7 +15,7 @@ from fractal._texts import clean_text
 from fractal.errors import BadReply, ModelError, ReplyTooLarge
 from fractal.models._reported import briefly, is_page, quoted_body, reported_error, status_error
 from fractal.models._secrets import NO_SECRETS, Secrets
-from fractal.models._usage import UsageReader
+from fractal.models._usage import AnswerFacts
 from fractal.models.base import Reply, ToolCall
 from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds
 
@@ -163,8 +163,9 @@ def reply_of(
     if not choices:
         said = secrets.quoted(briefly(completion), 200)
         raise BadReply(f"the endpoint's answer has no choices[0].message: {said}")
-    usage = UsageReader()
-    usage.read(completion)
+    facts = AnswerFacts()
+    facts.read_origin(completion)
+    facts.read_usage(completion)
     choice, *others = choices
     message = choice["message"]
     finish_reason = choice.get("finish_reason")
@@ -175,7 +176,7 @@ def reply_of(
         error = reported_error(choice, secrets, headers or {}) or error
     if error is not None:
         raise error
-    return reply_to_message(message, finish_reason, usage, bounds)
+    return reply_to_message(message, finish_reason, facts, bounds)
 
 
 def _choices_of(completion: Any) -> list[Mapping[str, Any]]:
@@ -199,14 +200,14 @@ def broken_off(finish_reason: object) -> ModelError | None:
 
 
 def reply_to_message(
-    message: Mapping[str, Any], finish_reason: object, usage: UsageReader, bounds: ReplyBounds
+    message: Mapping[str, Any], finish_reason: object, facts: AnswerFacts, bounds: ReplyBounds
 ) -> Reply:
     """The reply in an assistant's message.
 
     Args:
         message: The message as the endpoint wrote it.
         finish_reason: Its word for why it stopped.
-        usage: The tokens it told of.
+        facts: What the answer tells beside it.
         bounds: The most that is read.
 
     Raises:
@@ -221,10 +222,11 @@ def reply_to_message(
         tool_calls=_calls_in(message, bounds),
         refusal=clean_text(refusal) or None if refusal else None,
         finish_reason=clean_text(finish_reason) if isinstance(finish_reason, str) and finish_reason else None,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
         content=_writable(parts) if parts else "" if content == "" else None,
         extra=extra,
+        model=facts.model,
+        id=facts.id,
+        **facts.tokens(),
     )
 
 

@@ -15,7 +15,7 @@ from fractal.models._merging import Merged
 from fractal.models._reading import broken_off, decoded, function_in, reply_to_message, text_in
 from fractal.models._reported import briefly, reported_error
 from fractal.models._secrets import NO_SECRETS, Secrets
-from fractal.models._usage import UsageReader
+from fractal.models._usage import AnswerFacts
 from fractal.models.base import UNSAID, Delta, Reply, Sink, show_whole
 from fractal.models.bounds import ReplyBounds
 
@@ -43,7 +43,7 @@ class ReplyReader:
         self._sink, self._bounds, self._secrets = sink, bounds, secrets
         self._events = EventReader(bounds.line)
         self._choices: dict[int, _Choice] = {}  # by index; with `n` in the extra fields there are several
-        self._usage = UsageReader()
+        self._facts = AnswerFacts()
         self.is_done = False
 
     @property
@@ -107,7 +107,7 @@ class ReplyReader:
         if answer.finish_reason in ("tool_calls", "function_call") and not answer.calls:
             # Some gateways put a model's text into one choice and its calls into the next.
             answer.calls = next((other.calls for other in self._choices.values() if other.calls), answer.calls)
-        return reply_to_message(answer.message(), answer.finish_reason or UNSAID, self._usage, self._bounds)
+        return reply_to_message(answer.message(), answer.finish_reason or UNSAID, self._facts, self._bounds)
 
     async def _take(self, payload: bytes) -> None:
         if payload.startswith(_DONE):
@@ -131,8 +131,10 @@ class ReplyReader:
             error = reported_error(chunk, self._secrets)
             if error is not None:
                 raise error
+        if not self._choices:  # nothing was read yet
+            self._facts.read_origin(chunk)
         if chunk.get("usage") or "x_groq" in chunk:
-            self._usage.read(chunk)
+            self._facts.read_usage(chunk)
         found: list[Delta] = []
         for raw in choices if is_list(choices) else ():
             if is_mapping(raw):
@@ -158,7 +160,7 @@ class ReplyReader:
         if raw.get("error"):
             choice.error = raw["error"]
         if usage := raw.get("usage"):
-            self._usage.read({"usage": usage})
+            self._facts.read_usage({"usage": usage})
         return found if index == 0 else []
 
     def _told(self, data: bytes) -> ModelError:

@@ -221,7 +221,7 @@ class ModelRequest:
     def parameters(self) -> dict[str, Any]:
         """The request as the keyword arguments of `chat.completions.create`."""
         sent = self.transcript.sent(self.kept, self.form)
-        parameters = {"model": self.model, "messages": [*self._before(), *sent], **self._fields()}
+        parameters = {"model": self.model, "messages": [*self.opening(), *sent], **self._fields()}
         if self.tools is not None and self.tools.schemas:
             parameters["tools"] = self.tools.schemas
         return parameters
@@ -230,7 +230,7 @@ class ModelRequest:
         """The request as JSON: joined from the messages' encoded forms, not walked anew."""
         whole = self.transcript.encoded(self.form)
         fragments = whole if self.kept is None else [whole[position] for position in self.kept]
-        messages = b",".join([*map(encode, self._before()), *fragments])
+        messages = b",".join([*map(encode, self.opening()), *fragments])
         head = encode({"model": self.model, **self._fields()})[:-1]
         tools = b',"tools":' + self.tools.encoded() if self.tools is not None and self.tools.schemas else b""
         return b"".join((head, b',"messages":[', messages, b"]", tools, b"}"))
@@ -241,7 +241,7 @@ class ModelRequest:
             fields = {name: value for name, value in fields.items() if name not in _OF_TOOLS}
         return fields | dict(self.fields)
 
-    def _before(self) -> list[Message]:
+    def opening(self) -> list[Message]:
         """What stands before the conversation: at most one system message, since many endpoints take no second."""
         summary = self._system_text(self.summary) if self.summary is not None else None
         others = [self.summary] if self.summary is not None and summary is None else []
@@ -302,8 +302,13 @@ class Reply:
         tool_calls: The calls it asks for, in order.
         refusal: Why it declines, or None.
         finish_reason: The endpoint's word for why it stopped; `"unsaid"` if it ended a stream without one, or None.
-        input_tokens: Prompt tokens, 0 if not told.
-        output_tokens: Completion tokens, 0 if not told.
+        input_tokens: Prompt tokens, those that a cache served or took included; 0 if not told.
+        output_tokens: Completion tokens, reasoning included; 0 if not told.
+        cached_input_tokens: Those of the prompt tokens that the endpoint's cache served.
+        cache_write_input_tokens: Those of the prompt tokens that it put into its cache.
+        reasoning_tokens: Those of the completion tokens that the model thought with.
+        model: Name of the model that wrote it, in the endpoint's words, or None.
+        id: The endpoint's id of the answer, or None.
         content: The content as the endpoint wrote it, where that is something else than `text`: a list of parts, an
             empty text, a text with the model's thinking in it. None: `text` is all there is.
         extra: Further fields of the message as the endpoint wrote them, such as `reasoning_content`; they go back to
@@ -316,6 +321,11 @@ class Reply:
     finish_reason: str | None = None
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    model: str | None = field(default=None, compare=False)
+    id: str | None = field(default=None, compare=False)
     content: str | list[Any] | None = field(default=None, hash=False)
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
 

@@ -31,12 +31,12 @@ from fractal.errors import (
     RunError,
 )
 from fractal.models.base import Delta, Model, ModelRequest, Reply, Sink, ask_model
-from fractal.models.openai import model_for
+from fractal.models.openai import OpenAIModel, model_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["CombinedModel", "FallbackModel", "LimitedModel", "RaceModel"]
+__all__ = ["CombinedModel", "FallbackModel", "LimitedModel", "RaceModel", "names_asked"]
 
 _FAILURES = (ModelError, DeadlineWouldPass, BudgetExceeded)
 """What keeps one model from answering, but maybe not another one."""
@@ -370,6 +370,18 @@ def _now() -> float:
     except LookupError:
         _behind.set(time.monotonic() - here)
         return here + _behind.get()
+
+
+def names_asked(model: Model, name: str) -> tuple[str, ...]:
+    """The names of the models that may answer a question to a model, at their endpoints.
+
+    Args:
+        model: The model.
+        name: What an agent calls it.
+    """
+    if isinstance(model, CombinedModel):
+        return tuple(dict.fromkeys(each for member in model.models for each in names_asked(member, name)))
+    return (model.name or name,) if isinstance(model, OpenAIModel) else (name,)
 
 
 async def _ask(model: Model, request: ModelRequest, sink: Sink | None) -> Reply:

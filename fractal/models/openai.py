@@ -40,6 +40,9 @@ class OpenAIModel:
         thinking_tags: What stands before and after a model's thinking where the endpoint leaves it in the text, such as
             `("<think>", "</think>")`: it is shown as reasoning, then, and is no part of the answer. None: text is text.
 
+    Attributes:
+        name: Name of the model, or None for the agent's.
+
     Raises:
         InvalidArguments: `client` is something else, or makes its connections itself and `max_connections` is
             given, or comes with a `base_url` or `api_key`; one of these is of no use; or `model` is no name,
@@ -73,7 +76,7 @@ class OpenAIModel:
             max_connections=max_connections,
             bounds=bounds or DEFAULT_BOUNDS,
         )
-        self._model = model
+        self.name = model
         self._dialect = Dialect()
         self._tags = _checked_tags(thinking_tags)
         self.needs_no_grace = client is None  # our own HTTP closes a connection without a wait
@@ -120,7 +123,7 @@ class OpenAIModel:
         await leave_pool(self._wire)
 
     def _named(self, request: ModelRequest) -> ModelRequest:
-        return request if self._model is None else replace(request, model=self._model)
+        return request if self.name is None else replace(request, model=self.name)
 
 
 def _checked_tags(tags: Any) -> tuple[str, str] | None:

@@ -47,7 +47,7 @@ def _faults_of(run: Run) -> Generator[str]:
     name, budget = run.settings.agent_name, run.budget
     if run.result is None and run.has_begun:
         yield f"the run of {name} has begun and not ended"
-    used, reported = budget.used["tokens"], budget.input_tokens + budget.output_tokens
+    used, reported = budget.used["tokens"], budget.tokens["input_tokens"] + budget.tokens["output_tokens"]
     if used != reported:
         yield f"the ledger of {name} holds {used} tokens where {reported} were used: a reservation was not given back"
     messages = run.messages

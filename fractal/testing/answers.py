@@ -82,7 +82,7 @@ class Answer:
         tool_calls: The calls the assistant makes, in order.
         refusal: Why the model refused, or None.
         finish_reason: None derives it: "tool_calls" if there are calls, else "stop".
-        usage: Tokens of the prompt and of the completion.
+        usage: Tokens of the prompt and of the completion; or the whole usage object, as an endpoint would send it.
         delay: Seconds before the answer starts.
         chunk_delay: Seconds between two chunks of a streamed answer.
         extra: Unknown fields, merged into the top level of the completion.
@@ -100,7 +100,7 @@ class Answer:
     tool_calls: tuple[ToolCallAnswer, ...] = ()
     refusal: str | None = None
     finish_reason: str | None = None
-    usage: tuple[int, int] = (10, 5)
+    usage: tuple[int, int] | Mapping[str, Any] = (10, 5)
     delay: float = 0.0
     chunk_delay: float = 0.0
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -153,7 +153,9 @@ class Answer:
     def _derived_finish_reason(self) -> str:
         return self.finish_reason or ("tool_calls" if self.tool_calls else "stop")
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
+        if not isinstance(self.usage, tuple):
+            return dict(self.usage)
         prompt, completion = self.usage
         return {
             "prompt_tokens": prompt,
@@ -186,7 +188,7 @@ class AnswerOptions(TypedDict, total=False):
     """The fields of `Answer` that the builders take besides what they are named for."""
 
     finish_reason: str | None
-    usage: tuple[int, int]
+    usage: tuple[int, int] | Mapping[str, Any]
     delay: float
     chunk_delay: float
     extra: Mapping[str, object]

@@ -17,8 +17,8 @@ PACKAGE = Path(fractal.__file__).parent
 # From the bottom up; a module may import modules of its own level or below.
 LEVELS = [
     [
-        *("", "errors", "_docstring", "_json", "_scanner", "_current", "_forks", "_arguments", "_callables", "_copies"),
-        *("models.bounds", "models._secrets", "_texts", "_elsewhere", "_told", "_log"),
+        *("", "errors", "prices", "_docstring", "_json", "_scanner", "_current", "_forks", "_arguments", "_callables"),
+        *("_copies", "models.bounds", "models._secrets", "_texts", "_elsewhere", "_told", "_log"),
         *("_template", "_checks"),
         *("_html",),
     ],
@@ -47,6 +47,7 @@ LEVELS = [
         "_strict",
         "_twins",
         "_stored",
+        "_pricing",
     ],
     ["results", "context", "models.base", "_shapes"],
     ["_hooks", "toolkit", "events"],
@@ -62,7 +63,10 @@ LEVELS = [
     ["models._address", "models._http", "models._sdk", "models._object", "models._wires"],
     ["_observers"],
     ["_step", "_window", "_json_text", "_output", "_partial", "_answer", "_below", "_run", "_call", "_overrides"],
-    ["models.openai", "models.combined", "models", "_approve", "_invoke", "_calls", "_ask", "options", "prompt"],
+    [
+        *("models.openai", "models.combined", "models", "_money", "_approve", "_invoke", "_calls", "_ask", "options"),
+        *("prompt",),
+    ],
     ["_loop", "_settings"],
     ["streaming", "_constructor", "_core", "_card"],
     ["_verbs", "_clones"],

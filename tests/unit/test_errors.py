@@ -25,6 +25,7 @@ SAMPLES: list[FractalError] = [
     errors.InvalidTool("search", "no good"),
     errors.ToolNameTaken("search"),
     errors.InvalidMessages(3, "no role"),
+    errors.PriceUnknown("gpt"),
     errors.ClientBoundToLoop("AsyncOpenAI"),
     errors.SyncInAsyncError("text"),
     errors.PortalClosed("trio"),

@@ -13,15 +13,17 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from fractal._gates import Gate
 from fractal.errors import BudgetExceeded
 from fractal.limits import Budget, Limits, Reservation, Resource
+from fractal.prices import MONEY, amount_of
 from tests.schedules import run_shuffled
 
-RESOURCES: list[Resource] = ["requests", "tool_calls", "tokens"]
+RESOURCES: list[Resource] = ["requests", "tool_calls", "tokens", "cost"]
 amounts = st.integers(0, 6)
 limits = st.builds(
     Limits,
     max_requests=st.none() | st.integers(0, 8),
     max_tool_calls=st.none() | st.integers(0, 8),
     max_tokens=st.none() | st.integers(0, 8),
+    max_cost=st.none() | st.integers(0, 8).map(lambda amount: amount / MONEY),
 )
 
 
@@ -33,7 +35,7 @@ class Node:
         self.allowed: dict[Resource, float] = {
             resource: most if (most := getattr(limits, f"max_{resource}")) is not None else math.inf
             for resource in RESOURCES
-        }
+        } | {"cost": amount_of(limits.max_cost)}
         self.parent = parent
         self.entered: list[list[Any]] = []  # resource and amount, of this ledger and those below
 

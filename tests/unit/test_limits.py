@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from fractal import BudgetExceeded, InvalidArguments, Limits
+from fractal import BudgetExceeded, InvalidArguments, Limits, Reply, SharedBudget, Usage
 from fractal.limits import DEFAULT_LIMITS, Budget, Reservation, Resource
+from fractal.prices import MONEY
 
 NAMES = [field.name for field in dataclasses.fields(Limits) if field.name != "on_stubborn"]
 
@@ -110,7 +111,7 @@ def test_a_reservation_is_entered_here_and_above_and_nowhere_else() -> None:
     middle.reserve("requests", 2)
 
     assert used(root, middle, leaf, sibling) == [2, 2, 0, 0]
-    assert middle.used == {"requests": 2, "tool_calls": 0, "tokens": 0}
+    assert middle.used == {"requests": 2, "tool_calls": 0, "tokens": 0, "cost": 0}
 
 
 def test_what_is_not_committed_is_given_back() -> None:
@@ -203,16 +204,31 @@ def test_an_infinite_limit_never_stops_anything() -> None:
 
 def test_reported_tokens_are_noted_here_and_above() -> None:
     root, leaf = budgets(Limits(), Limits())
-    leaf.add_tokens(3, 4)
-    root.add_tokens(10, 20)
-    assert (leaf.input_tokens, leaf.output_tokens) == (3, 4)
-    assert (root.input_tokens, root.output_tokens) == (13, 24)
+    leaf.add_reply(Reply(input_tokens=3, output_tokens=4, cached_input_tokens=2), 5)
+    root.add_reply(Reply(input_tokens=10, output_tokens=20, reasoning_tokens=7), 6)
+    assert leaf.usage() == Usage(input_tokens=3, output_tokens=4, cached_input_tokens=2, cost=5 / MONEY)
+    assert root.usage() == Usage(
+        input_tokens=13, output_tokens=24, cached_input_tokens=2, reasoning_tokens=7, cost=11 / MONEY
+    )
+    leaf.add_reply(Reply(), None)
+    assert leaf.usage().cost is root.usage().cost is None
 
 
-RESOURCES: tuple[Resource, ...] = ("requests", "tool_calls", "tokens")
+def test_a_shared_ledger_is_entered_once_wherever_it_is_shared() -> None:
+    shared = SharedBudget(max_requests=3)
+    root = Budget(Limits(), None, (shared, shared))
+    leaf = Budget(Limits(), root, (shared,))
+    leaf.spend("requests")
+    root.spend("requests", 2)
+    assert (shared.used["requests"], root.used["requests"], leaf.used["requests"]) == (3, 3, 1)
+    with pytest.raises(BudgetExceeded):
+        leaf.spend("requests")
+
+
+RESOURCES: tuple[Resource, ...] = ("requests", "tool_calls", "tokens", "cost")
 
 trees = st.lists(  # each ledger: its parent (an earlier one) and its limits
-    st.tuples(st.integers(0, 9), st.tuples(*[st.none() | st.integers(0, 12)] * 3)), min_size=1, max_size=7
+    st.tuples(st.integers(0, 9), st.tuples(*[st.none() | st.integers(0, 12)] * 4)), min_size=1, max_size=7
 )
 moves = st.lists(
     st.tuples(
@@ -234,7 +250,10 @@ class Bookkeeper:
         self.ledgers: list[Budget] = []
         self.chains: list[list[int]] = []  # for each ledger, itself and those above
         for index, (parent, _) in enumerate(tree):
-            own = Limits(**{f"max_{name}": value for name, value in self.limits[index].items()})
+            named = {f"max_{name}": value for name, value in self.limits[index].items()}
+            if named["max_cost"] is not None:
+                named["max_cost"] /= MONEY
+            own = Limits(**named)
             self.ledgers.append(Budget(own, self.ledgers[parent % index] if index else None))
             self.chains.append([index, *(self.chains[parent % index] if index else [])])
         self.held: list[tuple[Reservation, int, Resource, int]] = []

@@ -9,8 +9,17 @@ from typing import Any
 import anyio
 import pytest
 
-from fractal import AgentOptions, BaseAgent, InvalidArguments, Limits, RunContext, run_many, sync, tool
-from fractal._settings import SETTINGS
+from fractal import (
+    AgentOptions,
+    BaseAgent,
+    InvalidArguments,
+    Limits,
+    RunContext,
+    run_many,
+    sync,
+    tool,
+)
+from fractal._settings import FIXED, SETTINGS
 from fractal.testing import ScriptedModel, answers
 from tests.support import shown
 
@@ -316,4 +325,19 @@ def test_a_subclass_may_call_its_helpers_by_any_name_that_no_page_knows():
 def test_options_of_an_agent_are_those_of_its_constructor():
     parameters = list(inspect.signature(BaseAgent.__init__).parameters.values())[3:]
     assert [parameter.name for parameter in parameters] == list(AgentOptions.__annotations__)
-    assert set(AgentOptions.__annotations__) | {"name", "system_prompt"} == {*SETTINGS, "toolkit"}
+    assert set(AgentOptions.__annotations__) | {"name", "system_prompt"} == {*SETTINGS, *FIXED, "toolkit"}
+
+
+def test_prices_and_budgets_are_for_constructors_and_leave_the_names_to_users() -> None:
+    class Shop(BaseAgent):
+        prices = {"bread": 3}  # noqa: RUF012
+
+        def __init__(self) -> None:
+            super().__init__("Shop", "You sell.")
+            self.budget = 5
+
+    shop = Shop()
+    assert (shop.prices, shop.budget) == ({"bread": 3}, 5)
+    for wrong in ({"prices": {"m": 1}}, {"budget": 5}):
+        with pytest.raises(InvalidArguments, match="give a"):
+            BaseAgent("A", "a", **wrong)
