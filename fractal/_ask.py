@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from fractal._copies import copied
+from fractal._copies import copied, copied_messages
 from fractal._hooks import call_user
 from fractal._money import Money
+from fractal._observers import request_headers
 from fractal._scopes import move_on_after, require_time
 from fractal._texts import said_by
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
@@ -109,6 +110,7 @@ class _Question:
             with run.budget.reserve("requests") as place:
                 if run.is_heard:
                     await run.tell(ModelRequested, **self._facts(request))
+                    request = _with_headers(run, request)
                 # Before it is sent, and never given back: one that fails or is cut has still reached the endpoint.
                 place.commit()
             started = run.now()
@@ -229,11 +231,16 @@ class _Question:
 
     def _facts(self, request: ModelRequest) -> dict[str, Any]:
         run = self._run
+        seen, run.seen = run.seen, len(run.transcript)
         return {
             "iteration": run.iterations,
             "attempt": self.attempt,
             "message_count": request.message_count,
             "model": request.model,
+            "opening": copied_messages(request.opening()),
+            "added": copied_messages(run.transcript.since(seen)),
+            "kept": None if request.kept is None else list(request.kept),
+            "tools": request.tools.names() if request.tools is not None else [],
         }
 
     def _facts_of(self, reply: Reply, started: float, cost: int | None) -> dict[str, Any]:
@@ -257,6 +264,11 @@ class _Question:
         if self._run.budget.is_unlimited("tokens"):
             return 0
         return _prompt_tokens(request) + request.reply_tokens
+
+
+def _with_headers(run: Run, request: ModelRequest) -> ModelRequest:
+    headers = request_headers(run.companions, run.run_id) if run.companions else None
+    return replace(request, headers=headers) if headers else request
 
 
 def _prompt_tokens(request: ModelRequest) -> int:

@@ -6,7 +6,7 @@ import copy
 import datetime
 import decimal
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from fractal._callables import kind_of
 from fractal._json import is_mapping, is_same
 
-__all__ = ["copied", "copied_arguments", "is_untouched", "recorded", "with_own_content"]
+__all__ = ["copied", "copied_arguments", "copied_messages", "is_untouched", "recorded", "with_own_content"]
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -61,6 +61,14 @@ def recorded(arguments: dict[str, Any]) -> dict[str, Any]:
     except RecursionError:
         return arguments
     return recorded
+
+
+def copied_messages(messages: Iterable[Any]) -> list[Any]:
+    """Chat messages for somebody to look at: what is a list or a dict in them is copied."""
+    try:
+        return [_recorded(message) for message in messages]
+    except RecursionError:
+        return list(messages)
 
 
 def _recorded(value: Any) -> Any:

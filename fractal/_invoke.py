@@ -18,6 +18,7 @@ from fractal._copies import recorded
 from fractal._explain import explain
 from fractal._grace import graced
 from fractal._json import text_of
+from fractal._observers import enter_call
 from fractal._overrides import current_through, returned_as
 from fractal._returned import is_plain, read_in_thread, read_up
 from fractal._scopes import is_cancellation, is_cut, leaves
@@ -95,6 +96,8 @@ def leave(call: Call) -> ToolIgnoredCancellation:
 
 async def _approve_and_invoke(call: Call, start_clock: Callable[[Call], None]) -> None:
     call.enter()
+    if companions := call.run.companions:
+        enter_call(companions, call.run.run_id, call.bound.call_id)
     if call.needs_approval:
         if not await is_approved(call):
             return

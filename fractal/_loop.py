@@ -13,6 +13,7 @@ from fractal._ask import ask
 from fractal._calls import answer_calls
 from fractal._json import text_of
 from fractal._log import log
+from fractal._observers import let_finish
 from fractal._output import OutputFault
 from fractal._scopes import is_cancellation, stop_if_cancelled, unexpected
 from fractal._step import AskAgain, CallTools, Decline, Finish, bound_calls, next_step
@@ -79,8 +80,10 @@ async def drive(run: Run, work: _Work | None = None) -> AgentResult:
     return result
 
 
-async def conduct(run: Run, work: _Work) -> AgentResult:
+def conduct(run: Run, work: _Work) -> Awaitable[AgentResult]:
     """Take a run from its first event to its last, in the calling task, which is one of ours and is the run's alone.
+
+    Its observers finish then, too.
 
     Args:
         run: The run.
@@ -92,6 +95,11 @@ async def conduct(run: Run, work: _Work) -> AgentResult:
     Raises:
         BaseException: As `drive`.
     """
+    conducted = _conduct_in_scope(run, work)
+    return let_finish(run, conducted) if run.own_companions else conducted
+
+
+async def _conduct_in_scope(run: Run, work: _Work) -> AgentResult:
     run.enter()
     was_cancelled = False
     with run.scope:

@@ -1,21 +1,46 @@
-"""Observers: functions that are told what happens in a run. Nothing that they do or raise disturbs it."""
+"""Observers: functions that are told what happens in a run, and may take part in it.
+
+Nothing that they do or raise disturbs it.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import BuiltinMethodType, MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
+
+from fractal._callables import is_async
 from fractal._hooks import is_plain
 from fractal._log import log
 from fractal._stall import is_guarded, watched
 from fractal._texts import is_a, log_line, name_of, repr_of, str_of, type_name
 from fractal._told import shown
 from fractal.errors import InvalidArguments
-from fractal.events import Event, Observer, RunEvent
+from fractal.events import Event, Observer, RunEvent, RunObserver
 
-__all__ = ["Brief", "checked_observers", "note_unused", "tell_all", "without_repeats"]
+if TYPE_CHECKING:
+    from fractal._run import Run
+
+__all__ = [
+    "Brief",
+    "checked_observers",
+    "companions_of",
+    "enter_call",
+    "interested",
+    "let_finish",
+    "note_unused",
+    "request_headers",
+    "tell_all",
+]
+
+T = TypeVar("T")
+
+LONGEST_SETTLING = 1.0
+"""Seconds that an observer has when a run has ended."""
 
 
 def checked_observers(observers: object) -> tuple[Observer, ...]:
@@ -35,16 +60,116 @@ def checked_observers(observers: object) -> tuple[Observer, ...]:
                 f"observers: {repr_of(observer)} is async or a generator, and nobody awaits it: give a plain function;"
                 " one that has to wait puts the event into a queue"
             )
+        if is_a(observer, RunObserver):
+            _check_companion(observer)
     return given
 
 
-def without_repeats(observers: Iterable[Observer]) -> tuple[Observer, ...]:
-    """Each observer once, the first time it comes."""
-    unique: list[Observer] = []
+def _check_companion(observer: RunObserver) -> None:
+    for name in ("wants_run", "enter_call", "request_headers"):
+        if not is_plain(getattr(observer, name)):
+            raise InvalidArguments(f"observers: {name} of {repr_of(observer)} has to be a plain function")
+    if not is_async(observer.settle):
+        raise InvalidArguments(f"observers: settle of {repr_of(observer)} has to be an async function")
+
+
+def interested(observers: Iterable[Observer], others: Sequence[Observer]) -> tuple[Observer, ...]:
+    """Those of some observers that want to be told of a run, each once, and are not among others that are told."""
+    found: list[Observer] = []
     for observer in observers:
-        if not any(_is_same(observer, other) for other in unique):
-            unique.append(observer)
-    return tuple(unique)
+        is_told = any(_is_same(observer, other) for other in (*found, *others))
+        if not is_told and (not is_a(observer, RunObserver) or _asked(observer.wants_run)):
+            found.append(observer)
+    return tuple(found)
+
+
+def companions_of(observers: Iterable[Observer]) -> tuple[RunObserver, ...]:
+    """Those of some observers that take part in what a run does."""
+    return tuple(each for each in observers if is_a(each, RunObserver))
+
+
+def enter_call(companions: Iterable[RunObserver], run_id: str, call_id: str) -> None:
+    """Let observers prepare the context of a tool call, in its task."""
+    for observer in companions:
+        _asked(observer.enter_call, run_id, call_id)
+
+
+def request_headers(companions: Iterable[RunObserver], run_id: str) -> dict[str, str]:
+    """The headers that observers want a request to have."""
+    headers: dict[str, str] = {}
+    for observer in companions:
+        wanted: dict[Any, Any] | None = _asked(_headers_of, observer, run_id)
+        for name, value in wanted.items() if wanted else ():
+            if _may_be_sent(name, value):
+                headers[name] = value
+            else:
+                log.warning(f"observer {repr_of(observer)} may not give a request the header {repr_of(name)}")
+    return headers
+
+
+def _headers_of(observer: RunObserver, run_id: str) -> dict[Any, Any]:
+    return dict(observer.request_headers(run_id))
+
+
+def _may_be_sent(name: object, value: object) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and _HEADER.fullmatch(name) is not None
+        and _NOT_THEIRS.search(name) is None
+        and value.isascii()
+        and value.isprintable()
+        and value == value.strip()
+    )
+
+
+_HEADER = re.compile("[a-zA-Z0-9_-]+")
+_NOT_THEIRS = re.compile(  # what frames a request, or says who asks: connections are shared by those who sign alike
+    "^(host|connection|keep-alive|te|trailer|upgrade|expect|user-agent|(accept|content|transfer|proxy|openai)(-.*)?)$"
+    "|auth|key|token|secret|passw|cookie|cred|^x-stainless-",
+    re.IGNORECASE,
+)
+
+
+async def let_finish(run: Run, work: Awaitable[T]) -> T:
+    """Do the work of a run, and let its observers finish what they have begun for it, however the work ends.
+
+    Args:
+        run: The run.
+        work: What is awaited first.
+    """
+    try:
+        result = await work
+    except GeneratorExit:  # nothing can be awaited any more
+        raise
+    except BaseException:
+        await _settle(run.own_companions, run.run_id)
+        raise
+    await _settle(run.own_companions, run.run_id)
+    return result
+
+
+async def _settle(companions: Iterable[RunObserver], run_id: str) -> None:
+    """Let observers finish, for as long as is bearable."""
+    for observer in companions:
+        with anyio.move_on_after(LONGEST_SETTLING, shield=True) as scope:
+            try:
+                await observer.settle(run_id)
+            except Exception as error:
+                log.failure(f"observer {repr_of(observer)} could not finish after a run", error)
+        if scope.cancelled_caught:
+            log.warning(f"observer {repr_of(observer)} has not finished {LONGEST_SETTLING:g} s after the run")
+
+
+def _asked(ask: Callable[..., Any], *about: object) -> Any:
+    """What an observer answers; None if it fails."""
+    try:
+        return ask(*about)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # no cancellation arrives here, where nothing is awaited
+        log.failure(f"{name_of(ask)} of an observer failed", error)
+        return None
 
 
 def _is_same(one: Observer, other: Observer) -> bool:
@@ -85,7 +210,8 @@ def note_unused(name: str, answer: object, warn: Callable[[str], object]) -> Non
         answer.close()
     elif not inspect.isasyncgen(answer):
         return  # a task goes on by itself, and of everything else nobody has said what it is for
-    warn(f"{name} gave a {type_name(answer)}, which nobody awaits: it has to be a plain function")
+    # Without its address, so that what is found at each event is told of once.
+    warn(f"{name} gave a value of the type {type_name(answer)}, which nobody awaits: it has to be a plain function")
 
 
 class Brief:
@@ -98,9 +224,13 @@ class Brief:
 
     def __str__(self) -> str:
         event: Any = self.event
-        facts = " ".join(f"{name}={_in_brief(getattr(event, name))}" for name in event.__slots__ if name != "kind")
+        facts = " ".join(f"{name}={_in_brief(getattr(event, name))}" for name in event.__slots__ if name not in _UNSAID)
         about = f"agent={_in_brief(event.agent_name)} run={event.run_id[:8]} depth={event.depth}"
         return log_line(f"{event.kind} {about} {facts}")
+
+
+_UNSAID = frozenset({"kind", "history", "limits", "timeout", "opening", "added", "kept", "tools"})
+"""What a line of a log leaves out: it is there already, or too long."""
 
 
 def _in_brief(value: object) -> str:

@@ -21,11 +21,11 @@ from anyio.lowlevel import checkpoint, current_token
 from fractal._answer import Answer, AnswerSettings
 from fractal._background import current_task_of
 from fractal._below import Below, place_of
-from fractal._copies import copied, with_own_content
+from fractal._copies import copied_messages, with_own_content
 from fractal._current import current_call, current_run
 from fractal._feed import Inlet
 from fractal._log import log
-from fractal._observers import Brief, tell_all, without_repeats
+from fractal._observers import Brief, companions_of, interested, tell_all
 from fractal._pricing import Prices, prices_of_library
 from fractal._scopes import unexpected, waiting
 from fractal._texts import said_by
@@ -33,7 +33,7 @@ from fractal._twins import Twins
 from fractal._window import Window, WindowView
 from fractal.context import RunContext
 from fractal.errors import SUCCESSES, BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
-from fractal.events import Event, LimitHit, Observer, RunFinished, RunStarted, WarningRaised
+from fractal.events import Event, LimitHit, Observer, RunFinished, RunObserver, RunStarted, WarningRaised
 from fractal.limits import DEFAULT_LIMITS, Budget, Limits, SharedBudget, limits_below
 from fractal.results import AgentResult, ToolResult, Usage
 
@@ -133,6 +133,7 @@ class Run:
         "approve",
         "below",
         "budget",
+        "companions",
         "current_task",
         "deps",
         "depth",
@@ -143,12 +144,14 @@ class Run:
         "new_scope",
         "now",
         "open_calls",
+        "own_companions",
         "parent",
         "place",
         "prices",
         "result",
         "run_id",
         "scope",
+        "seen",
         "settings",
         "soft_deadline",
         "started",
@@ -187,12 +190,15 @@ class Run:
             else None
         )
         self.system: str | None = None
-        self.iterations = self.empty_replies = 0
+        self.iterations = self.empty_replies = self.seen = 0  # seen: messages that observers have been told of
         self.tool_results: list[ToolResult] = []
         self.abandoned: list[ToolResult] = []
         self.warnings: list[str] = []
-        observers = settings.observers + (parent._observers if parent else ())
-        self._observers: tuple[Observer, ...] = without_repeats(observers) if observers else ()
+        self._observers: tuple[Observer, ...] = parent._observers if parent else ()
+        self.companions: tuple[RunObserver, ...] = parent.companions if parent else ()  # those that take part in it
+        self.own_companions: tuple[RunObserver, ...] = ()
+        if settings.observers:
+            self._add_observers(settings.observers)
         self.feeds: tuple[Inlet[Event], ...] = ()
         self._identity: dict[str, Any] = {  # what every event says
             "run_id": self.run_id,
@@ -308,10 +314,16 @@ class Run:
         finally:
             # Also a run that is cancelled here has a beginning.
             if self.is_heard:
-                self.emit(RunStarted, message=copied(self.transcript.messages[-1]), call_id=self._begun_by)
+                self._tell_beginning()
         await self.pace()
         if self.parent is not None and self.depth > self.parent._depth_limit:
             raise DepthExceeded(int(self.parent._depth_limit))
+
+    def _tell_beginning(self) -> None:
+        *history, message = copied_messages(self.transcript.messages)
+        self.seen = len(history) + 1
+        facts = {"call_id": self._begun_by, "limits": self.limits, "timeout": self.settings.timeout}
+        self.emit(RunStarted, message=message, history=history, **facts)
 
     @property
     def is_cut(self) -> bool:
@@ -443,7 +455,14 @@ class Run:
 
     def add_observer(self, observer: Observer) -> None:
         """Tell one more, of this run and of those below it."""
-        self._observers = without_repeats((*self._observers, observer))
+        self._add_observers((observer,))
+
+    def _add_observers(self, observers: tuple[Observer, ...]) -> None:
+        own = interested(observers, self._observers)
+        taking_part = companions_of(own)
+        self._observers = (*own, *self._observers)
+        self.own_companions += taking_part
+        self.companions = (*taking_part, *self.companions)
 
     def note_limit(self, error: LimitReached) -> None:
         """Tell that a limit was hit."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar, dataclass_transform
 
 from pydantic import TypeAdapter
 
 from fractal._told import AnyMessage, AnyObject, Count, Text, portable, shown
+from fractal.limits import Limits
 from fractal.results import AgentResult, ToolResult
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "RetryScheduled",
     "RunEvent",
     "RunFinished",
+    "RunObserver",
     "RunStarted",
     "TextDelta",
     "ToolCallDelta",
@@ -135,11 +137,17 @@ class RunStarted(RunEvent):
     Attributes:
         message: The user's turn, as a chat message.
         call_id: Id of the tool call of the parent run that started this one, or None.
+        history: The messages before that turn, where the run goes on with a conversation.
+        limits: What the run may use.
+        timeout: Seconds the run may take, or None.
     """
 
     kind: Literal["run_started"] = "run_started"
     message: AnyMessage
     call_id: Text | None = None
+    history: list[AnyMessage] = field(default_factory=list[AnyMessage])
+    limits: Limits | None = None
+    timeout: float | None = None
 
 
 @_event
@@ -163,6 +171,10 @@ class ModelRequested(RunEvent):
         attempt: Try of this request, from 1.
         message_count: Messages sent, without the system prompt.
         model: Name of the model that is asked, as the agent has it.
+        opening: What stands before the conversation: the system prompt, and what stands for messages left out.
+        added: Messages that have come to the conversation since the last request, or since the run began.
+        kept: Positions of the conversation's messages that are sent; None for all.
+        tools: Names of the tools on offer.
     """
 
     kind: Literal["model_requested"] = "model_requested"
@@ -170,6 +182,10 @@ class ModelRequested(RunEvent):
     attempt: int
     message_count: int
     model: Text = ""
+    opening: list[AnyMessage] = field(default_factory=list[AnyMessage])
+    added: list[AnyMessage] = field(default_factory=list[AnyMessage])
+    kept: list[int] | None = None
+    tools: list[Text] = field(default_factory=list[Text])
 
 
 @_event
@@ -413,3 +429,49 @@ Event = (
 
 Observer = Callable[[Event], object]
 """Called with every event, in the run's own task: it must not block. What it raises is logged, never passed on."""
+
+
+class RunObserver:
+    """A base class of observers that take part in what a run does, besides being called with its events.
+
+    Each method may be left as it is. None of them may block, and what they raise is logged, never passed on.
+
+    Example:
+        ```python
+        class Quiet(RunObserver):
+            def __call__(self, event: Event) -> None:
+                print(event.kind)
+
+            def wants_run(self) -> bool:
+                return logging.getLogger("app").isEnabledFor(logging.DEBUG)
+        ```
+    """
+
+    def __call__(self, event: Event) -> object:
+        """Take an event; called in the run's own task."""
+
+    def wants_run(self) -> bool:
+        """Whether it is told of the run that is about to begin, and of those below; asked in the run's own task.
+
+        A run that nobody wants to be told of costs nothing.
+        """
+        return True
+
+    def enter_call(self, run_id: str, call_id: str) -> None:
+        """Prepare the context of a tool call; called in the call's own task, or before its thread begins.
+
+        Context variables that are set here hold for the tool, and for nothing else.
+        """
+
+    def request_headers(self, run_id: str) -> Mapping[str, str]:
+        """HTTP headers that a request gets which is about to be sent, once `ModelRequested` has told of it.
+
+        They are for tracing, such as `traceparent`: those that sign a request, or say how long it is, are left out.
+        """
+        return {}
+
+    async def settle(self, run_id: str) -> None:
+        """Finish what was begun for a run that has ended; awaited before the run returns, cancelled or not.
+
+        It has a second; then it is cancelled.
+        """

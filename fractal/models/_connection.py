@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fractal.models._connecting import MakeTls, Origin, Wired
     from fractal.models._incoming import Head
     from fractal.models._proxies import Proxy
+    from fractal.models._sending import Sending
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["OF_THE_BODY", "Answer", "Connection", "Template"]
@@ -81,9 +82,15 @@ class Template:
         assert written is not None
         self._head = written.removesuffix(b"\r\n")
 
-    def with_body(self, body: bytes) -> bytes:
-        """All of the request."""
-        return b"%bContent-Length: %d\r\n\r\n%b" % (self._head, len(body), body)
+    def with_body(self, body: bytes, headers: Mapping[str, str]) -> bytes:
+        """All of the request.
+
+        Args:
+            body: Its body.
+            headers: Further headers, of ASCII without breaks.
+        """
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode() if headers else b""
+        return b"%b%bContent-Length: %d\r\n\r\n%b" % (self._head, more, len(body), body)
 
     def timeout(self, what: str) -> float | None:
         """Seconds to `connect`, to `write`, or until there is something to `read`; None: as long as it takes."""
@@ -119,7 +126,7 @@ class Connection:
         wired = self._wired
         return wired is None or wired.has_read_ahead() or wired.is_readable()
 
-    async def send(self, request: Template, body: bytes, make_tls: MakeTls, bounds: ReplyBounds) -> Answer:
+    async def send(self, request: Template, body: bytes, make_tls: MakeTls, sending: Sending) -> Answer:
         """Send a request, after connecting if need be, and wait for the head of the answer.
 
         Raises:
@@ -130,8 +137,8 @@ class Connection:
         if self._wired is None:
             self._wired = await self._connected(request, make_tls)
         incoming = self._incoming
-        incoming.expect(has_body=request.has_answer_body, bounds=bounds)
-        data = request.with_body(body)
+        incoming.expect(has_body=request.has_answer_body, bounds=sending.bounds)
+        data = request.with_body(body, sending.headers)
         if len(data) > WRITTEN_AT_ONCE:
             await self._exchange_long(request, data)
         else:
@@ -139,7 +146,7 @@ class Connection:
             while incoming.head is None:
                 self._feed(request, await self._read(request))
         assert incoming.head is not None
-        return Answer(self, request, incoming.head, bounds)
+        return Answer(self, request, incoming.head, sending.bounds)
 
     async def next_piece(self, request: Template) -> bytes:
         """As much of the body as has come, as soon as there is any; nothing at its end.

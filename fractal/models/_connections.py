@@ -197,7 +197,7 @@ class Exchange:
         lender = self._connections
         self._connection = connection = await lender.take(self._request.lane)
         try:
-            answer = await connection.send(self._request, self._body, lender.tls, self._sending.bounds)
+            answer = await connection.send(self._request, self._body, lender.tls, self._sending)
         except BaseException:
             await lender.close(connection)
             raise

@@ -41,7 +41,7 @@ class HttpWire:
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it as it is encoded, read what comes back."""
         address = await self._address_asked() if callable(self._api_key) else self._address(self._api_key)
-        sending = Sending(self._bounds, request.charge, address.secrets)
+        sending = Sending(self._bounds, request.charge, address.secrets, request.headers)
         with translated(address.secrets):
             pool = await pool_of_this_loop(self, self._max_connections)
             async with pool.place(request), pool.post(address, request.body(), sending) as answer:
@@ -51,7 +51,7 @@ class HttpWire:
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it, read the reply as it comes."""
         address = await self._address_asked() if callable(self._api_key) else self._address(self._api_key)
-        sending = Sending(self._bounds, request.charge, address.secrets)
+        sending = Sending(self._bounds, request.charge, address.secrets, request.headers)
         with translated(address.secrets):
             pool = await pool_of_this_loop(self, self._max_connections)
             async with pool.place(request), pool.post(address, request.body(), sending) as answer:

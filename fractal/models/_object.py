@@ -60,6 +60,8 @@ class ObjectWire:
 
     async def _call(self, request: ModelRequest) -> Any:
         create, parameters = self._create, request.parameters()
+        if request.headers:
+            parameters["extra_headers"] = dict(request.headers)
         if inspect.iscoroutinefunction(create):
             return await create(**parameters)
         # In a list: a thread must not hand over a bare coroutine on trio.

@@ -205,7 +205,7 @@ async def _called(work: Callable[[ThreadCall[Any]], T], request: ModelRequest, s
 def _sending(client: Any, request: ModelRequest, bounds: ReplyBounds) -> Sending:
     known = (getattr(client, name, None) for name in ("api_key", "_azure_ad_token"))
     secrets = Secrets(*(secret for secret in known if isinstance(secret, str)))
-    return Sending(bounds, request.charge, secrets)
+    return Sending(bounds, request.charge, secrets, request.headers)
 
 
 def _post(client: Any, model: str, body: bytes) -> Any:

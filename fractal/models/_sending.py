@@ -9,7 +9,7 @@ from fractal.models._secrets import Secrets
 from fractal.models.bounds import DEFAULT_BOUNDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from fractal.models.bounds import ReplyBounds
 
@@ -23,12 +23,20 @@ class Sending:
         bounds: The most that is read of the answer.
         charge: Called before the request is sent once more, to another address.
         secrets: What is known to be secret; what the request turns out to be signed with is added.
+        headers: Further headers, which sign nothing: connections are shared by requests with other ones.
     """
 
-    __slots__ = ("bounds", "charge", "secrets")
+    __slots__ = ("bounds", "charge", "headers", "secrets")
 
-    def __init__(self, bounds: ReplyBounds, charge: Callable[[], None], secrets: Secrets) -> None:
+    def __init__(
+        self,
+        bounds: ReplyBounds,
+        charge: Callable[[], None],
+        secrets: Secrets,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.bounds, self.charge, self.secrets = bounds, charge, secrets
+        self.headers = headers or {}
 
 
 def _charge_nobody() -> None:

@@ -13,7 +13,7 @@ import httpx2
 from fractal.models._connection import OF_THE_BODY
 from fractal.models._decoding import ACCEPTED_CODINGS, DecodedPieces, decoder_for
 from fractal.models._redirects import redirected, sends_on
-from fractal.models._sending import current_sending
+from fractal.models._sending import Sending, current_sending
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -77,7 +77,7 @@ class Passage(httpx2.AsyncBaseTransport):
         body, times = await request.aread(), 0
         while True:
             _accept_what_is_read(request)
-            theirs = _request_of(self._client, request, body)
+            theirs = _request_of(self._client, request, body, sending)
             sending.secrets.add_signed(theirs)
             response = await self._client.send(theirs, stream=True, follow_redirects=False)
             try:
@@ -108,7 +108,7 @@ class BlockingPassage(httpx2.BaseTransport):
         body, times = request.read(), 0
         while True:
             _accept_what_is_read(request)
-            theirs = _request_of(self._client, request, body)
+            theirs = _request_of(self._client, request, body, sending)
             sending.secrets.add_signed(theirs)
             response = self._client.send(theirs, stream=True, follow_redirects=False)
             try:
@@ -181,13 +181,14 @@ def _accept_what_is_read(request: httpx2.Request) -> None:
         request.headers["accept-encoding"] = ACCEPTED_CODINGS
 
 
-def _request_of(client: Any, request: httpx2.Request, body: bytes) -> Any:
+def _request_of(client: Any, request: httpx2.Request, body: bytes, sending: Sending) -> Any:
     """A request as the user's client has it, with the headers and cookies that are the client's own."""
     headers = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in request.headers.raw
         if name.lower() not in OF_THE_BODY
     ]
+    headers += sending.headers.items()
     return client.build_request(
         request.method, str(request.url), headers=headers, content=body, extensions=dict(request.extensions)
     )

@@ -124,6 +124,10 @@ class ToolSchemas:
         self.schemas = list(schemas)
         self._encoded: bytes | None = None
 
+    def names(self) -> list[str]:
+        """The names of the tools."""
+        return [schema["function"]["name"] for schema in self.schemas]
+
     def encoded(self) -> bytes:
         """The schemas as a JSON array."""
         if self._encoded is None:
@@ -166,6 +170,7 @@ class ModelRequest:
         instruction: A last word to the model for this request alone, at the end of the system prompt; not part of
             the transcript.
         form: How the transcript's messages are sent, as far as the endpoint is known to refuse some form.
+        headers: Further HTTP headers of this request alone; none that signs it.
         control: The run's side of it, or None outside a run.
     """
 
@@ -179,6 +184,7 @@ class ModelRequest:
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
     instruction: str | None = None
     form: MessageForm = AS_WRITTEN
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     control: RequestControl | None = field(default=None, repr=False, compare=False)
 
     def charge(self) -> None:
