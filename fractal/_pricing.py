@@ -9,8 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fractal._gates import Gate
 from fractal._log import log
 from fractal._texts import repr_of
+from fractal._threads import ThreadCall
 from fractal.errors import InvalidArguments
 from fractal.prices import Price
 
@@ -30,6 +32,8 @@ _NAMES_OF_LIBRARY = {
     "cache_write": "cache_write_mtok",
 }
 
+_PRICES = "the prices of models"
+
 _MOST_NAMES = 1000  # that are remembered: endpoints may call their models what they like
 
 
@@ -41,6 +45,9 @@ class Prices:
 
     Raises:
         InvalidArguments: The table is none.
+
+    Attributes:
+        is_loaded: Whether prices are found without a wait; else `load` sees to that.
     """
 
     def __init__(self, table: Mapping[str, Price] | None = None) -> None:
@@ -52,6 +59,14 @@ class Prices:
             )
         self._table = dict(table) if table is not None else None
         self._found: dict[str, Price | None] = {}
+        self.is_loaded, self._loading = table is not None, Gate(1, _PRICES)
+
+    async def load(self) -> None:
+        """Have the library at hand: to import it takes a tenth of a second, and no event loop should stand still."""
+        async with self._loading.place():
+            if not self.is_loaded:
+                await ThreadCall(lambda: _known_to_library(""), _PRICES, threads=None, abandon=True).run()
+                self.is_loaded = True
 
     def find(self, model: str, warn: Warn | None = None) -> Price | None:
         """The price of a model, or None; looked up once.
@@ -100,13 +115,15 @@ def prices_of_library() -> Prices | None:
 
 
 def _known_to_library(model: str) -> Price | None:
-    genai_prices: Any = importlib.import_module("genai_prices")
-
     try:
+        genai_prices: Any = importlib.import_module("genai_prices")
         found = genai_prices.calc_price(genai_prices.Usage(input_tokens=1, output_tokens=1), model)
+        return _of_library(found.model_price)
     except LookupError:
         return None
-    return _of_library(found.model_price)
+    except Exception as error:  # no run fails because of that
+        log.failure("genai-prices cannot say what a model costs", error)
+        return None
 
 
 def _of_library(prices: Any) -> Price | None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import sys
+import threading
+import time
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given, strategies as st
 
-from fractal import InvalidArguments, Price, Reply
+from fractal import BaseAgent, InvalidArguments, Price, Reply, _run
 from fractal._pricing import Prices, prices_of_library
 from fractal.prices import MONEY, amount_of
+from fractal.testing import ScriptedModel
 
 SMALL = Price(input=0.15, output=0.6, cached=0.075, cache_write=0.3)
 
@@ -162,6 +167,38 @@ def test_a_model_the_library_does_not_know_is_told_in_the_log_once(caplog: pytes
         "genai-prices knows no price of the model 'a-model-of-our-own': what it costs is not known"
     ]
     assert told == []
+
+
+async def test_the_library_is_loaded_once_and_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+    loop = threading.get_ident()
+
+    def find(name: str) -> None:
+        asked.append((name, threading.get_ident() == loop))
+        time.sleep(0.05)
+
+    monkeypatch.setattr(importlib, "import_module", find)
+    prices = Prices()
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(prices.load)
+    assert asked == [("genai_prices", False)]
+    assert prices.is_loaded
+    assert Prices({"small": SMALL}).is_loaded
+
+
+@pytest.mark.parametrize("error", [ImportError("half installed"), AttributeError("calc_price"), TypeError()], ids=repr)
+async def test_a_library_that_is_of_no_use_ends_no_run(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    monkeypatch.setattr(_run, "prices_of_library", Prices)
+    result = await BaseAgent("A", "a", client=ScriptedModel(["hi"])).run("go")
+    assert (result.content, result.usage.cost) == ("hi", None)
+    assert "genai-prices cannot say" in caplog.text
 
 
 def test_without_the_library_there_are_no_prices(monkeypatch: pytest.MonkeyPatch) -> None:
