@@ -28,7 +28,6 @@ _MEANT = {
     "tools": "mark methods with @tool, call agent.add_tool(function), or give toolkit=AgentToolkit(function, …)",
     "max_iterations": "give limits=Limits(max_iterations=…), or max_iterations= to each run",
     "model_settings": "give temperature=, max_tokens=, reasoning_effort= and extra_body=",
-    "tracing_output_file": "observers=[…] are told what a run does, and may write it",
 }
 
 

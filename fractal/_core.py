@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fractal._answer import AnswerSettings
 from fractal._hooks import Hook
@@ -22,6 +22,9 @@ from fractal.errors import InvalidArguments
 from fractal.models.base import ModelSettings
 from fractal.prompt import Prompt
 from fractal.toolkit import AgentToolkit
+
+if TYPE_CHECKING:
+    from fractal.tracing import TracingKit
 
 __all__ = ["CORE", "AgentCore", "core_of"]
 
@@ -44,11 +47,12 @@ class AgentCore:
         entered: Blocks `with agent:` of a blocking agent that have not been left.
     """
 
-    __slots__ = ("_lock", "_made", "_values", "blocks", "entered", "toolkit")
+    __slots__ = ("_kit", "_lock", "_made", "_values", "blocks", "entered", "toolkit")
 
     def __init__(self, given: Mapping[str, object], toolkit: AgentToolkit, *, blocks: bool) -> None:
         self.toolkit, self.blocks = toolkit, blocks
         self._lock = Lock()
+        self._kit: tuple[object, TracingKit] | None = None  # with what it was made for
         self._values: dict[str, Any] = {"validators": ()}
         self._made: tuple[object, dict[str, Any]] = None, {}  # facts for runs, with the values that they were made of
         for name, value in given.items():
@@ -106,6 +110,22 @@ class AgentCore:
             self._made = values, facts
         return facts
 
+    def tracing(self) -> TracingKit | None:
+        """What keeps what runs do; None if they are not traced."""
+        return self._tracing_of(self._values)
+
+    def _tracing_of(self, values: Mapping[str, Any]) -> TracingKit | None:
+        is_on, file = values["enable_tracing"], values["tracing_output_file"]
+        if not (file is not None if is_on is None else is_on):
+            return None
+        key = _key_of(values["client"])
+        with self._lock:
+            if self._kit is None or self._kit[0] != (file, key):
+                from fractal.tracing import TracingKit  # nothing of it is loaded by agents without
+
+                self._kit = (file, key), TracingKit(file, secrets=(key,) if key else ())
+            return self._kit[1]
+
     def _change(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         with self._lock:
             # A new dictionary: a run that begins meanwhile takes all of the old settings or all of the new ones.
@@ -120,6 +140,7 @@ class AgentCore:
     def _made_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
         approve, limit = values["approve"], values["context_window"]
         count, compact = values["count_tokens"] or count_tokens, values["compact"]
+        kit = self._tracing_of(values)
         return {
             "agent_name": values["name"],
             "model": values["answers"],
@@ -135,7 +156,7 @@ class AgentCore:
             "limits": values["limits"],
             "timeout": values["timeout"],
             "max_retries": values["max_retries"],
-            "observers": values["observers"],
+            "observers": values["observers"] if kit is None else (*values["observers"], kit),
             "approve": Hook(approve, "approve") if approve is not None else None,
             "answer": AnswerSettings(
                 type=output_for(values["output_type"]),
@@ -148,6 +169,15 @@ class AgentCore:
             "budgets": (values["budget"],) if values["budget"] is not None else (),
             "window": Window(limit=limit, count=count, compact=compact) if limit is not None else None,
         }
+
+
+def _key_of(client: object) -> str | None:
+    """The key of a client, as far as it shows one."""
+    try:
+        key = getattr(client, "api_key", None)
+    except Exception:  # of a user's class, whose attributes raise
+        return None
+    return key if isinstance(key, str) else None
 
 
 def _prompt_of(values: Mapping[str, Any]) -> Prompt:

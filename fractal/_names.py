@@ -1,5 +1,8 @@
 """The public names of the package; it takes them from here when the first one is asked for."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fractal import parts as parts
 from fractal._output import (
     OutputMode as OutputMode,
@@ -132,6 +135,17 @@ from fractal.results import (
 from fractal.streaming import RunStream as RunStream
 from fractal.toolkit import AgentToolkit as AgentToolkit, Tool as Tool, tool as tool
 
+if TYPE_CHECKING:
+    from fractal.tracing import TraceEvent as TraceEvent, TracingKit as TracingKit
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Load what is for those alone who trace their runs."""
+        if name in ("TraceEvent", "TracingKit"):
+            return getattr(import_module("fractal.tracing"), name)
+        raise AttributeError(name)
+
+
 __all__ = [
     "AbandonedThread",
     "AgentDefinition",
@@ -235,6 +249,8 @@ __all__ = [
     "ToolResult",
     "ToolReturnPart",
     "ToolStarted",
+    "TraceEvent",
+    "TracingKit",
     "UnexpectedError",
     "Usage",
     "UserError",

@@ -155,10 +155,19 @@ def _system_context(value: Any) -> dict[str, object]:
     return dict(value or {})
 
 
-def _enable_tracing(value: object) -> bool:
-    if value not in (None, False):
-        raise InvalidArguments(f"enable_tracing={shown(value)}: give False; observers=[…] are told what a run does")
-    return False
+def _enable_tracing(value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise InvalidArguments(f"enable_tracing={shown(value)}: give True or False, or None")
+    return value
+
+
+def _tracing_output_file(file: Any) -> str | None:
+    if file is None:
+        return None
+    try:
+        return os.path.abspath(os.fsdecode(file))  # now: the program may go elsewhere
+    except (TypeError, ValueError):
+        raise InvalidArguments(f"tracing_output_file={shown(file)}: give a path, or None for no file") from None
 
 
 def _approve(value: Any) -> Any:
@@ -259,6 +268,7 @@ SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "system_context": _system_context,
     "observers": checked_observers,
     "enable_tracing": _enable_tracing,
+    "tracing_output_file": _tracing_output_file,
     "approve": _approve,
     "output_type": _output_type,
     "output_mode": checked_mode,

@@ -29,12 +29,14 @@ from fractal.streaming import DEFAULT_BUFFER, RunStream
 from fractal.toolkit import AgentToolkit
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from fractal.approval import Approver
     from fractal.events import Observer
     from fractal.prices import Price
     from fractal.results import AgentResult, ToolResult
+    from fractal.tracing import TracingKit
 
 __all__ = ["AgentDefinition", "BaseAgent", "RunBounds", "RunOptions", "SystemPrompt"]
 
@@ -65,7 +67,10 @@ class AgentDefinition:
         max_retries: Times a failed request, and an empty reply, is tried again. None: 3.
         system_context: Values for the placeholders of the system prompt.
         observers: Called with every event of every run, and of the runs below: plain functions.
-        enable_tracing: Whether runs are traced: False, so far. `observers` are told what happens.
+        enable_tracing: Whether `tracing` keeps what the agent's runs do, and all below them. None: if there is a file
+            for it.
+        tracing_output_file: File that it is written to as it happens, as lines of JSON; `{run_id}` and `{timestamp}` in
+            its name make a file for each run. With `enable_tracing=False` nothing is written.
         approve: Answers for tools with `requires_approval`, with `Allow(…)`, `Deny(…)`, True or False: a function,
             plain or async, of the `PendingCall`, and of the run's `RunContext` if it has a second parameter.
             None: whom the run above asks; without any, such tools are not called.
@@ -109,7 +114,8 @@ class AgentDefinition:
         core_of, "Values for the placeholders of the system prompt."
     )
     observers = Setting["Sequence[Observer]", "tuple[Observer, ...]"](core_of, "Called with every event of every run.")
-    enable_tracing = Setting[bool, bool](core_of, "Whether runs are traced.")
+    enable_tracing = Setting[bool | None, bool | None](core_of, "Whether runs are traced; None: if there is a file.")
+    tracing_output_file = Setting["str | Path | None", "str | None"](core_of, "File that traces are written to.")
     approve = Setting["Approver | None", "Approver | None"](core_of, "Answers for tools with `requires_approval`.")
     output_type = Setting[Any, Any](core_of, "What answers have to be.")
     output_mode = Setting[OutputMode, OutputMode](core_of, "How the model is made to give such an answer.")
@@ -142,7 +148,8 @@ class AgentDefinition:
         max_retries: int | None = None,
         system_context: Mapping[str, object] | None = None,
         observers: Sequence[Observer] = (),
-        enable_tracing: bool = False,
+        enable_tracing: bool | None = None,
+        tracing_output_file: str | Path | None = None,
         approve: Approver | None = None,
         output_type: Any = None,
         output_mode: OutputMode = "auto",
@@ -167,6 +174,7 @@ class AgentDefinition:
             "system_context": system_context,
             "observers": observers,
             "enable_tracing": enable_tracing,
+            "tracing_output_file": tracing_output_file,
             "approve": approve,
             "output_type": output_type,
             "output_mode": output_mode,
@@ -181,6 +189,11 @@ class AgentDefinition:
             tools.add_tool(inherited)
         self.__core = AgentCore(given, tools, blocks=not isinstance(self, BaseAgent))
         tools.add_methods(self)
+
+    @property
+    def tracing(self) -> TracingKit | None:
+        """What the agent's runs did, if they are traced; else None."""
+        return core_of(self).tracing()
 
     def add_tool(
         self,

@@ -9,6 +9,8 @@ from fractal._output import OutputMode
 from fractal.limits import Limits, SharedBudget
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fractal._window import Compact, TokenCounter
     from fractal.approval import Approver
     from fractal.events import Observer
@@ -85,7 +87,8 @@ class AgentOptions(TypedDict, total=False):
     max_retries: int | None
     system_context: Mapping[str, object] | None
     observers: Sequence[Observer]
-    enable_tracing: bool
+    enable_tracing: bool | None
+    tracing_output_file: str | Path | None
     approve: Approver | None
     output_type: Any
     output_mode: OutputMode

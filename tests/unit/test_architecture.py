@@ -72,6 +72,8 @@ LEVELS = [
     ["_verbs", "_clones"],
     ["delegation", "_agent_tools"],
     ["agent"],
+    ["tracing.record", "tracing.redact", "tracing.jsonl", "tracing.summary", "tracing.telling"],
+    ["tracing.kit", "tracing"],
     [
         "_progress",
         "many",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -56,7 +57,8 @@ VALUES: dict[str, tuple[Any, Any]] = {  # what is given, and how a wrong one loo
     "max_retries": (1, -1),
     "system_context": ({"who": "Ada"}, ["who"]),
     "observers": ((watch,), watch),
-    "enable_tracing": (False, True),
+    "enable_tracing": (True, "yes"),
+    "tracing_output_file": (os.path.abspath("trace.jsonl"), 5),
     "approve": (agree, 3),
     "output_type": (int, lambda: 0),
     "output_mode": ("prompt", "aloud"),
@@ -164,7 +166,6 @@ def test_the_constructor_says_what_is_wrong():
         (("x", "p"), {"tools": [len]}, "add_tool"),
         (("x",), {"instructions": "p"}, "system_prompt="),
         (("x", "p"), {"temprature": 1}, "did you mean temperature="),
-        (("x", "p"), {"enable_tracing": True}, "observers"),
     ]
     for kind in KINDS:
         for given, named, words in wrong:

@@ -1,0 +1,227 @@
+"""Files of lines, written by a thread: whoever has a line to write never waits for a disk.
+
+Lines are appended whole, each batch of them with one call, so that several processes may write to one file and a crash
+leaves at most the last line cut. The thread ends when there is nothing to write, and starts anew.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import stat
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.lowlevel import current_token
+
+from fractal._forks import in_child
+from fractal._log import log
+
+if TYPE_CHECKING:
+    from anyio.lowlevel import EventLoopToken
+
+__all__ = ["LineWriter", "writer"]
+
+_PAUSE = 0.01
+"""Seconds between two batches, so that a busy program writes many lines with one call."""
+
+_LINGER = 0.1
+"""Seconds that the thread stays without a line."""
+
+MOST_WAITING = 64 * 2**20
+"""Bytes that may wait for a disk that does not write; further lines are dropped, and that is said."""
+
+_MOST_FILES = 32
+"""Files that are kept open."""
+
+_LAST_WORDS = 2.0
+"""Seconds that the end of the program waits for the disk."""
+
+_PATIENCE = 0.5
+"""Seconds after which a disk that has not written counts as stuck."""
+
+
+class LineWriter:
+    """Appends lines to files.
+
+    Attributes:
+        dropped: Lines that were not written, since the disk did not take them.
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._lines: deque[tuple[str, bytes]] = deque()
+        self._waiting = self._taken = self._done = self.dropped = 0
+        self._thread: threading.Thread | None = None
+        self._news = threading.Event()
+        self._waiters: dict[EventLoopToken, anyio.Event] = {}  # of each event loop where somebody waits
+        self._stuck_at = -1  # lines that were written when nobody waited any longer for more
+        self._files: dict[str, int] = {}
+        self._troubled: set[str] = set()
+
+    def begin_anew(self) -> None:
+        """Be as new, in a forked process, which has no thread: what waits to be written is the other's."""
+        for descriptor in self._files.values():
+            with suppress(OSError):
+                os.close(descriptor)
+        self._begin()
+
+    def write(self, path: str, line: bytes) -> None:
+        """Have a line appended to a file; returns at once.
+
+        Args:
+            path: The file; it is made, and its folder too, if need be.
+            line: The line, without its end.
+        """
+        with self._lock:
+            if self._waiting > MOST_WAITING:
+                self._drop(1)
+                return
+            self._lines.append((path, line))
+            self._waiting += len(line)
+            self._taken += 1
+            if self._thread is None:
+                self._start()
+
+    async def settle(self) -> None:
+        """Wait until all lines so far are written, without blocking the event loop.
+
+        For a disk that somebody has waited for in vain nobody else waits until it writes again.
+        """
+        with self._lock:
+            if self._done >= self._taken or self._done == self._stuck_at:
+                return
+            event = self._waiters.setdefault(current_token(), anyio.Event())
+        self._news.set()
+        began = time.monotonic()
+        try:
+            await event.wait()
+        except BaseException:
+            if time.monotonic() - began > _PATIENCE:
+                self._stuck_at = self._done
+            raise
+
+    def flush(self, timeout: float = _LAST_WORDS) -> bool:
+        """Wait, blocking, until all lines so far are written.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Returns:
+            Whether they are.
+        """
+        until, count = time.monotonic() + timeout, self._taken
+        while self._done < count and time.monotonic() < until:
+            self._news.set()
+            time.sleep(0.001)
+        return self._done >= count
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._work, name="fractal trace writer", daemon=True)
+        thread.start()  # it waits for our lock
+        self._thread = thread
+
+    def _drop(self, count: int) -> None:
+        if not self.dropped:
+            log.warning("the trace is not whole: the disk does not keep up, or does not take what is written")
+        self.dropped += count
+
+    def _work(self) -> None:
+        while True:
+            self._news.clear()
+            batch, waiters = self._take()
+            self._write_all(batch)
+            self._done += len(batch)
+            _wake(waiters)
+            if batch:
+                self._news.wait(_PAUSE)
+            elif not self._news.wait(_LINGER) and self._may_end():
+                return
+
+    def _take(self) -> tuple[list[tuple[str, bytes]], list[tuple[EventLoopToken, anyio.Event]]]:
+        """What is to be written now, and who waits for it."""
+        with self._lock:
+            batch, waiters = list(self._lines), list(self._waiters.items())
+            self._lines.clear()
+            self._waiters.clear()
+            self._waiting = 0
+        return batch, waiters
+
+    def _may_end(self) -> bool:
+        with self._lock:
+            if self._lines or self._waiters:
+                return False
+            self._thread = None
+            files, self._files = self._files, {}
+        for descriptor in files.values():
+            os.close(descriptor)
+        return True
+
+    def _write_all(self, batch: list[tuple[str, bytes]]) -> None:
+        by_path: dict[str, list[bytes]] = {}
+        for path, line in batch:
+            by_path.setdefault(path, []).append(line)
+        for path, lines in by_path.items():
+            try:
+                self._append(path, b"\n".join(lines) + b"\n")
+                self._troubled.discard(path)
+            except Exception as error:
+                self._drop(len(lines))
+                self._close(path)
+                if path not in self._troubled:
+                    self._troubled.add(path)
+                    log.warning(f"the trace file {path} cannot be written: {error}")
+
+    def _append(self, path: str, data: bytes) -> None:
+        descriptor = self._files.get(path)
+        if descriptor is None:
+            descriptor = self._open(path)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+    def _open(self, path: str) -> int:
+        if len(self._files) >= _MOST_FILES:
+            self._close(next(iter(self._files)))
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        descriptor = self._files[path] = os.open(path, flags, 0o600)
+        if _ends_within_a_line(path, descriptor):
+            os.write(descriptor, b"\n")
+        return descriptor
+
+    def _close(self, path: str) -> None:
+        descriptor = self._files.pop(path, None)
+        if descriptor is not None:
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+def _wake(waiters: list[tuple[EventLoopToken, anyio.Event]]) -> None:
+    for token, event in waiters:
+        with suppress(RuntimeError):  # its event loop has ended: nobody waits there
+            token.backend_class.run_sync_soon(event.set, (), token.native_token)
+
+
+def _ends_within_a_line(path: str, descriptor: int) -> bool:
+    """Whether a crash has left half a line at the end of a file, which the next one would be glued to."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
+writer = LineWriter()
+"""The one of the process."""
+
+atexit.register(writer.flush)
+in_child(writer.begin_anew)

@@ -1,0 +1,155 @@
+"""What no trace may hold: keys, passwords, tokens; and how much of a payload it holds at most.
+
+A value is searched for the marks of a secret first, as text; only one that has such a mark is taken apart.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from fractal._json import decode, encode, is_list, is_mapping
+
+__all__ = ["REDACTED", "Redactor", "capped", "redacted", "secrets_of_environment"]
+
+REDACTED = "[redacted]"
+
+_SHORTEST_SECRET = 4  # characters: what is shorter is found in ordinary words
+_SHORTEST_OF_ENVIRONMENT = 8
+_LONGEST_WORD = 90  # characters; less than the least that a cut leaves
+_NAMES_OF_SECRETS = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+
+# In lower case; one of them is in every text that has a secret of a form that is known.
+_MARK = re.compile(
+    "key|token|secret|passw|authorization|cookie|credential|bearer|basic |sk-|gh[a-z]_|github_|xox|aiza|eyj|akia|asia"
+    "|sig|://"
+)
+
+_SECRET_FIELD = re.compile(
+    r"authorization|api_?key|access_?key|secret|passw(or)?d|token$|cookie|private_?key|credentials?$"
+)
+
+# Each repetition has a bound: text of a model may be made so that what has none takes quadratic time.
+_NAMED = (
+    r"(?:api[-_]?key|access[-_]?key|secret|passw(?:or)?d|token(?!s\b)|authorization|credential|signature|\bsig)\w{0,30}"
+)
+_TEXTS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(-----END [A-Z ]{0,40}PRIVATE KEY-----|$)", re.DOTALL),
+        REDACTED,
+    ),
+    # name=value, name: value, "name": "value", also as text inside of JSON inside of JSON
+    (
+        re.compile(
+            rf"(?i)({_NAMED}[\\\"']{{0,9}}\s{{0,9}}[:=]\s{{0,9}}[\\\"']{{0,9}})"
+            r"((?:bearer |basic )?[^\s\"'\\&,;}\]<>]{6,})"
+        ),
+        rf"\1{REDACTED}",
+    ),
+    (re.compile(r"(?i)([?&][\w-]{0,30}key=)[^&\s\"'\\]{6,}"), rf"\1{REDACTED}"),
+    (re.compile(r"(?i)\b(bearer|basic)\s{1,9}[\w.~+/=-]{8,}"), rf"\1 {REDACTED}"),
+    (re.compile(r"(?<![A-Za-z0-9])(sk|pk|rk)-[A-Za-z0-9_-]{12,}"), REDACTED),
+    (re.compile(r"\b(gh[pousr]_|github_pat_)\w{16,}"), REDACTED),
+    (re.compile(r"\bxox[abeoprs]-[\w-]{8,}"), REDACTED),
+    (re.compile(r"\bAIza[\w-]{20,}"), REDACTED),
+    (re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{12,}"), REDACTED),
+    (re.compile(r"\beyJ[\w-]{8,1000}\.[\w-]{8,4000}\.[\w-]*"), REDACTED),
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}://[^/\s:@\"'\\]{0,200}):[^/\s@\"'\\]{1,500}@"), rf"\1:{REDACTED}@"),
+)
+
+
+def secrets_of_environment() -> list[str]:
+    """The values of environment variables that are called keys, tokens, passwords and the like."""
+    named = ((name, value.strip()) for name, value in os.environ.items() if _NAMES_OF_SECRETS.search(name))
+    return [value for _, value in named if len(value) >= _SHORTEST_OF_ENVIRONMENT]
+
+
+class Redactor:
+    """Takes secrets out of JSON.
+
+    Args:
+        secrets: Values that are known to be secret.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        known = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+        # The longest first: one secret may be a part of another. As JSON, without its quotes.
+        self._known = [encode(secret)[1:-1] for secret in sorted(known, key=len, reverse=True)]
+
+    def without_known(self, text: bytes) -> bytes:
+        """JSON without the values that are known to be secret."""
+        for secret in self._known:
+            if secret in text:
+                text = text.replace(secret, REDACTED.encode())
+        return text
+
+    def without_forms(self, text: bytes) -> bytes:
+        """JSON without what looks like a secret."""
+        return encode(redacted(decode(text))) if _MARK.search(text.decode().lower()) else text
+
+
+def redacted(value: Any) -> Any:
+    """A JSON value without secrets, as far as their form or the name of their field tells."""
+    if isinstance(value, str):
+        for pattern, instead in _TEXTS:
+            value = pattern.sub(instead, value)
+        return value
+    if is_list(value):
+        return [redacted(each) for each in value]
+    if is_mapping(value):
+        return {name: _redacted_field(name, each) for name, each in value.items()}
+    return value
+
+
+def _redacted_field(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool) or not _SECRET_FIELD.search(name.lower().replace("-", "_")):
+        return redacted(value)
+    if is_list(value):
+        return [_redacted_field(name, each) for each in value]
+    return redacted(value) if is_mapping(value) else REDACTED
+
+
+def capped(value: Any, longest: int, most: int) -> Any:
+    """A JSON value of bounded size, with the cuts marked.
+
+    Args:
+        value: The value.
+        longest: Characters of one text.
+        most: Characters of all texts together, and so of lists and objects too, roughly.
+    """
+    return _Cap(longest, most).cut(value)
+
+
+def _cut(text: str, room: int) -> str:
+    # Between two words, if there are some: half of a key would not be found.
+    end = max(text.rfind(" ", room - _LONGEST_WORD, room), text.rfind("\n", room - _LONGEST_WORD, room), 0) or room
+    return f"{text[:end]}… [cut: {len(text) - end} more characters]"
+
+
+class _Cap:
+    def __init__(self, longest: int, left: int) -> None:
+        self._longest, self._left = longest, left
+
+    def cut(self, value: Any) -> Any:
+        self._left -= 8
+        if isinstance(value, str):
+            room = max(min(self._longest, self._left), 100)
+            self._left -= min(len(value), room)
+            return value if len(value) <= room else _cut(value, room)
+        if is_list(value):
+            items: list[Any] = []
+            for position, each in enumerate(value):
+                if self._left <= 0:
+                    return [*items, f"… [cut: {len(value) - position} more]"]
+                items.append(self.cut(each))
+            return items
+        if is_mapping(value):
+            fields: dict[str, Any] = {}
+            for name, each in value.items():
+                if self._left <= 0:
+                    return {**fields, "…": f"[cut: {len(value) - len(fields)} more fields]"}
+                fields[name[: self._longest]] = self.cut(each)
+            return fields
+        return value

@@ -1,0 +1,238 @@
+"""Numbers about a trace, gathered event by event: of any length, in the memory that a page of them takes."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fractal.tracing.record import TYPES, TraceEvent
+
+__all__ = ["Row", "Summary", "summary_of"]
+
+_MOST_ROWS = 1000
+"""Different agents, tools and models that are told apart."""
+
+_SLOWEST = 10
+
+_OTHERS = "(others)"
+
+
+@dataclass(slots=True)
+class Row:
+    """Numbers about one agent, tool or model.
+
+    Attributes:
+        count: How often.
+        failed: How often without success.
+        seconds: How long together.
+        longest: How long the longest took.
+        input_tokens: Prompt tokens, for a model.
+        output_tokens: Completion tokens, for a model.
+        cost: What its replies cost; None if that is not known of each.
+    """
+
+    count: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    longest: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = 0.0
+
+    def add(self, seconds: float | None, failed: bool) -> None:
+        """Count one more that has ended."""
+        self.count += 1
+        self.failed += failed
+        self.seconds += seconds or 0.0
+        self.longest = max(self.longest, seconds or 0.0)
+
+    def plus(self, other: Row) -> None:
+        """Count those of another row."""
+        self.count += other.count
+        self.failed += other.failed
+        self.seconds += other.seconds
+        self.longest = max(self.longest, other.longest)
+
+    def times(self) -> dict[str, Any]:
+        """How often, and how long."""
+        return {"count": self.count, "failed": self.failed, "seconds": self.seconds, "longest": self.longest}
+
+    def add_cost(self, cost: Any) -> None:
+        """Count what one more cost."""
+        known = isinstance(cost, (int, float)) and self.cost is not None
+        self.cost = self.cost + cost if known and self.cost is not None else None
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a trace has in it.
+
+    Attributes:
+        events: How many events.
+        runs: How many runs that a user began.
+        agents: By agent: its runs.
+        tools: By agent and tool: its calls.
+        models: By model: its replies.
+        reasons: Why agents' runs ended, and how often.
+        errors: Events of the type `error`, and the first texts among them.
+        slowest: The slowest calls and replies: seconds, what, and the agent.
+    """
+
+    events: int = 0
+    runs: int = 0
+    started: int = 0
+    calls: int = 0
+    delegations: int = 0
+    retries: int = 0
+    warnings: int = 0
+    limits: int = 0
+    first: float | None = None
+    last: float | None = None
+    agents: dict[str, Row] = field(default_factory=dict[str, Row])
+    tools: dict[tuple[str, str], Row] = field(default_factory=dict[tuple[str, str], Row])
+    models: dict[str, Row] = field(default_factory=dict[str, Row])
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
+    errors: int = 0
+    texts: list[str] = field(default_factory=list[str])
+    slowest: list[tuple[float, str, str]] = field(default_factory=list[tuple[float, str, str]])
+    _asked: dict[str, str] = field(default_factory=dict[str, str])  # the model of a run's last request
+
+    def take(self, event: TraceEvent) -> None:
+        """Count one more event."""
+        self.events += 1
+        self.first = event.timestamp if self.first is None else min(self.first, event.timestamp)
+        self.last = event.timestamp if self.last is None else max(self.last, event.timestamp)
+        count = getattr(self, f"_{event.event_type}", None) if event.event_type in TYPES else None
+        if count is not None:
+            count(event)
+
+    @property
+    def seconds(self) -> float:
+        """From the first event to the last."""
+        return self.last - self.first if self.first is not None and self.last is not None else 0.0
+
+    @property
+    def of_models(self) -> Row:
+        """All replies together."""
+        whole = Row()
+        for row in self.models.values():
+            whole.plus(row)
+            whole.input_tokens += row.input_tokens
+            whole.output_tokens += row.output_tokens
+            whole.add_cost(row.cost)
+        return whole
+
+    def _agent_start(self, event: TraceEvent) -> None:
+        self.started += 1
+        if event.delegation_depth == 0:
+            self.runs += 1
+
+    def _agent_end(self, event: TraceEvent) -> None:
+        failed = not event.metadata.get("success", event.error is None)
+        _row(self.agents, event.agent_name).add(event.elapsed_time, failed)
+        reason = event.metadata.get("stop_reason") or ("error" if failed else "finished")
+        if reason in self.reasons or len(self.reasons) < _MOST_ROWS:
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self._asked.pop(_run(event), None)
+
+    def _tool_call(self, event: TraceEvent) -> None:
+        self.calls += 1
+
+    def _tool_result(self, event: TraceEvent) -> None:
+        name = event.tool_name or ""
+        _row(self.tools, (event.agent_name, name)).add(event.elapsed_time, event.error is not None)
+        self._note_slow(event, name)
+
+    def _model_request(self, event: TraceEvent) -> None:
+        if len(self._asked) < 100 * _MOST_ROWS:
+            self._asked[_run(event)] = str(event.metadata.get("model") or "")
+
+    def _model_response(self, event: TraceEvent) -> None:
+        told = event.metadata
+        model = str(told.get("model") or self._asked.get(_run(event)) or "model")
+        row = _row(self.models, model)
+        row.add(event.elapsed_time, False)
+        row.input_tokens += _count(told.get("input_tokens"))
+        row.output_tokens += _count(told.get("output_tokens"))
+        row.add_cost(told.get("cost"))
+        self._note_slow(event, model)
+
+    def _agent_delegate(self, event: TraceEvent) -> None:
+        self.delegations += 1
+
+    def _retry(self, event: TraceEvent) -> None:
+        self.retries += 1
+
+    def _warning(self, event: TraceEvent) -> None:
+        self.warnings += 1
+
+    def _limit(self, event: TraceEvent) -> None:
+        self.limits += 1
+
+    def _error(self, event: TraceEvent) -> None:
+        self.errors += 1
+        if len(self.texts) < _SLOWEST:
+            self.texts.append(f"{event.agent_name}: {event.error}")
+
+    def _note_slow(self, event: TraceEvent, what: str) -> None:
+        heapq.heappush(self.slowest, (event.elapsed_time or 0.0, what, event.agent_name))
+        if len(self.slowest) > _SLOWEST:
+            heapq.heappop(self.slowest)
+
+
+def summary_of(events: Iterable[TraceEvent]) -> dict[str, Any]:
+    """The numbers that `TracingKit.get_summary` gives."""
+    summary = Summary()
+    for event in events:
+        summary.take(event)
+    calls = sum(row.count for row in summary.tools.values())
+    failed = sum(row.failed for row in summary.tools.values())
+    models = summary.of_models
+    return {
+        "total_events": summary.events,
+        "runs": summary.runs,
+        "agent_runs": summary.started,
+        "model_calls": models.count,
+        "tool_calls": summary.calls,
+        "delegations": summary.delegations,
+        "retries": summary.retries,
+        "warnings": summary.warnings,
+        "errors": summary.errors,
+        "input_tokens": models.input_tokens,
+        "output_tokens": models.output_tokens,
+        "cost": models.cost,
+        "total_time": summary.seconds,
+        "average_tool_time": sum(row.seconds for row in summary.tools.values()) / calls if calls else 0.0,
+        "success_rate": (calls - failed) / calls if calls else 1.0,
+        "stop_reasons": summary.reasons,
+        "agents": {name: row.times() for name, row in summary.agents.items()},
+        "tools": _tools(summary.tools),
+        "models": {name: row.times() for name, row in summary.models.items()},
+    }
+
+
+def _tools(rows: dict[tuple[str, str], Row]) -> dict[str, dict[str, Any]]:
+    """The numbers of each tool, whichever agents have it."""
+    tools: dict[str, Row] = {}
+    for (_, name), row in rows.items():
+        tools.setdefault(name, Row()).plus(row)
+    return {name: row.times() for name, row in tools.items()}
+
+
+def _row(rows: dict[Any, Row], name: Any) -> Row:
+    row = rows.get(name)
+    if row is None:
+        if len(rows) >= _MOST_ROWS:
+            name = (_OTHERS, _OTHERS) if isinstance(name, tuple) else _OTHERS
+        row = rows.setdefault(name, Row())
+    return row
+
+
+def _run(event: TraceEvent) -> str:
+    return str(event.metadata.get("run") or event.run_id)
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int else 0

@@ -1,0 +1,339 @@
+"""How the events of a run are told in a trace: for each kind of event the lines it makes.
+
+A run has a dozen events, so lines are joined of parts that are encoded once and of the payloads, which are encoded as
+they are told.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import to_json
+
+from fractal._json import encode, is_mapping
+from fractal._texts import type_name
+from fractal.events import (
+    ApprovalAnswered,
+    ApprovalRequested,
+    DelegationFinished,
+    DelegationStarted,
+    LimitHit,
+    ModelRequested,
+    ModelResponded,
+    RetryScheduled,
+    RunFinished,
+    RunStarted,
+    ToolFinished,
+    ToolStarted,
+    WarningRaised,
+)
+
+if TYPE_CHECKING:
+    from fractal.limits import Limits
+
+__all__ = ["Payload", "RunFacts", "told_by"]
+
+Payload = Callable[[Any], bytes]
+"""Writes a value that a user, a tool or a model made: as JSON, of bounded size, without secrets."""
+
+_NULL = b"null"
+_NO_CALL = b',"tool_name":null,"tool_call_id":null,"parallel_group_id":null'
+
+
+@dataclass(slots=True, kw_only=True)
+class RunFacts:
+    """What is known of a run while it goes on.
+
+    Attributes:
+        run_id: Its id.
+        root: Id of the run that the user began.
+        parent_id: Id of the run above, or None.
+        parent_agent: Name of its agent, if it is traced.
+        agent: Name of its own agent.
+        depth: How many runs are above it.
+    """
+
+    run_id: str
+    root: str
+    parent_id: str | None
+    parent_agent: str | None
+    agent: str
+    depth: int
+    _head: bytes = field(init=False)
+    _tail: bytes = field(init=False)
+    _group: bytes = _NULL  # of the calls of the last reply
+    _asked: frozenset[str] = frozenset()  # their ids
+    _calls: dict[str, bytes] = field(default_factory=dict[str, bytes])  # those that go on
+    _delegations: dict[str | None, float] = field(default_factory=dict[str | None, float])
+    _replies: int = 0
+    _opening: Any = None
+    _tools: Any = None
+
+    def __post_init__(self) -> None:
+        head = {
+            "agent_name": self.agent,
+            "run_id": self.root,
+            "parent_agent": self.parent_agent,
+            "delegation_depth": self.depth,
+        }
+        tail = {"run": self.run_id} | ({"parent_run": self.parent_id} if self.parent_id is not None else {})
+        self._head, self._tail = b"," + encode(head)[1:-1], encode(tail)[1:] + b"}"
+
+    def line(
+        self,
+        at: float,
+        kind: bytes,
+        metadata: Mapping[str, Any] | bytes,
+        *,
+        call: bytes = _NO_CALL,
+        arguments: bytes = _NULL,
+        result: bytes = _NULL,
+        error: bytes = _NULL,
+        elapsed: float | None = None,
+    ) -> bytes:
+        """One line of the trace."""
+        if not isinstance(metadata, bytes):
+            metadata = encode(metadata)[1:-1] + b"," if metadata else b""
+        return (
+            b'{"timestamp":%b,"event_type":"%b"%b%b,"arguments":%b,"result":%b,"error":%b,"elapsed_time":%b,"metadata":{%b%b'
+            % (
+                to_json(at),
+                kind,
+                self._head,
+                call,
+                arguments,
+                result,
+                error,
+                to_json(elapsed),
+                metadata,
+                self._tail,
+            )
+        )
+
+    def replied(self, calls: Any) -> None:
+        """Note the calls that a reply asks for."""
+        self._replies += 1
+        if calls:
+            self._asked = frozenset(call["id"] for call in calls)
+            self._group = b'"%b-%d"' % (self.run_id[:12].encode(), self._replies)
+
+    def call(self, name: str, call_id: str, *, is_last: bool = False) -> bytes:
+        """What stands in each line about a tool call."""
+        part = self._calls.pop(call_id, None) if is_last else self._calls.get(call_id)
+        if part is None:
+            group = self._group if call_id in self._asked else _NULL
+            named = encode(name), encode(call_id), group
+            part = b',"tool_name":%b,"tool_call_id":%b,"parallel_group_id":%b' % named
+            if not is_last:
+                self._calls[call_id] = part
+        return part
+
+    def delegation(self, call_id: str | None) -> bytes:
+        """What stands in each line about a delegation: the call that makes it, if one does."""
+        return self._calls.get(call_id or "", _NO_CALL)
+
+    def changed(self, request: ModelRequested, payload: Payload) -> bytes:
+        """What a request says beside the conversation, as far as the one before did not."""
+        said = b""
+        if request.opening != self._opening:
+            self._opening = request.opening
+            said += b'"opening":%b,' % payload(request.opening)
+        if request.tools != self._tools:
+            self._tools = request.tools
+            said += b'"tools":%b,' % payload(request.tools)
+        return said
+
+    def delegated(self, call_id: str | None, at: float) -> None:
+        """Note when another agent was asked."""
+        self._delegations[call_id] = at
+
+    def since_delegated(self, call_id: str | None, at: float) -> float:
+        """Seconds since then."""
+        return at - self._delegations.pop(call_id, at)
+
+
+Lines = tuple[bytes, ...]
+
+
+def _run_started(event: RunStarted, run: RunFacts, payload: Payload) -> Lines:
+    metadata = b'"call":%b,' % encode(event.call_id)
+    if event.timeout is not None:
+        metadata += b'"timeout":%b,' % encode(event.timeout)
+    if event.limits is not None:
+        metadata += _said_limits(event.limits)
+    if event.history:
+        metadata += b'"history":%b,' % payload(event.history)
+    arguments = payload({"user_input": event.message.get("content")})
+    return (run.line(event.at, b"agent_start", metadata, arguments=arguments),)
+
+
+@functools.lru_cache(maxsize=64)
+def _said_limits(limits: Limits) -> bytes:
+    named = {name: value for name, value in asdict(limits).items() if name.startswith("max_") and value is not None}
+    return b'"limits":%b,' % encode(named)
+
+
+def _run_finished(event: RunFinished, run: RunFacts, payload: Payload) -> Lines:
+    result = event.result
+    metadata: dict[str, Any] = {
+        "success": result.success,
+        "stop_reason": result.stop_reason,
+        "iterations": result.metadata.get("iterations"),
+        "usage": result.usage,
+    }
+    if result.abandoned:
+        metadata["abandoned"] = [each.call_id for each in result.abandoned]
+    if result.success:
+        content = payload(_shown(result.content))
+        return (run.line(event.at, b"agent_end", metadata, result=content, elapsed=result.elapsed),)
+    error = payload(result.error)
+    metadata["error_type"] = kind = result.metadata.get("error_type")
+    ended = run.line(event.at, b"agent_end", metadata, error=error, elapsed=result.elapsed)
+    if result.stop_reason == "cancelled":
+        return (ended,)
+    return (run.line(event.at, b"error", {"error_type": kind}, error=error), ended)
+
+
+def _requested(event: ModelRequested, run: RunFacts, payload: Payload) -> Lines:
+    metadata = b'"iteration":%d,"attempt":%d,"messages":%d,"model":%b,' % (
+        event.iteration,
+        event.attempt,
+        event.message_count,
+        encode(event.model),
+    )
+    metadata += run.changed(event, payload)
+    if event.kept is not None:
+        metadata += b'"kept":%b,' % encode(event.kept)
+    # Replies and results have lines of their own.
+    added = [each for each in event.added if each.get("role") not in ("assistant", "tool")]
+    if added:
+        metadata += b'"added":%b,' % payload(added)
+    return (run.line(event.at, b"model_request", metadata),)
+
+
+_OF_REPLIES = ("cached_input_tokens", "cache_write_input_tokens", "reasoning_tokens", "model", "response_id")
+
+
+def _responded(event: ModelResponded, run: RunFacts, payload: Payload) -> Lines:
+    metadata: dict[str, Any] = {
+        "finish_reason": event.finish_reason,
+        "input_tokens": event.input_tokens,
+        "output_tokens": event.output_tokens,
+        "cost": event.cost,
+    }
+    for name in _OF_REPLIES:
+        if value := getattr(event, name):
+            metadata[name] = value
+    if event.first_piece is not None:
+        metadata["first_piece"] = event.first_piece
+    run.replied(event.message.get("tool_calls"))
+    result = payload(event.message)
+    return (run.line(event.at, b"model_response", metadata, result=result, elapsed=event.elapsed),)
+
+
+def _retry(event: RetryScheduled, run: RunFacts, payload: Payload) -> Lines:
+    said = event.attempt, event.wait, payload(event.error)
+    return (run.line(event.at, b"retry", b'"attempt":%d,"wait":%a,"message":%b,' % said),)
+
+
+def _tool_started(event: ToolStarted, run: RunFacts, payload: Payload) -> Lines:
+    call = run.call(event.tool_name, event.call_id)
+    return (run.line(event.at, b"tool_call", b"", call=call, arguments=payload(_arguments(event.arguments))),)
+
+
+_FAILURES = ("error", "timeout", "abandoned")
+"""Outcomes that are told as errors, too; a call that is cancelled or skipped is so because of something else."""
+
+
+def _tool_finished(event: ToolFinished, run: RunFacts, payload: Payload) -> Lines:
+    result = event.result
+    call = run.call(event.tool_name, event.call_id, is_last=True)
+    error = payload(result.error) if result.error is not None else _NULL
+    ended = run.line(
+        event.at,
+        b"tool_result",
+        {"success": result.error is None, "outcome": result.outcome},
+        call=call,
+        result=payload(_shown(result.content)) if result.content is not None else _NULL,
+        error=error,
+        elapsed=result.elapsed,
+    )
+    if result.outcome not in _FAILURES:
+        return (ended,)
+    return (run.line(event.at, b"error", {"outcome": result.outcome}, call=call, error=error), ended)
+
+
+def _approval_requested(event: ApprovalRequested, run: RunFacts, payload: Payload) -> Lines:
+    call = run.call(event.tool_name, event.call_id)
+    return (run.line(event.at, b"approval_request", b"", call=call, arguments=payload(_arguments(event.arguments))),)
+
+
+def _approval_answered(event: ApprovalAnswered, run: RunFacts, payload: Payload) -> Lines:
+    call = run.call(event.tool_name, event.call_id)
+    metadata = b'"is_allowed":%b,"reason":%b,' % (encode(event.is_allowed), payload(event.reason))
+    return (
+        run.line(event.at, b"approval_answer", metadata, call=call, arguments=payload(_arguments(event.arguments))),
+    )
+
+
+def _delegation_started(event: DelegationStarted, run: RunFacts, payload: Payload) -> Lines:
+    run.delegated(event.call_id, event.at)
+    arguments = payload({"to_agent": event.to_agent, "query": event.query})
+    return (run.line(event.at, b"agent_delegate", b"", call=run.delegation(event.call_id), arguments=arguments),)
+
+
+def _delegation_finished(event: DelegationFinished, run: RunFacts, payload: Payload) -> Lines:
+    result = event.result
+    metadata = {"to_agent": event.to_agent, "success": result is not None and result.success}
+    error = result.error if result is not None else "it was cut before it could say how it ended"
+    return (
+        run.line(
+            event.at,
+            b"delegation_end",
+            metadata,
+            call=run.delegation(event.call_id),
+            result=payload(_shown(result.content)) if result is not None and result.success else _NULL,
+            error=payload(error) if error is not None else _NULL,
+            elapsed=run.since_delegated(event.call_id, event.at),
+        ),
+    )
+
+
+def _limit(event: LimitHit, run: RunFacts, payload: Payload) -> Lines:
+    metadata = b'"limit":%b,"message":%b,' % (encode(event.limit), payload(event.message))
+    return (run.line(event.at, b"limit", metadata),)
+
+
+def _warning(event: WarningRaised, run: RunFacts, payload: Payload) -> Lines:
+    return (run.line(event.at, b"warning", b'"message":%b,' % payload(event.message)),)
+
+
+def _arguments(arguments: object) -> Any:
+    """What a tool is called with: by name, or as the model wrote it where that does not fit."""
+    return arguments if is_mapping(arguments) else {"arguments": arguments}
+
+
+def _shown(content: object) -> Any:
+    """A value to be written down; what can be read only once is not read."""
+    return f"[{type_name(content)}]" if hasattr(type(content), "__next__") else content
+
+
+told_by: dict[type, Callable[[Any, RunFacts, Payload], Lines]] = {
+    RunStarted: _run_started,
+    RunFinished: _run_finished,
+    ModelRequested: _requested,
+    ModelResponded: _responded,
+    RetryScheduled: _retry,
+    ToolStarted: _tool_started,
+    ToolFinished: _tool_finished,
+    ApprovalRequested: _approval_requested,
+    ApprovalAnswered: _approval_answered,
+    DelegationStarted: _delegation_started,
+    DelegationFinished: _delegation_finished,
+    LimitHit: _limit,
+    WarningRaised: _warning,
+}
+"""The lines that an event makes, by its class; pieces of streams make none."""
