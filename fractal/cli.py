@@ -1,4 +1,4 @@
-"""The command line: `fractal demo`, `run`, `chat`, `run-many` and `endpoint`.
+"""The command line: `fractal demo`, `run`, `chat`, `run-many`, `trace` and `endpoint`.
 
 Exit status: 0 success, 1 the run gave no answer, 2 wrong use, 130 interrupted by Ctrl-C.
 """
@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_chat(commands.add_parser("chat", help="talk with an agent", description=_CHAT))
     _add_run_many(commands.add_parser("run-many", help="ask an agent every line of a file", description=_RUN_MANY))
+    _add_trace(commands.add_parser("trace", help="show what a trace file tells", description=_TRACE))
     _add_endpoint(
         commands.add_parser("endpoint", help="serve a stand-in for a model, to try things", description=_ENDPOINT)
     )
@@ -156,6 +157,9 @@ _RUN_MANY = """Ask an agent every line of a file, so many at a time. For each an
 `input` and `result` is written as it comes; how far it is goes to standard error."""
 
 _RUN = "Ask an agent one question and print its answer: text as it is, anything else as JSON."
+
+_TRACE = """Show what a trace file tells: of each of the newest runs who did what, and a bar of time for each part, so
+that what ran side by side stands side by side."""
 
 _ENDPOINT = """Serve chat completions on this machine until Ctrl-C, or as long as a command runs, which finds the
 endpoint in OPENAI_BASE_URL. No model answers: tools that the question names are called, and what they return is the
@@ -203,6 +207,16 @@ def _add_run_many(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on: leave out inputs that have an answer in the output file already"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="do not show how far it is")
+
+
+def _add_trace(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_trace)
+    parser.add_argument("file", help="file of a TracingKit, or of tracing_output_file=")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--summary", action="store_true", help="the numbers of the whole file, however long it is")
+    what.add_argument("--errors", action="store_true", help="the errors, one on a line")
+    what.add_argument("--run", default="", metavar="ID", help="only the runs whose ids begin so")
+    parser.add_argument("--json", action="store_true", help="numbers or errors as JSON; without --errors the numbers")
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -376,6 +390,33 @@ def _run_many(options: argparse.Namespace) -> int:
     if done.unreadable:
         raise WrongUse("\n  ".join([done.unreadable, *told]))
     return _fail(options, "\n  ".join(told), FAILED) if failed else 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from fractal._trace import show_errors, show_summary, show_trees
+    from fractal.tracing import TraceReader, TraceUnreadable
+
+    if options.json and options.run:
+        raise WrongUse("--json is for the numbers or the errors of a whole file: leave out --run")
+    reader = TraceReader(options.file)
+    try:
+        if options.errors:
+            show_errors(reader, as_json=options.json)
+        elif options.summary or options.json:
+            show_summary(reader, as_json=options.json)
+        elif not _has_rich():
+            raise WrongUse("trees are drawn with rich, which is not here: pip install rich, or use --summary")
+        else:
+            from rich.console import Console
+
+            if not show_trees(reader, Console(highlight=False), options.run):
+                raise WrongUse(f"{options.file}: there is no run in it whose id begins with {options.run!r}")
+    except TraceUnreadable as error:
+        raise WrongUse(str(error)) from None
+    finally:
+        for complaint in reader.complaints():
+            tell(f"fractal trace: {complaint}")
+    return 0
 
 
 def _endpoint(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ All of it is made from the events of runs, by observers. Nothing here is loaded 
 """
 
 from fractal.tracing.kit import TracingKit as TracingKit
+from fractal.tracing.read import TraceReader as TraceReader, TraceUnreadable as TraceUnreadable
 from fractal.tracing.record import TraceEvent as TraceEvent
 
-__all__ = ["TraceEvent", "TracingKit"]
+__all__ = ["TraceEvent", "TraceReader", "TraceUnreadable", "TracingKit"]

@@ -9,12 +9,15 @@ from typing import Any
 
 from fractal.tracing.record import TYPES, TraceEvent
 
-__all__ = ["Row", "Summary", "summary_of"]
+__all__ = ["Row", "Summary", "numbers_of", "summary_of"]
 
 _MOST_ROWS = 1000
 """Different agents, tools and models that are told apart."""
 
 _SLOWEST = 10
+
+_LONGEST = 500
+"""Characters of a text that is kept."""
 
 _OTHERS = "(others)"
 
@@ -132,7 +135,7 @@ class Summary:
     def _agent_end(self, event: TraceEvent) -> None:
         failed = not event.metadata.get("success", event.error is None)
         _row(self.agents, event.agent_name).add(event.elapsed_time, failed)
-        reason = event.metadata.get("stop_reason") or ("error" if failed else "finished")
+        reason = str(event.metadata.get("stop_reason") or ("error" if failed else "finished"))[:_LONGEST]
         if reason in self.reasons or len(self.reasons) < _MOST_ROWS:
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
         self._asked.pop(_run(event), None)
@@ -147,11 +150,11 @@ class Summary:
 
     def _model_request(self, event: TraceEvent) -> None:
         if len(self._asked) < 100 * _MOST_ROWS:
-            self._asked[_run(event)] = str(event.metadata.get("model") or "")
+            self._asked[_run(event)] = str(event.metadata.get("model") or "")[:_LONGEST]
 
     def _model_response(self, event: TraceEvent) -> None:
         told = event.metadata
-        model = str(told.get("model") or self._asked.get(_run(event)) or "model")
+        model = str(told.get("model") or self._asked.get(_run(event)) or "model")[:_LONGEST]
         row = _row(self.models, model)
         row.add(event.elapsed_time, False)
         row.input_tokens += _count(told.get("input_tokens"))
@@ -174,7 +177,7 @@ class Summary:
     def _error(self, event: TraceEvent) -> None:
         self.errors += 1
         if len(self.texts) < _SLOWEST:
-            self.texts.append(f"{event.agent_name}: {event.error}")
+            self.texts.append(f"{event.agent_name}: {event.error}"[:_LONGEST])
 
     def _note_slow(self, event: TraceEvent, what: str) -> None:
         heapq.heappush(self.slowest, (event.elapsed_time or 0.0, what, event.agent_name))
@@ -187,6 +190,11 @@ def summary_of(events: Iterable[TraceEvent]) -> dict[str, Any]:
     summary = Summary()
     for event in events:
         summary.take(event)
+    return numbers_of(summary)
+
+
+def numbers_of(summary: Summary) -> dict[str, Any]:
+    """A summary as a dict of numbers."""
     calls = sum(row.count for row in summary.tools.values())
     failed = sum(row.failed for row in summary.tools.values())
     models = summary.of_models

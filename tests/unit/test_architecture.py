@@ -72,7 +72,8 @@ LEVELS = [
     ["_verbs", "_clones"],
     ["delegation", "_agent_tools"],
     ["agent"],
-    ["tracing.record", "tracing.redact", "tracing.jsonl", "tracing.summary", "tracing.telling"],
+    ["tracing.record", "tracing.redact", "tracing.jsonl"],
+    ["tracing.read", "tracing.summary", "tracing.telling", "tracing.events"],
     ["tracing.kit", "tracing"],
     [
         "_progress",
@@ -123,6 +124,7 @@ LEVELS = [
         "_chat",
         "_which_agent",
         "_run_tree",
+        "_trace",
         "cli",
         "__main__",
     ],

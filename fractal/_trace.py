@@ -1,0 +1,163 @@
+"""`fractal trace`: what a trace file tells, as trees with bars of time, as numbers, as errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from fractal._door import json_line, json_text, say, say_json
+from fractal._texts import one_line
+from fractal._tree import RunTree
+from fractal.tracing import TraceEvent, TraceReader
+from fractal.tracing.events import event_of
+from fractal.tracing.summary import Row, Summary, numbers_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fractal.events import Event
+
+__all__ = ["Trees", "show_errors", "show_summary", "show_trees"]
+
+MOST_RUNS = 20
+"""Runs that are drawn, the newest of a file."""
+
+MOST_PARTS = 2000
+"""Events of a run that are drawn, the first ones."""
+
+_DEEPEST = 100
+"""Runs inside each other that are drawn so; what a file has further inside stands beside them."""
+
+_UNFINISHED = "unfinished"
+
+
+class Trees:
+    """The trees of the newest runs of a trace, in the memory that these take.
+
+    Args:
+        run_id: Beginning of the id of the runs that are wanted; empty for all.
+
+    Attributes:
+        dropped: Runs that were older.
+    """
+
+    def __init__(self, run_id: str = "") -> None:
+        self._run_id = run_id
+        self._trees: dict[str, RunTree] = {}
+        self._events: dict[str, int] = {}
+        self._last: dict[str, float] = {}
+        self._depths: dict[str, dict[str, int]] = {}  # of the runs below
+        self.dropped = 0
+
+    def take(self, told: TraceEvent) -> None:
+        """Enter an event."""
+        root = told.run_id or ""
+        if not root.startswith(self._run_id):
+            return
+        tree = self._trees.get(root)
+        if tree is None:
+            if told.event_type != "agent_start":
+                return  # of a run that is dropped, or that was begun in another file
+            tree = self._trees[root] = RunTree()
+            self._events[root], self._depths[root] = 0, {}
+            if len(self._trees) > MOST_RUNS:
+                self._drop(next(iter(self._trees)))
+        self._last[root] = max(told.timestamp, self._last.get(root, 0.0))
+        self._events[root] += 1
+        event = event_of(told) if self._events[root] <= MOST_PARTS or told.event_type == "agent_end" else None
+        if event is not None and not self._is_too_deep(event, self._depths[root]):
+            tree(event)
+
+    def _is_too_deep(self, event: Event, depths: dict[str, int]) -> bool:
+        if event.kind == "run_started":
+            depths[event.run_id] = depths.get(event.parent_id or "", 0) + 1
+        return depths.get(event.run_id, 0) > _DEEPEST
+
+    def __iter__(self) -> Iterator[tuple[str, RunTree, int]]:
+        """Each run's id, its tree, and how many of its events are left out; what had no end is unfinished."""
+        for root, tree in self._trees.items():
+            for part in tree.walk():
+                part.end(self._last[root], _UNFINISHED)
+            yield root, tree, max(self._events[root] - MOST_PARTS, 0)
+
+    def _drop(self, root: str) -> None:
+        del self._trees[root], self._events[root], self._depths[root]
+        self._last.pop(root, None)
+        self.dropped += 1
+
+
+def show_trees(reader: TraceReader, console: Console, run_id: str) -> bool:
+    """Draw the newest runs: who did what, and a bar of time for each part; returns whether there was one."""
+    from fractal._terminal import look_of, result_table, timeline
+
+    trees = Trees(run_id)
+    for told in reader:
+        trees.take(told)
+    found = False
+    if trees.dropped:
+        say(f"{trees.dropped} older runs are not shown: --summary counts them, --run ID shows one\n")
+    for root, tree, left_out in trees:
+        found = True
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(tree.start))
+        say(f"run {one_line(root)}, {began}")
+        look = look_of(console)
+        console.print(result_table(tree, look, console.width))
+        console.print()
+        console.print(timeline(tree, look, console.width))
+        say(f"{left_out} more events of this run are not shown\n" if left_out else "")
+    return found
+
+
+def show_errors(events: Iterable[TraceEvent], *, as_json: bool) -> None:
+    """Tell of each error, one on a line."""
+    for told in events:
+        if told.event_type != "error":
+            continue
+        if as_json:
+            say_json(json_line(told.to_dict()))
+            continue
+        at = time.strftime("%H:%M:%S", time.localtime(told.timestamp))
+        where = one_line(told.agent_name) + (f" {one_line(told.tool_name)}" if told.tool_name else "")
+        say(f"{at}  {where}: {one_line(told.error or '', 1000)}")
+
+
+def show_summary(events: Iterable[TraceEvent], *, as_json: bool) -> None:
+    """Tell the numbers of a trace."""
+    summary = Summary()
+    for told in events:
+        summary.take(told)
+    if as_json:
+        say_json(json_text(numbers_of(summary)))
+        return
+    for line in _lines_of(summary):
+        say(line)
+
+
+def _lines_of(summary: Summary) -> Iterator[str]:
+    models = summary.of_models
+    counted = f"{summary.runs} runs, {summary.events} events, {summary.errors} errors, {summary.seconds:.2f} s"
+    yield f"{counted}, {models.input_tokens} + {models.output_tokens} tokens{_cost(models)}"
+    yield f"ended: {', '.join(f'{one_line(why)} {count}' for why, count in summary.reasons.items()) or 'none'}"
+    yield from _table("agents", dict(summary.agents))
+    yield from _table("tools", {f"{agent}: {tool}": row for (agent, tool), row in summary.tools.items()})
+    yield from _table("models", dict(summary.models))
+    if summary.slowest:
+        yield "slowest"
+        for seconds, what, agent in sorted(summary.slowest, reverse=True):
+            yield f"  {seconds:10.3f} s  {one_line(what, 60)}  ({one_line(agent, 60)})"
+    if summary.texts:
+        yield "first errors"
+        yield from (f"  {one_line(text)}" for text in summary.texts)
+
+
+def _table(title: str, rows: dict[str, Row]) -> Iterator[str]:
+    if not rows:
+        return
+    yield f"{title:<42}{'count':>8}{'failed':>8}{'seconds':>12}{'longest':>12}"
+    for name, row in sorted(rows.items(), key=lambda each: -each[1].seconds):
+        yield f"  {one_line(name, 38):<40}{row.count:>8}{row.failed:>8}{row.seconds:>12.3f}{row.longest:>12.3f}"
+
+
+def _cost(row: Row) -> str:
+    return f", cost {row.cost:.6g}" if row.cost and row.count else ""

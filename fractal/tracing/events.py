@@ -1,0 +1,146 @@
+"""The events of a run, made again of those of a trace, as far as pictures need them; whatever a file has in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast, get_args
+
+from fractal._json import is_list, is_mapping, text_of
+from fractal.errors import StopReason
+from fractal.events import (
+    DelegationStarted,
+    Event,
+    ModelRequested,
+    ModelResponded,
+    RetryScheduled,
+    RunFinished,
+    RunStarted,
+    ToolFinished,
+    ToolStarted,
+)
+from fractal.results import AgentResult, Outcome, ToolResult, Usage
+from fractal.tracing.record import TraceEvent
+
+__all__ = ["event_of"]
+
+_OUTCOMES = frozenset(get_args(Outcome))
+_STOP_REASONS = frozenset(get_args(StopReason))
+
+
+def event_of(told: TraceEvent) -> Event | None:
+    """The event of a run that an event of a trace tells of; None if it is about none that takes time."""
+    make = _makers.get(told.event_type)
+    return make(told, _who(told)) if make is not None else None
+
+
+def _who(told: TraceEvent) -> dict[str, Any]:
+    """What every event says; in traces that do not say which run it was, runs are told apart by agent and depth."""
+    run, above = told.metadata.get("run"), told.metadata.get("parent_run")
+    if run is None:
+        run = f"{told.run_id}/{told.agent_name}/{told.delegation_depth}"
+        above = f"{told.run_id}/{told.parent_agent}/{told.delegation_depth - 1}" if told.parent_agent else None
+    return {
+        "run_id": text_of(run),
+        "parent_id": text_of(above) if above is not None else None,
+        "agent_name": told.agent_name,
+        "depth": told.delegation_depth,
+        "at": told.timestamp,
+    }
+
+
+def _started(told: TraceEvent, who: Mapping[str, Any]) -> Event:
+    call = told.metadata.get("call")
+    message = {"role": "user", "content": _argument(told, "user_input") or ""}
+    return RunStarted(**who, message=message, call_id=text_of(call) if call is not None else None)
+
+
+def _ended(told: TraceEvent, who: Mapping[str, Any]) -> Event:
+    success = bool(told.metadata.get("success", told.error is None))
+    reason = told.metadata.get("stop_reason")
+    if not (isinstance(reason, str) and reason in _STOP_REASONS):
+        reason = "finished" if success else "error"
+    given = told.metadata.get("usage")
+    usage: Mapping[str, Any] = given if is_mapping(given) else {}
+    names = ("requests", "tool_calls", "input_tokens", "output_tokens")
+    result = AgentResult(
+        agent_name=told.agent_name,
+        success=success,
+        stop_reason=cast("StopReason", reason),
+        usage=Usage(**{name: _count(usage.get(name)) for name in names}),
+    )
+    return RunFinished(**who, result=result)
+
+
+def _requested(told: TraceEvent, who: Mapping[str, Any]) -> Event:
+    iteration, attempt, messages = (_count(told.metadata.get(name)) for name in ("iteration", "attempt", "messages"))
+    return ModelRequested(**who, iteration=iteration, attempt=attempt, message_count=messages)
+
+
+def _responded(told: TraceEvent, who: Mapping[str, Any]) -> Event:
+    return ModelResponded(
+        **who,
+        message=_message(told.result),
+        finish_reason=None,
+        input_tokens=_count(told.metadata.get("input_tokens")),
+        output_tokens=_count(told.metadata.get("output_tokens")),
+        elapsed=told.elapsed_time or 0.0,
+    )
+
+
+def _message(result: object) -> dict[str, Any]:
+    """An assistant's message: its text, and the names of the tools that it calls."""
+    if not is_mapping(result):
+        return {"role": "assistant", "content": text_of(result)}
+    calls = result.get("tool_calls")
+    functions = [call.get("function") for call in (calls if is_list(calls) else ()) if is_mapping(call)]
+    names = [text_of(each.get("name")) for each in functions if is_mapping(each)]
+    return {
+        "role": "assistant",
+        "content": text_of(result.get("content") or result.get("refusal") or ""),
+        "tool_calls": [{"function": {"name": name}} for name in names],
+    }
+
+
+def _retry(told: TraceEvent, who: Mapping[str, Any]) -> Event:
+    error = text_of(told.metadata.get("message") or told.error or "")
+    return RetryScheduled(**who, attempt=_count(told.metadata.get("attempt")), wait=0.0, error=error)
+
+
+def _tool_started(told: TraceEvent, who: Mapping[str, Any]) -> Event:
+    name = told.tool_name or "tool"
+    return ToolStarted(**who, tool_name=name, call_id=told.tool_call_id or name, arguments=told.arguments)
+
+
+def _tool_finished(told: TraceEvent, who: Mapping[str, Any]) -> Event:
+    outcome = told.metadata.get("outcome")
+    if not (isinstance(outcome, str) and outcome in _OUTCOMES):
+        outcome = "ok" if told.error is None else "error"
+    error = None if outcome == "ok" else told.error or outcome
+    name = told.tool_name or "tool"
+    result = ToolResult(tool_name=name, error=error, outcome=cast("Outcome", outcome))
+    return ToolFinished(**who, tool_name=name, call_id=told.tool_call_id or name, result=result)
+
+
+def _delegated(told: TraceEvent, who: Mapping[str, Any]) -> Event:
+    to_agent, query = text_of(_argument(told, "to_agent") or ""), _argument(told, "query")
+    return DelegationStarted(**who, call_id=told.tool_call_id, to_agent=to_agent, query=query)
+
+
+def _argument(told: TraceEvent, name: str) -> Any:
+    return told.arguments.get(name) if is_mapping(told.arguments) else None
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and 0 <= value < 2**63 else 0
+
+
+_makers: dict[str, Callable[[TraceEvent, Mapping[str, Any]], Event]] = {
+    "agent_start": _started,
+    "agent_end": _ended,
+    "model_request": _requested,
+    "model_response": _responded,
+    "retry": _retry,
+    "tool_call": _tool_started,
+    "tool_result": _tool_finished,
+    "agent_delegate": _delegated,
+}
