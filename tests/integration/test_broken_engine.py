@@ -99,7 +99,7 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "what is begun below a run is not noted": (
         "fractal._below:Below.note",
-        "self._tasks[task] = call_id, is_reached",
+        "self._tasks[task] = key, is_reached",
         "pass",
         "child_runs_that_a_tool_forgets",
         "tasks left: .*fractal run",
