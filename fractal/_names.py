@@ -1,7 +1,7 @@
 """The public names of the package; it takes them from here when the first one is asked for."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import typing as _typing
+from importlib import import_module as _import_module
 
 from fractal import parts as parts
 from fractal._output import (
@@ -135,14 +135,15 @@ from fractal.results import (
 from fractal.streaming import RunStream as RunStream
 from fractal.toolkit import AgentToolkit as AgentToolkit, Tool as Tool, tool as tool
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from fractal.tracing import TraceEvent as TraceEvent, TracingKit as TracingKit
 else:
+    _OF_TRACING = ("TraceEvent", "TracingKit")
 
-    def __getattr__(name: str) -> Any:
-        """Load what is for those alone who trace their runs."""
-        if name in ("TraceEvent", "TracingKit"):
-            return getattr(import_module("fractal.tracing"), name)
+    def __getattr__(name: str) -> object:
+        """A name of `fractal.tracing`, which is loaded for those alone who trace their runs."""
+        if name in _OF_TRACING:
+            return getattr(_import_module("fractal.tracing"), name)
         raise AttributeError(name)
 
 

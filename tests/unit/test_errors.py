@@ -323,11 +323,12 @@ def test_a_part_of_several_failures_is_of_their_type_and_knows_their_result_and_
 
 
 def public_names() -> set[str]:
-    return {
+    loaded = {
         name
         for name, value in vars(_names).items()
         if not name.startswith("_") and (name == "parts" or not isinstance(value, types.ModuleType))
     }
+    return loaded.union(_names._OF_TRACING)
 
 
 def described_aliases() -> set[str]:
