@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from fractal._concurrency.scopes import move_on_after, require_time
 from fractal._copies import copied, copied_messages
 from fractal._hooks import call_user
 from fractal._money import Money
 from fractal._observers import request_headers
-from fractal._scopes import move_on_after, require_time
 from fractal._texts import said_by
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta

@@ -17,8 +17,8 @@ import anyio
 import anyio.to_thread
 
 from fractal import sync
+from fractal._concurrency.feed import Feed
 from fractal._door import json_line, say_json
-from fractal._feed import Feed
 from fractal._files import append_to, check_writable, create
 from fractal._json import decode, is_mapping
 from fractal._progress import shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from fractal._background import Background, Joinable, end_all, task_here
+from fractal._concurrency.background import Background, Joinable, end_all, task_here
 from fractal._current import current_run
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ import math
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from fractal._concurrency.scopes import waiting
+from fractal._concurrency.stuck import place_in_thread, place_of
 from fractal._copies import copied_arguments, with_own_content
 from fractal._current import WeakVar, current_call
 from fractal._json import is_mapping
-from fractal._scopes import waiting
-from fractal._stuck import place_in_thread, place_of
 from fractal.events import ToolFinished, ToolStarted
 from fractal.results import Outcome, ToolResult
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from fractal._background import spawn
 from fractal._below import place_here
 from fractal._call import Call
+from fractal._concurrency.background import spawn
+from fractal._concurrency.scopes import unexpected
 from fractal._explain import explain
 from fractal._invoke import leave, run_call
-from fractal._scopes import unexpected
 from fractal._step import bind
 from fractal._texts import is_a
 from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fractal._scopes import leaves
+from fractal._concurrency.scopes import leaves
 from fractal._texts import described, is_a, message_of, repr_of, said_by
 from fractal.errors import AnswerRejected, RunError
 

@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from fractal._concurrency.scopes import (
+    is_cancellation,
+    is_cut,
+    outranks_cancellation,
+    stop_if_cancelled,
+    without_cancellations,
+)
+from fractal._concurrency.stuck import place_of
 from fractal._current import current_run
-from fractal._scopes import is_cancellation, is_cut, outranks_cancellation, stop_if_cancelled, without_cancellations
-from fractal._stuck import place_of
 from fractal._texts import is_a
 from fractal.errors import UnexpectedError
 from fractal.limits import DEFAULT_LIMITS

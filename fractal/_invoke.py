@@ -12,8 +12,11 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from fractal._approve import is_approved
-from fractal._background import Background
 from fractal._call import Call, ended_late
+from fractal._concurrency.background import Background
+from fractal._concurrency.scopes import is_cancellation, is_cut, leaves
+from fractal._concurrency.stall import timed
+from fractal._concurrency.threads import ThreadCall
 from fractal._copies import recorded
 from fractal._explain import explain
 from fractal._grace import graced
@@ -21,10 +24,7 @@ from fractal._json import text_of
 from fractal._observers import enter_call
 from fractal._overrides import current_through, returned_as
 from fractal._returned import is_plain, read_in_thread, read_up
-from fractal._scopes import is_cancellation, is_cut, leaves
-from fractal._stall import timed
 from fractal._texts import is_a
-from fractal._threads import ThreadCall
 from fractal.errors import ToolIgnoredCancellation
 from fractal.results import ToolResult
 

@@ -11,7 +11,7 @@ from fractal.models.combined import names_asked
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fractal._gates import Gate
+    from fractal._concurrency.gates import Gate
     from fractal._run import Run
     from fractal.limits import Reservation
     from fractal.models.base import ModelRequest

@@ -17,7 +17,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
-from fractal._forks import lock
+from fractal._concurrency.forks import lock
 from fractal._json import encode, is_list, is_mapping
 from fractal._json_text import (
     BLANK,

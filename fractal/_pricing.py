@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fractal._gates import Gate
+from fractal._concurrency.gates import Gate
+from fractal._concurrency.threads import ThreadCall
 from fractal._log import log
 from fractal._texts import repr_of
-from fractal._threads import ThreadCall
 from fractal.errors import InvalidArguments
 from fractal.prices import Price
 

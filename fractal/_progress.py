@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 
-from fractal._background import Background
+from fractal._concurrency.background import Background
 from fractal._log import log
 
 if TYPE_CHECKING:

@@ -19,15 +19,15 @@ import anyio
 from anyio.lowlevel import checkpoint, current_token
 
 from fractal._answer import Answer, AnswerSettings
-from fractal._background import current_task_of
 from fractal._below import Below, place_of
+from fractal._concurrency.background import current_task_of
+from fractal._concurrency.feed import Inlet
+from fractal._concurrency.scopes import unexpected, waiting
 from fractal._copies import copied_messages, with_own_content
 from fractal._current import current_call, current_run
-from fractal._feed import Inlet
 from fractal._log import log
 from fractal._observers import Brief, companions_of, interested, tell_all
 from fractal._pricing import Prices, prices_of_library
-from fractal._scopes import unexpected, waiting
 from fractal._texts import said_by
 from fractal._twins import Twins
 from fractal._window import Window, WindowView
@@ -38,8 +38,8 @@ from fractal.limits import DEFAULT_LIMITS, Budget, Limits, SharedBudget, limits_
 from fractal.results import AgentResult, ToolResult, Usage
 
 if TYPE_CHECKING:
-    from fractal._background import Joinable
     from fractal._call import Call
+    from fractal._concurrency.background import Joinable
     from fractal._hooks import Hook, Warn
     from fractal._overrides import Offered
     from fractal.messages import Message, Transcript

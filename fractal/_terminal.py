@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fractal._scopes import single_error
+from fractal._concurrency.scopes import single_error
 from fractal._tree import Part, RunTree
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fractal._callables import core_of, receiver_of
-from fractal._gates import Gate
+from fractal._concurrency.gates import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from fractal._calls import call_inside, call_within
 from fractal._checks import is_count
+from fractal._concurrency.scopes import unexpected
 from fractal._core import core_of
 from fractal._current import current_run
 from fractal._hooks import Hook
@@ -21,7 +22,6 @@ from fractal._loop import call_alone, drive
 from fractal._output import output_for
 from fractal._overrides import Offered, adopting, call_override, current_through, override_of, returned_as
 from fractal._run import Run, RunSettings
-from fractal._scopes import unexpected
 from fractal._settings import checked_budget, checked_limits, checked_mode, checked_retries, checked_timeout
 from fractal._step import bind
 from fractal._texts import said_by

@@ -18,11 +18,11 @@ import anyio
 from pydantic import BaseModel
 
 from fractal import __version__, _verbs as verbs, sync
+from fractal._concurrency.scopes import leaves
+from fractal._concurrency.threads import abandoned_threads
 from fractal._door import json_text, reports_shown, say, say_json, tell, tell_traceback
 from fractal._files import check_writable
-from fractal._scopes import leaves
 from fractal._texts import described, is_a, printable, said_by, str_of
-from fractal._threads import abandoned_threads
 from fractal._which_agent import OTHER_ENDPOINTS, WrongUse, agent_at, assistant, checked_url
 from fractal.agent import AgentDefinition, BaseAgent
 from fractal.errors import FractalError, InvalidArguments, MissingCredentials, UserError

@@ -11,8 +11,8 @@ import anyio
 import anyio.from_thread
 from typing_extensions import TypeVar
 
+from fractal._concurrency.scopes import remaining
 from fractal._copies import copied
-from fractal._scopes import remaining
 
 if TYPE_CHECKING:
     from fractal.messages import Message

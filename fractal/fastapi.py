@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 import anyio
 
-from fractal._scopes import single_error
+from fractal._concurrency.scopes import single_error
 
 try:
     from starlette.exceptions import HTTPException

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from fractal._checks import is_number
-from fractal._forks import lock
-from fractal._gates import Gate
+from fractal._concurrency.forks import lock
+from fractal._concurrency.gates import Gate
 from fractal.errors import BudgetExceeded, InvalidArguments
 from fractal.prices import MONEY, amount_of
 

@@ -23,11 +23,12 @@ from pydantic import BaseModel
 from typing_extensions import Unpack
 
 from fractal import _verbs as verbs
-from fractal._background import Background
 from fractal._below import Place, place_here
 from fractal._checks import is_count
-from fractal._feed import Feed
-from fractal._feed_block import FeedBlock
+from fractal._concurrency.background import Background
+from fractal._concurrency.feed import Feed
+from fractal._concurrency.feed_block import FeedBlock
+from fractal._concurrency.scopes import single_error
 from fractal._grace import settled
 from fractal._hooks import is_plain
 from fractal._json import is_mapping
@@ -36,7 +37,6 @@ from fractal._loop import conduct, converse
 from fractal._observers import note_unused
 from fractal._overrides import override_of
 from fractal._progress import html_of, shown
-from fractal._scopes import single_error
 from fractal._texts import described, repr_of
 from fractal.agent import AgentDefinition
 from fractal.errors import InvalidArguments

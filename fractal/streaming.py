@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from fractal._background import Background
-from fractal._feed import Feed
-from fractal._feed_block import FeedBlock
+from fractal._concurrency.background import Background
+from fractal._concurrency.feed import Feed
+from fractal._concurrency.feed_block import FeedBlock
 from fractal._loop import conduct, converse
 from fractal._overrides import Adoption, adopting
 from fractal.errors import InvalidArguments, RunCancelled

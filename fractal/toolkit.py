@@ -13,8 +13,8 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from fractal._callables import core_of, is_async, is_async_generator, kind_of, name_of, unbound
+from fractal._concurrency.gates import Gate
 from fractal._docstring import Documentation, docstring_of, read_docstring
-from fractal._gates import Gate
 from fractal._marks import TOOL_NAME, ToolOptions, is_marked, options_of, tool
 from fractal._schema import Parameters, schema_of
 from fractal._signature import type_arguments

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, TypeAlias, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from fractal._gates import client_threads
+from fractal._concurrency.gates import client_threads
+from fractal._concurrency.threads import ThreadCall
 from fractal._texts import plain_str
-from fractal._threads import ThreadCall
 from fractal.errors import ConnectionFailed, InvalidArguments, MissingCredentials
 from fractal.models._pool import Address
 from fractal.models._secrets import Secrets, without_secrets

@@ -12,7 +12,7 @@ import anyio
 import h11
 import httpx2
 
-from fractal._scopes import move_on_after, single_error
+from fractal._concurrency.scopes import move_on_after, single_error
 from fractal.errors import ReplyTooLarge
 from fractal.models._connecting import LAST_PORT, PORTS, WRITTEN_AT_ONCE, connect
 from fractal.models._decoding import DecodedPieces, decoder_for

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from fractal._threads import ThreadCall
+from fractal._concurrency.threads import ThreadCall
 from fractal.errors import ConnectionFailed
 from fractal.models._connection import Answer, Connection, Template
 from fractal.models._redirects import redirected

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from fractal._gates import lookup_threads
-from fractal._threads import ThreadCall
+from fractal._concurrency.gates import lookup_threads
+from fractal._concurrency.threads import ThreadCall
 
 if TYPE_CHECKING:
     from anyio.abc import SocketStream

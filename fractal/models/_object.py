@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import BaseModel
 
-from fractal._gates import client_threads
+from fractal._concurrency.gates import client_threads
+from fractal._concurrency.threads import ThreadCall
 from fractal._json import is_list, is_mapping
-from fractal._threads import ThreadCall
 from fractal.errors import BadReply
 from fractal.models._faults import translated
 from fractal.models._reading import reply_of

@@ -14,9 +14,9 @@ from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 import anyio
 from anyio.lowlevel import RunVar, current_token
 
-from fractal._background import Background, spawn_later
-from fractal._gates import Gate, Waiting
-from fractal._threads import ThreadCall
+from fractal._concurrency.background import Background, spawn_later
+from fractal._concurrency.gates import Gate, Waiting
+from fractal._concurrency.threads import ThreadCall
 
 if TYPE_CHECKING:
     import ssl

@@ -16,9 +16,9 @@ from urllib.parse import quote
 import anyio
 from anyio.lowlevel import current_token
 
-from fractal._gates import client_threads
-from fractal._scopes import single_error
-from fractal._threads import ThreadCall
+from fractal._concurrency.gates import client_threads
+from fractal._concurrency.scopes import single_error
+from fractal._concurrency.threads import ThreadCall
 from fractal.errors import ClientBoundToLoop, InvalidArguments
 from fractal.models._address import JSON, ask_for_key
 from fractal.models._answer_reader import AnswerReader, read_answer, read_body

@@ -16,9 +16,9 @@ import anyio
 from anyio.lowlevel import RunVar, checkpoint
 
 from fractal._checks import is_count, is_number
-from fractal._gates import Gate, Waiting
+from fractal._concurrency.gates import Gate, Waiting
+from fractal._concurrency.scopes import move_on_after, require_time, single_error, stop_if_cancelled
 from fractal._log import log
-from fractal._scopes import move_on_after, require_time, single_error, stop_if_cancelled
 from fractal._texts import said_by
 from fractal.errors import (
     AllModelsFailed,

@@ -10,7 +10,7 @@ from fractal.sync._portal import Caller
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fractal._feed_block import FeedBlock
+    from fractal._concurrency.feed_block import FeedBlock
 
 __all__ = ["Block"]
 

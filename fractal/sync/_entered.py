@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 import anyio
 
+from fractal._concurrency.scopes import single_error
 from fractal._log import log
-from fractal._scopes import single_error
 from fractal._texts import repr_of
 from fractal.errors import InvalidArguments, RunCancelled
 from fractal.sync._portal import Caller, call_blocking
@@ -19,7 +19,7 @@ from fractal.sync._portal import Caller, call_blocking
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fractal._threads import JoinedCall
+    from fractal._concurrency.threads import JoinedCall
     from fractal.sync._event_loop import PortalCall
 
 __all__ = ["Entered", "call", "enter"]

@@ -13,8 +13,8 @@ from weakref import WeakSet
 
 from anyio.lowlevel import current_token
 
-from fractal._forks import in_child, loop_of_fork
-from fractal._threads import JoinedCall, ThreadCall, current_thread_call
+from fractal._concurrency.forks import in_child, loop_of_fork
+from fractal._concurrency.threads import JoinedCall, ThreadCall, current_thread_call
 from fractal.errors import FractalError, InvalidArguments, PortalClosed, RunCancelled, SyncInAsyncError
 from fractal.sync._event_loop import Backend, EventLoop, PortalCall
 from fractal.sync._garbage import is_collecting

@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import anyio
 
-from fractal._stuck import place_in_thread
-from fractal._threads import abandoned_threads
-from fractal._workers import THREAD_NAME
+from fractal._concurrency.stuck import place_in_thread
+from fractal._concurrency.threads import abandoned_threads
+from fractal._concurrency.workers import THREAD_NAME
 from fractal.models._pool import CLOSING
 
 __all__ = ["Belongings", "Complaints", "running_tasks", "wait_until_empty"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from fractal._gates import all_gates
+from fractal._concurrency.gates import all_gates
+from fractal._concurrency.threads import abandoned_threads
 from fractal._run import Run, run_watchers
-from fractal._threads import abandoned_threads
 from fractal.testing._history import check_messages
 from fractal.testing._recording import EventRecorder, assert_well_formed
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import anyio
 
+from fractal._concurrency.scopes import leaves
+from fractal._concurrency.stuck import place_of
 from fractal._current import current_run
-from fractal._scopes import leaves
-from fractal._stuck import place_of
 from fractal.testing._leftovers import running_tasks
 
 __all__ = ["WAYS", "Visit"]

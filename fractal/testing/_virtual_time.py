@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, cast
 
 import anyio
 
-from fractal._gates import approval_threads, hook_threads, tool_threads
-from fractal._stuck import place_above, place_of
-from fractal._threads import ThreadCall
+from fractal._concurrency.gates import approval_threads, hook_threads, tool_threads
+from fractal._concurrency.stuck import place_above, place_of
+from fractal._concurrency.threads import ThreadCall
 from fractal.errors import UserError
 from fractal.testing._patching import Patch
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fractal._stuck import place_in_thread
+from fractal._concurrency.stuck import place_in_thread
 from fractal.errors import InvalidArguments
 from fractal.testing._leftovers import Belongings, Complaints, wait_until_empty
 from fractal.testing._seen_runs import Places, SeenRuns

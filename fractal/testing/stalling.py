@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from fractal._checks import is_number
-from fractal._stall import guarding
+from fractal._concurrency.stall import guarding
 from fractal.errors import InvalidArguments
 
 __all__ = ["stall_guard"]

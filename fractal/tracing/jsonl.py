@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import current_token
 
-from fractal._forks import in_child
+from fractal._concurrency.forks import in_child
 from fractal._log import log
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fractal._forks import lock
+from fractal._concurrency.forks import lock
 from fractal._json import decode, encode, jsonable
 from fractal._log import log
 from fractal._texts import repr_of

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from fractal import AgentResult, BaseAgent, Limits, OpenAIModel, abandoned_threads, tool
-from fractal._gates import tool_threads
+from fractal._concurrency.gates import tool_threads
 from fractal.events import RunFinished, WarningRaised
 from fractal.testing import ScriptedModel, answers
 from tests.support import in_thread, outcomes, run_on, until

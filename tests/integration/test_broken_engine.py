@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from fractal import _gates, abandoned_threads
+from fractal import abandoned_threads
+from fractal._concurrency import gates as _gates
 from fractal.testing import CancellationFaults, Endpoint, cancel_everywhere
 from tests.edge_scenarios import SCENARIOS
 from tests.scenarios import OVER_HTTP, answer_over_http, check_told
@@ -21,7 +22,7 @@ from tests.streams import Watch
 # What is broken: the function, the words in it, and what they are replaced by; where that shows, and how.
 BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
     "a cancellation is made a result": (
-        "fractal._background:Background.result",
+        "fractal._concurrency.background:Background.result",
         "raise\n    if self._error is not None",
         "pass\n    if self._error is not None",
         "async_tools_side_by_side",
@@ -42,21 +43,21 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "the events are not well-formed: .* in it there still goes on: tool call",
     ),
     "a stream does not wait for its task": (
-        "fractal._feed_block:FeedBlock.aclose",
+        "fractal._concurrency.feed_block:FeedBlock.aclose",
         "await task.cancel_and_join()",
         "task.cancel()",
         "a_stream_that_is_left",
         "tasks left: fractal run",
     ),
     "a second cancellation ends the wait for a stream's task": (
-        "fractal._workers:wait_out",
+        "fractal._concurrency.workers:wait_out",
         "except anyio.get_cancelled_exc_class() as error:",
         "except ZeroDivisionError as error:",
         "a_stream_that_is_left",
         "tasks left: fractal run",
     ),
     "whoever calls a run does not wait for its cleanup": (
-        "fractal._background:Background.result",
+        "fractal._concurrency.background:Background.result",
         "await self.join()",
         "pass",
         "a_batch_that_fails_while_others_clean_up",
@@ -105,7 +106,7 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "tasks left: .*fractal run",
     ),
     "a task that is cancelled is not joined": (
-        "fractal._background:Background.cancel_and_join",
+        "fractal._concurrency.background:Background.cancel_and_join",
         "await self.join()",
         "pass",
         "a_stream_that_is_left",
@@ -126,21 +127,21 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "a tool that must be waited for goes on",
     ),
     "a place that comes too late is kept": (
-        "fractal._gates:Gate.acquire",
+        "fractal._concurrency.gates:Gate.acquire",
         "if granted:",
         "if False:",
         "places_for_one_call_at_a_time",
         "a limit has 1 more places taken",
     ),
     "a thread that never began keeps its place": (
-        "fractal._threads:ThreadCall._leave",
+        "fractal._concurrency.threads:ThreadCall._leave",
         "if never_began:\n        self._release()",
         "pass",
         "tools_in_threads",
         "a limit has",
     ),
     "a thread is not waited for": (
-        "fractal._threads:ThreadCall.run",
+        "fractal._concurrency.threads:ThreadCall.run",
         "abandon=self.abandon",
         "abandon=True",
         "tools_in_threads",

@@ -21,9 +21,10 @@ from typing import Any
 import anyio
 import pytest
 
-from fractal import BaseAgent, OtherProcess, RunCancelled, _forks, abandoned_threads, sync, tool
-from fractal._gates import Gate, tool_threads
-from fractal._threads import ThreadCall
+from fractal import BaseAgent, OtherProcess, RunCancelled, abandoned_threads, sync, tool
+from fractal._concurrency import forks as _forks
+from fractal._concurrency.gates import Gate, tool_threads
+from fractal._concurrency.threads import ThreadCall
 from fractal.sync import _portal
 from fractal.sync._portal import Portal
 from fractal.testing import ScriptedModel, answers, stall_guard

@@ -51,10 +51,10 @@ from fractal import (
     ToolFinished,
     ToolStarted,
     _ask,
-    _gates,
     sync,
     tool,
 )
+from fractal._concurrency import gates as _gates
 from fractal.events import DelegationStarted, ModelResponded
 from fractal.models import OpenAIModel
 from fractal.models._reading import reply_of

@@ -28,7 +28,7 @@ from fractal import (
     sync,
     tool,
 )
-from fractal._gates import tool_threads
+from fractal._concurrency.gates import tool_threads
 from fractal.sync._portal import Portal
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.support import assert_continuable, calls_then, outcomes, portal_threads

@@ -25,9 +25,9 @@ from fractal import (
     OpenAIModel,
     RaceModel,
     ToolResult,
-    _gates,
     tool,
 )
+from fractal._concurrency import gates as _gates
 from fractal.testing import Endpoint, ScriptedModel, answers, virtual_time
 from tests.support import in_thread, outcomes
 

@@ -12,8 +12,8 @@ import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
-from fractal._gates import lookup_threads
-from fractal._threads import abandoned_threads
+from fractal._concurrency.gates import lookup_threads
+from fractal._concurrency.threads import abandoned_threads
 from fractal.models import _dialing
 from fractal.models._dialing import dial
 

@@ -12,8 +12,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from fractal._background import Background, end_all
-from fractal._feed import Feed
+from fractal._concurrency.background import Background, end_all
+from fractal._concurrency.feed import Feed
 
 on_asyncio = pytest.mark.parametrize("anyio_backend", [pytest.param(("asyncio", {}), id="asyncio")])
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from fractal._gates import Gate
+from fractal._concurrency.gates import Gate
 from fractal.errors import BudgetExceeded
 from fractal.limits import Budget, Limits, Reservation, Resource
 from fractal.prices import MONEY, amount_of

@@ -18,7 +18,7 @@ import anyio.lowlevel
 import pytest
 
 from fractal import FractalError, PortalClosed, RunCancelled, SyncInAsyncError, sync
-from fractal._crossing import Latch
+from fractal._concurrency.crossing import Latch
 from fractal.sync import _event_loop, _portal
 from fractal.sync._event_loop import EventLoop
 from fractal.sync._portal import Caller, Portal, PortalCall

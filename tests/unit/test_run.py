@@ -16,8 +16,8 @@ import anyio.lowlevel
 import pytest
 
 from fractal import AgentResult, BaseAgent, DeadlineExceeded, RunCancelled, _verbs as verbs, sync, tool
-from fractal._background import Background
 from fractal._below import Below
+from fractal._concurrency.background import Background
 from fractal._loop import drive
 from fractal._run import Run, run_watchers
 from fractal.testing import ScriptedModel, answers

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from fractal import DeadlineWouldPass, ToolErrors, ToolFailed
-from fractal._scopes import (
+from fractal._concurrency.scopes import (
     leaves,
     move_on_after,
     remaining,

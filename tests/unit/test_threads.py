@@ -14,9 +14,10 @@ import anyio.from_thread
 import anyio.to_thread
 import pytest
 
-from fractal import RunCancelled, _workers
-from fractal._gates import Gate, approval_threads, client_threads, hook_threads, tool_threads
-from fractal._threads import ThreadCall, abandoned_threads
+from fractal import RunCancelled
+from fractal._concurrency import workers as _workers
+from fractal._concurrency.gates import Gate, approval_threads, client_threads, hook_threads, tool_threads
+from fractal._concurrency.threads import ThreadCall, abandoned_threads
 from tests.support import run_on
 
 

@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import anyio
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
-from fractal._scopes import stop_if_cancelled
+from fractal._concurrency.scopes import stop_if_cancelled
 
 __all__ = ["Feed", "Inlet"]
 

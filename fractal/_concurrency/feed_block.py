@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 import anyio
 
 from fractal._checks import is_count
-from fractal._feed import Feed
-from fractal._scopes import stop_if_cancelled
+from fractal._concurrency.feed import Feed
+from fractal._concurrency.scopes import stop_if_cancelled
 from fractal.errors import InvalidArguments
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fractal._background import Background
+    from fractal._concurrency.background import Background
 
 __all__ = ["FeedBlock"]
 

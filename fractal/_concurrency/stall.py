@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
-from fractal._forks import in_child
-from fractal._stuck import place_in_thread
+from fractal._concurrency.forks import in_child
+from fractal._concurrency.stuck import place_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

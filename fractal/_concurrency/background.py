@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import anyio
 from anyio.lowlevel import checkpoint, current_token
 
+from fractal._concurrency.scopes import carried, is_cancellation, outranks_cancellation, remaining, stop_if_cancelled
+from fractal._concurrency.workers import wait_out
 from fractal._log import log
-from fractal._scopes import carried, is_cancellation, outranks_cancellation, remaining, stop_if_cancelled
 from fractal._texts import is_a
-from fractal._workers import wait_out
 from fractal.errors import RunCancelled
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar, checkpoint, current_token
 
-from fractal._forks import in_child, our_threads
+from fractal._concurrency.forks import in_child, our_threads
 
 __all__ = ["THREAD_NAME", "run_in_thread", "wait_out"]
 

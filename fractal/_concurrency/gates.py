@@ -14,7 +14,7 @@ from weakref import WeakSet
 import anyio
 from anyio.lowlevel import current_token
 
-from fractal._forks import in_child
+from fractal._concurrency.forks import in_child
 
 __all__ = [
     "WORKER_THREADS",
