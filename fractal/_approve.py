@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from fractal._copies import copied, copied_arguments, is_untouched
 from fractal._explain import explain
+from fractal._functions.schema import ArgumentsFault
 from fractal._json import is_list, is_mapping, text_of
-from fractal._schema import ArgumentsFault
 from fractal._texts import repr_of
 from fractal.approval import Allow, Deny, PendingCall
 from fractal.events import ApprovalAnswered, ApprovalRequested

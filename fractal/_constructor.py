@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
-from fractal._callables import kind_of
+from fractal._functions.callables import kind_of
 from fractal._settings import FIXED, SETTINGS, Setting
 from fractal.errors import InvalidArguments
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from fractal._callables import kind_of
+from fractal._functions.callables import kind_of
 from fractal._json import is_mapping, is_same
 
 __all__ = ["copied", "copied_arguments", "copied_messages", "is_untouched", "recorded", "with_own_content"]

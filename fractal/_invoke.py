@@ -19,11 +19,11 @@ from fractal._concurrency.stall import timed
 from fractal._concurrency.threads import ThreadCall
 from fractal._copies import recorded
 from fractal._explain import explain
+from fractal._functions.returned import is_plain, read_in_thread, read_up
 from fractal._grace import graced
 from fractal._json import text_of
 from fractal._observers import enter_call
 from fractal._overrides import current_through, returned_as
-from fractal._returned import is_plain, read_in_thread, read_up
 from fractal._texts import is_a
 from fractal.errors import ToolIgnoredCancellation
 from fractal.results import ToolResult

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from anyio.lowlevel import checkpoint
 
-from fractal._arguments import written_object
 from fractal._ask import ask
 from fractal._calls import answer_calls
 from fractal._concurrency.scopes import is_cancellation, stop_if_cancelled, unexpected
+from fractal._functions.arguments import written_object
 from fractal._json import text_of
 from fractal._log import log
 from fractal._observers import let_finish

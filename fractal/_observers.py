@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from fractal._callables import is_async
 from fractal._concurrency.stall import is_guarded, watched
+from fractal._functions.callables import is_async
 from fractal._hooks import is_plain
 from fractal._log import log
 from fractal._texts import is_a, log_line, name_of, repr_of, str_of, type_name

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fractal._callables import is_async
 from fractal._concurrency.stall import timed
 from fractal._current import WeakVar
+from fractal._functions.callables import is_async
+from fractal._functions.marks import is_marked
 from fractal._grace import answered, graced
 from fractal._hooks import Warn, call_user
 from fractal._json import is_list, is_mapping
-from fractal._marks import is_marked
 from fractal._texts import name_of, one_line, repr_of, type_name
 from fractal.errors import InvalidArguments
 from fractal.models.base import ToolSchemas

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from fractal._functions.schema import ArgumentsFault
 from fractal._json import decode
-from fractal._schema import ArgumentsFault
 
 if TYPE_CHECKING:
     from fractal.models.base import Reply, ToolCall

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fractal._callables import core_of, receiver_of
 from fractal._concurrency.gates import Gate
+from fractal._functions.callables import core_of, receiver_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

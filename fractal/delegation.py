@@ -14,9 +14,9 @@ from fractal import _verbs as verbs
 from fractal._copies import copied, with_own_content
 from fractal._core import core_of
 from fractal._current import current_run
-from fractal._docstring import Documentation
+from fractal._functions.docstring import Documentation
+from fractal._functions.schema import schema_of
 from fractal._json import is_mapping, text_of
-from fractal._schema import schema_of
 from fractal.errors import DelegateFailed, InvalidArguments
 from fractal.events import DelegationFinished, DelegationStarted
 from fractal.toolkit import DELEGATE, Tool, ToolOptions

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from fractal._arguments import with_object_arguments
+from fractal._functions.arguments import with_object_arguments
 from fractal._json import encode, is_list, is_mapping, text_of
 from fractal._texts import clean_text
 from fractal.errors import InvalidArguments, InvalidMessages

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from pydantic_core import from_json
 
-from fractal._arguments import object_text
+from fractal._functions.arguments import object_text
 from fractal._json import decode, encode, is_list, is_mapping
 from fractal._texts import clean_text
 from fractal.errors import BadReply, ModelError, ReplyTooLarge

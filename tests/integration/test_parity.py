@@ -35,7 +35,7 @@ from fractal import (
     sync,
     tool,
 )
-from fractal._arguments import with_object_arguments
+from fractal._functions.arguments import with_object_arguments
 from fractal.events import ModelRequested, ModelResponded, TextDelta, ToolCallDelta
 from fractal.models.openai import OpenAIModel
 from fractal.testing import Endpoint, answers

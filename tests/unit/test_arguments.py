@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fractal._arguments import object_text, with_object_arguments
+from fractal._functions.arguments import object_text, with_object_arguments
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fractal import InvalidTool, tool
-from fractal._callables import (
+from fractal._functions.callables import (
     bound_names,
     core_of,
     described,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from fractal import Tool
-from fractal._docstring import read_docstring
+from fractal._functions.docstring import read_docstring
 from fractal.toolkit import ToolOptions
 
 

@@ -28,6 +28,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from fractal import InvalidArguments
+from fractal._functions.schema import explain
 from fractal._json_text import LONGEST_ANSWER, unfenced
 from fractal._output import (
     OutputFault,
@@ -39,7 +40,6 @@ from fractal._output import (
     free_tool_name,
     output_for,
 )
-from fractal._schema import explain
 from fractal._strict import strict_schema
 from fractal.errors import AuthenticationFailed, RateLimited, ServerError, StatusError
 from fractal.models import _dialect

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, AliasChoices, AliasPath, BaseModel, ConfigD
 from typing_extensions import Doc, ReadOnly, TypedDict, Unpack
 
 from fractal import AgentToolkit, InvalidTool, RunContext, Tool, tool
-from fractal._schema import ArgumentsFault, Parameters
+from fractal._functions.schema import ArgumentsFault, Parameters
 from tests.support import shown
 
 

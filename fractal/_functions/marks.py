@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar, overload
 
-from fractal._callables import attribute_of, has_overridden, layers, name_of, unbound
 from fractal._checks import is_count, is_number
+from fractal._functions.callables import attribute_of, has_overridden, layers, name_of, unbound
 from fractal.errors import InvalidArguments, InvalidTool
 
 __all__ = ["TOOL_NAME", "ToolOptions", "is_marked", "options_of", "tool"]

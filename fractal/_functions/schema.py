@@ -20,13 +20,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import SchemaError, to_jsonable_python
 from typing_extensions import TypedDict
 
-from fractal._arguments import object_text
-from fractal._callables import bound_names, fixed_names
-from fractal._docstring import Documentation, ParameterText
-from fractal._json import decode, is_mapping
-from fractal._signature import SignatureFault, read_signature, type_hints, with_types
-from fractal._texts import clean_text, described
-from fractal._types import (
+from fractal._functions.arguments import object_text
+from fractal._functions.callables import bound_names, fixed_names
+from fractal._functions.docstring import Documentation, ParameterText
+from fractal._functions.signature import SignatureFault, read_signature, type_hints, with_types
+from fractal._functions.types import (
     PlainJsonSchema,
     Validator,
     adapter_for,
@@ -37,6 +35,8 @@ from fractal._types import (
     read_json,
     read_python,
 )
+from fractal._json import decode, is_mapping
+from fractal._texts import clean_text, described
 from fractal.errors import InvalidTool
 
 __all__ = ["ArgumentsFault", "Parameters", "schema_of"]
