@@ -10,9 +10,9 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from fractal._answer import AnswerSettings
+from fractal._answers.answer import AnswerSettings
+from fractal._answers.output import output_for
 from fractal._hooks import Hook
-from fractal._output import output_for
 from fractal._pricing import Prices
 from fractal._settings import checked
 from fractal._template import warn_of_format

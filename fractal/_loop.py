@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyio.lowlevel import checkpoint
 
+from fractal._answers.output import OutputFault
 from fractal._ask import ask
 from fractal._calls import answer_calls
 from fractal._concurrency.scopes import is_cancellation, stop_if_cancelled, unexpected
@@ -15,7 +16,6 @@ from fractal._functions.arguments import written_object
 from fractal._json import text_of
 from fractal._log import log
 from fractal._observers import let_finish
-from fractal._output import OutputFault
 from fractal._step import AskAgain, CallTools, Decline, Finish, bound_calls, next_step
 from fractal._texts import said_by
 from fractal.errors import (

@@ -4,12 +4,12 @@ import typing as _typing
 from importlib import import_module as _import_module
 
 from fractal import parts as parts
+from fractal._answers.output import (
+    OutputMode as OutputMode,
+)
 from fractal._concurrency.threads import (
     AbandonedThread as AbandonedThread,
     abandoned_threads as abandoned_threads,
-)
-from fractal._output import (
-    OutputMode as OutputMode,
 )
 from fractal._window import (
     Compact as Compact,

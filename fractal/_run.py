@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import anyio
 from anyio.lowlevel import checkpoint, current_token
 
-from fractal._answer import Answer, AnswerSettings
+from fractal._answers.answer import Answer, AnswerSettings
 from fractal._below import Below, place_of
 from fractal._concurrency.background import current_task_of
 from fractal._concurrency.feed import Inlet

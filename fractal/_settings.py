@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, Self, TypeVar, get_args, overload
 
+from fractal._answers.output import OutputMemory, OutputMode, output_for
 from fractal._checks import is_count, is_number
 from fractal._hooks import Hook
 from fractal._json import is_mapping
 from fractal._observers import checked_observers
-from fractal._output import OutputMemory, OutputMode, output_for
 from fractal._pricing import Prices
 from fractal._texts import one_line, repr_of
 from fractal._window import checked_compact, checked_counter, checked_window

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from typing_extensions import Unpack
 
+from fractal._answers.output import output_for
 from fractal._calls import call_inside, call_within
 from fractal._checks import is_count
 from fractal._concurrency.scopes import unexpected
@@ -19,7 +20,6 @@ from fractal._current import current_run
 from fractal._hooks import Hook
 from fractal._log import log
 from fractal._loop import call_alone, drive
-from fractal._output import output_for
 from fractal._overrides import Offered, adopting, call_override, current_through, override_of, returned_as
 from fractal._run import Run, RunSettings
 from fractal._settings import checked_budget, checked_limits, checked_mode, checked_retries, checked_timeout
@@ -35,9 +35,9 @@ from fractal.results import AgentResult, ToolResult, Usage
 from fractal.streaming import RunStream
 
 if TYPE_CHECKING:
-    from fractal._answer import AnswerSettings
+    from fractal._answers.answer import AnswerSettings
+    from fractal._answers.output import OutputMode
     from fractal._call import Call
-    from fractal._output import OutputMode
 
 __all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "release", "result_of", "use_tool"]
 

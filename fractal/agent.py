@@ -11,13 +11,13 @@ from typing_extensions import Unpack
 
 from fractal import _verbs as verbs
 from fractal._agent_tools import ToolkitSetting, checked_tools
+from fractal._answers.output import OutputMode
 from fractal._card import card
 from fractal._clones import clone, deep_clone, no_pickle
 from fractal._constructor import constructor, known_setting, take_settings
 from fractal._core import AgentCore, core_of
 from fractal._current import current_run
 from fractal._hooks import Hook
-from fractal._output import OutputMode
 from fractal._overrides import check_overrides, verb
 from fractal._settings import Setting
 from fractal._window import Compact, TokenCounter

@@ -14,7 +14,7 @@ from fractal.errors import InvalidArguments, RunCancelled
 from fractal.events import Event, TextDelta
 
 if TYPE_CHECKING:
-    from fractal._partial import Partials, PartialStream
+    from fractal._answers.partial import Partials, PartialStream
     from fractal._run import Run
     from fractal.results import AgentResult
 
@@ -167,7 +167,7 @@ class RunStream(FeedBlock[Event]):
         Raises:
             InvalidArguments: The run has no `output_type`.
         """
-        from fractal._partial import PartialStream
+        from fractal._answers.partial import PartialStream
 
         return PartialStream(self, self.partials())
 
@@ -180,7 +180,7 @@ class RunStream(FeedBlock[Event]):
         answer = self._begun.answer
         if answer is None or answer.type is None:
             raise InvalidArguments("the run has no output_type, so its answer is text: iterate stream.text()")
-        from fractal._partial import Partials
+        from fractal._answers.partial import Partials
 
         return Partials(self.run_id, answer.type, answer.tool_name)
 

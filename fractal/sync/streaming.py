@@ -112,7 +112,7 @@ class RunStream(Block):
             InvalidArguments: The run has no `output_type`.
         """
         partials = self._stream.partials()
-        from fractal._partial import NOTHING
+        from fractal._answers.partial import NOTHING
 
         return (value for event in self if (value := partials.see(event)) is not NOTHING)
 

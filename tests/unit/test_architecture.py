@@ -19,13 +19,14 @@ LEVELS = [
     [
         *(
             "",
+            "_answers",
             "_functions",
             "_concurrency",
             "errors",
             "prices",
             "_functions.docstring",
             "_json",
-            "_scanner",
+            "_answers.scanner",
             "_current",
             "_concurrency.forks",
             "_functions.arguments",
@@ -57,12 +58,12 @@ LEVELS = [
         "_concurrency.background",
         "_concurrency.feed_block",
         "approval",
-        "_strict",
+        "_answers.strict",
         "_twins",
         "_stored",
         "_pricing",
     ],
-    ["results", "context", "models.base", "_shapes"],
+    ["results", "context", "models.base", "_answers.shapes"],
     ["_hooks", "toolkit", "events"],
     [
         *("models._usage", "models._events", "models._merging", "models._reported", "models._masking"),
@@ -75,7 +76,18 @@ LEVELS = [
     ["models._answer_reader"],
     ["models._address", "models._http", "models._sdk", "models._object", "models._wires"],
     ["_observers"],
-    ["_step", "_window", "_json_text", "_output", "_partial", "_answer", "_below", "_run", "_call", "_overrides"],
+    [
+        "_step",
+        "_window",
+        "_answers.json_text",
+        "_answers.output",
+        "_answers.partial",
+        "_answers.answer",
+        "_below",
+        "_run",
+        "_call",
+        "_overrides",
+    ],
     [
         *("models.openai", "models.combined", "models", "_money", "_approve", "_invoke", "_calls", "_ask", "options"),
         *("prompt",),
@@ -236,9 +248,9 @@ def test_importing_the_agent_class_loads_nothing_that_only_some_runs_need():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     unwanted = {"asyncio", "ssl", "socket", "email", "http.client", "urllib.request", "tempfile", "multiprocessing"}
     ours = {
-        "_partial",
-        "_shapes",
-        "_scanner",
+        "_answers.partial",
+        "_answers.shapes",
+        "_answers.scanner",
         "models._sdk",
         "models._object",
         "models._dialing",

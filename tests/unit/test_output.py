@@ -28,9 +28,8 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from fractal import InvalidArguments
-from fractal._functions.schema import explain
-from fractal._json_text import LONGEST_ANSWER, unfenced
-from fractal._output import (
+from fractal._answers.json_text import LONGEST_ANSWER, unfenced
+from fractal._answers.output import (
     OutputFault,
     OutputMemory,
     OutputMode,
@@ -40,7 +39,8 @@ from fractal._output import (
     free_tool_name,
     output_for,
 )
-from fractal._strict import strict_schema
+from fractal._answers.strict import strict_schema
+from fractal._functions.schema import explain
 from fractal.errors import AuthenticationFailed, RateLimited, ServerError, StatusError
 from fractal.models import _dialect
 from tests.support import assert_linear, shown

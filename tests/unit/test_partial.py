@@ -36,8 +36,8 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from fractal import BaseAgent, ModelRequest, Reply
-from fractal._output import OutputFault, OutputType, output_for
-from fractal._partial import NOTHING, PartialReader
+from fractal._answers.output import OutputFault, OutputType, output_for
+from fractal._answers.partial import NOTHING, PartialReader
 from tests.support import assert_linear
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from anyio.lowlevel import checkpoint
 
+from fractal._answers.output import WRAPPER, OutputFault, OutputType
+from fractal._answers.scanner import Scanner
+from fractal._answers.shapes import NOTHING, Shape, shape_of
 from fractal._json import is_same
-from fractal._output import WRAPPER, OutputFault, OutputType
-from fractal._scanner import Scanner
-from fractal._shapes import NOTHING, Shape, shape_of
 from fractal.events import Event, ModelRequested, RunFinished, TextDelta, ToolCallDelta
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class PartialReader:
         output: The type.
 
     Example:
-        >>> from fractal._output import output_for
+        >>> from fractal._answers.output import output_for
         >>> reader = PartialReader(output_for(list[str]))
         >>> [reader.feed(piece) for piece in ('{"result": ["a', 'b", "c', '"]}')]
         [['a'], ['ab', 'c'], ['ab', 'c']]

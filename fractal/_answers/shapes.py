@@ -16,8 +16,8 @@ from typing import Any, Final, cast
 
 from pydantic_core import CoreConfig, CoreSchema, SchemaValidator
 
+from fractal._answers.scanner import DEEPEST, Frame
 from fractal._json import decode
-from fractal._scanner import DEEPEST, Frame
 
 __all__ = ["NOTHING", "Shape", "shape_of"]
 

@@ -17,10 +17,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
-from fractal._concurrency.forks import lock
-from fractal._functions.types import PlainJsonSchema, adapter_for, explain, first_line, read_json
-from fractal._json import encode, is_list, is_mapping
-from fractal._json_text import (
+from fractal._answers.json_text import (
     BLANK,
     NOT_JSON,
     OBJECT,
@@ -32,7 +29,10 @@ from fractal._json_text import (
     is_json,
     unfenced,
 )
-from fractal._strict import strict_schema
+from fractal._answers.strict import strict_schema
+from fractal._concurrency.forks import lock
+from fractal._functions.types import PlainJsonSchema, adapter_for, explain, first_line, read_json
+from fractal._json import encode, is_list, is_mapping
 from fractal._texts import clean_text, described
 from fractal.errors import InvalidArguments, StatusError
 from fractal.models._dialect import believed_until

@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from fractal._answers.output import (
+    WRAPPER,
+    OutputFault,
+    OutputMemory,
+    OutputMode,
+    OutputPlan,
+    OutputType,
+    free_tool_name,
+)
 from fractal._functions.schema import ArgumentsFault, Parameters
 from fractal._json import decode, encode, is_mapping
-from fractal._output import WRAPPER, OutputFault, OutputMemory, OutputMode, OutputPlan, OutputType, free_tool_name
 from fractal.errors import InvalidOutput, StatusError
 from fractal.models.base import ToolSchemas
 from fractal.toolkit import Tool, ToolOptions
