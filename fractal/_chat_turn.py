@@ -16,7 +16,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 from fractal import sync
-from fractal._hooks import Hook
+from fractal._engine.hooks import Hook
 from fractal.approval import Approval, Deny, PendingCall
 from fractal.errors import RunCancelled
 from fractal.events import Event
@@ -24,7 +24,7 @@ from fractal.streaming import RunStream
 from fractal.sync._portal import PortalCall
 
 if TYPE_CHECKING:
-    from fractal._run import Run
+    from fractal._engine.run import Run
     from fractal.context import RunContext
     from fractal.results import AgentResult
 

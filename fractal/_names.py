@@ -11,7 +11,7 @@ from fractal._concurrency.threads import (
     AbandonedThread as AbandonedThread,
     abandoned_threads as abandoned_threads,
 )
-from fractal._window import (
+from fractal._engine.window import (
     Compact as Compact,
     TokenCounter as TokenCounter,
     count_tokens as count_tokens,

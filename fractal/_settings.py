@@ -11,12 +11,12 @@ from typing import Any, Generic, Protocol, Self, TypeVar, get_args, overload
 
 from fractal._answers.output import OutputMemory, OutputMode, output_for
 from fractal._checks import is_count, is_number
-from fractal._hooks import Hook
+from fractal._engine.hooks import Hook
+from fractal._engine.observers import checked_observers
+from fractal._engine.pricing import Prices
+from fractal._engine.window import checked_compact, checked_counter, checked_window
 from fractal._json import is_mapping
-from fractal._observers import checked_observers
-from fractal._pricing import Prices
 from fractal._texts import one_line, repr_of
-from fractal._window import checked_compact, checked_counter, checked_window
 from fractal.errors import InvalidArguments
 from fractal.limits import Limits, SharedBudget
 from fractal.models.base import ModelSettings

@@ -12,18 +12,18 @@ from uuid import uuid4
 from typing_extensions import Unpack
 
 from fractal._answers.output import output_for
-from fractal._calls import call_inside, call_within
 from fractal._checks import is_count
 from fractal._concurrency.scopes import unexpected
 from fractal._core import core_of
-from fractal._current import current_run
-from fractal._hooks import Hook
+from fractal._engine.calls import call_inside, call_within
+from fractal._engine.current import current_run
+from fractal._engine.hooks import Hook
+from fractal._engine.loop import call_alone, drive
+from fractal._engine.overrides import Offered, adopting, call_override, current_through, override_of, returned_as
+from fractal._engine.run import Run, RunSettings
+from fractal._engine.step import bind
 from fractal._log import log
-from fractal._loop import call_alone, drive
-from fractal._overrides import Offered, adopting, call_override, current_through, override_of, returned_as
-from fractal._run import Run, RunSettings
 from fractal._settings import checked_budget, checked_limits, checked_mode, checked_retries, checked_timeout
-from fractal._step import bind
 from fractal._texts import said_by
 from fractal.errors import InvalidArguments, RunError, UserError
 from fractal.limits import limit_of_iterations
@@ -37,7 +37,7 @@ from fractal.streaming import RunStream
 if TYPE_CHECKING:
     from fractal._answers.answer import AnswerSettings
     from fractal._answers.output import OutputMode
-    from fractal._call import Call
+    from fractal._engine.call import Call
 
 __all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "release", "result_of", "use_tool"]
 

@@ -16,11 +16,11 @@ from fractal._card import card
 from fractal._clones import clone, deep_clone, no_pickle
 from fractal._constructor import constructor, known_setting, take_settings
 from fractal._core import AgentCore, core_of
-from fractal._current import current_run
-from fractal._hooks import Hook
-from fractal._overrides import check_overrides, verb
+from fractal._engine.current import current_run
+from fractal._engine.hooks import Hook
+from fractal._engine.overrides import check_overrides, verb
+from fractal._engine.window import Compact, TokenCounter
 from fractal._settings import Setting
-from fractal._window import Compact, TokenCounter
 from fractal.delegation import delegate_tool, run_delegate
 from fractal.limits import Limits, SharedBudget
 from fractal.options import RunBounds, RunOptions

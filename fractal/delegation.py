@@ -13,7 +13,7 @@ from pydantic import Field
 from fractal import _verbs as verbs
 from fractal._copies import copied, with_own_content
 from fractal._core import core_of
-from fractal._current import current_run
+from fractal._engine.current import current_run
 from fractal._functions.docstring import Documentation
 from fractal._functions.schema import schema_of
 from fractal._json import is_mapping, text_of
@@ -22,7 +22,7 @@ from fractal.events import DelegationFinished, DelegationStarted
 from fractal.toolkit import DELEGATE, Tool, ToolOptions
 
 if TYPE_CHECKING:
-    from fractal._run import Run
+    from fractal._engine.run import Run
     from fractal.agent import AgentDefinition
     from fractal.results import AgentResult
 

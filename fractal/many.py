@@ -23,19 +23,19 @@ from pydantic import BaseModel
 from typing_extensions import Unpack
 
 from fractal import _verbs as verbs
-from fractal._below import Place, place_here
 from fractal._checks import is_count
 from fractal._concurrency.background import Background
 from fractal._concurrency.feed import Feed
 from fractal._concurrency.feed_block import FeedBlock
 from fractal._concurrency.scopes import single_error
-from fractal._grace import settled
-from fractal._hooks import is_plain
+from fractal._engine.below import Place, place_here
+from fractal._engine.grace import settled
+from fractal._engine.hooks import is_plain
+from fractal._engine.loop import conduct, converse
+from fractal._engine.observers import note_unused
+from fractal._engine.overrides import override_of
 from fractal._json import is_mapping
 from fractal._log import log
-from fractal._loop import conduct, converse
-from fractal._observers import note_unused
-from fractal._overrides import override_of
 from fractal._progress import html_of, shown
 from fractal._texts import described, repr_of
 from fractal.agent import AgentDefinition
@@ -44,7 +44,7 @@ from fractal.errors import InvalidArguments
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
-    from fractal._run import Run
+    from fractal._engine.run import Run
     from fractal.agent import RunOptions
     from fractal.errors import RunError
     from fractal.results import AgentResult

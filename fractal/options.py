@@ -11,7 +11,7 @@ from fractal.limits import Limits, SharedBudget
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fractal._window import Compact, TokenCounter
+    from fractal._engine.window import Compact, TokenCounter
     from fractal.approval import Approver
     from fractal.events import Observer
     from fractal.prices import Price

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fractal._concurrency.stall import timed, watched
+from fractal._engine.grace import answered
+from fractal._engine.hooks import Warn
 from fractal._functions.callables import is_async
-from fractal._grace import answered
-from fractal._hooks import Warn
 from fractal._texts import name_of, repr_of
 from fractal.context import RunContext
 from fractal.errors import InvalidArguments

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from fractal._concurrency.background import Background
 from fractal._concurrency.feed import Feed
 from fractal._concurrency.feed_block import FeedBlock
-from fractal._loop import conduct, converse
-from fractal._overrides import Adoption, adopting
+from fractal._engine.loop import conduct, converse
+from fractal._engine.overrides import Adoption, adopting
 from fractal.errors import InvalidArguments, RunCancelled
 from fractal.events import Event, TextDelta
 
 if TYPE_CHECKING:
     from fractal._answers.partial import Partials, PartialStream
-    from fractal._run import Run
+    from fractal._engine.run import Run
     from fractal.results import AgentResult
 
 __all__ = ["DEFAULT_BUFFER", "RunStream", "TextStream"]

@@ -32,7 +32,7 @@ from fractal import (
     stream_many,
     tool,
 )
-from fractal._run import Run, run_watchers
+from fractal._engine.run import Run, run_watchers
 from fractal.models._pool import close_idle_pools
 from fractal.models.base import ModelRequest, Reply
 from fractal.sync import Portal

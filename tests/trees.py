@@ -31,8 +31,8 @@ from fractal import (
     ToolResult,
     tool,
 )
-from fractal._current import current_run
-from fractal._run import Run
+from fractal._engine.current import current_run
+from fractal._engine.run import Run
 from fractal.testing import ScriptedModel, answers
 from fractal.testing._leftovers import running_tasks
 from tests.schedules import run_shuffled

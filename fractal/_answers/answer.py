@@ -22,8 +22,8 @@ from fractal.models.base import ToolSchemas
 from fractal.toolkit import Tool, ToolOptions
 
 if TYPE_CHECKING:
-    from fractal._hooks import Hook
-    from fractal._run import Run
+    from fractal._engine.hooks import Hook
+    from fractal._engine.run import Run
 
 __all__ = ["Answer", "AnswerSettings"]
 

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
+from fractal._engine.grace import answered
 from fractal._functions.arguments import written_object
-from fractal._grace import answered
 from fractal._json import encode, is_mapping
 from fractal.errors import InvalidArguments
 from fractal.messages import AS_WRITTEN, Message, MessageForm, Transcript

@@ -19,11 +19,11 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, current_token
 
-from fractal._below import Errand
 from fractal._concurrency.crossing import Call, Latch
 from fractal._concurrency.forks import end_child_with_this_step, in_child, our_threads
 from fractal._concurrency.stuck import place_in_thread, place_of
 from fractal._concurrency.threads import ThreadCall, current_thread_call, threads_waited_for
+from fractal._engine.below import Errand
 from fractal._log import log
 from fractal._texts import repr_of, said_by
 from fractal.errors import FractalError, OtherProcess, RunCancelled, SyncInAsyncError

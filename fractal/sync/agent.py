@@ -11,8 +11,8 @@ from typing_extensions import Unpack
 
 from fractal import _verbs as verbs
 from fractal._core import core_of
-from fractal._current import current_run
-from fractal._overrides import Adoption, adopting, override_of, returned_as, verb
+from fractal._engine.current import current_run
+from fractal._engine.overrides import Adoption, adopting, override_of, returned_as, verb
 from fractal._texts import described
 from fractal.agent import AgentDefinition, RunBounds, RunOptions
 from fractal.delegation import run_delegate
@@ -26,7 +26,7 @@ from fractal.sync.streaming import RunStream
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fractal._run import Run
+    from fractal._engine.run import Run
 
 __all__ = ["BaseAgent", "Handle", "execute_tool", "run", "start"]
 

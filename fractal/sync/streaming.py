@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from fractal import _verbs as verbs, streaming
-from fractal._overrides import override_of, returned_as
+from fractal._engine.overrides import override_of, returned_as
 from fractal.events import TextDelta
 from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._block import Block

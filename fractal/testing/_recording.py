@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from fractal._run import Run, run_watchers
+from fractal._engine.run import Run, run_watchers
 from fractal.events import (
     DelegationFinished,
     DelegationStarted,

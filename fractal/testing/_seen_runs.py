@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from fractal._concurrency.gates import all_gates
 from fractal._concurrency.threads import abandoned_threads
-from fractal._run import Run, run_watchers
+from fractal._engine.run import Run, run_watchers
 from fractal.testing._history import check_messages
 from fractal.testing._recording import EventRecorder, assert_well_formed
 

@@ -10,7 +10,7 @@ from typing import Self
 import anyio
 
 from fractal._concurrency.scopes import FaultOfTest
-from fractal._current import current_run
+from fractal._engine.current import current_run
 from fractal.errors import ConnectionFailed, RunError
 from fractal.models._reading import reply_from, reply_of
 from fractal.models._reported import status_error

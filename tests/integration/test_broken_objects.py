@@ -27,7 +27,7 @@ from fractal import (
     sync,
     tool,
 )
-from fractal._observers import Brief
+from fractal._engine.observers import Brief
 from fractal.testing import ScriptedModel, answers
 from tests.odd import EXCEPTIONS, VALUES, Group, Spent, Textless, Unshown
 from tests.support import in_thread

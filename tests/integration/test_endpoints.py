@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
-from fractal import BaseAgent, RetryScheduled, _ask
+from fractal import BaseAgent, RetryScheduled
+from fractal._engine import ask as _ask
 from fractal.testing import Endpoint, answers
 from fractal.testing.answers import AnswerLike
 from tests.support import assert_continuable, calls_then

@@ -17,7 +17,7 @@ import anyio
 import httpx2
 import pytest
 
-import fractal._ask
+import fractal._engine.ask
 from fractal import (
     AgentResult,
     AgentToolkit,
@@ -65,7 +65,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fractal._ask, "FIRST_BACK_OFF", 0.001)
+    monkeypatch.setattr(fractal._engine.ask, "FIRST_BACK_OFF", 0.001)
 
 
 # ---- the failures

@@ -17,18 +17,8 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from fractal import (
-    AgentResult,
-    BaseAgent,
-    InvalidOutput,
-    Limits,
-    RetryScheduled,
-    StatusError,
-    _ask,
-    run_many,
-    sync,
-    tool,
-)
+from fractal import AgentResult, BaseAgent, InvalidOutput, Limits, RetryScheduled, StatusError, run_many, sync, tool
+from fractal._engine import ask as _ask
 from fractal.events import ToolCallDelta
 from fractal.models.openai import OpenAIModel
 from tests.llmock_server import LlmockServer, running_llmock

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from fractal import AgentResult, BaseAgent, LimitHit, Limits, Reply, ToolFinished, run_many, sync
-from fractal._calls import CALLS_AT_A_TIME
+from fractal._engine.calls import CALLS_AT_A_TIME
 from fractal.messages import Transcript
 from fractal.models import ModelRequest, ToolCall
 from tests.streams import Watch

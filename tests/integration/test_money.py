@@ -27,7 +27,7 @@ from fractal import (
     run_many,
     sync,
 )
-from fractal._pricing import prices_of_library
+from fractal._engine.pricing import prices_of_library
 from fractal.models import ModelRequest
 from fractal.testing import Endpoint, ScriptedModel, answers, record_events
 from fractal.testing.endpoint import RecordedRequest

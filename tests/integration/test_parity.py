@@ -31,10 +31,10 @@ from fractal import (
     RunContext,
     ToolResult,
     UserError,
-    _ask,
     sync,
     tool,
 )
+from fractal._engine import ask as _ask
 from fractal._functions.arguments import with_object_arguments
 from fractal.events import ModelRequested, ModelResponded, TextDelta, ToolCallDelta
 from fractal.models.openai import OpenAIModel

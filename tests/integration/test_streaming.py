@@ -50,11 +50,11 @@ from fractal import (
     ToolCallDelta,
     ToolFinished,
     ToolStarted,
-    _ask,
     sync,
     tool,
 )
 from fractal._concurrency import gates as _gates
+from fractal._engine import ask as _ask
 from fractal.events import DelegationStarted, ModelResponded
 from fractal.models import OpenAIModel
 from fractal.models._reading import reply_of

@@ -30,10 +30,10 @@ from fractal import (
     RunContext,
     RunFinished,
     ToolStarted,
-    _ask,
     sync,
     tool,
 )
+from fractal._engine import ask as _ask
 from fractal.models.openai import OpenAIModel
 from fractal.testing import Endpoint, answers
 from fractal.testing.answers import Answer, AnswerLike, ToolCallAnswer

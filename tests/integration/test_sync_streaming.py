@@ -34,10 +34,10 @@ from fractal import (
     RunStarted,
     SyncInAsyncError,
     ToolStarted,
-    _ask,
     sync,
     tool,
 )
+from fractal._engine import ask as _ask
 from fractal.models import OpenAIModel
 from fractal.models.base import Delta, ModelRequest, Reply, Sink
 from fractal.testing import Endpoint, ScriptedModel, answers

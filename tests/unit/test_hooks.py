@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fractal import InvalidArguments, RunContext
-from fractal._hooks import Hook
+from fractal._engine.hooks import Hook
 from tests.support import shown
 
 

@@ -34,7 +34,7 @@ from fractal import (
     StatusError,
     ToolCall,
 )
-from fractal._step import AskAgain, next_step
+from fractal._engine.step import AskAgain, next_step
 from fractal.messages import Transcript
 from fractal.models._faults import translated
 from fractal.models._http import HttpWire

@@ -14,8 +14,9 @@ import anyio
 import pytest
 from hypothesis import given, strategies as st
 
-from fractal import BaseAgent, InvalidArguments, Price, Reply, _run
-from fractal._pricing import Prices, prices_of_library
+from fractal import BaseAgent, InvalidArguments, Price, Reply
+from fractal._engine import run as _run
+from fractal._engine.pricing import Prices, prices_of_library
 from fractal.prices import MONEY, amount_of
 from fractal.testing import ScriptedModel
 

@@ -16,10 +16,10 @@ import anyio.lowlevel
 import pytest
 
 from fractal import AgentResult, BaseAgent, DeadlineExceeded, RunCancelled, _verbs as verbs, sync, tool
-from fractal._below import Below
 from fractal._concurrency.background import Background
-from fractal._loop import drive
-from fractal._run import Run, run_watchers
+from fractal._engine.below import Below
+from fractal._engine.loop import drive
+from fractal._engine.run import Run, run_watchers
 from fractal.testing import ScriptedModel, answers
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fractal import AgentToolkit, BaseAgent, ModelRequest, Reply, ToolCall
-from fractal._step import AskAgain, BoundCall, CallTools, Decline, Finish, bind, next_step
+from fractal._engine.step import AskAgain, BoundCall, CallTools, Decline, Finish, bind, next_step
 from fractal.messages import Transcript
 from fractal.toolkit import Tool
 

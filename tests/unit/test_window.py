@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from fractal import InvalidArguments, ModelRequest, errors, parts
+from fractal._engine.window import Window, WindowView, count_tokens
 from fractal._json import encode
-from fractal._window import Window, WindowView, count_tokens
 from fractal.errors import BudgetExceeded, UnexpectedError
 from fractal.messages import Message, Transcript
 from fractal.models.base import ModelSettings, ToolSchemas

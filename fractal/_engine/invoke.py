@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from fractal._approve import is_approved
-from fractal._call import Call, ended_late
 from fractal._concurrency.background import Background
 from fractal._concurrency.scopes import is_cancellation, is_cut, leaves
 from fractal._concurrency.stall import timed
 from fractal._concurrency.threads import ThreadCall
 from fractal._copies import recorded
-from fractal._explain import explain
+from fractal._engine.approve import is_approved
+from fractal._engine.call import Call, ended_late
+from fractal._engine.explain import explain
+from fractal._engine.grace import graced
+from fractal._engine.observers import enter_call
+from fractal._engine.overrides import current_through, returned_as
 from fractal._functions.returned import is_plain, read_in_thread, read_up
-from fractal._grace import graced
 from fractal._json import text_of
-from fractal._observers import enter_call
-from fractal._overrides import current_through, returned_as
 from fractal._texts import is_a
 from fractal.errors import ToolIgnoredCancellation
 from fractal.results import ToolResult

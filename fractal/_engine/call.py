@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fractal._concurrency.scopes import waiting
 from fractal._concurrency.stuck import place_in_thread, place_of
 from fractal._copies import copied_arguments, with_own_content
-from fractal._current import WeakVar, current_call
+from fractal._engine.current import WeakVar, current_call
 from fractal._json import is_mapping
 from fractal.events import ToolFinished, ToolStarted
 from fractal.results import Outcome, ToolResult
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     import anyio
 
-    from fractal._run import Run
-    from fractal._step import BoundCall
+    from fractal._engine.run import Run
+    from fractal._engine.step import BoundCall
 
 __all__ = ["Call", "ended_late"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import ReferenceType, ref
 
 if TYPE_CHECKING:
-    from fractal._run import Run
+    from fractal._engine.run import Run
 
 __all__ = ["WeakVar", "current_call", "current_run"]
 

@@ -14,9 +14,9 @@ from fractal._concurrency.gates import Gate, approval_threads, hook_threads
 from fractal._concurrency.scopes import single_error, waiting
 from fractal._concurrency.stall import timed
 from fractal._concurrency.threads import ThreadCall
+from fractal._engine.grace import answered, settled
 from fractal._functions.callables import is_async
 from fractal._functions.signature import SignatureFault, read_signature
-from fractal._grace import answered, settled
 from fractal._log import log
 from fractal._texts import name_of, repr_of
 from fractal.context import RunContext, is_context

@@ -19,18 +19,18 @@ import anyio
 from anyio.lowlevel import checkpoint, current_token
 
 from fractal._answers.answer import Answer, AnswerSettings
-from fractal._below import Below, place_of
 from fractal._concurrency.background import current_task_of
 from fractal._concurrency.feed import Inlet
 from fractal._concurrency.scopes import unexpected, waiting
 from fractal._copies import copied_messages, with_own_content
-from fractal._current import current_call, current_run
+from fractal._engine.below import Below, place_of
+from fractal._engine.current import current_call, current_run
+from fractal._engine.observers import Brief, companions_of, interested, tell_all
+from fractal._engine.pricing import Prices, prices_of_library
+from fractal._engine.twins import Twins
+from fractal._engine.window import Window, WindowView
 from fractal._log import log
-from fractal._observers import Brief, companions_of, interested, tell_all
-from fractal._pricing import Prices, prices_of_library
 from fractal._texts import said_by
-from fractal._twins import Twins
-from fractal._window import Window, WindowView
 from fractal.context import RunContext
 from fractal.errors import SUCCESSES, BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
 from fractal.events import Event, LimitHit, Observer, RunFinished, RunObserver, RunStarted, WarningRaised
@@ -38,10 +38,10 @@ from fractal.limits import DEFAULT_LIMITS, Budget, Limits, SharedBudget, limits_
 from fractal.results import AgentResult, ToolResult, Usage
 
 if TYPE_CHECKING:
-    from fractal._call import Call
     from fractal._concurrency.background import Joinable
-    from fractal._hooks import Hook, Warn
-    from fractal._overrides import Offered
+    from fractal._engine.call import Call
+    from fractal._engine.hooks import Hook, Warn
+    from fractal._engine.overrides import Offered
     from fractal.messages import Message, Transcript
     from fractal.models.base import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import AgentToolkit, Tool

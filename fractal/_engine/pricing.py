@@ -17,7 +17,7 @@ from fractal.errors import InvalidArguments
 from fractal.prices import Price
 
 if TYPE_CHECKING:
-    from fractal._hooks import Warn
+    from fractal._engine.hooks import Warn
     from fractal.models.base import Reply
 
 __all__ = ["Prices", "prices_of_library"]

@@ -13,9 +13,9 @@ import anyio
 
 from fractal._concurrency.scopes import move_on_after, require_time
 from fractal._copies import copied, copied_messages
-from fractal._hooks import call_user
-from fractal._money import Money
-from fractal._observers import request_headers
+from fractal._engine.hooks import call_user
+from fractal._engine.money import Money
+from fractal._engine.observers import request_headers
 from fractal._texts import said_by
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
@@ -25,7 +25,7 @@ from fractal.prices import MONEY
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-    from fractal._run import Run
+    from fractal._engine.run import Run
     from fractal.models.base import ToolSchemas
 
 __all__ = ["ask", "back_off_seconds"]

@@ -23,7 +23,7 @@ from fractal._concurrency.scopes import (
     without_cancellations,
 )
 from fractal._concurrency.stuck import place_of
-from fractal._current import current_run
+from fractal._engine.current import current_run
 from fractal._texts import is_a
 from fractal.errors import UnexpectedError
 from fractal.limits import DEFAULT_LIMITS
@@ -31,7 +31,7 @@ from fractal.limits import DEFAULT_LIMITS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fractal._run import Run
+    from fractal._engine.run import Run
 
 __all__ = ["answered", "graced", "settled"]
 

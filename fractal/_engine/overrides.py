@@ -12,19 +12,19 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fractal._concurrency.stall import timed
-from fractal._current import WeakVar
+from fractal._engine.current import WeakVar
+from fractal._engine.grace import answered, graced
+from fractal._engine.hooks import Warn, call_user
 from fractal._functions.callables import is_async
 from fractal._functions.marks import is_marked
-from fractal._grace import answered, graced
-from fractal._hooks import Warn, call_user
 from fractal._json import is_list, is_mapping
 from fractal._texts import name_of, one_line, repr_of, type_name
 from fractal.errors import InvalidArguments
 from fractal.models.base import ToolSchemas
 
 if TYPE_CHECKING:
-    from fractal._call import Call
-    from fractal._run import Run
+    from fractal._engine.call import Call
+    from fractal._engine.run import Run
     from fractal.toolkit import AgentToolkit, Tool
 
 __all__ = [

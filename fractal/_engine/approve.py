@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from fractal._copies import copied, copied_arguments, is_untouched
-from fractal._explain import explain
+from fractal._engine.explain import explain
 from fractal._functions.schema import ArgumentsFault
 from fractal._json import is_list, is_mapping, text_of
 from fractal._texts import repr_of
@@ -15,8 +15,8 @@ from fractal.approval import Allow, Deny, PendingCall
 from fractal.events import ApprovalAnswered, ApprovalRequested
 
 if TYPE_CHECKING:
-    from fractal._call import Call
-    from fractal._step import BoundCall
+    from fractal._engine.call import Call
+    from fractal._engine.step import BoundCall
     from fractal.events import Event
 
 __all__ = ["is_approved"]

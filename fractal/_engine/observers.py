@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from fractal._concurrency.stall import is_guarded, watched
+from fractal._engine.hooks import is_plain
 from fractal._functions.callables import is_async
-from fractal._hooks import is_plain
 from fractal._log import log
 from fractal._texts import is_a, log_line, name_of, repr_of, str_of, type_name
 from fractal._told import shown
@@ -23,7 +23,7 @@ from fractal.errors import InvalidArguments
 from fractal.events import Event, Observer, RunEvent, RunObserver
 
 if TYPE_CHECKING:
-    from fractal._run import Run
+    from fractal._engine.run import Run
 
 __all__ = [
     "Brief",

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from anyio.lowlevel import checkpoint
 
 from fractal._answers.output import OutputFault
-from fractal._ask import ask
-from fractal._calls import answer_calls
 from fractal._concurrency.scopes import is_cancellation, stop_if_cancelled, unexpected
+from fractal._engine.ask import ask
+from fractal._engine.calls import answer_calls
+from fractal._engine.observers import let_finish
+from fractal._engine.step import AskAgain, CallTools, Decline, Finish, bound_calls, next_step
 from fractal._functions.arguments import written_object
 from fractal._json import text_of
 from fractal._log import log
-from fractal._observers import let_finish
-from fractal._step import AskAgain, CallTools, Decline, Finish, bound_calls, next_step
 from fractal._texts import said_by
 from fractal.errors import (
     RAISE_LIMIT,
@@ -36,8 +36,8 @@ from fractal.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fractal._run import Run
-    from fractal._step import BoundCall, Step
+    from fractal._engine.run import Run
+    from fractal._engine.step import BoundCall, Step
     from fractal.models.base import Reply
     from fractal.results import AgentResult, ToolResult
 

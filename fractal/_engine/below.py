@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from fractal._concurrency.background import Background, Joinable, end_all, task_here
-from fractal._current import current_run
+from fractal._engine.current import current_run
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import anyio
     from anyio.lowlevel import EventLoopToken
 
-    from fractal._run import Run
+    from fractal._engine.run import Run
 
 __all__ = ["Below", "Errand", "Place", "place_here", "place_of"]
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from fractal._concurrency.gates import Gate
-    from fractal._run import Run
+    from fractal._engine.run import Run
     from fractal.limits import Reservation
     from fractal.models.base import ModelRequest
     from fractal.prices import Price

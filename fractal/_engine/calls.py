@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from fractal._below import place_here
-from fractal._call import Call
 from fractal._concurrency.background import spawn
 from fractal._concurrency.scopes import unexpected
-from fractal._explain import explain
-from fractal._invoke import leave, run_call
-from fractal._step import bind
+from fractal._engine.below import place_here
+from fractal._engine.call import Call
+from fractal._engine.explain import explain
+from fractal._engine.invoke import leave, run_call
+from fractal._engine.step import bind
 from fractal._texts import is_a
 from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fractal._run import Run
-    from fractal._step import BoundCall
+    from fractal._engine.run import Run
+    from fractal._engine.step import BoundCall
     from fractal.results import ToolResult
     from fractal.toolkit import Tool
 
