@@ -20,7 +20,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from fractal import _verbs as verbs, sync
+from fractal import sync
+from fractal._agent import verbs
 from fractal._chat_input import Keyboard
 from fractal._chat_screen import Screen, call_text, counted, usage_text
 from fractal._chat_turn import Question, Turn

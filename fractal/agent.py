@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Never, Self, SupportsIndex, TypeVar
 from anyio.lowlevel import RunVar
 from typing_extensions import Unpack
 
-from fractal import _verbs as verbs
-from fractal._agent_tools import ToolkitSetting, checked_tools
+from fractal._agent import verbs
+from fractal._agent.card import card
+from fractal._agent.clones import clone, deep_clone, no_pickle
+from fractal._agent.constructor import constructor, known_setting, take_settings
+from fractal._agent.core import AgentCore, core_of
+from fractal._agent.settings import Setting
+from fractal._agent.tools import ToolkitSetting, checked_tools
 from fractal._answers.output import OutputMode
-from fractal._card import card
-from fractal._clones import clone, deep_clone, no_pickle
-from fractal._constructor import constructor, known_setting, take_settings
-from fractal._core import AgentCore, core_of
 from fractal._engine.current import current_run
 from fractal._engine.hooks import Hook
 from fractal._engine.overrides import check_overrides, verb
 from fractal._engine.window import Compact, TokenCounter
-from fractal._settings import Setting
 from fractal.delegation import delegate_tool, run_delegate
 from fractal.limits import Limits, SharedBudget
 from fractal.options import RunBounds, RunOptions

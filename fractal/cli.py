@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import anyio
 from pydantic import BaseModel
 
-from fractal import __version__, _verbs as verbs, sync
+from fractal import __version__, sync
+from fractal._agent import verbs
 from fractal._concurrency.scopes import leaves
 from fractal._concurrency.threads import abandoned_threads
 from fractal._door import json_text, reports_shown, say, say_json, tell, tell_traceback

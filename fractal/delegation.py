@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from fractal import _verbs as verbs
+from fractal._agent import verbs
+from fractal._agent.core import core_of
 from fractal._copies import copied, with_own_content
-from fractal._core import core_of
 from fractal._engine.current import current_run
 from fractal._functions.docstring import Documentation
 from fractal._functions.schema import schema_of

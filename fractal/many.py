@@ -22,7 +22,7 @@ import anyio
 from pydantic import BaseModel
 from typing_extensions import Unpack
 
-from fractal import _verbs as verbs
+from fractal._agent import verbs
 from fractal._checks import is_count
 from fractal._concurrency.background import Background
 from fractal._concurrency.feed import Feed

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from typing_extensions import Unpack
 
-from fractal import _verbs as verbs
-from fractal._core import core_of
+from fractal._agent import verbs
+from fractal._agent.core import core_of
 from fractal._engine.current import current_run
 from fractal._engine.overrides import Adoption, adopting, override_of, returned_as, verb
 from fractal._texts import described

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
-from fractal import _verbs as verbs, streaming
+from fractal import streaming
+from fractal._agent import verbs
 from fractal._engine.overrides import override_of, returned_as
 from fractal.events import TextDelta
 from fractal.streaming import DEFAULT_BUFFER

@@ -16,7 +16,8 @@ import anyio
 import pytest
 from anyio.lowlevel import current_token
 
-from fractal import BaseAgent, InvalidArguments, RunCancelled, SyncInAsyncError, _verbs as verbs, sync, tool
+from fractal import BaseAgent, InvalidArguments, RunCancelled, SyncInAsyncError, sync, tool
+from fractal._agent import verbs
 from fractal.sync import _entered
 from fractal.sync._portal import Portal
 from fractal.testing import ScriptedModel, answers

@@ -16,7 +16,8 @@ import trio
 import trio.testing
 
 import fractal.sync
-from fractal import AgentResult, BaseAgent, Limits, ToolIgnoredCancellation, _verbs as verbs, run_many, tool
+from fractal import AgentResult, BaseAgent, Limits, ToolIgnoredCancellation, run_many, tool
+from fractal._agent import verbs
 from fractal.events import RunFinished, WarningRaised
 from fractal.testing import ScriptedModel, answers
 from tests.support import assert_continuable, outcomes

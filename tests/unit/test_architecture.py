@@ -19,6 +19,7 @@ LEVELS = [
     [
         *(
             "",
+            "_agent",
             "_engine",
             "_answers",
             "_functions",
@@ -34,7 +35,7 @@ LEVELS = [
             "_functions.callables",
         ),
         *("_copies", "models.bounds", "models._secrets", "_texts", "_elsewhere", "_told", "_log"),
-        *("_template", "_checks"),
+        *("_agent.template", "_checks"),
         *("_html",),
     ],
     [
@@ -103,10 +104,10 @@ LEVELS = [
         ),
         *("prompt",),
     ],
-    ["_engine.loop", "_settings"],
-    ["streaming", "_constructor", "_core", "_card"],
-    ["_verbs", "_clones"],
-    ["delegation", "_agent_tools"],
+    ["_engine.loop", "_agent.settings"],
+    ["streaming", "_agent.constructor", "_agent.core", "_agent.card"],
+    ["_agent.verbs", "_agent.clones"],
+    ["delegation", "_agent.tools"],
     ["agent"],
     ["tracing.record", "tracing.redact", "tracing.jsonl"],
     ["tracing.read", "tracing.summary", "tracing.telling", "tracing.events"],

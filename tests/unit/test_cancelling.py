@@ -13,7 +13,8 @@ import anyio
 import pytest
 import trio
 
-from fractal import BaseAgent, InvalidArguments, _verbs as verbs
+from fractal import BaseAgent, InvalidArguments
+from fractal._agent import verbs
 from fractal._concurrency.gates import Gate
 from fractal._engine.current import current_run
 from fractal.testing import CancellationFaults, CancelReport, ScriptedModel, answers, cancel_everywhere

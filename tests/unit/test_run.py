@@ -15,7 +15,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from fractal import AgentResult, BaseAgent, DeadlineExceeded, RunCancelled, _verbs as verbs, sync, tool
+from fractal import AgentResult, BaseAgent, DeadlineExceeded, RunCancelled, sync, tool
+from fractal._agent import verbs
 from fractal._concurrency.background import Background
 from fractal._engine.below import Below
 from fractal._engine.loop import drive

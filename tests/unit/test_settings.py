@@ -20,7 +20,7 @@ from fractal import (
     sync,
     tool,
 )
-from fractal._settings import FIXED, SETTINGS
+from fractal._agent.settings import FIXED, SETTINGS
 from fractal.testing import ScriptedModel, answers
 from tests.support import shown
 

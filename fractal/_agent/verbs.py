@@ -11,10 +11,11 @@ from uuid import uuid4
 
 from typing_extensions import Unpack
 
+from fractal._agent.core import core_of
+from fractal._agent.settings import checked_budget, checked_limits, checked_mode, checked_retries, checked_timeout
 from fractal._answers.output import output_for
 from fractal._checks import is_count
 from fractal._concurrency.scopes import unexpected
-from fractal._core import core_of
 from fractal._engine.calls import call_inside, call_within
 from fractal._engine.current import current_run
 from fractal._engine.hooks import Hook
@@ -23,7 +24,6 @@ from fractal._engine.overrides import Offered, adopting, call_override, current_
 from fractal._engine.run import Run, RunSettings
 from fractal._engine.step import bind
 from fractal._log import log
-from fractal._settings import checked_budget, checked_limits, checked_mode, checked_retries, checked_timeout
 from fractal._texts import said_by
 from fractal.errors import InvalidArguments, RunError, UserError
 from fractal.limits import limit_of_iterations

@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fractal._core import CORE, core_of
+from fractal._agent.core import CORE, core_of
 from fractal._engine.hooks import Hook
 from fractal._functions.callables import kind_of
 from fractal._texts import described, type_name

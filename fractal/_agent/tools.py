@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Never, overload
 
-from fractal._core import core_of
+from fractal._agent.core import core_of
+from fractal._agent.settings import Setting, shown
 from fractal._functions.callables import kind_of
-from fractal._settings import Setting, shown
 from fractal.errors import InvalidArguments
 from fractal.toolkit import AgentToolkit
 

@@ -10,13 +10,13 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from fractal._agent.settings import checked
+from fractal._agent.template import warn_of_format
 from fractal._answers.answer import AnswerSettings
 from fractal._answers.output import output_for
 from fractal._engine.hooks import Hook
 from fractal._engine.pricing import Prices
 from fractal._engine.window import Window, count_tokens
-from fractal._settings import checked
-from fractal._template import warn_of_format
 from fractal._texts import repr_of
 from fractal.errors import InvalidArguments
 from fractal.models.base import ModelSettings

@@ -1,0 +1,1 @@
+"""What an agent holds, and what can be done with it."""
