@@ -22,9 +22,9 @@ from fractal._concurrency.stuck import place_in_thread
 from fractal._concurrency.workers import THREAD_NAME
 from fractal._json import text_of
 from fractal._stand_in import without_proxy
-from fractal._terminal import WIDEST, look_of, result_table, timeline, watch
 from fractal._texts import one_line, printable
-from fractal._tree import RunTree
+from fractal._views.terminal import WIDEST, look_of, result_table, timeline, watch
+from fractal._views.tree import RunTree
 from fractal.agent import BaseAgent
 from fractal.models.openai import OpenAIModel
 from fractal.testing import answers

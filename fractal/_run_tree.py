@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import anyio
 from rich.console import Console
 
-from fractal._terminal import look_of, result_table, watch
-from fractal._tree import RunTree
+from fractal._views.terminal import look_of, result_table, watch
+from fractal._views.tree import RunTree
 
 if TYPE_CHECKING:
     from fractal.agent import AgentDefinition

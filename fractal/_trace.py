@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fractal._door import json_line, json_text, say, say_json
 from fractal._texts import one_line
-from fractal._tree import RunTree
+from fractal._views.tree import RunTree
 from fractal.tracing import TraceEvent, TraceReader
 from fractal.tracing.events import event_of
 from fractal.tracing.summary import Row, Summary, numbers_of
@@ -89,7 +89,7 @@ class Trees:
 
 def show_trees(reader: TraceReader, console: Console, run_id: str) -> bool:
     """Draw the newest runs: who did what, and a bar of time for each part; returns whether there was one."""
-    from fractal._terminal import look_of, result_table, timeline
+    from fractal._views.terminal import look_of, result_table, timeline
 
     trees = Trees(run_id)
     for told in reader:

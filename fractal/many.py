@@ -36,8 +36,8 @@ from fractal._engine.observers import note_unused
 from fractal._engine.overrides import override_of
 from fractal._json import is_mapping
 from fractal._log import log
-from fractal._progress import html_of, shown
 from fractal._texts import described, repr_of
+from fractal._views.progress import html_of, shown
 from fractal.agent import AgentDefinition
 from fractal.errors import InvalidArguments
 

@@ -65,7 +65,7 @@ class EventRecorder(list[Event]):
         run_watchers.remove(self._watch)
 
     def _repr_html_(self) -> str:
-        from fractal._tree_html import of_events
+        from fractal._views.tree_html import of_events
 
         return of_events(self)
 

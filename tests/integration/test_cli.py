@@ -27,8 +27,8 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from fractal._terminal import UNICODE, live_table, timeline
-from fractal._tree import Part, RunTree
+from fractal._views.terminal import UNICODE, live_table, timeline
+from fractal._views.tree import Part, RunTree
 from tests.odd import EXCEPTIONS
 
 BACKENDS = ["asyncio", "trio"]

@@ -39,7 +39,7 @@ from fractal import (
     sync,
     tool,
 )
-from fractal._progress import described
+from fractal._views.progress import described
 from fractal.many import BatchItem, BatchStream, Progress, run_many, stream_many
 from fractal.models.base import Reply
 from fractal.models.openai import OpenAIModel
@@ -843,7 +843,7 @@ class Paper(io.StringIO):
 async def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch):
     paper = Paper()
     monkeypatch.setattr(sys, "stderr", paper)
-    monkeypatch.setattr("fractal._progress._Lines.seconds", 0.01)
+    monkeypatch.setattr("fractal._views.progress._Lines.seconds", 0.01)
 
     async def inputs() -> AsyncIterator[str]:
         await paper.wait_for("fractal: 0 done, in 0:00\n")
@@ -926,7 +926,7 @@ async def test_a_terminal_that_has_gone_is_no_reason_to_fail(
 
     screen = terminal()
     monkeypatch.setattr(screen, "write", gone)
-    monkeypatch.setattr("fractal._progress._Lines.seconds", 0.01)
+    monkeypatch.setattr("fractal._views.progress._Lines.seconds", 0.01)
     one = agent(lambda r: answers.text("ok", delay=0.05))
     assert len(await run_many(one, ["a"], progress=True)) == 1
     monkeypatch.setattr(screen, "isatty", lambda: False)

@@ -19,6 +19,7 @@ LEVELS = [
     [
         *(
             "",
+            "_views",
             "_agent",
             "_engine",
             "_answers",
@@ -113,7 +114,7 @@ LEVELS = [
     ["tracing.read", "tracing.summary", "tracing.telling", "tracing.events"],
     ["tracing.kit", "tracing"],
     [
-        "_progress",
+        "_views.progress",
         "many",
         "sync._garbage",
         "sync._event_loop",
@@ -149,9 +150,9 @@ LEVELS = [
     [
         "_files",
         "_door",
-        "_tree",
-        "_tree_html",
-        "_terminal",
+        "_views.tree",
+        "_views.tree_html",
+        "_views.terminal",
         "_stand_in",
         "_demo",
         "_batch",

@@ -155,7 +155,7 @@ class _Bar:
             return None
         from rich.console import Console
 
-        from fractal._terminal import is_live
+        from fractal._views.terminal import is_live
 
         console = Console(stderr=True, highlight=False)
         return cls(console, read) if is_live(console) and _one_bar.acquire(blocking=False) else None

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fractal._concurrency.scopes import single_error
-from fractal._tree import Part, RunTree
+from fractal._views.tree import Part, RunTree
 
 __all__ = [
     "Look",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fractal._html import of_rows
-from fractal._tree import RunTree
+from fractal._views.tree import RunTree
 from fractal.events import Event
 
 __all__ = ["of_events"]
