@@ -32,7 +32,7 @@ from fractal.testing.endpoint import Endpoint, RecordedRequest
 from fractal.toolkit import tool
 
 if TYPE_CHECKING:
-    from fractal.models.base import Model
+    from fractal.model import Model
     from fractal.results import AgentResult
 
 __all__ = ["Backend", "run_demo"]

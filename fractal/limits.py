@@ -16,7 +16,7 @@ from fractal.prices import MONEY, amount_of
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fractal.models.base import Reply
+    from fractal.model import Reply
     from fractal.results import Usage
 
 __all__ = ["Budget", "Limits", "Reservation", "Resource", "SharedBudget", "limit_of_iterations", "limits_below"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fractal.errors import InvalidArguments
 
 if TYPE_CHECKING:
-    from fractal.models.base import Reply
+    from fractal.model import Reply
 
 __all__ = ["MONEY", "Price", "amount_of"]
 

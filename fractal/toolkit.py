@@ -21,7 +21,7 @@ from fractal._functions.signature import type_arguments
 from fractal._texts import repr_of
 from fractal.context import RunContext, is_context
 from fractal.errors import InvalidArguments, InvalidTool, ToolNameTaken
-from fractal.models.base import ToolSchemas
+from fractal.model import ToolSchemas
 
 __all__ = ["DELEGATE", "AgentToolkit", "Tool", "ToolOptions", "options_of", "tool"]
 

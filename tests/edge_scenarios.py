@@ -22,7 +22,7 @@ import trio
 import fractal.sync
 from fractal import BaseAgent, Limits, RaceModel, RunCancelled, RunError, run_many, stream_many, tool
 from fractal.errors import ConnectionFailed
-from fractal.models.base import ModelRequest, Reply
+from fractal.model import ModelRequest, Reply
 from fractal.testing import ScriptedModel, answers
 from tests.scenarios import MOMENT, SCENARIOS, Scenario, agent, by_turn, calls, scenario
 from tests.streams import Watch

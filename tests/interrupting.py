@@ -24,7 +24,7 @@ import anyio
 
 import fractal
 from fractal import BaseAgent, Reply, RunCancelled, sync, tool
-from fractal.models.base import ToolCall
+from fractal.model import ToolCall
 from fractal.sync import _portal
 
 WITHIN = 5.0

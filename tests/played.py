@@ -33,8 +33,8 @@ from fractal import (
     tool,
 )
 from fractal._engine.run import Run, run_watchers
+from fractal.model import ModelRequest, Reply
 from fractal.models._pool import close_idle_pools
-from fractal.models.base import ModelRequest, Reply
 from fractal.sync import Portal
 from fractal.sync._portal import PortalCall
 from fractal.testing import Endpoint, ScriptedModel, answers

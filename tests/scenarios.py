@@ -28,8 +28,8 @@ from fractal import (
     tool,
 )
 from fractal.events import ToolStarted
+from fractal.model import ModelRequest
 from fractal.models import _pool
-from fractal.models.base import ModelRequest
 from fractal.testing import ScriptedModel, answers
 from fractal.testing._recording import assert_well_formed
 from fractal.testing.answers import AnswerLike

@@ -11,7 +11,7 @@ from benchmarks import work
 from benchmarks.adapters import Adapter, One, Task
 from fractal import BaseAgent, TextDelta
 from fractal.messages import Transcript
-from fractal.models.base import ModelRequest
+from fractal.model import ModelRequest
 from fractal.models.openai import OpenAIModel
 
 

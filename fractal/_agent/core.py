@@ -19,7 +19,7 @@ from fractal._engine.pricing import Prices
 from fractal._engine.window import Window, count_tokens
 from fractal._texts import repr_of
 from fractal.errors import InvalidArguments
-from fractal.models.base import ModelSettings
+from fractal.model import ModelSettings
 from fractal.prompt import Prompt
 from fractal.toolkit import AgentToolkit
 

@@ -19,7 +19,7 @@ from fractal._json import is_mapping
 from fractal._texts import one_line, repr_of
 from fractal.errors import InvalidArguments
 from fractal.limits import Limits, SharedBudget
-from fractal.models.base import ModelSettings
+from fractal.model import ModelSettings
 from fractal.models.openai import model_for
 
 __all__ = [

@@ -13,7 +13,7 @@ from fractal.toolkit import AgentToolkit
 
 if TYPE_CHECKING:
     from fractal.agent import AgentDefinition
-    from fractal.models.base import ToolSchemas
+    from fractal.model import ToolSchemas
     from fractal.toolkit import Tool
 
 __all__ = ["AgentTools", "ToolkitSetting", "checked_tools"]

@@ -18,7 +18,7 @@ from fractal._answers.output import (
 from fractal._functions.schema import ArgumentsFault, Parameters
 from fractal._json import decode, encode, is_mapping
 from fractal.errors import InvalidOutput, StatusError
-from fractal.models.base import ToolSchemas
+from fractal.model import ToolSchemas
 from fractal.toolkit import Tool, ToolOptions
 
 if TYPE_CHECKING:

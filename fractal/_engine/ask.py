@@ -19,14 +19,14 @@ from fractal._engine.observers import request_headers
 from fractal._texts import said_by
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
-from fractal.models.base import Delta, ModelRequest, Reply, ask_model
+from fractal.model import Delta, ModelRequest, Reply, ask_model
 from fractal.prices import MONEY
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
     from fractal._engine.run import Run
-    from fractal.models.base import ToolSchemas
+    from fractal.model import ToolSchemas
 
 __all__ = ["ask", "back_off_seconds"]
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from fractal._engine.run import Run
     from fractal._engine.step import BoundCall, Step
-    from fractal.models.base import Reply
+    from fractal.model import Reply
     from fractal.results import AgentResult, ToolResult
 
 __all__ = ["call_alone", "conduct", "converse", "drive"]

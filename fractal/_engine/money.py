@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fractal._concurrency.gates import Gate
     from fractal._engine.run import Run
     from fractal.limits import Reservation
-    from fractal.models.base import ModelRequest
+    from fractal.model import ModelRequest
     from fractal.prices import Price
 
 __all__ = ["Money"]

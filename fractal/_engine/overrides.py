@@ -20,7 +20,7 @@ from fractal._functions.marks import is_marked
 from fractal._json import is_list, is_mapping
 from fractal._texts import name_of, one_line, repr_of, type_name
 from fractal.errors import InvalidArguments
-from fractal.models.base import ToolSchemas
+from fractal.model import ToolSchemas
 
 if TYPE_CHECKING:
     from fractal._engine.call import Call

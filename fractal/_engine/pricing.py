@@ -18,7 +18,7 @@ from fractal.prices import Price
 
 if TYPE_CHECKING:
     from fractal._engine.hooks import Warn
-    from fractal.models.base import Reply
+    from fractal.model import Reply
 
 __all__ = ["Prices", "prices_of_library"]
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fractal._engine.hooks import Hook, Warn
     from fractal._engine.overrides import Offered
     from fractal.messages import Message, Transcript
-    from fractal.models.base import Model, ModelSettings, ToolSchemas
+    from fractal.model import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import AgentToolkit, Tool
 
 __all__ = ["Run", "RunSettings", "run_watchers"]

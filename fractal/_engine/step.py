@@ -11,7 +11,7 @@ from fractal._functions.schema import ArgumentsFault
 from fractal._json import decode
 
 if TYPE_CHECKING:
-    from fractal.models.base import Reply, ToolCall
+    from fractal.model import Reply, ToolCall
     from fractal.toolkit import Tool
 
 __all__ = ["AskAgain", "BoundCall", "CallTools", "Decline", "Finish", "Step", "bind", "bound_calls", "next_step"]

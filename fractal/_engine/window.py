@@ -20,7 +20,7 @@ from fractal.errors import ContextWindowExceeded, FractalError, InvalidArguments
 from fractal.messages import Message, Transcript
 
 if TYPE_CHECKING:
-    from fractal.models.base import ModelRequest
+    from fractal.model import ModelRequest
 
 __all__ = [
     "Compact",

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fractal._elsewhere import no_such_name as _no_such_name
-from fractal.models.base import (
+from fractal.model import (
     Delta as Delta,
     Model as Model,
     ModelRequest as ModelRequest,

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import anyio
 
 from fractal.errors import ReplyTooLarge
+from fractal.model import show_whole
 from fractal.models._reading import reply_from
 from fractal.models._stream_reader import ReplyReader
-from fractal.models.base import show_whole
 
 if TYPE_CHECKING:
+    from fractal.model import Reply, Sink
     from fractal.models._pool import HttpAnswer
     from fractal.models._secrets import Secrets
-    from fractal.models.base import Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["AnswerReader", "read_answer", "read_body"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 from fractal.errors import BudgetExceeded, StatusError
-from fractal.models.base import ModelRequest, Reply
+from fractal.model import ModelRequest, Reply
 
 __all__ = ["Dialect", "believed_until"]
 

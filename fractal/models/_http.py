@@ -13,9 +13,9 @@ from fractal.models._pool import pool_of_this_loop
 from fractal.models._sending import Sending
 
 if TYPE_CHECKING:
+    from fractal.model import ModelRequest, Reply, Sink
     from fractal.models._address import Key
     from fractal.models._pool import Address
-    from fractal.models.base import ModelRequest, Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["HttpWire"]

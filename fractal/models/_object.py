@@ -12,15 +12,15 @@ from fractal._concurrency.gates import client_threads
 from fractal._concurrency.threads import ThreadCall
 from fractal._json import is_list, is_mapping
 from fractal.errors import BadReply
+from fractal.model import show_whole
 from fractal.models._faults import translated
 from fractal.models._reading import reply_of
 from fractal.models._stream_reader import ReplyReader
-from fractal.models.base import show_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from fractal.models.base import ModelRequest, Reply, Sink
+    from fractal.model import ModelRequest, Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["ObjectWire", "plain"]

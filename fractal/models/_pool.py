@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     import httpx2
 
+    from fractal.model import ModelRequest
     from fractal.models._connection import Template
     from fractal.models._connections import Connections, Exchange
     from fractal.models._secrets import Secrets
     from fractal.models._sending import Sending
-    from fractal.models.base import ModelRequest
 
 __all__ = [
     "Address",

@@ -28,7 +28,7 @@ from fractal.models._secrets import Secrets
 from fractal.models._sending import Sending, current_sending
 
 if TYPE_CHECKING:
-    from fractal.models.base import ModelRequest, Reply, Sink
+    from fractal.model import ModelRequest, Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["BoundSdkWire", "SdkWire", "ThreadWire", "async_twin_maker", "copier"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fractal.models.base import Delta
+from fractal.model import Delta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fractal.models.base import Reply, Sink
+    from fractal.model import Reply, Sink
 
 __all__ = ["ThinkingSink", "without_thinking"]
 

@@ -11,7 +11,7 @@ from fractal.models._http import HttpWire
 from fractal.models.bounds import DEFAULT_BOUNDS
 
 if TYPE_CHECKING:
-    from fractal.models.base import ModelRequest, Reply, Sink
+    from fractal.model import ModelRequest, Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["Wire", "wire_for"]

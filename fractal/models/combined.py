@@ -30,7 +30,7 @@ from fractal.errors import (
     RequestTimedOut,
     RunError,
 )
-from fractal.models.base import Delta, Model, ModelRequest, Reply, Sink, ask_model
+from fractal.model import Delta, Model, ModelRequest, Reply, Sink, ask_model
 from fractal.models.openai import OpenAIModel, model_for
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from fractal._json import is_list
-from fractal.models.base import ModelRequest
+from fractal.model import ModelRequest
 
 __all__ = ["ScriptedRequest", "messages_of", "tools_of"]
 

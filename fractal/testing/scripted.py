@@ -12,9 +12,9 @@ import anyio
 from fractal._concurrency.scopes import FaultOfTest
 from fractal._engine.current import current_run
 from fractal.errors import ConnectionFailed, RunError
+from fractal.model import ModelRequest, Reply
 from fractal.models._reading import reply_from, reply_of
 from fractal.models._reported import status_error
-from fractal.models.base import ModelRequest, Reply
 from fractal.models.bounds import DEFAULT_BOUNDS
 from fractal.testing._requests import ScriptedRequest
 from fractal.testing.answers import Answer, AnswerLike, ToolCallAnswer, as_answer

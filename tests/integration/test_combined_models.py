@@ -31,8 +31,8 @@ from fractal.errors import (
     StatusError,
 )
 from fractal.messages import Transcript
+from fractal.model import Delta, Model, Sink, StreamingModel, ToolCall
 from fractal.models import FallbackModel, LimitedModel, ModelRequest, RaceModel, Reply
-from fractal.models.base import Delta, Model, Sink, StreamingModel, ToolCall
 from fractal.testing import Endpoint, answers
 from fractal.testing._leftovers import running_tasks
 from tests.support import calls_then, in_thread

@@ -25,7 +25,7 @@ from fractal import (
     stream_many,
     tool,
 )
-from fractal.models.base import ModelRequest, Reply
+from fractal.model import ModelRequest, Reply
 from fractal.testing import ScriptedModel, answers
 from tests.support import in_thread, outcomes
 

@@ -41,7 +41,7 @@ from fractal import (
 )
 from fractal._views.progress import described
 from fractal.many import BatchItem, BatchStream, Progress, run_many, stream_many
-from fractal.models.base import Reply
+from fractal.model import Reply
 from fractal.models.openai import OpenAIModel
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.support import in_thread, outcomes, shown

@@ -13,7 +13,7 @@ import pytest
 import fractal.sync
 from fractal import BaseAgent, FallbackModel, LimitedModel, Limits, RaceModel, run_many, stream_many, tool
 from fractal.errors import ConnectionFailed
-from fractal.models.base import ModelRequest, Reply
+from fractal.model import ModelRequest, Reply
 from fractal.testing import ScriptedModel, answers
 
 pytestmark = pytest.mark.usefixtures("anyio_backend")

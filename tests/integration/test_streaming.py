@@ -56,9 +56,9 @@ from fractal import (
 from fractal._concurrency import gates as _gates
 from fractal._engine import ask as _ask
 from fractal.events import DelegationStarted, ModelResponded
+from fractal.model import Delta, ModelRequest, Reply, Sink, ToolCall
 from fractal.models import OpenAIModel
 from fractal.models._reading import reply_of
-from fractal.models.base import Delta, ModelRequest, Reply, Sink, ToolCall
 from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.testing.answers import AnswerLike
 from fractal.testing.endpoint import RecordedRequest

@@ -38,8 +38,8 @@ from fractal import (
     tool,
 )
 from fractal._engine import ask as _ask
+from fractal.model import Delta, ModelRequest, Reply, Sink
 from fractal.models import OpenAIModel
-from fractal.models.base import Delta, ModelRequest, Reply, Sink
 from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.testing.answers import AnswerLike
 from fractal.testing.endpoint import RecordedRequest

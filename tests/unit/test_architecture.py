@@ -66,7 +66,7 @@ LEVELS = [
         "_stored",
         "_engine.pricing",
     ],
-    ["results", "context", "models.base", "_answers.shapes"],
+    ["results", "context", "model", "_answers.shapes"],
     ["_engine.hooks", "toolkit", "events"],
     [
         *("models._usage", "models._events", "models._merging", "models._reported", "models._masking"),

@@ -36,6 +36,7 @@ from fractal import (
 )
 from fractal._engine.step import AskAgain, next_step
 from fractal.messages import Transcript
+from fractal.model import ModelSettings, ToolSchemas
 from fractal.models._faults import translated
 from fractal.models._http import HttpWire
 from fractal.models._object import ObjectWire
@@ -44,7 +45,6 @@ from fractal.models._reported import status_error
 from fractal.models._sdk import SdkWire
 from fractal.models._secrets import NO_SECRETS, Secrets
 from fractal.models._wires import wire_for
-from fractal.models.base import ModelSettings, ToolSchemas
 from fractal.models.bounds import DEFAULT_BOUNDS
 from fractal.testing import Endpoint, answers
 from tests.support import shown

@@ -17,7 +17,7 @@ from fractal._engine.window import Window, WindowView, count_tokens
 from fractal._json import encode
 from fractal.errors import BudgetExceeded, UnexpectedError
 from fractal.messages import Message, Transcript
-from fractal.models.base import ModelSettings, ToolSchemas
+from fractal.model import ModelSettings, ToolSchemas
 from fractal.testing import check_messages
 from tests.support import shown
 
