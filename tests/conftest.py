@@ -16,8 +16,8 @@ import hypothesis
 import pytest
 
 from fractal import abandoned_threads
-from fractal.models import _connections
-from fractal.models._pool import machine_tls
+from fractal.models._http import connections as _connections
+from fractal.models._http.pool import machine_tls
 from fractal.sync import _portal
 from fractal.sync._portal import Portal
 from fractal.testing import Endpoint, assert_nothing_left

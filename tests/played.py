@@ -34,7 +34,7 @@ from fractal import (
 )
 from fractal._engine.run import Run, run_watchers
 from fractal.model import ModelRequest, Reply
-from fractal.models._pool import close_idle_pools
+from fractal.models._http.pool import close_idle_pools
 from fractal.sync import Portal
 from fractal.sync._portal import PortalCall
 from fractal.testing import Endpoint, ScriptedModel, answers

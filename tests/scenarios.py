@@ -29,7 +29,7 @@ from fractal import (
 )
 from fractal.events import ToolStarted
 from fractal.model import ModelRequest
-from fractal.models import _pool
+from fractal.models._http import pool as _pool
 from fractal.testing import ScriptedModel, answers
 from fractal.testing._recording import assert_well_formed
 from fractal.testing.answers import AnswerLike

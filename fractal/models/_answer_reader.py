@@ -15,7 +15,7 @@ from fractal.models._stream_reader import ReplyReader
 
 if TYPE_CHECKING:
     from fractal.model import Reply, Sink
-    from fractal.models._pool import HttpAnswer
+    from fractal.models._http.pool import HttpAnswer
     from fractal.models._secrets import Secrets
     from fractal.models.bounds import ReplyBounds
 

@@ -20,12 +20,12 @@ from fractal._concurrency.gates import client_threads
 from fractal._concurrency.scopes import single_error
 from fractal._concurrency.threads import ThreadCall
 from fractal.errors import ClientBoundToLoop, InvalidArguments
-from fractal.models._address import JSON, ask_for_key
 from fractal.models._answer_reader import AnswerReader, read_answer, read_body
 from fractal.models._faults import translated
-from fractal.models._pool import pool_of_this_loop
+from fractal.models._http.address import JSON, ask_for_key
+from fractal.models._http.pool import pool_of_this_loop
+from fractal.models._http.sending import Sending, current_sending
 from fractal.models._secrets import Secrets
-from fractal.models._sending import Sending, current_sending
 
 if TYPE_CHECKING:
     from fractal.model import ModelRequest, Reply, Sink
@@ -72,7 +72,7 @@ class BoundSdkWire:
         if self._http is None:
             import httpx2
 
-            from fractal.models._transport import Passage
+            from fractal.models._http.transport import Passage
 
             self._http = httpx2.AsyncClient(transport=Passage(self._client._client))
         return self._copy(self._http)
@@ -174,7 +174,7 @@ class ThreadWire:
         if self._http is None:
             import httpx2
 
-            from fractal.models._transport import BlockingPassage
+            from fractal.models._http.transport import BlockingPassage
 
             self._http = httpx2.Client(transport=BlockingPassage(self._client._client))
         return self._copy(self._http)

@@ -6,8 +6,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fractal.errors import InvalidArguments
-from fractal.models._address import plain_key, plain_url
-from fractal.models._http import HttpWire
+from fractal.models._http.address import plain_key, plain_url
+from fractal.models._http.wire import HttpWire
 from fractal.models.bounds import DEFAULT_BOUNDS
 
 if TYPE_CHECKING:

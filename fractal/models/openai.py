@@ -9,9 +9,9 @@ from typing import Any
 from fractal._checks import is_count
 from fractal.errors import InvalidArguments
 from fractal.model import Delta, Model, ModelRequest, Reply, Sink
-from fractal.models._address import ApiKey, BaseUrl
 from fractal.models._dialect import Dialect
-from fractal.models._pool import leave_pool
+from fractal.models._http.address import ApiKey, BaseUrl
+from fractal.models._http.pool import leave_pool
 from fractal.models._thinking import ThinkingSink, without_thinking
 from fractal.models._wires import wire_for
 from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds

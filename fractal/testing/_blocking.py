@@ -109,7 +109,7 @@ def _is_loopback(host: str) -> bool:
 @functools.cache
 def _patches() -> list[Patch]:
     """What has all ways to an endpoint ask before they send."""
-    from fractal.models._connections import Connections
+    from fractal.models._http.connections import Connections
 
     found = [Patch(Connections, "send", _ask_first)]
     for name in ("httpx2", "httpx"):

@@ -18,7 +18,7 @@ import anyio
 from fractal._concurrency.stuck import place_in_thread
 from fractal._concurrency.threads import abandoned_threads
 from fractal._concurrency.workers import THREAD_NAME
-from fractal.models._pool import CLOSING
+from fractal.models._http.pool import CLOSING
 
 __all__ = ["Belongings", "Complaints", "running_tasks", "wait_until_empty"]
 

@@ -14,7 +14,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 from fractal._concurrency.stuck import place_of
-from fractal.models._pool import close_idle_pools
+from fractal.models._http.pool import close_idle_pools
 from fractal.sync._portal import PortalCall, shared_portal
 from fractal.testing._leftovers import Belongings, running_tasks, wait_until_empty
 

@@ -155,14 +155,14 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "a reservation was not given back",
     ),
     "the connection of a request that was cut is kept": (
-        "fractal.models._connections:Exchange.__aenter__",
+        "fractal.models._http.connections:Exchange.__aenter__",
         "await lender.close(connection)",
         "pass",
         "requests_over_http",
         "a connection is in use",
     ),
     "a place for a request is not given back": (
-        "fractal.models._pool:_Place.__aexit__",
+        "fractal.models._http.pool:_Place.__aexit__",
         "self._gate.release()",
         "self._gate.release() if exc[0] is None else None",
         "more_requests_than_connections",

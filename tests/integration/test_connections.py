@@ -24,8 +24,8 @@ from fractal import (
     OpenAIModel,
     RequestTimedOut,
 )
-from fractal.models import _connection, _connections, _pool
-from fractal.models._sending import current_sending
+from fractal.models._http import connection as _connection, connections as _connections, pool as _pool
+from fractal.models._http.sending import current_sending
 from fractal.testing import Endpoint, answers
 from tests.support import in_thread
 

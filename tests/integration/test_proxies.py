@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from fractal import AgentResult, BaseAgent, ConnectionFailed, ReplyBounds, ReplyTooLarge, StatusError
-from fractal.models._proxies import Proxies
+from fractal.models._http.proxies import Proxies
 from tests.clients import ASYNC, OWN, Models
 from tests.raw_server import Wire, body_of, http, raw_server, refused, said
 

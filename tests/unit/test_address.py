@@ -13,8 +13,8 @@ import pytest
 from pydantic import AnyUrl, HttpUrl, SecretBytes, SecretStr
 
 from fractal import BaseAgent, ConnectionFailed, InvalidArguments, MissingCredentials, OpenAIModel
-from fractal.models._address import address_of, plain_key, plain_url
-from fractal.models._pool import machine_tls
+from fractal.models._http.address import address_of, plain_key, plain_url
+from fractal.models._http.pool import machine_tls
 from fractal.testing import Endpoint
 from fractal.testing.endpoint import RecordedRequest
 

@@ -19,6 +19,7 @@ LEVELS = [
     [
         *(
             "",
+            "models._http",
             "_views",
             "_agent",
             "_engine",
@@ -70,14 +71,20 @@ LEVELS = [
     ["_engine.hooks", "toolkit", "events"],
     [
         *("models._usage", "models._events", "models._merging", "models._reported", "models._masking"),
-        *("models._heads", "models._incoming", "models._decoding"),
+        *("models._http.heads", "models._http.incoming", "models._http.decoding"),
     ],
     ["models._reading", "models._faults", "models._dialect", "models._thinking"],
     ["models._stream_reader"],
-    ["models._dialing", "models._sending", "models._redirects", "models._connecting", "models._proxies"],
-    ["models._connection", "models._connections", "models._transport", "models._pool"],
+    [
+        "models._http.dialing",
+        "models._http.sending",
+        "models._http.redirects",
+        "models._http.connecting",
+        "models._http.proxies",
+    ],
+    ["models._http.connection", "models._http.connections", "models._http.transport", "models._http.pool"],
     ["models._answer_reader"],
-    ["models._address", "models._http", "models._sdk", "models._object", "models._wires"],
+    ["models._http.address", "models._http.wire", "models._sdk", "models._object", "models._wires"],
     ["_engine.observers"],
     [
         "_engine.step",
@@ -266,8 +273,8 @@ def test_importing_the_agent_class_loads_nothing_that_only_some_runs_need():
         "_answers.scanner",
         "models._sdk",
         "models._object",
-        "models._dialing",
-        "models._connection",
+        "models._http.dialing",
+        "models._http.connection",
         "sync",
         "cli",
     }

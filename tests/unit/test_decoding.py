@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fractal import BadReply, ReplyBounds, ReplyTooLarge
-from fractal.models._decoding import LONGEST_ERROR, decoder_for
+from fractal.models._http.decoding import LONGEST_ERROR, decoder_for
 
 BOUNDS = ReplyBounds(body=1_000_000)
 

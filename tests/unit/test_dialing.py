@@ -14,8 +14,8 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from fractal._concurrency.gates import lookup_threads
 from fractal._concurrency.threads import abandoned_threads
-from fractal.models import _dialing
-from fractal.models._dialing import dial
+from fractal.models._http import dialing as _dialing
+from fractal.models._http.dialing import dial
 
 HOST = "several.invalid"
 V4, V6 = socket.AF_INET, socket.AF_INET6

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fractal import ReplyBounds, ReplyTooLarge
-from fractal.models._incoming import Incoming
+from fractal.models._http.incoming import Incoming
 
 
 class Read(NamedTuple):

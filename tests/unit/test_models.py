@@ -38,7 +38,7 @@ from fractal._engine.step import AskAgain, next_step
 from fractal.messages import Transcript
 from fractal.model import ModelSettings, ToolSchemas
 from fractal.models._faults import translated
-from fractal.models._http import HttpWire
+from fractal.models._http.wire import HttpWire
 from fractal.models._object import ObjectWire
 from fractal.models._reading import decoded, reply_from, reply_of
 from fractal.models._reported import status_error

@@ -70,7 +70,7 @@ def test_tools_for_tests_leave_other_libraries_as_they_were():
     import httpx2
     import trio._threads
 
-    from fractal.models._connections import Connections
+    from fractal.models._http.connections import Connections
 
     def now() -> list[Any]:
         return [

@@ -14,19 +14,19 @@ import httpx2
 
 from fractal._concurrency.scopes import move_on_after, single_error
 from fractal.errors import ReplyTooLarge
-from fractal.models._connecting import LAST_PORT, PORTS, WRITTEN_AT_ONCE, connect
-from fractal.models._decoding import DecodedPieces, decoder_for
-from fractal.models._incoming import Incoming
-from fractal.models._redirects import sends_on
+from fractal.models._http.connecting import LAST_PORT, PORTS, WRITTEN_AT_ONCE, connect
+from fractal.models._http.decoding import DecodedPieces, decoder_for
+from fractal.models._http.incoming import Incoming
+from fractal.models._http.redirects import sends_on
 from fractal.models._secrets import identity_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from fractal.models._connecting import MakeTls, Origin, Wired
-    from fractal.models._incoming import Head
-    from fractal.models._proxies import Proxy
-    from fractal.models._sending import Sending
+    from fractal.models._http.connecting import MakeTls, Origin, Wired
+    from fractal.models._http.incoming import Head
+    from fractal.models._http.proxies import Proxy
+    from fractal.models._http.sending import Sending
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["OF_THE_BODY", "Answer", "Connection", "Template"]

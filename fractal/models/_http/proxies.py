@@ -15,8 +15,8 @@ import h11
 import httpx2
 
 from fractal.errors import ConnectionFailed
-from fractal.models._connecting import LAST_PORT, PORTS, secured
-from fractal.models._incoming import Incoming
+from fractal.models._http.connecting import LAST_PORT, PORTS, secured
+from fractal.models._http.incoming import Incoming
 from fractal.models._secrets import without_secrets
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import ByteStream
 
-    from fractal.models._connecting import Link, MakeTls, Origin
+    from fractal.models._http.connecting import Link, MakeTls, Origin
 
 __all__ = ["Proxies", "Proxy"]
 

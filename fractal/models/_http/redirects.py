@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx2
 
 from fractal.errors import ConnectionFailed
-from fractal.models._connecting import PORTS
+from fractal.models._http.connecting import PORTS
 
 __all__ = ["MOST_REDIRECTS", "redirected", "sends_on"]
 

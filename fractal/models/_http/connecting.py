@@ -17,12 +17,12 @@ from anyio.abc import ByteStream, SocketAttribute, SocketStream
 from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSAttribute, TLSStream
 
-from fractal.models._dialing import dial
+from fractal.models._http.dialing import dial
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from fractal.models._proxies import Proxy
+    from fractal.models._http.proxies import Proxy
 
 __all__ = ["LAST_PORT", "PORTS", "WRITTEN_AT_ONCE", "Link", "MakeTls", "Origin", "Wired", "connect", "secured"]
 

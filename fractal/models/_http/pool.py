@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import httpx2
 
     from fractal.model import ModelRequest
-    from fractal.models._connection import Template
-    from fractal.models._connections import Connections, Exchange
+    from fractal.models._http.connection import Template
+    from fractal.models._http.connections import Connections, Exchange
+    from fractal.models._http.sending import Sending
     from fractal.models._secrets import Secrets
-    from fractal.models._sending import Sending
 
 __all__ = [
     "Address",
@@ -239,10 +239,10 @@ def _new_client(limit: int) -> tuple[httpx2.AsyncClient, Connections]:
     """An HTTP client, and the connections that it uses."""
     import httpx2
 
-    from fractal.models._connections import Connections
-    from fractal.models._decoding import ACCEPTED_CODINGS
-    from fractal.models._proxies import Proxies
-    from fractal.models._transport import Transport
+    from fractal.models._http.connections import Connections
+    from fractal.models._http.decoding import ACCEPTED_CODINGS
+    from fractal.models._http.proxies import Proxies
+    from fractal.models._http.transport import Transport
 
     # Waiting for a place is bounded by the run's own deadline; with a place, there is a connection.
     timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None)

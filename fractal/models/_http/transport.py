@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from fractal.models._connection import OF_THE_BODY
-from fractal.models._decoding import ACCEPTED_CODINGS, DecodedPieces, decoder_for
-from fractal.models._redirects import redirected, sends_on
-from fractal.models._sending import Sending, current_sending
+from fractal.models._http.connection import OF_THE_BODY
+from fractal.models._http.decoding import ACCEPTED_CODINGS, DecodedPieces, decoder_for
+from fractal.models._http.redirects import redirected, sends_on
+from fractal.models._http.sending import Sending, current_sending
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from fractal.models._connections import Connections, Exchange
-    from fractal.models._decoding import Decoder
+    from fractal.models._http.connections import Connections, Exchange
+    from fractal.models._http.decoding import Decoder
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["BlockingPassage", "Passage", "Transport"]

@@ -6,16 +6,16 @@ import os
 from typing import TYPE_CHECKING
 
 from fractal.errors import MissingCredentials
-from fractal.models._address import DEFAULT_BASE_URL, address_of, ask_for_key
 from fractal.models._answer_reader import read_answer, read_body
 from fractal.models._faults import translated
-from fractal.models._pool import pool_of_this_loop
-from fractal.models._sending import Sending
+from fractal.models._http.address import DEFAULT_BASE_URL, address_of, ask_for_key
+from fractal.models._http.pool import pool_of_this_loop
+from fractal.models._http.sending import Sending
 
 if TYPE_CHECKING:
     from fractal.model import ModelRequest, Reply, Sink
-    from fractal.models._address import Key
-    from fractal.models._pool import Address
+    from fractal.models._http.address import Key
+    from fractal.models._http.pool import Address
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["HttpWire"]

@@ -13,7 +13,7 @@ from fractal._concurrency.gates import client_threads
 from fractal._concurrency.threads import ThreadCall
 from fractal._texts import plain_str
 from fractal.errors import ConnectionFailed, InvalidArguments, MissingCredentials
-from fractal.models._pool import Address
+from fractal.models._http.pool import Address
 from fractal.models._secrets import Secrets, without_secrets
 
 __all__ = [

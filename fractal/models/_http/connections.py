@@ -16,8 +16,8 @@ import anyio
 
 from fractal._concurrency.threads import ThreadCall
 from fractal.errors import ConnectionFailed
-from fractal.models._connection import Answer, Connection, Template
-from fractal.models._redirects import redirected
+from fractal.models._http.connection import Answer, Connection, Template
+from fractal.models._http.redirects import redirected
 
 if TYPE_CHECKING:
     import ssl
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from fractal.models._proxies import Proxies
-    from fractal.models._sending import Sending
+    from fractal.models._http.proxies import Proxies
+    from fractal.models._http.sending import Sending
 
 __all__ = ["Connections", "Exchange"]
 

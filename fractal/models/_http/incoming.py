@@ -133,7 +133,7 @@ class Incoming:
         """Read a head that the parser refuses, if there is but one way to read it."""
         from h11 import RemoteProtocolError  # most heads need none of it
 
-        from fractal.models._heads import forgiven
+        from fractal.models._http.heads import forgiven
 
         begun = b"".join(self._begun)
         try:
