@@ -68,8 +68,8 @@ def wire_for(
         if value is not None:
             raise InvalidArguments(f"{name} is given, and a client too, which has its own: give one of the two")
     # Nobody else needs them.
-    from fractal.models._object import ObjectWire
-    from fractal.models._sdk import BoundSdkWire, SdkWire, ThreadWire, async_twin_maker, copier
+    from fractal.models._clients.object import ObjectWire
+    from fractal.models._clients.sdk import BoundSdkWire, SdkWire, ThreadWire, async_twin_maker, copier
 
     openai: Any = sys.modules.get("openai")
     is_sdk = openai is not None and isinstance(client, (openai.AsyncOpenAI, openai.OpenAI))

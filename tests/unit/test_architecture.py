@@ -19,6 +19,7 @@ LEVELS = [
     [
         *(
             "",
+            "models._clients",
             "models._http",
             "_views",
             "_agent",
@@ -84,7 +85,7 @@ LEVELS = [
     ],
     ["models._http.connection", "models._http.connections", "models._http.transport", "models._http.pool"],
     ["models._answer_reader"],
-    ["models._http.address", "models._http.wire", "models._sdk", "models._object", "models._wires"],
+    ["models._http.address", "models._http.wire", "models._clients.sdk", "models._clients.object", "models._wires"],
     ["_engine.observers"],
     [
         "_engine.step",
@@ -271,8 +272,8 @@ def test_importing_the_agent_class_loads_nothing_that_only_some_runs_need():
         "_answers.partial",
         "_answers.shapes",
         "_answers.scanner",
-        "models._sdk",
-        "models._object",
+        "models._clients.sdk",
+        "models._clients.object",
         "models._http.dialing",
         "models._http.connection",
         "sync",

@@ -37,12 +37,12 @@ from fractal import (
 from fractal._engine.step import AskAgain, next_step
 from fractal.messages import Transcript
 from fractal.model import ModelSettings, ToolSchemas
+from fractal.models._clients.object import ObjectWire
+from fractal.models._clients.sdk import SdkWire
 from fractal.models._faults import translated
 from fractal.models._http.wire import HttpWire
-from fractal.models._object import ObjectWire
 from fractal.models._reading import decoded, reply_from, reply_of
 from fractal.models._reported import status_error
-from fractal.models._sdk import SdkWire
 from fractal.models._secrets import NO_SECRETS, Secrets
 from fractal.models._wires import wire_for
 from fractal.models.bounds import DEFAULT_BOUNDS

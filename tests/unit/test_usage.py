@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from fractal import Reply, Usage
-from fractal.models._object import plain
+from fractal.models._clients.object import plain
 from fractal.models._reading import reply_of
 from fractal.models._stream_reader import ReplyReader
 from fractal.models.bounds import DEFAULT_BOUNDS
