@@ -17,7 +17,7 @@ from fractal.errors import (
     StatusError,
 )
 from fractal.models._masking import http_libraries, is_clean, mask, secrets_with
-from fractal.models._reported import status_error
+from fractal.models._replies.reported import status_error
 from fractal.models._secrets import NO_SECRETS, Secrets
 
 if TYPE_CHECKING:

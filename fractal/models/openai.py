@@ -12,7 +12,7 @@ from fractal.model import Delta, Model, ModelRequest, Reply, Sink
 from fractal.models._dialect import Dialect
 from fractal.models._http.address import ApiKey, BaseUrl
 from fractal.models._http.pool import leave_pool
-from fractal.models._thinking import ThinkingSink, without_thinking
+from fractal.models._replies.thinking import ThinkingSink, without_thinking
 from fractal.models._wires import wire_for
 from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds
 

@@ -13,8 +13,8 @@ from fractal._concurrency.scopes import FaultOfTest
 from fractal._engine.current import current_run
 from fractal.errors import ConnectionFailed, RunError
 from fractal.model import ModelRequest, Reply
-from fractal.models._reading import reply_from, reply_of
-from fractal.models._reported import status_error
+from fractal.models._replies.reading import reply_from, reply_of
+from fractal.models._replies.reported import status_error
 from fractal.models.bounds import DEFAULT_BOUNDS
 from fractal.testing._requests import ScriptedRequest
 from fractal.testing.answers import Answer, AnswerLike, ToolCallAnswer, as_answer

@@ -58,7 +58,7 @@ from fractal._engine import ask as _ask
 from fractal.events import DelegationStarted, ModelResponded
 from fractal.model import Delta, ModelRequest, Reply, Sink, ToolCall
 from fractal.models import OpenAIModel
-from fractal.models._reading import reply_of
+from fractal.models._replies.reading import reply_of
 from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.testing.answers import AnswerLike
 from fractal.testing.endpoint import RecordedRequest

@@ -19,6 +19,7 @@ LEVELS = [
     [
         *(
             "",
+            "models._replies",
             "models._clients",
             "models._http",
             "_views",
@@ -71,11 +72,17 @@ LEVELS = [
     ["results", "context", "model", "_answers.shapes"],
     ["_engine.hooks", "toolkit", "events"],
     [
-        *("models._usage", "models._events", "models._merging", "models._reported", "models._masking"),
+        *(
+            "models._replies.usage",
+            "models._replies.events",
+            "models._replies.merging",
+            "models._replies.reported",
+            "models._masking",
+        ),
         *("models._http.heads", "models._http.incoming", "models._http.decoding"),
     ],
-    ["models._reading", "models._faults", "models._dialect", "models._thinking"],
-    ["models._stream_reader"],
+    ["models._replies.reading", "models._faults", "models._dialect", "models._replies.thinking"],
+    ["models._replies.stream_reader"],
     [
         "models._http.dialing",
         "models._http.sending",
@@ -84,7 +91,7 @@ LEVELS = [
         "models._http.proxies",
     ],
     ["models._http.connection", "models._http.connections", "models._http.transport", "models._http.pool"],
-    ["models._answer_reader"],
+    ["models._replies.answer_reader"],
     ["models._http.address", "models._http.wire", "models._clients.sdk", "models._clients.object", "models._wires"],
     ["_engine.observers"],
     [

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fractal.errors import ReplyTooLarge
-from fractal.models._events import ErrorData, EventReader
+from fractal.models._replies.events import ErrorData, EventReader
 
 
 def events(*pieces: bytes, longest: int = 1 << 20) -> list[bytes]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fractal.models._merging import Merged
+from fractal.models._replies.merging import Merged
 
 
 def merged(*pieces: dict[str, Any]) -> dict[str, Any]:

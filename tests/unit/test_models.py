@@ -41,8 +41,8 @@ from fractal.models._clients.object import ObjectWire
 from fractal.models._clients.sdk import SdkWire
 from fractal.models._faults import translated
 from fractal.models._http.wire import HttpWire
-from fractal.models._reading import decoded, reply_from, reply_of
-from fractal.models._reported import status_error
+from fractal.models._replies.reading import decoded, reply_from, reply_of
+from fractal.models._replies.reported import status_error
 from fractal.models._secrets import NO_SECRETS, Secrets
 from fractal.models._wires import wire_for
 from fractal.models.bounds import DEFAULT_BOUNDS

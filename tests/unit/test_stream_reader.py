@@ -15,9 +15,9 @@ from hypothesis import given, settings, strategies as st
 from fractal._texts import clean_text
 from fractal.errors import AuthenticationFailed, BadReply, ConnectionFailed, ModelError, RateLimited, ServerError
 from fractal.model import Delta, Reply, ToolCall
-from fractal.models._reading import reply_of
+from fractal.models._replies.reading import reply_of
+from fractal.models._replies.stream_reader import ReplyReader
 from fractal.models._secrets import Secrets
-from fractal.models._stream_reader import ReplyReader
 from fractal.models.bounds import DEFAULT_BOUNDS
 from fractal.testing import answers
 from fractal.testing.answers import Answer, ToolCallAnswer

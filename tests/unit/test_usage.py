@@ -11,8 +11,8 @@ import pytest
 
 from fractal import Reply, Usage
 from fractal.models._clients.object import plain
-from fractal.models._reading import reply_of
-from fractal.models._stream_reader import ReplyReader
+from fractal.models._replies.reading import reply_of
+from fractal.models._replies.stream_reader import ReplyReader
 from fractal.models.bounds import DEFAULT_BOUNDS
 
 KINDS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_input_tokens", "reasoning_tokens")

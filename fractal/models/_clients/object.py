@@ -14,8 +14,8 @@ from fractal._json import is_list, is_mapping
 from fractal.errors import BadReply
 from fractal.model import show_whole
 from fractal.models._faults import translated
-from fractal.models._reading import reply_of
-from fractal.models._stream_reader import ReplyReader
+from fractal.models._replies.reading import reply_of
+from fractal.models._replies.stream_reader import ReplyReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

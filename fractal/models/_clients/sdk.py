@@ -20,11 +20,11 @@ from fractal._concurrency.gates import client_threads
 from fractal._concurrency.scopes import single_error
 from fractal._concurrency.threads import ThreadCall
 from fractal.errors import ClientBoundToLoop, InvalidArguments
-from fractal.models._answer_reader import AnswerReader, read_answer, read_body
 from fractal.models._faults import translated
 from fractal.models._http.address import JSON, ask_for_key
 from fractal.models._http.pool import pool_of_this_loop
 from fractal.models._http.sending import Sending, current_sending
+from fractal.models._replies.answer_reader import AnswerReader, read_answer, read_body
 from fractal.models._secrets import Secrets
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ import os
 from typing import TYPE_CHECKING
 
 from fractal.errors import MissingCredentials
-from fractal.models._answer_reader import read_answer, read_body
 from fractal.models._faults import translated
 from fractal.models._http.address import DEFAULT_BASE_URL, address_of, ask_for_key
 from fractal.models._http.pool import pool_of_this_loop
 from fractal.models._http.sending import Sending
+from fractal.models._replies.answer_reader import read_answer, read_body
 
 if TYPE_CHECKING:
     from fractal.model import ModelRequest, Reply, Sink

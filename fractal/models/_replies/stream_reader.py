@@ -11,12 +11,12 @@ from fractal._json import encode, is_list, is_mapping
 from fractal._texts import clean_text
 from fractal.errors import BadReply, ConnectionFailed, ModelError, ReplyTooLarge
 from fractal.model import UNSAID, Delta, Reply, Sink, show_whole
-from fractal.models._events import ErrorData, EventReader
-from fractal.models._merging import Merged
-from fractal.models._reading import broken_off, decoded, function_in, reply_to_message, text_in
-from fractal.models._reported import briefly, reported_error
+from fractal.models._replies.events import ErrorData, EventReader
+from fractal.models._replies.merging import Merged
+from fractal.models._replies.reading import broken_off, decoded, function_in, reply_to_message, text_in
+from fractal.models._replies.reported import briefly, reported_error
+from fractal.models._replies.usage import AnswerFacts
 from fractal.models._secrets import NO_SECRETS, Secrets
-from fractal.models._usage import AnswerFacts
 from fractal.models.bounds import ReplyBounds
 
 __all__ = ["ReplyReader"]

@@ -14,9 +14,9 @@ from fractal._json import decode, encode, is_list, is_mapping
 from fractal._texts import clean_text
 from fractal.errors import BadReply, ModelError, ReplyTooLarge
 from fractal.model import Reply, ToolCall
-from fractal.models._reported import briefly, is_page, quoted_body, reported_error, status_error
+from fractal.models._replies.reported import briefly, is_page, quoted_body, reported_error, status_error
+from fractal.models._replies.usage import AnswerFacts
 from fractal.models._secrets import NO_SECRETS, Secrets
-from fractal.models._usage import AnswerFacts
 from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import anyio
 
 from fractal.errors import ReplyTooLarge
 from fractal.model import show_whole
-from fractal.models._reading import reply_from
-from fractal.models._stream_reader import ReplyReader
+from fractal.models._replies.reading import reply_from
+from fractal.models._replies.stream_reader import ReplyReader
 
 if TYPE_CHECKING:
     from fractal.model import Reply, Sink

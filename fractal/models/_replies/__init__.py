@@ -1,0 +1,1 @@
+"""Replies as endpoints write them, whole or streamed, and how they are read."""
