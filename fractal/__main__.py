@@ -2,7 +2,7 @@
 
 import sys
 
-from fractal.cli import main
+from fractal.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

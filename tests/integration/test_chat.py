@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 import fractal
-from fractal._chat import _Interrupts, save_messages
-from fractal.cli import main
+from fractal.cli.chat import _Interrupts, save_messages
+from fractal.cli.main import main
 from fractal.testing import Endpoint, answers, check_messages
 
 ROOT = Path(fractal.__file__).parents[1]
@@ -690,7 +690,7 @@ class TestFiles:
         monkeypatch.setattr(os, "fchown", lambda *facts: (_ for _ in ()).throw(PermissionError("no")))
         facts = (project / "a.json").lstat()
         other = os.stat_result((*facts[:5], facts.st_gid + 1, *facts[6:]))
-        monkeypatch.setattr("fractal._files._regular", lambda path: other)
+        monkeypatch.setattr("fractal.cli.files._regular", lambda path: other)
         save_messages("a.json", [])
         assert (project / "a.json").stat().st_mode & 0o777 == 0o600
 
@@ -730,7 +730,7 @@ def test_a_file_that_is_no_conversation_is_told(data: bytes, words: str, chat: C
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such device")
 def test_a_file_without_an_end_is_not_read(chat: Chat, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fractal._files.LONGEST_FILE", 2**20)
+    monkeypatch.setattr("fractal.cli.files.LONGEST_FILE", 2**20)
     assert chat("one\n", "--continue", "/dev/zero")[2] == "fractal chat: --continue /dev/zero: it has more than 1 MiB\n"
 
 

@@ -19,7 +19,7 @@ import pytest
 
 import fractal
 from fractal import AgentResult, BaseAgent, OpenAIModel
-from fractal.cli import main
+from fractal.cli.main import main
 from fractal.testing import answers
 from fractal.testing.endpoint import Endpoint
 
@@ -193,14 +193,14 @@ def test_the_demo_talks_to_a_real_endpoint(capsys, monkeypatch):
 
 
 def test_the_demo_fails_if_something_is_left(capsys, monkeypatch):
-    monkeypatch.setattr("fractal._demo._threads_since", lambda before: 2)
+    monkeypatch.setattr("fractal.cli.demo._threads_since", lambda before: 2)
     with Endpoint("Stay at home.") as endpoint:
         assert main(["demo", "--base-url", endpoint.url]) == 1
     assert "threads left: 2" in capsys.readouterr().err
 
 
 def test_a_thread_that_goes_on_is_counted(monkeypatch):
-    from fractal import _demo
+    from fractal.cli import demo as _demo
 
     monkeypatch.setattr(_demo, "_LONGEST_WAIT", 0.05)
     before, stop = set(threading.enumerate()), threading.Event()
@@ -218,7 +218,7 @@ def test_a_proxy_is_not_asked_for_the_demo_and_stays_set(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "example.org")
-    from fractal._demo import _endpoint
+    from fractal.cli.demo import _endpoint
 
     with _endpoint(None):
         assert os.environ["no_proxy"] == "example.org,127.0.0.1"
@@ -761,7 +761,7 @@ def test_alone_it_says_which_commands_there_are(capsys):
         assert re.search(rf"^    {command} +\w+", err, re.MULTILINE)
 
 
-WITHOUT_RICH = "import sys; sys.modules['rich'] = None; from fractal.cli import main; sys.exit(main())"
+WITHOUT_RICH = "import sys; sys.modules['rich'] = None; from fractal.cli.main import main; sys.exit(main())"
 
 
 def without_rich(*arguments: str, cwd: Path | None = None):
@@ -848,7 +848,7 @@ def test_a_command_that_is_not_there_is_told(capsys):
 
 
 def test_the_stand_in_writes_what_a_schema_wants():
-    from fractal._stand_in import play
+    from fractal.cli.stand_in import play
     from fractal.testing.endpoint import RecordedRequest
 
     class Tree(pydantic.BaseModel):

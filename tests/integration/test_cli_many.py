@@ -16,7 +16,7 @@ import pytest
 
 import fractal
 from fractal import AgentResult
-from fractal.cli import main
+from fractal.cli.main import main
 from fractal.testing import Endpoint, answers
 
 ROOT = Path(fractal.__file__).parents[1]
@@ -204,7 +204,7 @@ def test_a_line_that_is_no_input_has_a_line_that_says_so_and_the_others_are_answ
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("fractal._batch._LONGEST_LINE", 2000 if "2000" in words else 2**20)
+    monkeypatch.setattr("fractal.cli.batch._LONGEST_LINE", 2000 if "2000" in words else 2**20)
     (project / "inputs").write_bytes(b'"one"\n' + line + b'\n"three"\n')
     if source == "-":
         words = words.replace("inputs", "-")

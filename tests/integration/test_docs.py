@@ -34,7 +34,7 @@ import fractal
 import fractal.fastapi
 import fractal.sync
 import fractal.testing
-from fractal._stand_in import play
+from fractal.cli.stand_in import play
 from fractal.testing import Endpoint
 from tests.unit.test_architecture import LEVELS
 

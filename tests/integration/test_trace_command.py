@@ -17,8 +17,8 @@ import anyio
 import pytest
 
 from fractal import BaseAgent, TraceEvent
-from fractal._trace import MOST_PARTS, MOST_RUNS, show_summary
-from fractal.cli import main
+from fractal.cli.main import main
+from fractal.cli.trace import MOST_PARTS, MOST_RUNS, show_summary
 from fractal.testing import ScriptedModel, answers
 from fractal.tracing import TraceReader, TraceUnreadable
 

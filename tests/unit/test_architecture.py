@@ -19,6 +19,7 @@ LEVELS = [
     [
         *(
             "",
+            "cli",
             "models._replies",
             "models._clients",
             "models._http",
@@ -163,22 +164,22 @@ LEVELS = [
         "pytest_plugin",
     ],
     [
-        "_files",
-        "_door",
+        "cli.files",
+        "cli.door",
         "_views.tree",
         "_views.tree_html",
         "_views.terminal",
-        "_stand_in",
-        "_demo",
-        "_batch",
-        "_chat_input",
-        "_chat_screen",
-        "_chat_turn",
-        "_chat",
-        "_which_agent",
-        "_run_tree",
-        "_trace",
-        "cli",
+        "cli.stand_in",
+        "cli.demo",
+        "cli.batch",
+        "cli.chat_input",
+        "cli.chat_screen",
+        "cli.chat_turn",
+        "cli.chat",
+        "cli.which_agent",
+        "cli.run_tree",
+        "cli.trace",
+        "cli.main",
         "__main__",
     ],
 ]
@@ -284,7 +285,7 @@ def test_importing_the_agent_class_loads_nothing_that_only_some_runs_need():
         "models._http.dialing",
         "models._http.connection",
         "sync",
-        "cli",
+        "cli.main",
     }
     assert not (unwanted | {f"fractal.{name}" for name in ours}) & {*loaded}
 

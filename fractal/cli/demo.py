@@ -21,11 +21,11 @@ from rich.text import Text
 from fractal._concurrency.stuck import place_in_thread
 from fractal._concurrency.workers import THREAD_NAME
 from fractal._json import text_of
-from fractal._stand_in import without_proxy
 from fractal._texts import one_line, printable
 from fractal._views.terminal import WIDEST, look_of, result_table, timeline, watch
 from fractal._views.tree import RunTree
 from fractal.agent import BaseAgent
+from fractal.cli.stand_in import without_proxy
 from fractal.models.openai import OpenAIModel
 from fractal.testing import answers
 from fractal.testing.endpoint import Endpoint, RecordedRequest

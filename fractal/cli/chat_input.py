@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
-from fractal._door import show
+from fractal.cli.door import show
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -18,12 +18,12 @@ import anyio.to_thread
 
 from fractal import sync
 from fractal._concurrency.feed import Feed
-from fractal._door import json_line, say_json
-from fractal._files import append_to, check_writable, create
 from fractal._json import decode, is_mapping
 from fractal._texts import one_line, said_by
 from fractal._views.progress import shown
 from fractal.agent import AgentDefinition, BaseAgent
+from fractal.cli.door import json_line, say_json
+from fractal.cli.files import append_to, check_writable, create
 from fractal.errors import InvalidArguments
 from fractal.many import BatchItem, OnError, Progress, stream_many
 from fractal.results import AgentResult

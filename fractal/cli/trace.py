@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from fractal._door import json_line, json_text, say, say_json
 from fractal._texts import one_line
 from fractal._views.tree import RunTree
+from fractal.cli.door import json_line, json_text, say, say_json
 from fractal.tracing import TraceEvent, TraceReader
 from fractal.tracing.events import event_of
 from fractal.tracing.summary import Row, Summary, numbers_of

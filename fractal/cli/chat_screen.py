@@ -6,9 +6,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from fractal._door import json_line, say, show, tell
 from fractal._json import is_mapping, text_of
 from fractal._texts import escaped, printable
+from fractal.cli.door import json_line, say, show, tell
 from fractal.events import (
     Event,
     LimitHit,

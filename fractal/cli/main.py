@@ -21,11 +21,11 @@ from fractal import __version__, sync
 from fractal._agent import verbs
 from fractal._concurrency.scopes import leaves
 from fractal._concurrency.threads import abandoned_threads
-from fractal._door import json_text, reports_shown, say, say_json, tell, tell_traceback
-from fractal._files import check_writable
 from fractal._texts import described, is_a, printable, said_by, str_of
-from fractal._which_agent import OTHER_ENDPOINTS, WrongUse, agent_at, assistant, checked_url
 from fractal.agent import AgentDefinition, BaseAgent
+from fractal.cli.door import json_text, reports_shown, say, say_json, tell, tell_traceback
+from fractal.cli.files import check_writable
+from fractal.cli.which_agent import OTHER_ENDPOINTS, WrongUse, agent_at, assistant, checked_url
 from fractal.errors import FractalError, InvalidArguments, MissingCredentials, UserError
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _demo(options: argparse.Namespace) -> int:
         raise WrongUse("the demo draws with rich, which is not here: pip install rich")
     from rich.console import Console
 
-    from fractal._demo import run_demo
+    from fractal.cli.demo import run_demo
 
     checked_url(options.base_url)
     result, left = run_demo(
@@ -299,7 +299,7 @@ def _run(options: argparse.Namespace) -> int:
     question = _question(options.question)
     ask: Callable[[], Any] = lambda: _ask(agent, question, options)  # noqa: E731
     if _has_rich():
-        from fractal._run_tree import asked_and_drawn
+        from fractal.cli.run_tree import asked_and_drawn
 
         result = asked_and_drawn(agent, ask, options.backend, is_wanted=options.verbose, say=lambda r: _say(options, r))
     else:
@@ -345,7 +345,7 @@ async def _ask(agent: AgentDefinition, question: str, options: argparse.Namespac
 
 
 def _chat(options: argparse.Namespace) -> int:
-    from fractal._chat import chat, load_messages
+    from fractal.cli.chat import chat, load_messages
 
     agent = _agent(options)
     try:
@@ -368,7 +368,7 @@ def _why(error: OSError | ValueError) -> str:
 
 
 def _run_many(options: argparse.Namespace) -> int:
-    from fractal._batch import Destination, answer_file
+    from fractal.cli.batch import Destination, answer_file
 
     try:
         is_added = options.append or options.resume
@@ -394,7 +394,7 @@ def _run_many(options: argparse.Namespace) -> int:
 
 
 def _trace(options: argparse.Namespace) -> int:
-    from fractal._trace import show_errors, show_summary, show_trees
+    from fractal.cli.trace import show_errors, show_summary, show_trees
     from fractal.tracing import TraceReader, TraceUnreadable
 
     if options.json and options.run:
@@ -421,7 +421,7 @@ def _trace(options: argparse.Namespace) -> int:
 
 
 def _endpoint(options: argparse.Namespace) -> int:
-    from fractal._stand_in import run_endpoint
+    from fractal.cli.stand_in import run_endpoint
     from fractal.testing.endpoint import EndpointError
 
     words = options.words[1:] if options.words[:1] == ["--"] else options.words

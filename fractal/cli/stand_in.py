@@ -11,8 +11,8 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fractal._door import show, tell
 from fractal._json import is_list, is_mapping
+from fractal.cli.door import show, tell
 from fractal.testing import answers
 from fractal.testing.endpoint import Endpoint, RecordedRequest
 
