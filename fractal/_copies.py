@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from fractal._functions.callables import kind_of
 from fractal._json import is_mapping, is_same
+from fractal._texts import kind_of
 
 __all__ = ["copied", "copied_arguments", "copied_messages", "is_untouched", "recorded", "with_own_content"]
 

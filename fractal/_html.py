@@ -9,14 +9,10 @@ import html
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fractal._json import is_mapping, text_of
 from fractal._texts import one_line, printable, str_of
-
-if TYPE_CHECKING:
-    from fractal.events import RunEvent
-    from fractal.results import AgentResult, ToolResult, Usage
 
 __all__ = ["block", "card", "line", "of_agent", "of_event", "of_progress", "of_result", "of_rows", "of_tool_result"]
 
@@ -27,7 +23,7 @@ MOST_ROWS = 50
 _WHO = frozenset({"run_id", "parent_id", "agent_name", "depth", "at", "kind"})
 
 
-def of_result(result: AgentResult, title: str = "") -> str:
+def of_result(result: Any, title: str = "") -> str:
     """How a run ended: its answer, its tool calls, what it used."""
     parts = [block(result.content if result.success else result.error)]
     if result.tool_results:
@@ -38,7 +34,7 @@ def of_result(result: AgentResult, title: str = "") -> str:
     return card(f"{title}<b>{line(result.agent_name)}</b> {ended}, {used}", *parts)
 
 
-def of_tool_result(result: ToolResult) -> str:
+def of_tool_result(result: Any) -> str:
     """How a tool call ended."""
     title = f"<b>{line(result.tool_name)}</b>{line(_given(result))} {line(result.outcome)}, {result.elapsed:.2f} s"
     return card(title, block(result.content if result.error is None else result.error))
@@ -49,7 +45,7 @@ def of_agent(agent: object) -> str:
     return card("", block(str_of(agent)))
 
 
-def of_event(event: RunEvent) -> str:
+def of_event(event: Any) -> str:
     """An event: whose it is, and its facts in a line each."""
     facts = {each.name: getattr(event, each.name) for each in fields(event) if each.name not in _WHO}
     result: Any = facts.pop("result", None)
@@ -93,19 +89,19 @@ def of_rows(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table>{head}{''.join(body)}</table>" + (_note(f"and {more} more") if more else "")
 
 
-def _row_of(call: ToolResult) -> tuple[object, ...]:
+def _row_of(call: Any) -> tuple[object, ...]:
     said = call.content if call.error is None else call.error
     return call.tool_name + _given(call), call.outcome, f"{call.elapsed:.2f}", said
 
 
-def _given(call: ToolResult) -> str:
+def _given(call: Any) -> str:
     given: object = call.metadata.get("arguments")
     if not is_mapping(given):
         return "" if given is None else f"({_brief(given)})"
     return f"({', '.join(f'{_brief(name)}={_brief(value)}' for name, value in islice(given.items(), 10))})"
 
 
-def _used(usage: Usage) -> str:
+def _used(usage: Any) -> str:
     return (
         f"{usage.requests} requests, {usage.tool_calls} tool calls, {usage.input_tokens}+{usage.output_tokens} tokens"
     )

@@ -16,6 +16,7 @@ from fractal._engine.window import (
     TokenCounter as TokenCounter,
     count_tokens as count_tokens,
 )
+from fractal._views.progress import Progress as Progress
 from fractal.agent import (
     AgentDefinition as AgentDefinition,
     BaseAgent as BaseAgent,
@@ -98,7 +99,6 @@ from fractal.many import (
     BatchItem as BatchItem,
     BatchStream as BatchStream,
     OnError as OnError,
-    Progress as Progress,
     run_many as run_many,
     stream_many as stream_many,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fractal._json import is_mapping
 from fractal.errors import (
@@ -21,9 +21,6 @@ from fractal.errors import (
     RunError,
     StopReason,
 )
-
-if TYPE_CHECKING:
-    from fractal.results import AgentResult, ToolResult
 
 __all__ = ["complete_call", "complete_run", "without_nulls"]
 
@@ -44,7 +41,7 @@ def without_nulls(given: Any) -> Any:
     return {name: value for name, value in given.items() if value is not None or name not in _HAVE_EMPTY_FORMS}
 
 
-def complete_run(result: AgentResult) -> None:
+def complete_run(result: Any) -> None:
     """Find what was not said of a run: whether it succeeded, and of a failure why, and its text.
 
     Raises:
@@ -63,7 +60,7 @@ def complete_run(result: AgentResult) -> None:
     result.error = result.error or _text_of_failure(result) or result.stop_reason
 
 
-def complete_call(result: ToolResult) -> None:
+def complete_call(result: Any) -> None:
     """Find what was not said of a tool call: its outcome, and the text of one that is not `ok`.
 
     Raises:
@@ -83,6 +80,6 @@ def _told_in(metadata: dict[str, Any]) -> StopReason | None:
     return next((_STOP_REASONS[word] for word in words if isinstance(word, str) and word in _STOP_REASONS), None)
 
 
-def _text_of_failure(result: AgentResult) -> str | None:
+def _text_of_failure(result: Any) -> str | None:
     said = (result.metadata.get("error"), result.content)
     return next((text for text in said if isinstance(text, str) and text), None)

@@ -19,6 +19,7 @@ __all__ = [
     "described",
     "escaped",
     "is_a",
+    "kind_of",
     "log_line",
     "message_of",
     "name_of",
@@ -50,6 +51,11 @@ def clean_text(text: str) -> str:
 # ---- texts of objects
 
 _NAME: Any = type.__dict__["__name__"]
+
+
+def kind_of(value: object) -> type[Any]:
+    """The class of an object, whatever it says itself of its `__class__`."""
+    return type(value)
 
 
 def is_a(value: object, kind: type[Kind] | tuple[type[Kind], ...]) -> TypeIs[Kind]:

@@ -17,7 +17,7 @@ from fractal._agent.core import AgentCore, core_of
 from fractal._agent.settings import Setting
 from fractal._agent.tools import ToolkitSetting, checked_tools
 from fractal._answers.output import OutputMode
-from fractal._engine.current import current_run
+from fractal._concurrency.current import current_run
 from fractal._engine.hooks import Hook
 from fractal._engine.overrides import check_overrides, verb
 from fractal._engine.window import Compact, TokenCounter

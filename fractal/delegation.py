@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from fractal._agent import verbs
-from fractal._agent.core import core_of
+from fractal._agent.core import AnyAgent, core_of
+from fractal._concurrency.current import current_run
 from fractal._copies import copied, with_own_content
-from fractal._engine.current import current_run
 from fractal._functions.docstring import Documentation
 from fractal._functions.schema import schema_of
 from fractal._json import is_mapping, text_of
@@ -23,7 +23,6 @@ from fractal.toolkit import DELEGATE, Tool, ToolOptions
 
 if TYPE_CHECKING:
     from fractal._engine.run import Run
-    from fractal.agent import AgentDefinition
     from fractal.results import AgentResult
 
 __all__ = ["ask_delegate", "delegate_tool", "run_delegate"]
@@ -36,7 +35,7 @@ _KEYS = frozenset({"type", "description", "required", "default"})
 
 
 def delegate_tool(
-    delegate: AgentDefinition,
+    delegate: AnyAgent,
     tool_name: str | None = None,
     description: str | None = None,
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -81,7 +80,7 @@ def delegate_tool(
     return Tool(name, description, function, checked, True, ToolOptions(name=name))
 
 
-async def ask_delegate(delegate: AgentDefinition, query: object) -> Any:
+async def ask_delegate(delegate: AnyAgent, query: object) -> Any:
     """Run a delegate inside the current run and give back its answer.
 
     Raises:
@@ -96,7 +95,7 @@ async def ask_delegate(delegate: AgentDefinition, query: object) -> Any:
     return result.content
 
 
-async def run_delegate(delegate: AgentDefinition, query: object, run: Run | None) -> AgentResult:
+async def run_delegate(delegate: AnyAgent, query: object, run: Run | None) -> AgentResult:
     """Run a delegate as a child of a run, and tell that run's observers."""
     core_of(delegate)  # whatever it is told of has a name
     if run is None:
@@ -115,7 +114,7 @@ async def run_delegate(delegate: AgentDefinition, query: object, run: Run | None
         run.emit(DelegationFinished, result=shown, **facts)
 
 
-def _known(delegate: AgentDefinition, result: AgentResult) -> str:
+def _known(delegate: AnyAgent, result: AgentResult) -> str:
     """Why a delegate failed, and the last thing it said."""
     said = [text_of(m["content"]) for m in result.messages if m["role"] == "assistant" and m.get("content")]
     last = f" Its last words: {said[-1][:500]}" if said and result.stop_reason != "refusal" else ""

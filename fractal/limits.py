@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from fractal._checks import is_number
 from fractal._concurrency.forks import lock
 from fractal._concurrency.gates import Gate
+from fractal._concurrency.grace import DEFAULT_GRACE
 from fractal.errors import BudgetExceeded, InvalidArguments
 from fractal.prices import MONEY, amount_of
 
@@ -114,7 +115,7 @@ def limits_below(above: Limits) -> Limits:
     return Limits(on_stubborn=above.on_stubborn, max_depth=math.inf).over(DEFAULT_LIMITS)
 
 
-DEFAULT_LIMITS = Limits(max_iterations=10, max_depth=8, grace=5.0, reserve=0.0, on_stubborn="wait")
+DEFAULT_LIMITS = Limits(max_iterations=10, max_depth=8, grace=DEFAULT_GRACE, reserve=0.0, on_stubborn="wait")
 
 
 class Budget:

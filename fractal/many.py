@@ -27,9 +27,9 @@ from fractal._checks import is_count
 from fractal._concurrency.background import Background
 from fractal._concurrency.feed import Feed
 from fractal._concurrency.feed_block import FeedBlock
+from fractal._concurrency.grace import settled
 from fractal._concurrency.scopes import single_error
 from fractal._engine.below import Place, place_here
-from fractal._engine.grace import settled
 from fractal._engine.hooks import is_plain
 from fractal._engine.loop import conduct, converse
 from fractal._engine.observers import note_unused
@@ -37,7 +37,7 @@ from fractal._engine.overrides import override_of
 from fractal._json import is_mapping
 from fractal._log import log
 from fractal._texts import described, repr_of
-from fractal._views.progress import html_of, shown
+from fractal._views.progress import Progress, html_of, shown
 from fractal.agent import AgentDefinition
 from fractal.errors import InvalidArguments
 
@@ -62,47 +62,6 @@ _CLOSE_SECONDS = 5.0
 
 OnError = Literal["collect", "fail_fast"]
 """What becomes of a run without success: it is a result like the others, or ends the batch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a batch of runs is.
-
-    Attributes:
-        total: Inputs there are; None if nobody knows, as with a generator.
-        done: Runs that have ended, failed ones included.
-        failed: Those of them without success.
-        running: Runs under way.
-        elapsed: Seconds since the start; at the end those the batch took.
-
-    Example:
-        >>> Progress(total=10, done=4, failed=1, running=2, elapsed=2.0).remaining
-        3.0
-    """
-
-    total: int | None
-    done: int
-    failed: int
-    running: int
-    elapsed: float
-
-    def _repr_html_(self) -> str:
-        return html_of(self)
-
-    @property
-    def rate(self) -> float:
-        """Runs that ended per second, since the start."""
-        return self.done / self.elapsed if self.elapsed > 0 else 0.0
-
-    @property
-    def remaining(self) -> float | None:
-        """Seconds left if it goes on at this rate; None if that cannot be said."""
-        if self.total is None:
-            return None
-        left = max(self.total - self.done, 0)
-        if left == 0:
-            return 0.0
-        return left / self.rate if self.rate else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

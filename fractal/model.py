@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
-from fractal._engine.grace import answered
+from fractal._concurrency.grace import answered
 from fractal._functions.arguments import written_object
 from fractal._json import encode, is_mapping
 from fractal.errors import InvalidArguments

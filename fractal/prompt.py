@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fractal._concurrency.grace import answered
 from fractal._concurrency.stall import timed, watched
-from fractal._engine.grace import answered
 from fractal._engine.hooks import Warn
 from fractal._functions.callables import is_async
 from fractal._texts import name_of, repr_of

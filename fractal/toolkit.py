@@ -13,12 +13,12 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from fractal._concurrency.gates import Gate
-from fractal._functions.callables import core_of, is_async, is_async_generator, kind_of, name_of, unbound
+from fractal._functions.callables import core_of, is_async, is_async_generator, name_of, unbound
 from fractal._functions.docstring import Documentation, docstring_of, read_docstring
 from fractal._functions.marks import TOOL_NAME, ToolOptions, is_marked, options_of, tool
 from fractal._functions.schema import Parameters, schema_of
 from fractal._functions.signature import type_arguments
-from fractal._texts import repr_of
+from fractal._texts import kind_of, repr_of
 from fractal.context import RunContext, is_context
 from fractal.errors import InvalidArguments, InvalidTool, ToolNameTaken
 from fractal.model import ToolSchemas

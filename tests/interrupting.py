@@ -32,7 +32,7 @@ WITHIN = 5.0
 
 PACKAGE = os.path.dirname(fractal.__file__)
 FACADE = {os.path.join(PACKAGE, "sync", name) for name in os.listdir(os.path.join(PACKAGE, "sync"))}
-FACADE.add(os.path.join(PACKAGE, "_crossing.py"))
+FACADE.add(os.path.join(PACKAGE, "_concurrency", "crossing.py"))
 
 
 class Interrupter:

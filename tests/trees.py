@@ -31,7 +31,7 @@ from fractal import (
     ToolResult,
     tool,
 )
-from fractal._engine.current import current_run
+from fractal._concurrency.current import current_run
 from fractal._engine.run import Run
 from fractal.testing import ScriptedModel, answers
 from fractal.testing._leftovers import running_tasks

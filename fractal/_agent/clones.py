@@ -6,19 +6,15 @@ import copy
 import functools
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from fractal._agent.core import CORE, core_of
 from fractal._engine.hooks import Hook
-from fractal._functions.callables import kind_of
-from fractal._texts import described, type_name
-
-if TYPE_CHECKING:
-    from fractal.agent import AgentDefinition
+from fractal._texts import described, kind_of, type_name
 
 __all__ = ["clone", "deep_clone", "no_pickle"]
 
-Agent = TypeVar("Agent", bound="AgentDefinition")
+Agent = TypeVar("Agent")
 
 
 def clone(agent: Agent) -> Agent:

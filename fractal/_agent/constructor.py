@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 from fractal._agent.settings import FIXED, SETTINGS, Setting
-from fractal._functions.callables import kind_of
+from fractal._texts import kind_of
 from fractal.errors import InvalidArguments
 
 __all__ = ["constructor", "known_setting", "take_settings"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fractal._agent.settings import checked
 from fractal._agent.template import warn_of_format
@@ -26,10 +26,20 @@ from fractal.toolkit import AgentToolkit
 if TYPE_CHECKING:
     from fractal.tracing import TracingKit
 
-__all__ = ["CORE", "AgentCore", "core_of"]
+__all__ = ["CORE", "AgentCore", "AnyAgent", "core_of"]
 
 CORE = "_AgentDefinition__core"
 """The attribute of an agent that holds its core."""
+
+
+class AnyAgent(Protocol):
+    """An agent, as far as the modules that its class is made of know it."""
+
+    name: Any  # a setting: text where it is read
+
+    def register_delegate(self, agent: Any, /, *arguments: Any, **options: Any) -> Any:
+        """Offer another agent as a tool."""
+        ...
 
 
 class AgentCore:

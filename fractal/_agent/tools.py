@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Never, overload
 
-from fractal._agent.core import core_of
+from fractal._agent.core import AnyAgent, core_of
 from fractal._agent.settings import Setting, shown
-from fractal._functions.callables import kind_of
+from fractal._texts import kind_of
 from fractal.errors import InvalidArguments
 from fractal.toolkit import AgentToolkit
 
 if TYPE_CHECKING:
-    from fractal.agent import AgentDefinition
     from fractal.model import ToolSchemas
     from fractal.toolkit import Tool
 
@@ -26,7 +25,7 @@ class AgentTools(AgentToolkit):
         agent: The agent.
     """
 
-    def __init__(self, agent: AgentDefinition) -> None:
+    def __init__(self, agent: AnyAgent) -> None:
         self.__agent, self.__kit = agent, core_of(agent).toolkit
 
     def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> Any:
@@ -34,7 +33,7 @@ class AgentTools(AgentToolkit):
         agent: Any = self.__agent  # awaiting or blocking
         return agent.execute_tool(tool_name, **arguments)
 
-    def register_delegate(self, agent: AgentDefinition, *arguments: Any, **options: Any) -> AgentTools:
+    def register_delegate(self, agent: AnyAgent, *arguments: Any, **options: Any) -> AgentTools:
         """Offer another agent as a tool; as the agent's own `register_delegate`."""
         self.__agent.register_delegate(agent, *arguments, **options)
         return self

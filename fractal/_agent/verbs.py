@@ -15,9 +15,9 @@ from fractal._agent.core import core_of
 from fractal._agent.settings import checked_budget, checked_limits, checked_mode, checked_retries, checked_timeout
 from fractal._answers.output import output_for
 from fractal._checks import is_count
+from fractal._concurrency.current import current_run
 from fractal._concurrency.scopes import unexpected
 from fractal._engine.calls import call_inside, call_within
-from fractal._engine.current import current_run
 from fractal._engine.hooks import Hook
 from fractal._engine.loop import call_alone, drive
 from fractal._engine.overrides import Offered, adopting, call_override, current_through, override_of, returned_as

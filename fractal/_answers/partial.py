@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from anyio.lowlevel import checkpoint
 
@@ -20,9 +20,6 @@ from fractal._answers.scanner import Scanner
 from fractal._answers.shapes import NOTHING, Shape, shape_of
 from fractal._json import is_same
 from fractal.events import Event, ModelRequested, RunFinished, TextDelta, ToolCallDelta
-
-if TYPE_CHECKING:
-    from fractal.streaming import RunStream
 
 _LOOKS = 256
 _LONGEST_STEP = 16_384
@@ -109,7 +106,7 @@ def _shapes_of(output: OutputType) -> tuple[Shape, Shape | None]:
 class PartialStream(AsyncIterator[Any]):
     """The answer of a run as it grows; made by `RunStream.partial`."""
 
-    def __init__(self, stream: RunStream, partials: Partials) -> None:
+    def __init__(self, stream: AsyncIterator[Event], partials: Partials) -> None:
         self._stream, self._partials = stream, partials
 
     async def __anext__(self) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint
 
-from fractal._engine.current import current_call, current_run
+from fractal._concurrency.current import current_call, current_run
 from fractal._texts import described, is_a
 from fractal.errors import DeadlineWouldPass, RunError, ToolIgnoredCancellation, UnexpectedError
 

@@ -22,11 +22,11 @@ from anyio.lowlevel import EventLoopToken, current_token
 
 from fractal._concurrency.background import Joinable
 from fractal._concurrency.crossing import Call
+from fractal._concurrency.current import WeakVar, current_run
 from fractal._concurrency.forks import end_child_with_this_step, in_child, leave_child
 from fractal._concurrency.gates import Gate, Waiting, tool_threads
 from fractal._concurrency.stuck import place_in_thread
 from fractal._concurrency.workers import run_in_thread, wait_out
-from fractal._engine.current import WeakVar, current_run
 from fractal.errors import OtherProcess, RunCancelled
 
 if TYPE_CHECKING:

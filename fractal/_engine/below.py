@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from fractal._concurrency.background import Background, Joinable, end_all, task_here
-from fractal._engine.current import current_run
+from fractal._concurrency.current import current_run
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

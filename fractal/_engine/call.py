@@ -6,10 +6,10 @@ import math
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from fractal._concurrency.current import WeakVar, current_call
 from fractal._concurrency.scopes import waiting
 from fractal._concurrency.stuck import place_in_thread, place_of
 from fractal._copies import copied_arguments, with_own_content
-from fractal._engine.current import WeakVar, current_call
 from fractal._json import is_mapping
 from fractal.events import ToolFinished, ToolStarted
 from fractal.results import Outcome, ToolResult
@@ -200,7 +200,7 @@ class Call:
         run = self.run
         run.below.cancel_unreached(self.key)
         self._stopped_at = min(self._stopped_at, self.cut_at)
-        grace = run.limits.grace or 0.0
+        grace = run.grace
         self.look_at = self._stopped_at + grace + (_LAST_CHANCE if self.may_be_left else 0.0)
         if now < self.look_at:
             return False

@@ -11,10 +11,10 @@ from typing import Any, cast
 import anyio
 
 from fractal._concurrency.gates import Gate, approval_threads, hook_threads
+from fractal._concurrency.grace import answered, settled
 from fractal._concurrency.scopes import single_error, waiting
 from fractal._concurrency.stall import timed
 from fractal._concurrency.threads import ThreadCall
-from fractal._engine.grace import answered, settled
 from fractal._functions.callables import is_async
 from fractal._functions.signature import SignatureFault, read_signature
 from fractal._log import log

@@ -12,6 +12,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from fractal._concurrency.background import Background
+from fractal._concurrency.grace import graced
 from fractal._concurrency.scopes import is_cancellation, is_cut, leaves
 from fractal._concurrency.stall import timed
 from fractal._concurrency.threads import ThreadCall
@@ -19,7 +20,6 @@ from fractal._copies import recorded
 from fractal._engine.approve import is_approved
 from fractal._engine.call import Call, ended_late
 from fractal._engine.explain import explain
-from fractal._engine.grace import graced
 from fractal._engine.observers import enter_call
 from fractal._engine.overrides import current_through, returned_as
 from fractal._functions.returned import is_plain, read_in_thread, read_up
@@ -79,7 +79,7 @@ def leave(call: Call) -> ToolIgnoredCancellation:
         run.twins.gate(tool.function).take()
     run.below.leave(call.key)
     run.open_calls.pop(call.key, None)
-    stuck, grace = call.bottom(), run.limits.grace or 0.0
+    stuck, grace = call.bottom(), run.grace
     where = stuck.name_as_stuck(grace, "the run ends without it")
     error = ToolIgnoredCancellation(
         stuck.bound.name,

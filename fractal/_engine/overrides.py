@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fractal._concurrency.current import WeakVar
+from fractal._concurrency.grace import answered, graced
 from fractal._concurrency.stall import timed
-from fractal._engine.current import WeakVar
-from fractal._engine.grace import answered, graced
 from fractal._engine.hooks import Warn, call_user
 from fractal._functions.callables import is_async
 from fractal._functions.marks import is_marked

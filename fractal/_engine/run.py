@@ -20,11 +20,11 @@ from anyio.lowlevel import checkpoint, current_token
 
 from fractal._answers.answer import Answer, AnswerSettings
 from fractal._concurrency.background import current_task_of
+from fractal._concurrency.current import current_call, current_run
 from fractal._concurrency.feed import Inlet
 from fractal._concurrency.scopes import unexpected, waiting
 from fractal._copies import copied_messages, with_own_content
 from fractal._engine.below import Below, place_of
-from fractal._engine.current import current_call, current_run
 from fractal._engine.observers import Brief, companions_of, interested, tell_all
 from fractal._engine.pricing import Prices, prices_of_library
 from fractal._engine.twins import Twins
@@ -238,6 +238,11 @@ class Run:
     def task_name(self) -> str:
         """What to call its task."""
         return f"fractal run {self.run_id[:8]} of {self.settings.agent_name}"
+
+    @property
+    def grace(self) -> float:
+        """Seconds that what is cancelled has to clean up."""
+        return self.limits.grace or 0.0
 
     @property
     def usage(self) -> Usage:

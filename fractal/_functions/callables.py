@@ -12,6 +12,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fractal._texts import kind_of
+
 __all__ = [
     "attribute_of",
     "bound_names",
@@ -22,7 +24,6 @@ __all__ = [
     "is_async",
     "is_async_generator",
     "is_object",
-    "kind_of",
     "layers",
     "name_of",
     "path_of",
@@ -37,11 +38,6 @@ _METHODS: _Kinds = (types.MethodType, staticmethod, classmethod)
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 # What holds a function, though nobody can call it as it is.
 _HOLDERS = {property: "fget", functools.cached_property: "func", functools.singledispatchmethod: "func"}
-
-
-def kind_of(value: object) -> type[Any]:
-    """The class of an object, whatever it says itself of its `__class__`."""
-    return type(value)
 
 
 def attribute_of(layer: Any, name: str) -> Any:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fractal._functions.callables import is_object, kind_of, path_of
+from fractal._functions.callables import is_object, path_of
+from fractal._texts import kind_of
 
 __all__ = ["Documentation", "ParameterText", "docstring_of", "read_docstring"]
 

@@ -28,7 +28,7 @@ import anyio.from_thread
 from anyio.lowlevel import checkpoint
 from pydantic import BaseModel
 
-from fractal._functions.callables import kind_of
+from fractal._texts import kind_of
 
 __all__ = ["is_plain", "read_in_thread", "read_up"]
 

@@ -12,7 +12,8 @@ import typing_extensions
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from fractal._functions.callables import attribute_of, bound_names, core_of, described, kind_of, path_of, receiver_of
+from fractal._functions.callables import attribute_of, bound_names, core_of, described, path_of, receiver_of
+from fractal._texts import kind_of
 
 __all__ = ["SignatureFault", "read_signature", "type_arguments", "type_hints", "with_types"]
 

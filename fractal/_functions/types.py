@@ -15,9 +15,8 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import SchemaValidator, to_jsonable_python
 
 from fractal._copies import copied
-from fractal._functions.callables import kind_of
 from fractal._json import decode, encode, is_list, is_mapping, is_same
-from fractal._texts import repr_of
+from fractal._texts import kind_of, repr_of
 
 __all__ = [
     "PlainJsonSchema",

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -18,13 +19,52 @@ from fractal._log import log
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from fractal.many import Progress
-
-__all__ = ["described", "html_of", "shown"]
+__all__ = ["Progress", "described", "html_of", "shown"]
 
 T = TypeVar("T")
 
 _BAR_COLUMNS = 40  # at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a batch of runs is.
+
+    Attributes:
+        total: Inputs there are; None if nobody knows, as with a generator.
+        done: Runs that have ended, failed ones included.
+        failed: Those of them without success.
+        running: Runs under way.
+        elapsed: Seconds since the start; at the end those the batch took.
+
+    Example:
+        >>> Progress(total=10, done=4, failed=1, running=2, elapsed=2.0).remaining
+        3.0
+    """
+
+    total: int | None
+    done: int
+    failed: int
+    running: int
+    elapsed: float
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    @property
+    def rate(self) -> float:
+        """Runs that ended per second, since the start."""
+        return self.done / self.elapsed if self.elapsed > 0 else 0.0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left if it goes on at this rate; None if that cannot be said."""
+        if self.total is None:
+            return None
+        left = max(self.total - self.done, 0)
+        if left == 0:
+            return 0.0
+        return left / self.rate if self.rate else None
 
 
 async def shown(read: Callable[[], Progress], work: Callable[[], Awaitable[T]]) -> T:

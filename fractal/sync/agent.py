@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from fractal._agent import verbs
 from fractal._agent.core import core_of
-from fractal._engine.current import current_run
+from fractal._concurrency.current import current_run
 from fractal._engine.overrides import Adoption, adopting, override_of, returned_as, verb
 from fractal._texts import described
 from fractal.agent import AgentDefinition, RunBounds, RunOptions

@@ -16,9 +16,9 @@ from typing import Any
 
 import anyio
 
+from fractal._concurrency.current import current_run
 from fractal._concurrency.scopes import leaves
 from fractal._concurrency.stuck import place_of
-from fractal._engine.current import current_run
 from fractal.testing._leftovers import running_tasks
 
 __all__ = ["WAYS", "Visit"]

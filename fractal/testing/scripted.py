@@ -9,8 +9,8 @@ from typing import Self
 
 import anyio
 
+from fractal._concurrency.current import current_run
 from fractal._concurrency.scopes import FaultOfTest
-from fractal._engine.current import current_run
 from fractal.errors import ConnectionFailed, RunError
 from fractal.model import ModelRequest, Reply
 from fractal.models._replies.reading import reply_from, reply_of

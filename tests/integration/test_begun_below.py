@@ -18,7 +18,7 @@ import trio
 
 import fractal.sync
 from fractal import AgentResult, BaseAgent, DepthExceeded, Limits, RunCancelled, run_many, stream_many, tool
-from fractal._engine.current import current_run
+from fractal._concurrency.current import current_run
 from fractal.events import RunFinished, RunStarted
 from fractal.testing import ScriptedModel, answers
 from tests.support import in_thread

@@ -85,14 +85,14 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "has begun and not ended",
     ),
     "a cleanup has no grace": (
-        "fractal._engine.grace:_Watched._shield_if_cut",
+        "fractal._concurrency.grace:_Watched._shield_if_cut",
         "scope.deadline = anyio.current_time() + self._grace",
         "scope.shield = False",
         "cleanups_that_await",
         "a cleanup that awaits was cut",
     ),
     "tasks that a tool awaits have no grace": (
-        "fractal._engine.grace:_Watched._told_of",
+        "fractal._concurrency.grace:_Watched._told_of",
         "self._held, wanted._asyncio_future_blocking = wanted, False",
         "return wanted",
         "cleanups_that_await",

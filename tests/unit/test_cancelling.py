@@ -15,8 +15,8 @@ import trio
 
 from fractal import BaseAgent, InvalidArguments
 from fractal._agent import verbs
+from fractal._concurrency.current import current_run
 from fractal._concurrency.gates import Gate
-from fractal._engine.current import current_run
 from fractal.testing import CancellationFaults, CancelReport, ScriptedModel, answers, cancel_everywhere
 
 WAYS = {"asyncio": ["scope", "native", "native twice", "wait_for", "again"], "trio": ["scope", "native", "again"]}

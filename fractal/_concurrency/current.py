@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import ReferenceType, ref
-
-if TYPE_CHECKING:
-    from fractal._engine.run import Run
 
 __all__ = ["WeakVar", "current_call", "current_run"]
 
@@ -52,6 +49,7 @@ class WeakVar(Generic[T]):
         self._var.reset(token)
 
 
-current_run: WeakVar[Run] = WeakVar("fractal_run")
+current_run: WeakVar[Any] = WeakVar("fractal_run")
+"""The run that the current task works for; what is asked of it, its class says, which is made above this module."""
 current_call: ContextVar[str | None] = ContextVar("fractal_call", default=None)
-"""The run, and its tool call, that the current task works for."""
+"""The key of that run's tool call that the current task works for."""

@@ -11,10 +11,11 @@ import math
 import sys
 from collections.abc import Awaitable, Generator
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 
+from fractal._concurrency.current import current_run
 from fractal._concurrency.scopes import (
     is_cancellation,
     is_cut,
@@ -23,22 +24,36 @@ from fractal._concurrency.scopes import (
     without_cancellations,
 )
 from fractal._concurrency.stuck import place_of
-from fractal._engine.current import current_run
 from fractal._texts import is_a
 from fractal.errors import UnexpectedError
-from fractal.limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fractal._engine.run import Run
-
-__all__ = ["answered", "graced", "settled"]
+__all__ = ["DEFAULT_GRACE", "answered", "graced", "settled"]
 
 T = TypeVar("T")
 
+DEFAULT_GRACE = 5.0
+"""Seconds to clean up, where no run says how many."""
+
 _PAUSE = 0.01
 """Seconds between two cancellations of code that goes on after its grace: each costs, and it may hold out for long."""
+
+
+class _Owner(Protocol):
+    """A run, as far as cleaning up goes."""
+
+    @property
+    def grace(self) -> float:
+        """Seconds to clean up."""
+        ...
+
+    new_scope: Callable[..., anyio.CancelScope]
+
+    def warn(self, text: str) -> None:
+        """Tell the user of something."""
+        ...
 
 
 async def graced(awaitable: Awaitable[T], name: str | None = None) -> T:
@@ -51,8 +66,8 @@ async def graced(awaitable: Awaitable[T], name: str | None = None) -> T:
     Raises:
         BaseException: What it raises, or the cancellation.
     """
-    run = current_run.get()
-    scope: anyio.CancelScope = run.new_scope() if run is not None else anyio.CancelScope()
+    run: _Owner | None = current_run.get()
+    scope = run.new_scope() if run is not None else anyio.CancelScope()
     try:
         with scope:
             return await _Watched(awaitable, name, run, scope)
@@ -143,7 +158,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
 
     cr_frame = None  # for who looks where a coroutine waits, and goes on with `cr_await`
 
-    def __init__(self, awaitable: Awaitable[T], name: str | None, run: Run | None, scope: anyio.CancelScope) -> None:
+    def __init__(self, awaitable: Awaitable[T], name: str | None, run: _Owner | None, scope: anyio.CancelScope) -> None:
         self.cr_await, self._name, self._run, self._scope = awaitable, name, run, scope
         self._steps: Any = awaitable.__await__()
         if not hasattr(self._steps, "throw"):
@@ -266,7 +281,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
 
     @property
     def _grace(self) -> float:
-        return (self._run.limits if self._run is not None else DEFAULT_LIMITS).grace or 0.0
+        return self._run.grace if self._run is not None else DEFAULT_GRACE
 
     def _wait(self, value: Any) -> Any:
         """Make a step of the rest."""
