@@ -32,6 +32,7 @@ __all__ = [
     "checked_mode",
     "checked_retries",
     "checked_timeout",
+    "shown",
 ]
 
 Given = TypeVar("Given")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fractal.model import ToolSchemas
     from fractal.toolkit import Tool
 
-__all__ = ["AgentTools", "ToolkitSetting", "checked_tools"]
+__all__ = ["ToolkitSetting", "checked_tools"]
 
 
 class AgentTools(AgentToolkit):

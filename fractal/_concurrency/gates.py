@@ -17,7 +17,6 @@ from anyio.lowlevel import current_token
 from fractal._concurrency.forks import in_child
 
 __all__ = [
-    "WORKER_THREADS",
     "Gate",
     "Waiting",
     "all_gates",

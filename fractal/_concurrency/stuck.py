@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Set
     from types import FrameType
 
-__all__ = ["LIBRARIES", "place_above", "place_in_thread", "place_of"]
+__all__ = ["place_above", "place_in_thread", "place_of"]
 
 # Whoever reads of a stuck tool looks for a line of their own, not for the one at which an event loop waits.
 LIBRARIES = sys.stdlib_module_names | {"anyio", "trio", "outcome", "sniffio", "uvloop", "fractal"}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fractal._engine.run import Run
     from fractal.model import ToolSchemas
 
-__all__ = ["ask", "back_off_seconds"]
+__all__ = ["ask"]
 
 FIRST_BACK_OFF = 0.5
 LONGEST_BACK_OFF = 8.0

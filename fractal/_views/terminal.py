@@ -22,14 +22,7 @@ from rich.text import Text
 from fractal._concurrency.scopes import single_error
 from fractal._views.tree import Part, RunTree
 
-__all__ = [
-    "Look",
-    "is_live",
-    "look_of",
-    "result_table",
-    "timeline",
-    "watch",
-]
+__all__ = ["WIDEST", "is_live", "look_of", "result_table", "timeline", "watch"]
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from urllib.parse import quote, quote_plus, unquote
 
 from fractal._texts import str_of
 
-__all__ = ["NO_SECRETS", "Secrets", "SignedRequest", "identity_of", "without_secrets"]
+__all__ = ["NO_SECRETS", "Secrets", "identity_of", "without_secrets"]
 
 _SHORTEST = 4  # characters; what is shorter would be found in ordinary words
 _SHORTEST_NAMED = 6  # characters of a header that only by its name may be a secret

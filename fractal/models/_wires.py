@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fractal.model import ModelRequest, Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
-__all__ = ["Wire", "wire_for"]
+__all__ = ["wire_for"]
 
 
 _SHORTEST_KEY = 8  # characters; the name of a model is often shorter, and worth to be seen

@@ -29,7 +29,7 @@ from fractal._texts import repr_of, said_by
 from fractal.errors import FractalError, OtherProcess, RunCancelled, SyncInAsyncError
 from fractal.sync._garbage import is_collecting
 
-__all__ = ["CLOSE_TIMEOUT", "Backend", "EventLoop", "PortalCall", "Runner"]
+__all__ = ["Backend", "EventLoop", "PortalCall"]
 
 T = TypeVar("T")
 

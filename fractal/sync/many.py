@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import Unpack
 
-from fractal import many
+import fractal.many
 from fractal.many import DEFAULT_BUFFER, DEFAULT_CONCURRENCY, BatchItem, OnError, Progress
 from fractal.sync._block import Block
 from fractal.sync._portal import call_blocking
@@ -57,7 +57,7 @@ def run_many(
         ```
     """
     return call_blocking(
-        lambda: many.run_many(
+        lambda: fractal.many.run_many(
             agent, inputs, max_concurrency=max_concurrency, on_error=on_error, progress=progress, **options
         )
     )
@@ -100,7 +100,9 @@ def stream_many(
         ```
     """
     return BatchStream(
-        many.stream_many(agent, inputs, max_concurrency=max_concurrency, buffer=buffer, on_error=on_error, **options)
+        fractal.many.stream_many(
+            agent, inputs, max_concurrency=max_concurrency, buffer=buffer, on_error=on_error, **options
+        )
     )
 
 
@@ -112,7 +114,7 @@ class BatchStream(Block):
 
     _noun, _entered_by = "batch", "with sync.stream_many(…) as batch:"
 
-    def __init__(self, batch: many.BatchStream) -> None:
+    def __init__(self, batch: fractal.many.BatchStream) -> None:
         super().__init__(batch)
         self._batch = batch
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
-from fractal import streaming
+import fractal.streaming
 from fractal._agent import verbs
 from fractal._engine.overrides import override_of, returned_as
 from fractal.events import TextDelta
@@ -58,7 +58,7 @@ def stream(
         made: object = override(user_input, buffer=buffer, **given)
         if isinstance(made, RunStream):  # of a blocking agent
             return made
-        return RunStream(returned_as(streaming.RunStream, made, agent, "stream"))
+        return RunStream(returned_as(fractal.streaming.RunStream, made, agent, "stream"))
     return RunStream(verbs.open_stream(agent, user_input, buffer, **options))
 
 
@@ -70,7 +70,7 @@ class RunStream(Block):
 
     _noun, _entered_by = "run", "with sync.stream(…) as stream:"
 
-    def __init__(self, stream: streaming.RunStream) -> None:
+    def __init__(self, stream: fractal.streaming.RunStream) -> None:
         super().__init__(stream)
         self._stream = stream
         self._events: deque[Event] = deque()

@@ -24,7 +24,7 @@ from fractal.events import (
 )
 from fractal.results import AgentResult
 
-__all__ = ["EventRecorder", "record_events"]
+__all__ = ["EventRecorder", "assert_well_formed", "record_events"]
 
 
 class EventRecorder(list[Event]):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import collections
+import dataclasses
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,175 +18,30 @@ import fractal
 
 PACKAGE = Path(fractal.__file__).parent
 
-# From the bottom up; a module may import modules of its own level or below.
-LEVELS = [
+# From the bottom up. A module belongs to the longest name here that it begins with; it may import its own row and those
+# before it, in whatever way: when it is loaded, in functions, and for types alone.
+ROWS = [
     [
-        *(
-            "",
-            "cli",
-            "models._replies",
-            "models._clients",
-            "models._http",
-            "_views",
-            "_agent",
-            "_engine",
-            "_answers",
-            "_functions",
-            "_concurrency",
-            "errors",
-            "prices",
-            "_functions.docstring",
-            "_json",
-            "_answers.scanner",
-            "_concurrency.current",
-            "_concurrency.forks",
-            "_functions.arguments",
-            "_functions.callables",
-        ),
-        *("_copies", "models.bounds", "models._secrets", "_texts", "_elsewhere", "_told", "_log"),
-        *("_agent.template", "_checks"),
-        *("_html",),
+        *("errors", "parts", "approval"),
+        *("_texts", "_json", "_checks", "_told", "_copies", "_log", "_html", "_elsewhere", "_stored"),
     ],
-    [
-        "messages",
-        "parts",
-        "limits",
-        "_concurrency.scopes",
-        "_engine.explain",
-        "_functions.returned",
-        "_concurrency.grace",
-        "_concurrency.stuck",
-        "_concurrency.stall",
-        "_concurrency.gates",
-        "_concurrency.crossing",
-        "_concurrency.workers",
-        "_concurrency.threads",
-        "_functions.marks",
-        "_functions.types",
-        "_functions.signature",
-        "_functions.schema",
-        "_concurrency.feed",
-        "_concurrency.background",
-        "_concurrency.feed_block",
-        "approval",
-        "_answers.strict",
-        "_engine.twins",
-        "_stored",
-        "_engine.pricing",
-    ],
-    ["results", "context", "model", "_answers.shapes"],
-    ["_engine.hooks", "toolkit", "events"],
-    [
-        *(
-            "models._replies.usage",
-            "models._replies.events",
-            "models._replies.merging",
-            "models._replies.reported",
-            "models._masking",
-        ),
-        *("models._http.heads", "models._http.incoming", "models._http.decoding"),
-    ],
-    ["models._replies.reading", "models._faults", "models._dialect", "models._replies.thinking"],
-    ["models._replies.stream_reader"],
-    [
-        "models._http.dialing",
-        "models._http.sending",
-        "models._http.redirects",
-        "models._http.connecting",
-        "models._http.proxies",
-    ],
-    ["models._http.connection", "models._http.connections", "models._http.transport", "models._http.pool"],
-    ["models._replies.answer_reader"],
-    ["models._http.address", "models._http.wire", "models._clients.sdk", "models._clients.object", "models._wires"],
-    ["_engine.observers"],
-    [
-        "_engine.step",
-        "_engine.window",
-        "_answers.json_text",
-        "_answers.output",
-        "_answers.partial",
-        "_answers.answer",
-        "_engine.below",
-        "_engine.run",
-        "_engine.call",
-        "_engine.overrides",
-    ],
-    [
-        *(
-            "models.openai",
-            "models.combined",
-            "models",
-            "_engine.money",
-            "_engine.approve",
-            "_engine.invoke",
-            "_engine.calls",
-            "_engine.ask",
-            "options",
-        ),
-        *("prompt",),
-    ],
-    ["_engine.loop", "_agent.settings"],
-    ["streaming", "_agent.constructor", "_agent.core", "_agent.card"],
-    ["_agent.verbs", "_agent.clones"],
-    ["delegation", "_agent.tools"],
-    ["agent"],
-    ["tracing.record", "tracing.redact", "tracing.jsonl"],
-    ["tracing.read", "tracing.summary", "tracing.telling", "tracing.events"],
-    ["tracing.kit", "tracing"],
-    [
-        "_views.progress",
-        "many",
-        "sync._garbage",
-        "sync._event_loop",
-        "sync._portal",
-        "sync._block",
-        "sync._entered",
-        "sync.streaming",
-        "sync.many",
-        "sync.agent",
-        "sync",
-        "_names",
-        *("fastapi",),
-    ],
-    [
-        "testing.answers",
-        "testing._blocking",
-        "testing._history",
-        "testing._leftovers",
-        "testing._seen_runs",
-        "testing._steps",
-        "testing._nothing_left",
-        "testing._patching",
-        "testing._recording",
-        "testing._requests",
-        "testing._virtual_time",
-        "testing.endpoint",
-        "testing.scripted",
-        "testing.cancelling",
-        "testing.stalling",
-        "testing",
-        "pytest_plugin",
-    ],
-    [
-        "cli.files",
-        "cli.door",
-        "_views.tree",
-        "_views.tree_html",
-        "_views.terminal",
-        "cli.stand_in",
-        "cli.demo",
-        "cli.batch",
-        "cli.chat_input",
-        "cli.chat_screen",
-        "cli.chat_turn",
-        "cli.chat",
-        "cli.which_agent",
-        "cli.run_tree",
-        "cli.trace",
-        "cli.main",
-        "__main__",
-    ],
+    ["_concurrency"],
+    ["_functions"],
+    ["messages", "model", "prices", "limits", "results", "context", "events", "toolkit"],
+    ["models"],
+    ["_answers"],
+    ["_engine"],
+    ["options", "prompt", "streaming", "tracing"],
+    ["_agent"],
+    ["delegation", "agent"],
+    ["_views", "many", "fastapi"],
+    ["sync"],
+    ["_names"],
+    ["testing", "pytest_plugin"],
+    ["cli", "__main__"],
 ]
+# `run_sync` calls the facade; the package looks for its names when it is asked for one.
+ALLOWED_UPWARD = {("agent", "sync"), ("", "_names")}
 # What needs it looks it up in sys.modules, where it is if it runs; a tool for tests makes loops of asyncio's own.
 ALLOWED_ASYNCIO = {"testing._steps"}
 
@@ -192,52 +51,151 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_at_run_time(path: Path) -> set[str]:
-    found: set[str] = set()
+@dataclasses.dataclass
+class Imports:
+    """What a module imports: when it is loaded, in functions, and for types alone."""
 
-    class Visitor(ast.NodeVisitor):
-        def visit_If(self, node: ast.If) -> None:
-            if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
-                self.generic_visit(node)
+    when_loaded: set[str] = dataclasses.field(default_factory=set)
+    in_functions: set[str] = dataclasses.field(default_factory=set)
+    for_types: set[str] = dataclasses.field(default_factory=set)
 
-        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-            """Imports in functions are for later; they may point up (`run_sync` calls the facade)."""
+    @property
+    def all(self) -> set[str]:
+        return self.when_loaded | self.in_functions | self.for_types
 
-        def visit_Import(self, node: ast.Import) -> None:
-            found.update(alias.name for alias in node.names)
 
-        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+def imports_of(path: Path) -> Imports:
+    found = Imports()
+
+    def look(node: ast.AST, names: set[str]) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.body:
+                look(child, found.for_types)
+            for child in node.orelse:
+                look(child, names)
+            return
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and names is found.when_loaded:
+            names = found.in_functions
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add(node.module or "")
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            parts = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {part for part in parts if ours(part) in MODULES}
+            names.update(modules)
+            if modules != parts:
+                names.add(node.module or "")
+        for child in ast.iter_child_nodes(node):
+            look(child, names)
 
-    Visitor().visit(ast.parse(path.read_text()))
+    look(ast.parse(path.read_text()), found.when_loaded)
     return found
 
 
+def ours(name: str) -> str | None:
+    """A module of the package by its name in there, which is empty for the package; None for modules of others."""
+    return name.removeprefix("fractal").removeprefix(".") if name.split(".")[0] == "fractal" else None
+
+
+def ours_among(names: Iterable[str]) -> set[str]:
+    return {name for name in map(ours, names) if name is not None}
+
+
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+IMPORTS = {name: imports_of(path) for name, path in MODULES.items()}
+ROW_OF_NAME = {name: row for row, names in enumerate(ROWS) for name in names}
 
 
-def test_every_module_has_a_level():
-    assert set(MODULES) <= set(LEVEL_OF)
+def row_of(name: str) -> int:
+    if not name:
+        return -1  # the package itself, which loads nothing
+    while name not in ROW_OF_NAME:
+        name, _, _ = name.rpartition(".")
+        assert name, "the module has no row"
+    return ROW_OF_NAME[name]
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_imports_only_its_own_level_and_below(name: str):
-    imported = {
-        target.removeprefix("fractal").removeprefix(".")
-        for target in imports_at_run_time(MODULES[name])
-        if target.split(".")[0] == "fractal"
+def test_a_module_imports_its_own_row_and_those_below(name: str):
+    imported = ours_among(IMPORTS[name].all)
+    upward = {other for other in imported if row_of(other) > row_of(name)} - {b for a, b in ALLOWED_UPWARD if a == name}
+    assert not upward
+
+
+def test_no_modules_import_each_other():
+    graph = {
+        name: {b for b in ours_among(imports.all) - {name, ""} if (name, b) not in ALLOWED_UPWARD}
+        for name, imports in IMPORTS.items()
     }
-    upward = {target for target in imported if LEVEL_OF.get(target, -1) > LEVEL_OF[name]}
-    assert not upward, f"{name} (level {LEVEL_OF[name]}) imports {upward}"
+    while free := [name for name, others in graph.items() if not others & graph.keys()]:
+        for name in free:
+            del graph[name]
+    # What is left are circles, and what imports them.
+    while unasked := [name for name in graph if not any(name in others for others in graph.values())]:
+        for name in unasked:
+            del graph[name]
+    assert {name: sorted(others & graph.keys()) for name, others in graph.items()} == {}
+
+
+LOADS = """
+import importlib, json, os, sys
+import anyio, pydantic, pytest
+for name in sys.argv[1:]:
+    if os.fork() == 0:
+        importlib.import_module(name)
+        print(json.dumps([name, [each for each in sys.modules if each.split(".")[0] == "fractal"]]), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, f"{name} cannot be imported alone"
+"""
+
+
+def test_each_module_can_be_imported_alone_and_loads_nothing_of_a_higher_row():
+    names = [f"fractal.{name}" for name in MODULES if name not in ("", "__main__")]
+    command = [sys.executable, "-c", LOADS, *names]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == len(names)
+    for name, loaded in map(json.loads, lines):
+        above = {other for other in ours_among(loaded) if row_of(other) > row_of(ours(name) or "")}
+        assert not above, name
+
+
+def names_used_of(modules: Iterable[Path]) -> dict[str, set[str]]:
+    """The names of our modules that others use: `from module import name`, and `module.name`."""
+    used = collections.defaultdict[str, set[str]](set)
+    for path in modules:
+        tree, known = ast.parse(path.read_text()), dict[str, str]()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (module := ours(node.module or "")) in MODULES:
+                for alias in node.names:
+                    inner = f"{module}.{alias.name}".lstrip(".")
+                    if inner in MODULES:
+                        known[alias.asname or alias.name] = inner
+                    else:
+                        used[module or ""].add(alias.name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in known:
+                used[known[node.value.id]].add(node.attr)
+    return used
+
+
+def test_a_private_module_names_what_others_use_of_it():
+    of_tests = (path for folder in ("tests", "benchmarks") for path in (PACKAGE.parent / folder).rglob("*.py"))
+    within, everywhere = names_used_of(MODULES.values()), names_used_of([*MODULES.values(), *of_tests])
+    for name, path in MODULES.items():
+        if not any(part.startswith("_") for part in name.split(".")) or name in ("_names", "__main__"):
+            continue
+        named = set[str]()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                named = set(ast.literal_eval(node.value))
+        assert within[name] <= named, f"{name}: others use these, and __all__ does not name them"
+        assert named <= everywhere[name], f"{name}: __all__ names these, and nobody uses them"
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_module_of_the_library_imports_asyncio(name: str):
     if name not in ALLOWED_ASYNCIO:
-        assert not {t for t in imports_at_run_time(MODULES[name]) if t.split(".")[0] == "asyncio"}
+        assert not {each for each in IMPORTS[name].when_loaded if each.split(".")[0] == "asyncio"}
 
 
 def test_what_no_test_reaches_says_why():

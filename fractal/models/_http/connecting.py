@@ -10,7 +10,7 @@ import select
 import socket
 import ssl
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
 
 import anyio
 from anyio.abc import ByteStream, SocketAttribute, SocketStream
@@ -22,7 +22,6 @@ from fractal.models._http.dialing import dial
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from fractal.models._http.proxies import Proxy
 
 __all__ = ["LAST_PORT", "PORTS", "WRITTEN_AT_ONCE", "Link", "MakeTls", "Origin", "Wired", "connect", "secured"]
 
@@ -150,7 +149,19 @@ class Wired(NamedTuple):
     is_readable: Callable[[], bool]
 
 
-async def connect(origin: Origin, proxy: Proxy | None, make_tls: MakeTls) -> Wired:
+class _Proxy(Protocol):
+    """A proxy, as far as opening a stream goes."""
+
+    address: tuple[str, int]
+
+    async def passage(
+        self, stream: ByteStream, origin: Origin, make_tls: MakeTls, looks: list[Callable[[], bool]], /
+    ) -> tuple[ByteStream, Link | None]:
+        """Make of a stream to the proxy one to an endpoint."""
+        ...
+
+
+async def connect(origin: Origin, proxy: _Proxy | None, make_tls: MakeTls) -> Wired:
     """Open a stream to an endpoint.
 
     Raises:

@@ -30,15 +30,7 @@ if TYPE_CHECKING:
     from fractal.models._http.sending import Sending
     from fractal.models._secrets import Secrets
 
-__all__ = [
-    "Address",
-    "HttpAnswer",
-    "Pool",
-    "close_idle_pools",
-    "leave_pool",
-    "machine_tls",
-    "pool_of_this_loop",
-]
+__all__ = ["CLOSING", "Address", "HttpAnswer", "close_idle_pools", "leave_pool", "machine_tls", "pool_of_this_loop"]
 
 MOST_CONNECTIONS = 1000
 READ_TIMEOUT = 600.0

@@ -7,7 +7,7 @@ import httpx2
 from fractal.errors import ConnectionFailed
 from fractal.models._http.connecting import PORTS
 
-__all__ = ["MOST_REDIRECTS", "redirected", "sends_on"]
+__all__ = ["redirected", "sends_on"]
 
 MOST_REDIRECTS = 5
 """Times that one request is sent on."""

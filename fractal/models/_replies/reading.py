@@ -22,7 +22,7 @@ from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["broken_off", "decoded", "function_in", "reply_from", "reply_of", "reply_to_message"]
+__all__ = ["broken_off", "decoded", "function_in", "reply_from", "reply_of", "reply_to_message", "text_in"]
 
 _SHORT = 400  # bytes that cannot be over any bound of JSON that makes sense
 
