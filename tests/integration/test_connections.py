@@ -24,6 +24,8 @@ from fractal import (
     OpenAIModel,
     RequestTimedOut,
 )
+from fractal.messages import Transcript
+from fractal.models import ModelRequest
 from fractal.models._http import connection as _connection, connections as _connections, pool as _pool
 from fractal.models._http.sending import current_sending
 from fractal.testing import Endpoint, answers
@@ -182,6 +184,19 @@ async def test_a_request_cut_while_it_waits_takes_no_place(model: MakeModel, end
         assert (await agent.run("second")).content == "hello"
     assert [request.body["messages"][-1]["content"] for request in one.requests] == ["first", "second"]
     assert one.connections_opened == 1
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+async def test_a_request_that_is_cancelled_before_it_is_written_is_not_sent(size: int, endpoint: StartEndpoint):
+    one, model = endpoint("hello"), OpenAIModel()
+    request = ModelRequest(model="m", system=None, transcript=Transcript([{"role": "user", "content": "x" * size}]))
+    await model.respond(request)  # there is a connection then, and nothing to wait for
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await model.respond(request)
+    assert scope.cancelled_caught
+    await model.aclose()
+    assert len(one.requests) == 1
 
 
 async def test_a_request_cut_while_it_connects_gives_its_place_back(endpoint: StartEndpoint):

@@ -104,6 +104,15 @@ async def test_a_long_transcript_costs_a_run_next_to_nothing(kind: str, endpoint
     assert (calls[200] - calls[2]) / 198 < 17  # 10 in memory, 13 with the request
 
 
+async def test_a_long_request_costs_no_more_than_a_short_one(backend: str, endpoint: StartEndpoint) -> None:
+    endpoint("hello")
+    agent = BaseAgent("A", "a")
+    async with agent:
+        short, long = [await calls_of(lambda size=size: agent.run("x" * size)) for size in (10, 100_000)]
+    # While one waits for room, the answer is heard already, which takes a task: some 600 calls.
+    assert long - short < 50
+
+
 class Encoding(ScriptedModel):
     """A model in memory whose requests are written as for the wire."""
 

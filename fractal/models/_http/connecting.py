@@ -54,6 +54,7 @@ class Link(ByteStream):
 
     Attributes:
         is_cut: Whether some of what was to be written was not.
+        is_full: Whether the system has no room for the rest of what is being written.
     """
 
     def __init__(self, stream: ByteStream) -> None:
@@ -62,19 +63,38 @@ class Link(ByteStream):
         if isinstance(stream, SocketStream):
             self._socket = stream.extra(SocketAttribute.raw_socket)
         self._writing: anyio.CancelScope | None = None
-        self.is_cut = False
+        self.is_cut = self.is_full = False
 
     async def send(self, item: bytes) -> None:
         """Write, until all is written, or until there is no use in it."""
         with anyio.CancelScope() as self._writing:
             try:
-                if self._socket is None or len(item) <= WRITTEN_AT_ONCE:
+                if self._socket is None or (len(item) <= WRITTEN_AT_ONCE and not self.is_full):
                     await self._stream.send(item)
                 else:
                     await _write(self._socket, item)
             except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 self.is_cut = True
+        self.is_full = False
         self.is_cut |= self._writing.cancelled_caught
+
+    def send_at_once(self, item: bytes) -> bytes:
+        """Write what the system takes without a wait.
+
+        Returns:
+            What is left for `send`. Nothing, too, if the other side takes no more.
+        """
+        if self._socket is None or sys.platform == "win32":  # where a socket is no file
+            return item
+        try:
+            # Neither by a duplicate of the socket nor by the stream: each costs as much as all that is written here.
+            item = item[os.write(self._socket.fileno(), memoryview(item)[:_WRITTEN_BETWEEN_LOOKS]) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.is_cut, item = True, b""
+        self.is_full = bool(item)
+        return item
 
     def give_up(self) -> None:
         """Stop writing, as if all were written."""

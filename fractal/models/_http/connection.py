@@ -12,7 +12,7 @@ import anyio
 import h11
 import httpx2
 
-from fractal._concurrency.scopes import move_on_after, single_error
+from fractal._concurrency.scopes import move_on_after, single_error, stop_if_cancelled
 from fractal.errors import ReplyTooLarge
 from fractal.models._http.connecting import LAST_PORT, PORTS, WRITTEN_AT_ONCE, connect
 from fractal.models._http.decoding import DecodedPieces, decoder_for
@@ -138,8 +138,11 @@ class Connection:
             self._wired = await self._connected(request, make_tls)
         incoming = self._incoming
         incoming.expect(has_body=request.has_answer_body, bounds=sending.bounds)
-        data = request.with_body(body, sending.headers)
-        if len(data) > WRITTEN_AT_ONCE:
+        data, wired = request.with_body(body, sending.headers), self._wired
+        if wired.patient is wired.link:
+            await stop_if_cancelled()
+            data = wired.link.send_at_once(data)  # mostly all of it
+        if len(data) > WRITTEN_AT_ONCE or wired.link.is_full:
             await self._exchange_long(request, data)
         else:
             self._feed(request, await self._exchange(request, data))
@@ -187,14 +190,15 @@ class Connection:
         raise httpx2.ConnectTimeout("", request=request.request)
 
     async def _exchange(self, request: Template, data: bytes) -> bytes:
-        """Write a request, and read the first that comes; under one scope, which costs as much as the parsing."""
+        """Write what is left of a request, and read the first that comes; under one scope: a second would cost much."""
         assert self._wired is not None
         late: type[httpx2.TimeoutException] = httpx2.WriteTimeout
         with move_on_after(request.timeout("write")) as scope:
             # In one piece: a second one would be another turn of the event loop, and another packet. If it fails, the
             # endpoint may have said why.
             try:
-                await self._wired.stream.send(data)
+                if data:
+                    await self._wired.stream.send(data)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 self._is_cut = True
             late, seconds = httpx2.ReadTimeout, request.timeout("read")
