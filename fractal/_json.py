@@ -58,7 +58,8 @@ def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 def is_list(value: object) -> TypeGuard[list[Any]]:
     """Whether a value is a JSON array."""
-    return issubclass(type(value), list)
+    kind = type(value)
+    return kind is list or issubclass(kind, list)
 
 
 def is_same(one: object, other: object) -> bool:

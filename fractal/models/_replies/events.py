@@ -40,16 +40,11 @@ class EventReader:
         Raises:
             ReplyTooLarge: One is longer than an event may be.
         """
-        if not self._size and data.startswith(b"data:") and data.endswith(b"\n\n") and b"\r" not in data:
-            plain = _plain_events(data)
-            if plain is not None:
-                self._begun, self._skips_line_feed = True, False
-                return plain
+        whole, data = self._read_plain(data)
         data = self._with_plain_ends(data)
         first, *others = data.split(b"\n")
         self._rest.append(first)
         self._size += len(first)
-        whole: list[bytes] = []
         for line in others:
             self._take_line(b"".join(self._rest), whole)
             self._rest = [line]
@@ -65,6 +60,21 @@ class EventReader:
         self._take_line(b"", whole)
         self._rest = []
         return whole
+
+    def _read_plain(self, data: bytes) -> tuple[list[bytes], bytes]:
+        """The data of the events that these bytes complete, if each is one line, as most endpoints write them.
+
+        Returns:
+            The data; and what of the bytes is still to be read.
+        """
+        end = data.rfind(b"\n\n") + 2
+        if end < 2 or self._data or self._is_error or self._skips_line_feed or b"\r" in data:
+            return [], data
+        plain = _plain_events(b"".join((*self._rest, data[:end])))
+        if plain is None:
+            return [], data
+        self._begun, self._rest, self._size = True, [], 0
+        return plain, data[end:]
 
     def _with_plain_ends(self, data: bytes) -> bytes:
         """The bytes with a line feed at the end of each line, and without the mark at the beginning."""
@@ -105,8 +115,10 @@ class EventReader:
 
 
 def _plain_events(data: bytes) -> list[bytes] | None:
-    """The data of events that are one line each, as most endpoints write them; None if one is something else."""
+    """The data of events that are one line each; None if one is something else."""
     events = data[:-2].split(b"\n\n")
-    if any(not event.startswith(b"data:") or b"\n" in event for event in events):
+    others = len(events) - 1
+    is_plain = data.startswith(b"data:") and data.count(b"\n\ndata:") == others
+    if not is_plain or data.count(b"\n") != 2 * others + 2:
         return None
     return [event[5:].strip() for event in events]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic_core import from_json
@@ -57,8 +57,7 @@ class ReplyReader:
         Raises:
             ModelError: The endpoint reports an error, or writes what is no chunk of a completion.
         """
-        for payload in self._events.read(data):
-            await self._take(payload)
+        await self._take(self._events.read(data))
 
     async def end(self) -> Reply:
         """Take the end of the stream.
@@ -71,9 +70,7 @@ class ReplyReader:
             ModelError: The endpoint reports an error, or says that it broke off.
         """
         if not self.is_finished:
-            for payload in self._events.end():
-                if _is_whole(payload):
-                    await self._take(payload)
+            await self._take(filter(_is_whole, self._events.end()))
         reply = self._reply()
         if self._sink is not None and 0 not in self._choices:  # only now it is known which choice is the answer
             await show_whole(reply, self._sink)
@@ -109,15 +106,25 @@ class ReplyReader:
             answer.calls = next((other.calls for other in self._choices.values() if other.calls), answer.calls)
         return reply_to_message(answer.message(), answer.finish_reason or UNSAID, self._facts, self._bounds)
 
-    async def _take(self, payload: bytes) -> None:
-        if payload.startswith(_DONE):
-            self.is_done = True
-        elif payload and not self.is_done:  # an empty event only keeps the line open
-            if isinstance(payload, ErrorData):
-                raise self._told(payload)
-            for piece in self._deltas(self._parsed(payload)):
+    async def _take(self, payloads: Iterable[bytes]) -> None:
+        for payload in payloads:
+            for piece in self._said(payload):
                 if self._sink is not None:
                     await self._sink(piece)
+
+    def _said(self, payload: bytes) -> list[Delta]:
+        """What an event adds."""
+        if payload.startswith(_DONE):
+            self.is_done = True
+        if self.is_done or not payload:  # an empty event only keeps the line open
+            return []
+        if isinstance(payload, ErrorData):
+            raise self._told(payload)
+        try:
+            chunk = decoded(payload, self._bounds)
+        except ValueError:
+            raise BadReply(f"the endpoint streamed {self._quoted(payload)!r}, which is not JSON") from None
+        return self._deltas(chunk)
 
     def _deltas(self, chunk: object) -> list[Delta]:
         """What a chunk adds, piece by piece. A stream has hundreds of chunks, and nearly all add one piece of text."""
@@ -149,7 +156,8 @@ class ReplyReader:
             if len(self._choices) == _MOST_CHOICES:
                 return []
             choice = self._choices[index] = _Choice(self._bounds)
-        delta, found = raw.get("delta"), list[Delta]()
+        found: list[Delta] = []
+        delta = raw.get("delta")
         if not is_mapping(delta):
             delta = raw.get("message")  # a whole message, where an endpoint streams nothing else
         if delta and is_mapping(delta):
@@ -170,12 +178,6 @@ class ReplyReader:
             said = data.decode(errors="replace")
         error = reported_error(said, self._secrets, is_certain=True)
         return error or BadReply("the endpoint broke off")
-
-    def _parsed(self, payload: bytes) -> object:
-        try:
-            return decoded(payload, self._bounds)
-        except ValueError:
-            raise BadReply(f"the endpoint streamed {self._quoted(payload)!r}, which is not JSON") from None
 
     def _quoted(self, said: bytes | str) -> str:
         text = said[:2000].decode(errors="replace") if isinstance(said, bytes) else said
