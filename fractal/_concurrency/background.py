@@ -206,6 +206,10 @@ class Background(Joinable, Generic[T]):
         """Whether the caller is something that this task has started, and would wait for itself."""
         return self in _around.get() and not self.has_ended
 
+    def deadline_here(self) -> float:
+        """The nearest deadline around the current task, which is in the same event loop."""
+        return self._token.backend_class.current_effective_deadline()  # AnyIO looks for the backend each time
+
     def allow_until(self, deadline: float) -> None:
         """Give it more time than its starter had, if it may have so much; never less."""
         if deadline > self.scope.deadline:

@@ -6,15 +6,15 @@ the one that entered it. So the block holds none: it owns a task of the event lo
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
-import anyio
+from anyio.lowlevel import checkpoint
 
 from fractal._checks import is_count
 from fractal._concurrency.feed import Feed
-from fractal._concurrency.scopes import stop_if_cancelled
 from fractal.errors import InvalidArguments
 
 if TYPE_CHECKING:
@@ -117,8 +117,10 @@ class FeedBlock(ABC, Generic[T]):
 
     async def _next(self) -> T:
         feed, task = self._here()
-        # Whoever reads may have been given more time since the block was entered.
-        task.allow_until(await stop_if_cancelled())
+        deadline = task.deadline_here()
+        if deadline == -math.inf:
+            await checkpoint()
+        task.allow_until(deadline)  # whoever reads may have been given more time since the block was entered
         if not feed.is_empty:
             return feed.pop()
         with suppress(StopAsyncIteration):
@@ -128,8 +130,7 @@ class FeedBlock(ABC, Generic[T]):
 
     def _for_reading(self) -> tuple[Feed[T], Background[Any]]:
         feed, task = self._here()
-        # Whoever reads may have been given more time since the block was entered.
-        task.allow_until(anyio.current_effective_deadline())
+        task.allow_until(task.deadline_here())
         return feed, task
 
     def _here(self) -> tuple[Feed[T], Background[Any]]:
