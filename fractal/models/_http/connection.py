@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Self
 import anyio
 import h11
 import httpx2
+from anyio.lowlevel import checkpoint, current_token
 
-from fractal._concurrency.scopes import move_on_after, single_error, stop_if_cancelled
+from fractal._concurrency.scopes import move_on_after, single_error
 from fractal.errors import ReplyTooLarge
 from fractal.models._http.connecting import LAST_PORT, PORTS, WRITTEN_AT_ONCE, connect
 from fractal.models._http.decoding import DecodedPieces, decoder_for
@@ -119,6 +120,7 @@ class Connection:
         self._wired: Wired | None = None
         self._is_cut = False  # not all of a request was sent
         self._incoming = Incoming()
+        self._backend = current_token().backend_class  # AnyIO looks for it each time
 
     @property
     def is_stale(self) -> bool:
@@ -138,16 +140,13 @@ class Connection:
             self._wired = await self._connected(request, make_tls)
         incoming = self._incoming
         incoming.expect(has_body=request.has_answer_body, bounds=sending.bounds)
-        data, wired = request.with_body(body, sending.headers), self._wired
-        if wired.patient is wired.link:
-            await stop_if_cancelled()
-            data = wired.link.send_at_once(data)  # mostly all of it
-        if len(data) > WRITTEN_AT_ONCE or wired.link.is_full:
+        data = await self._send_at_once(request.with_body(body, sending.headers))
+        if len(data) > WRITTEN_AT_ONCE or self._wired.link.is_full:
             await self._exchange_long(request, data)
-        else:
+        elif data:
             self._feed(request, await self._exchange(request, data))
-            while incoming.head is None:
-                self._feed(request, await self._read(request))
+        while incoming.head is None:
+            self._feed(request, await self._read(request))
         assert incoming.head is not None
         return Answer(self, request, incoming.head, sending.bounds)
 
@@ -189,16 +188,25 @@ class Connection:
             raise httpx2.ConnectError(str(error), request=request.request) from error
         raise httpx2.ConnectTimeout("", request=request.request)
 
+    async def _send_at_once(self, data: bytes) -> bytes:
+        """Write what can be written without a wait, mostly all of it; returns what cannot. With TLS that is all."""
+        assert self._wired is not None
+        link = self._wired.link
+        if self._wired.patient is not link:
+            return data
+        if self._backend.current_effective_deadline() == -math.inf:
+            await checkpoint()
+        return link.send_at_once(data)
+
     async def _exchange(self, request: Template, data: bytes) -> bytes:
-        """Write what is left of a request, and read the first that comes; under one scope: a second would cost much."""
+        """Write a request, and read the first that comes; under one scope, which costs as much as the parsing."""
         assert self._wired is not None
         late: type[httpx2.TimeoutException] = httpx2.WriteTimeout
         with move_on_after(request.timeout("write")) as scope:
             # In one piece: a second one would be another turn of the event loop, and another packet. If it fails, the
             # endpoint may have said why.
             try:
-                if data:
-                    await self._wired.stream.send(data)
+                await self._wired.stream.send(data)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 self._is_cut = True
             late, seconds = httpx2.ReadTimeout, request.timeout("read")
@@ -237,7 +245,9 @@ class Connection:
 
     async def _read(self, request: Template) -> bytes:
         """What comes next; nothing, if the endpoint has closed the connection."""
-        with move_on_after(request.timeout("read")):
+        backend, seconds = self._backend, request.timeout("read")
+        deadline = math.inf if seconds is None else backend.current_time() + seconds
+        with backend.create_cancel_scope(deadline=deadline):
             return await self._receive(request)
         raise httpx2.ReadTimeout("", request=request.request)
 
