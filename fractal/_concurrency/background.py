@@ -355,7 +355,11 @@ def spawn(
     if hasattr(loop, "create_task"):
         task = loop.create_task(main, name=name)
         _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
-        task.add_done_callback(on_end)
+
+        def ended(task: object) -> None:  # one for both: each is a turn of its own to the event loop
+            _tasks.discard(task)
+            on_end(task)
+
+        task.add_done_callback(ended)
     else:
         sys.modules["trio"].lowlevel.spawn_system_task(lambda: main, name=name, context=contextvars.copy_context())

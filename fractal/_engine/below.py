@@ -67,10 +67,12 @@ class Below:
         Args:
             key: Of the call. None: all that there is; the run is over then.
         """
-        await self._join(key)
+        if self._tasks:
+            await self._join(key)
         if key is None:
             self.is_over = True
-            await self._join(None)  # what another thread has noted in this moment
+            if self._tasks:
+                await self._join(None)  # what another thread has noted in this moment
 
     async def _join(self, key: str | None) -> None:
         while tasks := self._begun_by(key):
@@ -85,8 +87,6 @@ class Below:
             self._tasks.pop(task, None)
 
     def _begun_by(self, key: str | None) -> dict[Joinable, tuple[str | None, bool]]:
-        if not self._tasks:
-            return {}
         tasks = self._tasks.copy()  # at once: other threads may note something
         return {task: facts for task, facts in tasks.items() if key in (None, facts[0])}
 
