@@ -75,6 +75,7 @@ def _without_extra(call: Any) -> Any:
 
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_SPEAKERS = _ROLES - {"tool"}
 _PART_TYPES = frozenset({"text", "image_url", "input_audio", "file", "video_url", "refusal"})
 
 
@@ -101,6 +102,15 @@ def _as_parts(value: object) -> list[Any] | None:
 def _is_part(value: object) -> bool:
     kind = value.get("type") if is_mapping(value) else None
     return isinstance(kind, str) and kind in _PART_TYPES
+
+
+def _is_plain(message: Mapping[str, Any]) -> bool:
+    """Whether a message is a role and a text, as nearly all of a long history are: then there is no more to check."""
+    kind = type(message)
+    if kind is not dict or len(message) != 2:
+        return False
+    role = message.get("role")
+    return type(role) is str and role in _SPEAKERS and type(message.get("content")) is str
 
 
 class Transcript:
@@ -168,20 +178,26 @@ class Transcript:
         Raises:
             InvalidMessages: An endpoint would refuse the history with it.
         """
+        if self._open_calls or not _is_plain(message):
+            message = self._taken(message, is_reply=is_reply)
+        messages = self._messages
+        if messages and messages[-1]["role"] == "tool" and message["role"] not in ("assistant", "tool"):
+            self.traits.add("user_after_tool")
+        messages.append({**message})
+
+    def _taken(self, message: Mapping[str, Any], *, is_reply: bool) -> Mapping[str, Any]:
+        """Check a message, and note what is in it; the message as it is kept."""
         fault = self._fault(message)
         if fault is not None:
             raise InvalidMessages(len(self._messages), fault)
-        role, content = message["role"], message.get("content")
+        content = message.get("content")
         if type(content) is not str and isinstance(content, str):
             message = {**message, "content": clean_text(content)}  # what is kept is what is sent: plain text
-        if role == "tool":
+        if message["role"] == "tool":
             self._open_calls.popleft()
-        else:
-            if (len(message) > 2 or content is None) and (message.get("tool_calls") or not message.keys() <= _PLAIN):
-                message = self._noted(message, is_reply=is_reply)
-            if role != "assistant" and self._messages and self._messages[-1]["role"] == "tool":
-                self.traits.add("user_after_tool")
-        self._messages.append(dict(message))
+        elif (len(message) > 2 or content is None) and (message.get("tool_calls") or not message.keys() <= _PLAIN):
+            message = self._noted(message, is_reply=is_reply)
+        return message
 
     def _noted(self, message: Mapping[str, Any], *, is_reply: bool) -> Mapping[str, Any]:
         """Note what is in a message besides a text; the message as it is kept."""
