@@ -40,6 +40,8 @@ def clean_text(text: str) -> str:
     """Replace lone surrogates, which no UTF-8 wire can carry; every other character is kept, in a plain `str`."""
     if type(text) is not str:
         text = plain_str(text)
+    if text.isascii():  # as most are, and the text knows it
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
