@@ -28,6 +28,14 @@ from fractal.approval import (
     Deny as Deny,
     PendingCall as PendingCall,
 )
+from fractal.around import (
+    Around as Around,
+    AroundHook as AroundHook,
+    Guard as Guard,
+    NextCall as NextCall,
+    NextRequest as NextRequest,
+    PendingRequest as PendingRequest,
+)
 from fractal.context import RunContext as RunContext
 from fractal.errors import (
     AllModelsFailed as AllModelsFailed,
@@ -44,6 +52,7 @@ from fractal.errors import (
     DelegateFailed as DelegateFailed,
     DepthExceeded as DepthExceeded,
     FractalError as FractalError,
+    GuardRaised as GuardRaised,
     InvalidArguments as InvalidArguments,
     InvalidMessages as InvalidMessages,
     InvalidOutput as InvalidOutput,
@@ -161,6 +170,8 @@ __all__ = [
     "ApprovalAnswered",
     "ApprovalRequested",
     "Approver",
+    "Around",
+    "AroundHook",
     "AuthenticationFailed",
     "BadReply",
     "BaseAgent",
@@ -183,6 +194,8 @@ __all__ = [
     "Event",
     "FallbackModel",
     "FractalError",
+    "Guard",
+    "GuardRaised",
     "InvalidArguments",
     "InvalidMessages",
     "InvalidOutput",
@@ -199,6 +212,8 @@ __all__ = [
     "ModelRequest",
     "ModelRequested",
     "ModelResponded",
+    "NextCall",
+    "NextRequest",
     "NoContent",
     "Observer",
     "OnError",
@@ -207,6 +222,7 @@ __all__ = [
     "Outcome",
     "OutputMode",
     "PendingCall",
+    "PendingRequest",
     "PortalClosed",
     "Price",
     "PriceUnknown",

@@ -11,6 +11,7 @@ from fractal.errors import (
     BudgetExceeded,
     ContextWindowExceeded,
     DepthExceeded,
+    GuardRaised,
     IterationsExceeded,
     ModelError,
     NoContent,
@@ -29,7 +30,7 @@ _HAVE_EMPTY_FORMS = frozenset({"metadata", "messages", "tool_results", "abandone
 # Several errors share a word. These are what stored results of the older form mean by it: no run had a deadline there.
 _ERRORS: tuple[type[RunError], ...] = (
     *(RequestTimedOut, BadReply, RateLimited, ModelError, Refused, NoContent, IterationsExceeded, BudgetExceeded),
-    *(ContextWindowExceeded, DepthExceeded, RunCancelled, RunError),
+    *(ContextWindowExceeded, DepthExceeded, GuardRaised, RunCancelled, RunError),
 )
 _STOP_REASONS: dict[str, StopReason] = {error.error_type: error.stop_reason for error in _ERRORS}
 

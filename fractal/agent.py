@@ -15,7 +15,7 @@ from fractal._agent.clones import clone, deep_clone, no_pickle
 from fractal._agent.constructor import constructor, known_setting, take_settings
 from fractal._agent.core import AgentCore, core_of
 from fractal._agent.settings import Setting
-from fractal._agent.tools import ToolkitSetting, checked_tools
+from fractal._agent.tools import AroundSetting, GuardSetting, ToolkitSetting, checked_tools
 from fractal._answers.output import OutputMode
 from fractal._concurrency.current import current_run
 from fractal._engine.hooks import Hook
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from fractal.approval import Approver
+    from fractal.around import Around, AroundHook, Guard
     from fractal.events import Observer
     from fractal.prices import Price
     from fractal.results import AgentResult, ToolResult
@@ -74,6 +75,13 @@ class AgentDefinition:
         approve: Answers for tools with `requires_approval`, with `Allow(…)`, `Deny(…)`, True or False: a function,
             plain or async, of the `PendingCall`, and of the run's `RunContext` if it has a second parameter.
             None: whom the run above asks; without any, such tools are not called.
+        around_tool: Hooks around each tool call, the outermost first: functions `(ctx, call, next)`. The attribute is a
+            decorator too: `@agent.around_tool`.
+        around_model: Hooks around each request to the model, the outermost first: functions `(ctx, request, next)`. The
+            attribute is a decorator too: `@agent.around_model`.
+        guard: Who may stop each run by raising, while its model is asked first: a function of the `RunContext`, or a
+            list. No tool starts, and no answer is given, before all have ended. The attribute is a decorator too:
+            `@agent.guard`.
         output_type: What answers have to be: a pydantic model, a dataclass, a TypedDict, `list[…]`, a union, a number,
             anything that pydantic can validate. `result.content` is a value of it. None: text.
         output_mode: How the model is made to give such an answer: `"native"` by the request's `response_format`,
@@ -117,6 +125,11 @@ class AgentDefinition:
     enable_tracing = Setting[bool | None, bool | None](core_of, "Whether runs are traced; None: if there is a file.")
     tracing_output_file = Setting["str | Path | None", "str | None"](core_of, "File that traces are written to.")
     approve = Setting["Approver | None", "Approver | None"](core_of, "Answers for tools with `requires_approval`.")
+    around_tool = AroundSetting(core_of, "Hooks around each tool call, the outermost first; a decorator that adds one.")
+    around_model = AroundSetting(
+        core_of, "Hooks around each request to the model, the outermost first; a decorator that adds one."
+    )
+    guard = GuardSetting(core_of, "Who may stop each run; a decorator that adds one.")
     output_type = Setting[Any, Any](core_of, "What answers have to be.")
     output_mode = Setting[OutputMode, OutputMode](core_of, "How the model is made to give such an answer.")
     context_window = Setting[int | None, int | None](core_of, "Tokens the model takes in one request, with its reply.")
@@ -151,6 +164,9 @@ class AgentDefinition:
         enable_tracing: bool | None = None,
         tracing_output_file: str | Path | None = None,
         approve: Approver | None = None,
+        around_tool: AroundHook | Sequence[AroundHook | Around] | None = None,
+        around_model: AroundHook | Sequence[AroundHook | Around] | None = None,
+        guard: Guard | Sequence[Guard] | None = None,
         output_type: Any = None,
         output_mode: OutputMode = "auto",
         context_window: int | None = None,
@@ -176,6 +192,9 @@ class AgentDefinition:
             "enable_tracing": enable_tracing,
             "tracing_output_file": tracing_output_file,
             "approve": approve,
+            "around_tool": around_tool,
+            "around_model": around_model,
+            "guard": guard,
             "output_type": output_type,
             "output_mode": output_mode,
             "context_window": context_window,
@@ -427,7 +446,8 @@ class BaseAgent(AgentDefinition):
             max_iterations: Turns: a reply and the tool calls it asks for. None: the agent's limit, or 10.
             max_retries: Times a failed request, and an empty reply, is tried again. None: the agent's, or 3.
             messages: Conversation to continue.
-            **options: `timeout`, `limits`, `budget`, `deps`, `approve`, `output_type`, `output_mode`: see `RunBounds`.
+            **options: `timeout`, `limits`, `budget`, `deps`, `approve`, `around_tool`, `around_model`, `guard`,
+                `output_type` and `output_mode`: see `RunBounds`.
 
         Returns:
             How it ended. A failure of the model, a spent budget or the end of `timeout` is a result with

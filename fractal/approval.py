@@ -1,9 +1,9 @@
-"""Tool calls that somebody has to approve first."""
+"""Tool calls before they are made, and the word of somebody who has to approve of one."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["Allow", "Approval", "Approver", "Deny", "PendingCall"]
@@ -11,7 +11,7 @@ __all__ = ["Allow", "Approval", "Approver", "Deny", "PendingCall"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingCall:
-    """A tool call that waits for approval.
+    """A tool call that has not been made yet: it waits for approval, or for a hook around it to go on.
 
     Attributes:
         tool_name: The tool.
@@ -24,6 +24,19 @@ class PendingCall:
     call_id: str
     arguments: Mapping[str, Any]
     description: str
+
+    def with_arguments(self, /, **changes: Any) -> PendingCall:
+        """The same call with some of its arguments changed.
+
+        Args:
+            **changes: The new values, by name.
+
+        Example:
+            >>> call = PendingCall(tool_name="find", call_id="1", arguments={"n": 50, "city": "Rome"}, description="")
+            >>> call.with_arguments(n=5).arguments
+            {'n': 5, 'city': 'Rome'}
+        """
+        return replace(self, arguments={**self.arguments, **changes})
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ FractalError
     │       ├── RateLimited            429
     │       └── ServerError            408, 409, 5xx
     ├── Refused                  the model declined
+    ├── GuardRaised              a guard of yours stopped the run
     ├── NoContent                the model kept answering nothing
     ├── InvalidOutput            the model kept giving answers that do not fit the output type
     ├── ToolFailed               a tool with `on_error="raise"` raised
@@ -73,6 +74,7 @@ __all__ = [
     "DelegateFailed",
     "DepthExceeded",
     "FractalError",
+    "GuardRaised",
     "InvalidArguments",
     "InvalidMessages",
     "InvalidOutput",
@@ -108,6 +110,7 @@ StopReason = Literal[
     "terminated",
     "soft_deadline",
     "refusal",
+    "guard",
     "no_content",
     "invalid_output",
     "max_iterations",
@@ -437,6 +440,22 @@ class Refused(RunError):
 
     stop_reason = "refusal"
     error_type = "refusal"
+
+
+class GuardRaised(RunError):
+    """A guard stopped the run: what it raised is `__cause__`.
+
+    Attributes:
+        guard: Name of the guard.
+        reason: What it raised, as text.
+    """
+
+    stop_reason = "guard"
+    error_type = "guard"
+
+    def __init__(self, guard: str, reason: str) -> None:
+        self.guard, self.reason = guard, reason
+        super().__init__(f"guard {guard!r} stopped the run: {reason}")
 
 
 RAISE_LIMIT = "raise max_tokens, or lower reasoning_effort"

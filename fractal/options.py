@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from fractal._engine.window import Compact, TokenCounter
     from fractal.approval import Approver
+    from fractal.around import Around, AroundHook, Guard
     from fractal.events import Observer
     from fractal.prices import Price
     from fractal.toolkit import AgentToolkit
@@ -28,6 +29,9 @@ class RunBounds(TypedDict, total=False):
         limits: What this run may use; fields left at None are the agent's.
         deps: What tools find as `ctx.deps`. None or left out: what the run above has.
         approve: Who answers for tools with `requires_approval`. None or left out: the agent's, or the run's above.
+        around_tool: Hooks around each tool call, inside of the agent's: a function or a list of them.
+        around_model: Hooks around each request to the model, inside of the agent's.
+        guard: Who may stop the run while its model is asked first, beside the agent's: a function or a list.
         output_type: What the answer has to be. None or left out: the agent's; `str` for text after all. The agent's
             output validators are for its own type alone.
         output_mode: How the model is made to give such an answer. None or left out: the agent's.
@@ -39,6 +43,9 @@ class RunBounds(TypedDict, total=False):
     budget: SharedBudget | None
     deps: Any
     approve: Approver | None
+    around_tool: AroundHook | Sequence[AroundHook | Around] | None
+    around_model: AroundHook | Sequence[AroundHook | Around] | None
+    guard: Guard | Sequence[Guard] | None
     output_type: Any
     output_mode: OutputMode | None
 
@@ -90,6 +97,9 @@ class AgentOptions(TypedDict, total=False):
     enable_tracing: bool | None
     tracing_output_file: str | Path | None
     approve: Approver | None
+    around_tool: AroundHook | Sequence[AroundHook | Around] | None
+    around_model: AroundHook | Sequence[AroundHook | Around] | None
+    guard: Guard | Sequence[Guard] | None
     output_type: Any
     output_mode: OutputMode
     context_window: int | None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from fractal._agent.core import CORE, core_of
 from fractal._engine.hooks import Hook
 from fractal._texts import described, kind_of, type_name
+from fractal.around import Around
 
 __all__ = ["clone", "deep_clone", "no_pickle"]
 
@@ -81,6 +82,9 @@ def _rebound(old: object, new: object, value: Any) -> Any:
     if isinstance(value, Hook):
         function = _rebound(old, new, value.function)
         return value if function is value.function else Hook(function, "output_validator")
+    if kind is Around:
+        function = _rebound(old, new, value.function)
+        return value if function is value.function else Around(function, value.delegates)
     if kind is tuple:
         return tuple(_rebound(old, new, each) for each in value)
     return value

@@ -19,7 +19,9 @@ Init = TypeVar("Init", bound=Callable[..., None])
 _MEANT = {
     **dict.fromkeys(("instructions", "prompt", "system", "system_message"), "it is system_prompt="),
     **dict.fromkeys(("result_type", "response_format", "output_schema"), "it is output_type="),
-    **dict.fromkeys(("hooks", "callbacks"), "it is observers="),
+    **dict.fromkeys(("hooks", "callbacks"), "it is observers= to look on, around_tool= and around_model= to take part"),
+    **dict.fromkeys(("middleware", "middlewares"), "it is around_tool= and around_model="),
+    **dict.fromkeys(("guards", "guardrails", "input_guardrails"), "it is guard="),
     **dict.fromkeys(("agents", "handoffs", "sub_agents"), "call agent.register_delegate(other)"),
     **dict.fromkeys(("deps", "messages", "history"), "it goes to each run: agent.run(…, deps=…, messages=…)"),
     **dict.fromkeys(("top_p", "seed", "stop", "frequency_penalty", "presence_penalty"), "give extra_body={…: …}"),

@@ -14,6 +14,7 @@ from fractal._agent.settings import checked
 from fractal._agent.template import warn_of_format
 from fractal._answers.answer import AnswerSettings
 from fractal._answers.output import output_for
+from fractal._engine.around import hooks_of
 from fractal._engine.hooks import Hook
 from fractal._engine.pricing import Prices
 from fractal._engine.window import Window, count_tokens
@@ -24,6 +25,7 @@ from fractal.prompt import Prompt
 from fractal.toolkit import AgentToolkit
 
 if TYPE_CHECKING:
+    from fractal.around import Around, Guard
     from fractal.tracing import TracingKit
 
 __all__ = ["CORE", "AgentCore", "AnyAgent", "core_of"]
@@ -104,6 +106,15 @@ class AgentCore:
         """Have one more function look at answers, from the next run on."""
         self._change(lambda values: {"validators": (*values["validators"], validator)})
 
+    def add_hook(self, name: str, hook: Around | Guard) -> None:
+        """Have one more hook around tool calls or requests, or one more guard, from the next run on.
+
+        Args:
+            name: The setting that holds it.
+            hook: The hook, or the guard.
+        """
+        self._change(lambda values: checked(name, (*values[name], hook)))
+
     def add_context(self, values: Mapping[str, object]) -> None:
         """Set values for the placeholders of the system prompt, from the next run on."""
         held = self._values["system_context"]
@@ -174,6 +185,7 @@ class AgentCore:
                 validators=values["validators"],
                 memory=values["memory"],
             ),
+            "hooks": hooks_of(values),
             "execute_tool": None,
             "prices": Prices(values["prices"]) if values["prices"] is not None else None,
             "budgets": (values["budget"],) if values["budget"] is not None else (),

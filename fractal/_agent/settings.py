@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar, get_args, overload
 
 from fractal._answers.output import OutputMemory, OutputMode, output_for
 from fractal._checks import is_count, is_number
+from fractal._engine.around import checked_around, checked_guards
 from fractal._engine.hooks import Hook
 from fractal._engine.observers import checked_observers
 from fractal._engine.pricing import Prices
@@ -271,6 +272,9 @@ SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "enable_tracing": _enable_tracing,
     "tracing_output_file": _tracing_output_file,
     "approve": _approve,
+    "around_tool": checked_around("around_tool"),
+    "around_model": checked_around("around_model"),
+    "guard": checked_guards,
     "output_type": _output_type,
     "output_mode": checked_mode,
     "context_window": checked_window,

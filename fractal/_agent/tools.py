@@ -1,13 +1,16 @@
-"""The toolkit of an agent, as `agent.toolkit` shows it."""
+"""Settings of an agent that can be added to: its tools, and the hooks around what it does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Never, overload
 
 from fractal._agent.core import AnyAgent, core_of
 from fractal._agent.settings import Setting, shown
+from fractal._engine.around import Guards, Hooks
 from fractal._texts import kind_of
+from fractal.around import Around, AroundHook, Guard
 from fractal.errors import InvalidArguments
 from fractal.toolkit import AgentToolkit
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from fractal.model import ToolSchemas
     from fractal.toolkit import Tool
 
-__all__ = ["ToolkitSetting", "checked_tools"]
+__all__ = ["AroundSetting", "GuardSetting", "ToolkitSetting", "checked_tools"]
 
 
 class AgentTools(AgentToolkit):
@@ -75,6 +78,55 @@ class ToolkitSetting(Setting["AgentToolkit | None", AgentTools]):
         raise InvalidArguments(
             "toolkit cannot be assigned: add to it by agent.add_tool(…), or give toolkit=… when the agent is made"
         )
+
+
+class AroundSetting(Setting[AroundHook | Sequence[AroundHook | Around] | None, Hooks]):
+    """A setting that holds hooks: read, it is a decorator as well, which adds one."""
+
+    @overload
+    def __get__(self, agent: None, kind: type[Any]) -> AroundSetting: ...
+
+    @overload
+    def __get__(self, agent: object, kind: type[Any]) -> Hooks: ...
+
+    def __get__(self, agent: Any, kind: type[Any]) -> Any:
+        """The agent's hooks."""
+        if agent is None:
+            return super().__get__(None, kind)
+        core = core_of(agent)
+        return Hooks.of(core.read(self.name), partial(core.add_hook, self.name))
+
+    def __call__(self, *given: Any, **options: Any) -> Never:
+        """Refuse to be the decorator of a method."""
+        raise _no_decorator(self.name)
+
+
+class GuardSetting(Setting[Guard | Sequence[Guard] | None, Guards]):
+    """The setting that holds guards: read, it is a decorator as well, which adds one."""
+
+    @overload
+    def __get__(self, agent: None, kind: type[Any]) -> GuardSetting: ...
+
+    @overload
+    def __get__(self, agent: object, kind: type[Any]) -> Guards: ...
+
+    def __get__(self, agent: Any, kind: type[Any]) -> Any:
+        """The agent's guards."""
+        if agent is None:
+            return super().__get__(None, kind)
+        core = core_of(agent)
+        return Guards.of(core.read(self.name), partial(core.add_hook, self.name))
+
+    def __call__(self, *given: Any, **options: Any) -> Never:
+        """Refuse to be the decorator of a method."""
+        raise _no_decorator(self.name)
+
+
+def _no_decorator(name: str) -> InvalidArguments:
+    return InvalidArguments(
+        f"@{name} is a decorator of an agent, not of its class: for a method of a class, call self.{name}(self.method)"
+        " in __init__"
+    )
 
 
 def checked_tools(toolkit: Any) -> Iterable[Callable[..., Any] | Tool]:

@@ -17,6 +17,7 @@ from fractal._answers.output import output_for
 from fractal._checks import is_count
 from fractal._concurrency.current import current_run
 from fractal._concurrency.scopes import unexpected
+from fractal._engine.around import hooks_of
 from fractal._engine.calls import call_inside, call_within
 from fractal._engine.hooks import Hook
 from fractal._engine.loop import call_alone, drive
@@ -241,6 +242,8 @@ def _settings(agent: object, options: RunOptions) -> RunSettings:
         facts["approve"] = Hook(approve, "approve")
     if (budget := checked_budget(options.get("budget"))) is not None:
         facts["budgets"] = (*facts["budgets"], budget)
+    if "around_tool" in options or "around_model" in options or "guard" in options:
+        facts["hooks"] = facts["hooks"].plus(hooks_of(options))
     return RunSettings(**facts)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fractal._engine.step import BoundCall
     from fractal.events import Event
 
-__all__ = ["is_approved"]
+__all__ = ["allowed", "is_approved"]
 
 
 async def is_approved(call: Call) -> bool:
@@ -29,7 +29,7 @@ async def is_approved(call: Call) -> bool:
     answer = await _answer(call)
     if isinstance(answer, Allow) and answer.arguments is not None:
         try:
-            call.bound = replace(bound, arguments=_allowed(bound, answer.arguments))
+            call.bound = allowed(bound, answer.arguments)
         except ArgumentsFault as fault:
             answer = Deny(f"it was approved with other arguments, which do not fit: {fault}")
     # Not by the reason alone: somebody may deny without one.
@@ -76,18 +76,22 @@ async def _answer(call: Call) -> Allow | Deny:
     return Deny("the approval was not understood")
 
 
-def _allowed(bound: BoundCall, given: object) -> dict[str, Any]:
-    """The arguments that somebody has allowed.
+def allowed(bound: BoundCall, given: object) -> BoundCall:
+    """A call with the arguments that somebody has allowed; itself, if these are the ones it has.
 
     What was shown has been converted. Handed back as it was it is not converted again; of what was changed, only the
     changes are.
+
+    Args:
+        bound: The call as it was shown.
+        given: The arguments, by name.
 
     Raises:
         ArgumentsFault: They do not fit.
     """
     assert bound.tool is not None
     if not is_mapping(given):
-        raise ArgumentsFault(f"Allow(…) takes arguments by name, not {type(given).__name__}")
+        raise ArgumentsFault(f"a call takes arguments by name, not {type(given).__name__}")
     parameters = bound.tool.parameters
     names = {shown: name for name, shown in parameters.shown_names.items() if shown not in parameters.shown_names}
     sent, was = parameters.sent(bound.sent), bound.arguments
@@ -100,7 +104,12 @@ def _allowed(bound: BoundCall, given: object) -> dict[str, Any]:
         else:
             shown = parameters.shown_names.get(name, name)
             changed[shown] = _as_sent(copied(value), was.get(name, _MISSING), sent.get(shown, _MISSING))
-    return parameters.check_beside(known, changed)
+    if not changed and known.keys() == was.keys():
+        return bound
+    arguments = parameters.check_beside(known, changed)
+    left_out = {parameters.shown_names.get(name, name) for name in was.keys() - known.keys()}
+    kept = {name: value for name, value in sent.items() if name not in left_out}
+    return replace(bound, arguments=arguments, sent={**kept, **changed})
 
 
 _MISSING: Any = object()

@@ -25,10 +25,11 @@ from fractal.prices import MONEY
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
+    from fractal._engine.around_model import RequestChange
     from fractal._engine.run import Run
     from fractal.model import ToolSchemas
 
-__all__ = ["ask"]
+__all__ = ["ask", "first_request"]
 
 FIRST_BACK_OFF = 0.5
 LONGEST_BACK_OFF = 8.0
@@ -40,8 +41,12 @@ _CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb for English text; corrected
 _CLOSING_WORDS = "Time is nearly up. Give your final answer now, with what you know: there is no time to look for more."
 
 
-async def ask(run: Run) -> Reply:
+async def ask(run: Run, change: RequestChange | None = None) -> Reply:
     """Ask the run's model, again if that may help.
+
+    Args:
+        run: The run.
+        change: What hooks have changed about the request. None: nothing.
 
     Raises:
         ModelError: There is no usable answer.
@@ -51,11 +56,14 @@ async def ask(run: Run) -> Reply:
     attempt = 1
     while True:
         await run.stop_if_cancelled()
-        question = _Question(run, attempt)
+        question = _Question(run, attempt, change)
         try:
             return await question.send(await question.fitted() if run.window is not None else question.whole())
         except ModelError as error:
             failure = error
+        finally:
+            if change is not None:
+                change.was_shown = change.was_shown or question.was_shown
         # A run that has been cancelled meanwhile has no time left either; that is not for us to tell.
         await run.stop_if_cancelled()
         if question.was_shown:  # asked again, the model would say it all a second time
@@ -67,6 +75,12 @@ async def ask(run: Run) -> Reply:
             attempt += 1
         await run.tell(RetryScheduled, attempt=question.attempt, wait=wait, error=said_by(failure))
         await anyio.sleep(wait)
+
+
+async def first_request(run: Run) -> ModelRequest:
+    """The request as it would be sent now."""
+    question = _Question(run, 1)
+    return await question.fitted() if run.window is not None else question.whole()
 
 
 def back_off_seconds(attempt: int) -> float:
@@ -82,10 +96,10 @@ class _Question:
         was_shown: Whether a piece of the reply has reached the reader of a stream.
     """
 
-    __slots__ = ("_asked", "_first", "_left", "_money", "_pauses", "_run", "_scope", "attempt", "was_shown")
+    __slots__ = ("_asked", "_change", "_first", "_left", "_money", "_pauses", "_run", "_scope", "attempt", "was_shown")
 
-    def __init__(self, run: Run, attempt: int) -> None:
-        self._run, self.attempt = run, attempt
+    def __init__(self, run: Run, attempt: int, change: RequestChange | None = None) -> None:
+        self._run, self.attempt, self._change = run, attempt, change
         self._scope: anyio.CancelScope | None = None  # there is one where its own time is limited
         self._pauses, self._left = 0, math.inf
         self.was_shown = False
@@ -211,7 +225,7 @@ class _Question:
         fields: Mapping[str, Any] = answer.fields() if answer is not None else {}
         if closing:
             tools, fields = _closing_tools(run, fields)
-        return ModelRequest(
+        request = ModelRequest(
             model=run.settings.model_name,
             system=answer.system(run.system) if answer is not None else run.system,
             transcript=run.transcript,
@@ -221,11 +235,14 @@ class _Question:
             instruction=_CLOSING_WORDS if closing else None,
             control=self,
         )
+        return self._change.applied(request) if self._change is not None else request
 
     async def fitted(self) -> ModelRequest:
         """The request, with no more of the transcript than the model's window takes."""
         request, window = self._request(), self._run.window
         assert window is not None
+        if self._change is not None and self._change.messages is not None:  # the window is for the run's own
+            return self.whole()
         kept, summary = await window.fit(
             window.other_tokens(request), partial(call_user, self._run.warn), reserve=window.reserve(request)
         )
@@ -234,14 +251,17 @@ class _Question:
     def _facts(self, request: ModelRequest) -> dict[str, Any]:
         run = self._run
         seen, run.seen = run.seen, len(run.transcript)
+        opening, kept = request.opening(), request.kept
+        if request.transcript is not run.transcript:  # a hook has put other messages in the place of all of them
+            opening, kept = request.parameters()["messages"], ()
         return {
             "iteration": run.iterations,
             "attempt": self.attempt,
             "message_count": request.message_count,
             "model": request.model,
-            "opening": copied_messages(request.opening()),
+            "opening": copied_messages(opening),
             "added": copied_messages(run.transcript.since(seen)),
-            "kept": None if request.kept is None else list(request.kept),
+            "kept": None if kept is None else list(kept),
             "tools": request.tools.names() if request.tools is not None else [],
         }
 

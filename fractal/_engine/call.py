@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from fractal._engine.run import Run
     from fractal._engine.step import BoundCall
+    from fractal.around import Around
 
 __all__ = ["Call", "ended_late"]
 
@@ -40,17 +41,21 @@ class Call:
         run: The run that it belongs to.
         bound: What is called.
         through: Calls the agent's own `execute_tool`, if it is to make the call.
-        outer: The call that it is the inside of: what such a verb makes of it. That one is charged, approved and told.
+        outer: The call that it is the inside of: what such a verb, or a hook around that, makes of it. That one is
+            charged, approved and told.
+        around: The hooks around it, inside of such a verb.
     """
 
     __slots__ = (
         "__weakref__",
         "_above",
         "_below",
+        "_left_inside",
         "_stopped_at",
         "_told",
         "_where",
         "abandoned",
+        "around",
         "bound",
         "cut_at",
         "exception",
@@ -82,14 +87,17 @@ class Call:
         *,
         through: Callable[..., Awaitable[Any]] | None = None,
         outer: Call | None = None,
+        around: tuple[Around, ...] = (),
     ) -> None:
         self.run, self.bound, self.outer = run, bound, outer
         # What the run knows it by while it is at work; both have the id that the model gave.
         self.key = bound.call_id if outer is None else f"{bound.call_id} inside {next(_inside)}"
         is_whole = bound.fault is None or is_mapping(bound.arguments)
         self.through = through if is_whole and (bound.tool is None or not bound.tool.is_answer) else None
+        self.around: tuple[Around, ...] = around if bound.tool is not None and not bound.tool.is_answer else ()
         self._above = above = _around.get()
         self._below: set[Call] = set()
+        self._left_inside: ToolResult | None = None  # of a call inside, whose thread goes on
         if above is not None:
             above._below.add(self)
         self.started = run.now()
@@ -134,11 +142,12 @@ class Call:
         )
         if error is not None:
             self.text = f"Error: {error}"
-        if outcome == "abandoned" and self.outer is not None:
-            self.outer.abandoned = True
-        elif outcome == "abandoned":
-            self.run.note_abandoned(result)
-        elif self._above is not None:
+        left = result if outcome == "abandoned" else self._left_inside
+        if left is not None and self.outer is not None:
+            self.outer.abandoned, self.outer._left_inside = True, left
+        elif left is not None:
+            self.run.note_abandoned(left)
+        if self._above is not None and outcome != "abandoned":
             self._above._below.discard(self)
 
     def returned(self, content: Any, text: str) -> None:
@@ -240,7 +249,8 @@ class Call:
         tool = self.bound.tool
         if self.work is None or self.run.limits.on_stubborn != "raise":
             return False
-        if self.through is not None:  # a thread that is waited for is waited for by whatever way it was begun
+        if self.through is not None or self.around:
+            # A thread that is waited for is waited for by whatever way it was begun.
             return all(call.may_be_left for call in self._below if call.outer is self)
         return tool is not None and tool.is_async
 

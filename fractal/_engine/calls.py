@@ -52,11 +52,12 @@ async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]
         ToolIgnoredCancellation: A tool was left to itself.
     """
     made: list[Call] = []
+    through, around = run.settings.execute_tool, run.hooks.around_tool
     try:
         for some in _some_at_a_time(calls):
             if made:
                 await checkpoint()  # where deadlines are looked at
-            running = [Call(run, call, through=run.settings.execute_tool) for call in some]
+            running = [Call(run, call, through=through, around=around) for call in some]
             made += running
             await _call_all(run, running)
     finally:
@@ -74,7 +75,7 @@ async def call_within(run: Run, bound: BoundCall) -> ToolResult:
     Returns:
         How it ended; what the tool raised is in it.
     """
-    return await _call_alone(Call(run, bound))
+    return await _call_alone(Call(run, bound, around=run.hooks.around_tool))
 
 
 async def call_inside(outer: Call, arguments: Mapping[str, Any], tools: Mapping[str, Tool]) -> ToolResult:
@@ -88,7 +89,7 @@ async def call_inside(outer: Call, arguments: Mapping[str, Any], tools: Mapping[
     bound = outer.bound
     if bound.fault is not None or not _is_same(arguments, bound.arguments):
         bound = bind(bound.call_id, bound.name, arguments, tools)
-    return await _call_alone(Call(outer.run, bound, outer=outer))
+    return await _call_alone(Call(outer.run, bound, outer=outer, around=outer.run.hooks.around_tool))
 
 
 async def _call_alone(call: Call) -> ToolResult:
@@ -261,7 +262,7 @@ class _Batch:
         run = self._run
         try:
             try:
-                await run_call(call, self._start_clock)
+                await run_call(call, self._start_clock, _call_alone)
             except GeneratorExit:  # pragma: no cover - an event loop that is closed in the middle of it
                 raise
             except BaseException as error:

@@ -18,6 +18,7 @@ from fractal._concurrency.stall import timed
 from fractal._concurrency.threads import ThreadCall
 from fractal._copies import recorded
 from fractal._engine.approve import is_approved
+from fractal._engine.around_tool import go_around, take_answer
 from fractal._engine.call import Call, ended_late
 from fractal._engine.explain import explain
 from fractal._engine.observers import enter_call
@@ -31,6 +32,7 @@ from fractal.results import ToolResult
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from fractal._engine.around_tool import Inside
     from fractal.context import RunContext
     from fractal.results import Outcome
     from fractal.toolkit import Tool
@@ -42,12 +44,13 @@ _NO_GATE = nullcontext()
 _CANCELLED_INSIDE = "the tool was cancelled from inside: something it awaited was cancelled"
 
 
-async def run_call(call: Call, start_clock: Callable[[Call], None]) -> None:
+async def run_call(call: Call, start_clock: Callable[[Call], None], inside: Inside) -> None:
     """Run one call to its outcome, in a task of its own; cancelled too, and then it is the run that passes that on.
 
     Args:
         call: The call.
         start_clock: Called when somebody has approved it, and its own time begins.
+        inside: Brings a call inside of it to its outcome, for the hooks around it.
 
     Raises:
         ToolIgnoredCancellation: Something in a run below it was left to itself.
@@ -56,7 +59,7 @@ async def run_call(call: Call, start_clock: Callable[[Call], None]) -> None:
     assert call.scope is not None
     try:
         with call.scope:
-            await _approve_and_invoke(call, start_clock)
+            await _approve_and_invoke(call, start_clock, inside)
     except BaseException as error:
         # Outside the scope, so that the scope has taken its own cancellation out of a group already.
         await _end_with(call, error)
@@ -94,7 +97,7 @@ def leave(call: Call) -> ToolIgnoredCancellation:
     return error
 
 
-async def _approve_and_invoke(call: Call, start_clock: Callable[[Call], None]) -> None:
+async def _approve_and_invoke(call: Call, start_clock: Callable[[Call], None], inside: Inside) -> None:
     call.enter()
     if companions := call.run.companions:
         enter_call(companions, call.run.run_id, call.bound.call_id)
@@ -104,7 +107,12 @@ async def _approve_and_invoke(call: Call, start_clock: Callable[[Call], None]) -
         await call.run.hear()  # whoever allows a call of a run that somebody cancels in this moment is late
         start_clock(call)
     await call.run.stop_if_cancelled()  # a tool would run as far as its first await, and a thread would begin
-    await (_invoke(call) if call.through is None else _ask_agent(call))
+    if call.through is not None:
+        await _ask_agent(call)
+    elif call.around:
+        await go_around(call, inside)
+    else:
+        await _invoke(call)
 
 
 async def _end_with(call: Call, error: BaseException) -> None:
@@ -160,15 +168,7 @@ async def _ask_agent(call: Call) -> None:
     finally:
         current_through.reset(within)
         call.bound = replace(bound, arguments=record)
-    result = returned_as(ToolResult, answer, agent, "execute_tool")
-    if result.error is not None:
-        call.exception = result.exception
-        call.end(result.outcome if result.outcome != "ok" else "error", error=result.error)
-        return
-    content = result.content
-    if type(content) is not str and not is_plain(content):
-        content = await graced(timed(read_up(content), "execute_tool", warn))
-    call.returned(content, text_of(content))
+    await take_answer(call, returned_as(ToolResult, answer, agent, "execute_tool"), "execute_tool")
 
 
 async def _invoke(call: Call) -> None:

@@ -10,6 +10,8 @@ from anyio.lowlevel import checkpoint
 
 from fractal._answers.output import OutputFault
 from fractal._concurrency.scopes import is_cancellation, stop_if_cancelled, unexpected
+from fractal._engine.around import NO_HOOKS
+from fractal._engine.around_model import Asking
 from fractal._engine.ask import ask
 from fractal._engine.calls import answer_calls
 from fractal._engine.observers import let_finish
@@ -171,10 +173,11 @@ async def converse(run: Run) -> _End:
     """Ask the model of a run, and call the tools that it asks for, until it has answered."""
     run.system = await run.settings.system_prompt(run.context(), run.warn)
     end: _End | None = None
+    asked = ask if run.hooks is NO_HOOKS else Asking(run)
     while end is None:
         _next_iteration(run)
         last_word = run.last_word()
-        reply = await ask(run)
+        reply = await asked(run)
         match await _next_step(run, reply):
             case CallTools(calls):
                 end = await _call(run, reply, calls, last_word)
@@ -193,13 +196,16 @@ async def converse(run: Run) -> _End:
 
 async def _next_step(run: Run, reply: Reply) -> Step:
     """Say what a reply asks for; of many calls so many at a time, for deadlines hold meanwhile too."""
+    tools = run.tools
+    if run.offered is not None:
+        tools = {name: tool for name, tool in tools.items() if name in run.offered}
     if len(reply.tool_calls) <= BOUND_AT_A_TIME or reply.is_filtered:
-        return next_step(reply, run.tools)
+        return next_step(reply, tools)
     calls: list[BoundCall] = []
     for start in range(0, len(reply.tool_calls), BOUND_AT_A_TIME):
         await checkpoint()
         some = reply.tool_calls[start : start + BOUND_AT_A_TIME]
-        calls += bound_calls(some, run.tools, is_cut=reply.is_cut)
+        calls += bound_calls(some, tools, is_cut=reply.is_cut)
     return CallTools(tuple(calls))
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "companions_of",
     "enter_call",
     "interested",
+    "is_same",
     "let_finish",
     "note_unused",
     "request_headers",
@@ -77,7 +78,7 @@ def interested(observers: Iterable[Observer], others: Sequence[Observer]) -> tup
     """Those of some observers that want to be told of a run, each once, and are not among others that are told."""
     found: list[Observer] = []
     for observer in observers:
-        is_told = any(_is_same(observer, other) for other in (*found, *others))
+        is_told = any(is_same(observer, other) for other in (*found, *others))
         if not is_told and (not is_a(observer, RunObserver) or _asked(observer.wants_run)):
             found.append(observer)
     return tuple(found)
@@ -172,7 +173,8 @@ def _asked(ask: Callable[..., Any], *about: object) -> Any:
         return None
 
 
-def _is_same(one: Observer, other: Observer) -> bool:
+def is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two functions are one."""
     # A bound method is made anew each time it is looked up. What the `==` of a user's class says does not count.
     return one is other or (type(one) is type(other) and type(one) in _METHODS and one == other)
 

@@ -34,6 +34,7 @@ __all__ = [
     "call_override",
     "check_overrides",
     "current_through",
+    "is_tool_schema",
     "override_of",
     "returned_as",
     "verb",
@@ -175,7 +176,7 @@ class Offered:
     """
 
     def __init__(self, agent: object, toolkit: AgentToolkit, schemas: Any) -> None:
-        if not is_list(schemas) or not all(map(_is_tool, schemas)):
+        if not is_list(schemas) or not all(map(is_tool_schema, schemas)):
             raise InvalidArguments(
                 f"{type_name(agent)}.get_tool_schemas returned {one_line(repr_of(schemas), 100)}: return a list of"
                 ' {"type": "function", "function": {"name": …, "description": …, "parameters": {…}}}'
@@ -190,7 +191,8 @@ class Offered:
         return self._schemas
 
 
-def _is_tool(schema: Any) -> bool:
+def is_tool_schema(schema: Any) -> bool:
+    """Whether something is a chat-completions function schema."""
     function = schema.get("function") if is_mapping(schema) else None
     return is_mapping(function) and isinstance(function.get("name"), str)
 

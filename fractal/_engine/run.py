@@ -24,6 +24,7 @@ from fractal._concurrency.current import current_call, current_run
 from fractal._concurrency.feed import Inlet
 from fractal._concurrency.scopes import unexpected, waiting
 from fractal._copies import copied_messages, with_own_content
+from fractal._engine.around import NO_HOOKS, RunHooks
 from fractal._engine.below import Below, place_of
 from fractal._engine.observers import Brief, companions_of, interested, tell_all
 from fractal._engine.pricing import Prices, prices_of_library
@@ -78,6 +79,7 @@ class RunSettings:
         approve: Who answers for tools that require approval, or None.
         answer: What an answer has to be; None for any text.
         window: How much of the conversation a request may send; None for all of it.
+        hooks: The hooks around tool calls and requests, and the guards.
         execute_tool: Calls the verb of that name, if the agent has one of its own, for each call of the model.
         prices: What models cost; None for those of the run above, or of the library.
         budgets: Budgets that the run shares with other trees of runs.
@@ -98,6 +100,7 @@ class RunSettings:
     approve: Hook | None
     answer: AnswerSettings | None
     window: Window | None
+    hooks: RunHooks
     execute_tool: Callable[..., Awaitable[Any]] | None
     prices: Prices | None
     budgets: tuple[SharedBudget, ...]
@@ -139,10 +142,12 @@ class Run:
         "depth",
         "empty_replies",
         "feeds",
+        "hooks",
         "iterations",
         "limits",
         "new_scope",
         "now",
+        "offered",
         "open_calls",
         "own_companions",
         "parent",
@@ -171,17 +176,20 @@ class Run:
         self._join_loop()
         self.place = place = place_of(self.current_task())
         parent = place.run
-        self.settings, self.transcript, self.parent = settings, transcript, parent
+        self.settings, self.agent, self.transcript, self.parent = settings, settings.agent, transcript, parent
         self.twins: Twins = parent.twins if parent else Twins()
         self.run_id = os.urandom(16).hex()
-        self.agent = settings.agent
         self.depth: int = parent.depth + 1 if parent else 0
         self.limits: Limits = settings.limits.over(limits_below(parent.limits) if parent else DEFAULT_LIMITS)
         self.deps: Any = settings.deps if settings.deps is not None or parent is None else parent.deps
+        self.hooks: RunHooks = (
+            parent.hooks.below(settings.hooks) if parent and parent.hooks is not NO_HOOKS else settings.hooks
+        )
         self.approve: Hook | None = settings.approve or (parent.approve if parent else None)
         self.budget: Budget = Budget(self.limits, parent.budget if parent else None, settings.budgets)
         self.prices: Prices | None = settings.prices or (parent.prices if parent else prices_of_library())
         self.tools: Mapping[str, Tool] = settings.toolkit.tools
+        self.offered: frozenset[str] | None = None  # names, where a hook has changed what one request offers
         self.tool_schemas: ToolSchemas = settings.toolkit.schemas()
         self.answer = Answer(settings.answer, self) if settings.answer is not None else None
         self.window = (
@@ -214,8 +222,7 @@ class Run:
         self._begun_by: str | None = None  # the call of the run above
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
-            is_near = parent.is_near(self)
-            self.feeds = parent.feeds if is_near else tuple(feed.from_afar() for feed in parent.feeds)
+            self.feeds = parent.feeds if parent.is_near(self) else tuple(feed.from_afar() for feed in parent.feeds)
         for watch in run_watchers:
             watch(self)
 

@@ -17,7 +17,6 @@ from fractal.events import (
     RetryScheduled,
     RunFinished,
     RunStarted,
-    TextDelta,
     ToolCallDelta,
     ToolFinished,
     ToolStarted,
@@ -207,7 +206,7 @@ class _Tree:
         match event:
             case ModelRequested():
                 self._asking.add(event.run_id)
-            case TextDelta() | ReasoningDelta() | ToolCallDelta():
+            case ReasoningDelta() | ToolCallDelta():  # a hook around requests may give a text of its own
                 _require(event.run_id in self._asking, "the model is not being asked")
             case ModelResponded() | RetryScheduled():
                 _require(event.run_id in self._asking, "the model was not asked")

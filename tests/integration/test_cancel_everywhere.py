@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from fractal.testing import Endpoint, cancel_everywhere
-from tests.edge_scenarios import SCENARIOS
+from tests.hook_scenarios import SCENARIOS
 from tests.scenarios import OVER_HTTP, answer_over_http, check_told
 from tests.streams import Watch
 

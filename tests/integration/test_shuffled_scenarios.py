@@ -9,7 +9,7 @@ import pytest
 
 from fractal.testing import Endpoint
 from fractal.testing._leftovers import running_tasks
-from tests.edge_scenarios import SCENARIOS
+from tests.hook_scenarios import SCENARIOS
 from tests.scenarios import OVER_HTTP, answer_over_http, check_told
 from tests.schedules import run_shuffled
 from tests.streams import Watch

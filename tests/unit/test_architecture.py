@@ -27,7 +27,7 @@ ROWS = [
     ],
     ["_concurrency"],
     ["_functions"],
-    ["messages", "model", "prices", "limits", "results", "context", "events", "toolkit"],
+    ["messages", "model", "prices", "limits", "results", "context", "events", "toolkit", "around"],
     ["models"],
     ["_answers"],
     ["_engine"],

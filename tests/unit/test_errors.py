@@ -45,6 +45,7 @@ SAMPLES: list[FractalError] = [
     errors.RateLimited("text", **FACTS),
     errors.ServerError("text", **FACTS),
     errors.Refused("I will not"),
+    errors.GuardRaised("no_secrets", "ValueError: a key"),
     errors.NoContent(4),
     errors.InvalidOutput(3, "'age' is missing", '{"name": "Ada"}'),
     errors.ToolFailed("search", "ValueError: no"),
@@ -180,6 +181,7 @@ def test_wrong_use_is_no_run_error(kind: type[UserError]) -> None:
     ("kind", "stop_reason", "error_type"),
     [
         (errors.Refused, "refusal", "refusal"),
+        (errors.GuardRaised, "guard", "guard"),
         (errors.NoContent, "no_content", "no_content_after_retries"),
         (errors.InvalidOutput, "invalid_output", "json_decode_error"),
         (errors.IterationsExceeded, "max_iterations", "max_iterations_reached"),
@@ -223,6 +225,7 @@ def test_the_words_for_a_failure_are_those_of_the_contract(
         (errors.AnswerRejected("too short"), ["too short"]),
         (errors.InvalidOutput(3, "'age' is missing", "{}"), ["3 answers", "'age' is missing"]),
         (errors.InvalidOutput(1, "'age' is missing", "{}"), ["1 answer,"]),
+        (errors.GuardRaised("no_secrets", "a key"), ["guard 'no_secrets' stopped the run: a key"]),
         (errors.ToolFailed("search", "KeyError"), ["'search'", "KeyError"]),
         (
             errors.ToolIgnoredCancellation("search", "app.py:12 in search", 1.5),

@@ -21,7 +21,7 @@ from fractal import (
     sync,
     tool,
 )
-from fractal.events import DelegationFinished, DelegationStarted, ModelResponded, Observer
+from fractal.events import DelegationFinished, DelegationStarted, ModelResponded, Observer, ReasoningDelta
 from fractal.testing import EventRecorder, ScriptedModel, answers, record_events
 
 TOP: dict[str, Any] = {"run_id": "top", "parent_id": None, "agent_name": "Top", "depth": 0}
@@ -79,6 +79,7 @@ def recorded(events: Iterable[Event]) -> EventRecorder:
 WELL_FORMED = {
     "nothing": [],
     "a run": [start(TOP), ask(TOP), say(TOP), answered(TOP), end(TOP)],
+    "a text of a hook's own": [start(TOP), say(TOP), end(TOP)],
     "a request without an answer": [start(TOP), ask(TOP), end(TOP)],
     "a delegation": [
         *(start(TOP), begin_call(TOP), delegate(TOP), start(BELOW, "c1"), end(BELOW), delegated(TOP)),
@@ -121,7 +122,7 @@ ILL_FORMED = {
     "its depth is 1": [start(TOP | {"depth": 1})],
     "it says something else of its run": [start(TOP), begin_call(TOP | {"agent_name": "Another"})],
     "its result is that of another run": [start(TOP), end(TOP, run_id="other")],
-    "the model is not being asked": [start(TOP), say(TOP)],
+    "the model is not being asked": [start(TOP), ReasoningDelta(**TOP, text="x")],
     "the model was not asked": [start(TOP), ask(TOP), answered(TOP), answered(TOP)],
 }
 

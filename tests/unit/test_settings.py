@@ -12,6 +12,7 @@ import pytest
 
 from fractal import (
     AgentOptions,
+    Around,
     BaseAgent,
     InvalidArguments,
     Limits,
@@ -33,6 +34,14 @@ def watch(event: object) -> None:
 
 def agree(call: object) -> bool:
     return True
+
+
+async def go_on(ctx: object, call: object, next: Any) -> Any:
+    return await next()
+
+
+async def go_on_and_on(next: Any) -> Any:
+    """Take too little."""
 
 
 def one_each(message: object) -> int:
@@ -60,6 +69,9 @@ VALUES: dict[str, tuple[Any, Any]] = {  # what is given, and how a wrong one loo
     "enable_tracing": (True, "yes"),
     "tracing_output_file": (os.path.abspath("trace.jsonl"), 5),
     "approve": (agree, 3),
+    "around_tool": ((Around(go_on),), go_on_and_on),
+    "around_model": ((Around(go_on, delegates=True),), 3),
+    "guard": ((agree,), [3]),
     "output_type": (int, lambda: 0),
     "output_mode": ("prompt", "aloud"),
     "context_window": (500, 0),
@@ -165,6 +177,8 @@ def test_the_constructor_says_what_is_wrong():
         (("x", "p"), {"base_url": "http://x"}, "OpenAIModel"),
         (("x", "p"), {"tools": [len]}, "add_tool"),
         (("x",), {"instructions": "p"}, "system_prompt="),
+        (("x", "p"), {"middleware": []}, "around_tool="),
+        (("x", "p"), {"input_guardrails": []}, "guard="),
         (("x", "p"), {"temprature": 1}, "did you mean temperature="),
     ]
     for kind in KINDS:
