@@ -18,6 +18,7 @@ __all__ = [
     "clean_text",
     "described",
     "escaped",
+    "in_brief",
     "is_a",
     "kind_of",
     "log_line",
@@ -147,6 +148,11 @@ def escaped(text: str) -> str:
 def log_line(text: str) -> str:
     r"""Text as one line of a log: as `escaped`, and `\n` stands for the end of a line."""
     return escaped(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def in_brief(value: object, longest: int = 120) -> str:
+    """The `repr` of a value in one line, for errors."""
+    return one_line(repr_of(value), longest)
 
 
 def one_line(text: str, longest: int = 200) -> str:

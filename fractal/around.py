@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fractal._copies import copied, is_untouched
-from fractal._engine.hooks import is_plain
-from fractal._functions.callables import described, is_async
+from fractal._functions.callables import described, is_async, is_plain
 from fractal._texts import repr_of
 from fractal.errors import InvalidArguments
 

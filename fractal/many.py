@@ -30,10 +30,10 @@ from fractal._concurrency.feed_block import FeedBlock
 from fractal._concurrency.grace import settled
 from fractal._concurrency.scopes import single_error
 from fractal._engine.below import Place, place_here
-from fractal._engine.hooks import is_plain
 from fractal._engine.loop import conduct, converse
 from fractal._engine.observers import note_unused
 from fractal._engine.overrides import override_of
+from fractal._functions.callables import is_plain
 from fractal._json import is_mapping
 from fractal._log import log
 from fractal._texts import described, repr_of

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, Generic, Protocol, Self, TypeVar, get_args, overload
 
 from fractal._answers.output import OutputMemory, OutputMode, output_for
@@ -15,12 +13,11 @@ from fractal._engine.around import checked_around, checked_guards
 from fractal._engine.hooks import Hook
 from fractal._engine.observers import checked_observers
 from fractal._engine.pricing import Prices
+from fractal._engine.request_fields import REQUEST_FIELDS, is_named
 from fractal._engine.window import checked_compact, checked_counter, checked_window
-from fractal._json import is_mapping
-from fractal._texts import one_line, repr_of
+from fractal._texts import in_brief
 from fractal.errors import InvalidArguments
 from fractal.limits import Limits, SharedBudget
-from fractal.model import ModelSettings
 from fractal.models.openai import model_for
 
 __all__ = [
@@ -33,7 +30,6 @@ __all__ = [
     "checked_mode",
     "checked_retries",
     "checked_timeout",
-    "shown",
 ]
 
 Given = TypeVar("Given")
@@ -99,67 +95,36 @@ class Setting(Generic[Given, Held]):
         return made
 
 
-def shown(value: object) -> str:
-    """A value for an error, short."""
-    return one_line(repr_of(value), 120)
-
-
 # ---- what each setting may be
 
 
 def _name(value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise InvalidArguments(f"name={shown(value)}: give the agent a name")
+        raise InvalidArguments(f"name={in_brief(value)}: give the agent a name")
     return value
 
 
 def _system_prompt(value: Any) -> Any:
     if not isinstance(value, str) and not callable(value):
-        raise InvalidArguments(f"system_prompt={shown(value)}: give text, or a function that returns it")
+        raise InvalidArguments(f"system_prompt={in_brief(value)}: give text, or a function that returns it")
     return value
 
 
 def _model(value: object) -> str:
     if value is not None and not isinstance(value, str):
-        raise InvalidArguments(f"model={shown(value)}: give the model's name; clients and models go to client=")
+        raise InvalidArguments(f"model={in_brief(value)}: give the model's name; clients and models go to client=")
     return value or os.environ.get("OPENAI_MODEL") or DEFAULT_MODEL
 
 
-def _temperature(value: Any) -> Any:
-    if value is not None and (not is_number(value) or not 0 <= value < math.inf):
-        raise InvalidArguments(f"temperature={shown(value)}: give a number from 0 up, or None")
-    return value
-
-
-def _max_tokens(value: Any) -> Any:
-    if value is not None and not is_count(value, 1):
-        raise InvalidArguments(f"max_tokens={shown(value)}: give a whole number from 1 up, or None")
-    return value
-
-
-def _reasoning_effort(value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise InvalidArguments(f'reasoning_effort={shown(value)}: give text, such as "low", or None')
-    return value
-
-
-def _extra_body(value: Any) -> Mapping[str, Any]:
-    if value is not None and not _is_named(value):
-        raise InvalidArguments(f'extra_body={shown(value)}: give a dict of fields, such as {{"top_p": 0.5}}, or None')
-    fields = MappingProxyType[str, Any](dict(value or {}))  # what is put into it later would be put into runs under way
-    ModelSettings(extra=fields)  # which fields are the agent's own
-    return fields
-
-
 def _system_context(value: Any) -> dict[str, object]:
-    if value is not None and not _is_named(value):
-        raise InvalidArguments(f"system_context={shown(value)}: give a dict of names to values, or None")
+    if value is not None and not is_named(value):
+        raise InvalidArguments(f"system_context={in_brief(value)}: give a dict of names to values, or None")
     return dict(value or {})
 
 
 def _enable_tracing(value: object) -> bool | None:
     if value is not None and not isinstance(value, bool):
-        raise InvalidArguments(f"enable_tracing={shown(value)}: give True or False, or None")
+        raise InvalidArguments(f"enable_tracing={in_brief(value)}: give True or False, or None")
     return value
 
 
@@ -169,7 +134,7 @@ def _tracing_output_file(file: Any) -> str | None:
     try:
         return os.path.abspath(os.fsdecode(file))  # now: the program may go elsewhere
     except (TypeError, ValueError):
-        raise InvalidArguments(f"tracing_output_file={shown(file)}: give a path, or None for no file") from None
+        raise InvalidArguments(f"tracing_output_file={in_brief(file)}: give a path, or None for no file") from None
 
 
 def _approve(value: Any) -> Any:
@@ -192,7 +157,7 @@ def checked_limits(limits: Any) -> Limits:
     if limits is None:
         return Limits()
     if not isinstance(limits, Limits):
-        raise InvalidArguments(f"limits={shown(limits)}: give Limits(…), or None")
+        raise InvalidArguments(f"limits={in_brief(limits)}: give Limits(…), or None")
     return limits
 
 
@@ -203,7 +168,7 @@ def checked_timeout(timeout: Any) -> float | None:
         InvalidArguments: It is no number from 0 up, nor None.
     """
     if timeout is not None and (not is_number(timeout) or not timeout >= 0):
-        raise InvalidArguments(f"timeout={shown(timeout)}: give seconds from 0 up, or None for no limit")
+        raise InvalidArguments(f"timeout={in_brief(timeout)}: give seconds from 0 up, or None for no limit")
     seconds: float | None = timeout
     return seconds
 
@@ -215,7 +180,7 @@ def checked_retries(retries: Any) -> int:
         InvalidArguments: It is no whole number from 0 up.
     """
     if not is_count(retries, 0):
-        raise InvalidArguments(f"max_retries={shown(retries)}: give a whole number from 0 up")
+        raise InvalidArguments(f"max_retries={in_brief(retries)}: give a whole number from 0 up")
     number: int = retries
     return number
 
@@ -228,7 +193,7 @@ def checked_mode(mode: Any) -> OutputMode:
     """
     modes = get_args(OutputMode)
     if mode not in modes:
-        raise InvalidArguments(f"output_mode={shown(mode)}: give one of {', '.join(map(repr, modes))}")
+        raise InvalidArguments(f"output_mode={in_brief(mode)}: give one of {', '.join(map(repr, modes))}")
     known: OutputMode = mode
     return known
 
@@ -240,7 +205,7 @@ def checked_budget(budget: Any) -> SharedBudget | None:
         InvalidArguments: It is no `SharedBudget`, nor None.
     """
     if budget is not None and not isinstance(budget, SharedBudget):
-        raise InvalidArguments(f"budget={shown(budget)}: give a SharedBudget(…), or None")
+        raise InvalidArguments(f"budget={in_brief(budget)}: give a SharedBudget(…), or None")
     return budget
 
 
@@ -251,19 +216,12 @@ def _prices(table: Any) -> Mapping[str, Any] | None:
     return dict(table)
 
 
-def _is_named(value: Any) -> bool:
-    return is_mapping(value) and all(isinstance(key, str) for key in value)
-
-
 SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "name": _name,
     "system_prompt": _system_prompt,
     "model": _model,
     "client": lambda client: client,
-    "temperature": _temperature,
-    "max_tokens": _max_tokens,
-    "reasoning_effort": _reasoning_effort,
-    "extra_body": _extra_body,
+    **REQUEST_FIELDS,
     "limits": checked_limits,
     "timeout": checked_timeout,
     "max_retries": lambda retries: checked_retries(3 if retries is None else retries),

@@ -7,9 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Never, overload
 
 from fractal._agent.core import AnyAgent, core_of
-from fractal._agent.settings import Setting, shown
+from fractal._agent.settings import Setting
 from fractal._engine.around import Guards, Hooks
-from fractal._texts import kind_of
+from fractal._texts import in_brief, kind_of
 from fractal.around import Around, AroundHook, Guard
 from fractal.errors import InvalidArguments
 from fractal.toolkit import AgentToolkit
@@ -142,4 +142,4 @@ def checked_tools(toolkit: Any) -> Iterable[Callable[..., Any] | Tool]:
     if kind_of(toolkit) in (list, tuple):
         functions: list[Callable[..., Any]] = [*toolkit]
         return functions
-    raise InvalidArguments(f"toolkit={shown(toolkit)}: give AgentToolkit(function, …), or a list of functions")
+    raise InvalidArguments(f"toolkit={in_brief(toolkit)}: give AgentToolkit(function, …), or a list of functions")

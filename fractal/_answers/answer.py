@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, NamedTuple, cast
 
 from fractal._answers.output import (
     WRAPPER,
@@ -21,11 +21,17 @@ from fractal.errors import InvalidOutput, StatusError
 from fractal.model import ToolSchemas
 from fractal.toolkit import Tool, ToolOptions
 
-if TYPE_CHECKING:
-    from fractal._engine.hooks import Hook
-    from fractal._engine.run import Run
+__all__ = ["Answer", "AnswerSettings", "Offer"]
 
-__all__ = ["Answer", "AnswerSettings"]
+Validator = Callable[[Any, Any, Callable[[str], object]], Awaitable[Any]]
+"""Takes an answer, the run's context, and who is told of what is odd; gives another answer, or None."""
+
+
+class Offer(NamedTuple):
+    """What a request offers: tools that the model may call, and what it is told of them."""
+
+    tools: Mapping[str, Tool]
+    schemas: ToolSchemas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +47,7 @@ class AnswerSettings:
 
     type: OutputType | None
     mode: OutputMode
-    validators: tuple[Hook, ...]
+    validators: tuple[Validator, ...]
     memory: OutputMemory
 
 
@@ -50,19 +56,33 @@ class Answer:
 
     Args:
         settings: What it shall be.
-        run: The run.
+        own: What the run offers of its own.
+        model_name: Name of the model at the endpoint.
+        max_retries: Times that the model may answer again.
+        context: Makes the context that validators get.
+        warn: Told of what is odd.
 
     Attributes:
+        offer: What the run offers, with the tool that takes the answer if that is the way.
         type: What it shall be a value of; None for text.
         tool_name: The tool that takes it, when it is asked for in that way.
     """
 
-    def __init__(self, settings: AnswerSettings, run: Run) -> None:
-        self._settings, self._run = settings, run
+    def __init__(
+        self,
+        settings: AnswerSettings,
+        own: Offer,
+        *,
+        model_name: str,
+        max_retries: int,
+        context: Callable[[], Any],
+        warn: Callable[[str], object],
+    ) -> None:
+        self._settings, self._own, self.offer = settings, own, own
+        self._max_retries, self._context, self._warn = max_retries, context, warn
         self.type = settings.type
-        self._plan = OutputPlan(settings.mode, run.settings.model_name, settings.memory) if settings.type else None
-        self.tool_name = free_tool_name(run.tools)
-        self._own_tools, self._own_schemas = run.tools, run.tool_schemas
+        self._plan = OutputPlan(settings.mode, model_name, settings.memory) if settings.type else None
+        self.tool_name = free_tool_name(own.tools)
         self._rejected = 0
         self._is_forced = False  # the next reply has to call the tool
         self._can_be_forced = True
@@ -123,7 +143,7 @@ class Answer:
             AnswerRejected: A validator does not want it.
         """
         for validator in self._settings.validators:
-            other = await validator(answer, self._run.hook_context(), self._run.warn)
+            other = await validator(answer, self._context(), self._warn)
             answer = other if other is not None else answer
         return answer
 
@@ -137,7 +157,7 @@ class Answer:
             InvalidOutput: It has been told often enough.
         """
         self._rejected += 1
-        if self._rejected > self._run.settings.max_retries:
+        if self._rejected > self._max_retries:
             raise InvalidOutput(self._rejected, fault, text)
         if self.type is None or self._plan is None:
             return f"The answer was not accepted: {fault}. Give the whole answer again."
@@ -149,12 +169,10 @@ class Answer:
         return self._plan is not None and self._plan.way == "tool"
 
     def _offer(self) -> None:
-        """Offer the run's tools, and the one that takes the answer if that is the way."""
-        run = self._run
-        run.tools, run.tool_schemas = self._own_tools, self._own_schemas
+        self.offer = own = self._own
         if self.type is not None and self._is_tool_way():
-            run.tools = {**self._own_tools, self.tool_name: self._tool(self.type)}
-            run.tool_schemas = self._own_schemas.plus(self._schema_of_tool())
+            tools = {**own.tools, self.tool_name: self._tool(self.type)}
+            self.offer = Offer(tools, own.schemas.plus(self._schema_of_tool()))
 
     def _schema_of_tool(self) -> ToolSchemas:
         assert self.type is not None

@@ -6,13 +6,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from fractal._agent.settings import SETTINGS
 from fractal._engine.around import awaited_or_joined
 from fractal._engine.ask import ask, first_request
 from fractal._engine.below import place_here
 from fractal._engine.guards import ask_guarded
 from fractal._engine.hooks import call_user
 from fractal._engine.overrides import is_tool_schema
+from fractal._engine.request_fields import REQUEST_FIELDS
 from fractal._json import is_list
 from fractal._texts import name_of, one_line, repr_of
 from fractal.around import PendingRequest, Shown, is_changed
@@ -279,5 +279,5 @@ _CHECKS = {
     "system": _system,
     "messages": _messages,
     "tools": _tools,
-    **{name: SETTINGS[name] for name in _OF_SETTINGS},
+    **REQUEST_FIELDS,
 }

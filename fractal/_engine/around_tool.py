@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Inside = Callable[[Call], Awaitable[ToolResult]]
     """Brings a call inside of another to its outcome."""
 
-__all__ = ["go_around", "take_answer"]
+__all__ = ["Inside", "go_around", "take_answer"]
 
 
 async def go_around(call: Call, inside: Inside) -> None:

@@ -7,7 +7,7 @@ import random
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
@@ -25,8 +25,8 @@ from fractal.prices import MONEY
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-    from fractal._engine.around_model import RequestChange
     from fractal._engine.run import Run
+    from fractal.messages import Transcript
     from fractal.model import ToolSchemas
 
 __all__ = ["ask", "first_request"]
@@ -41,7 +41,23 @@ _CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb for English text; corrected
 _CLOSING_WORDS = "Time is nearly up. Give your final answer now, with what you know: there is no time to look for more."
 
 
-async def ask(run: Run, change: RequestChange | None = None) -> Reply:
+class Change(Protocol):
+    """What hooks have changed about a request.
+
+    Attributes:
+        messages: The conversation that is sent in place of the run's, or None.
+        was_shown: Whether a piece of a reply has reached the reader of a stream.
+    """
+
+    messages: Transcript | None
+    was_shown: bool
+
+    def applied(self, request: ModelRequest, /) -> ModelRequest:
+        """A request with the changes."""
+        ...
+
+
+async def ask(run: Run, change: Change | None = None) -> Reply:
     """Ask the run's model, again if that may help.
 
     Args:
@@ -98,7 +114,7 @@ class _Question:
 
     __slots__ = ("_asked", "_change", "_first", "_left", "_money", "_pauses", "_run", "_scope", "attempt", "was_shown")
 
-    def __init__(self, run: Run, attempt: int, change: RequestChange | None = None) -> None:
+    def __init__(self, run: Run, attempt: int, change: Change | None = None) -> None:
         self._run, self.attempt, self._change = run, attempt, change
         self._scope: anyio.CancelScope | None = None  # there is one where its own time is limited
         self._pauses, self._left = 0, math.inf

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fractal._concurrency.background import Background, Joinable, end_all, task_here
 from fractal._concurrency.current import current_run
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import anyio
     from anyio.lowlevel import EventLoopToken
 
-    from fractal._engine.run import Run
 
 __all__ = ["Below", "Errand", "Place", "place_here", "place_of"]
 
@@ -91,6 +90,21 @@ class Below:
         return {task: facts for task, facts in tasks.items() if key in (None, facts[0])}
 
 
+class Above(Protocol):
+    """A run, as far as what is begun below it goes."""
+
+    token: EventLoopToken
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be a part of it any more."""
+        ...
+
+    def note_below(self, task: Joinable, *, is_reached: bool) -> None:
+        """Note what the current task begins."""
+        ...
+
+
 class Place:
     """Where something is begun: in the task that a run works in, in another that knows of a run, or outside of any.
 
@@ -101,7 +115,7 @@ class Place:
 
     __slots__ = ("is_enclosed", "run")
 
-    def __init__(self, run: Run | None, *, is_enclosed: bool) -> None:
+    def __init__(self, run: Any, *, is_enclosed: bool) -> None:
         self.run, self.is_enclosed = run, is_enclosed
 
     async def do(
@@ -159,7 +173,7 @@ class Errand(Joinable):
 
     __slots__ = ("_cancel",)
 
-    def __init__(self, run: Run, cancel: Callable[[], object]) -> None:
+    def __init__(self, run: Above, cancel: Callable[[], object]) -> None:
         super().__init__(run.token)
         self._cancel = cancel
         run.note_below(self, is_reached=False)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any
 
 import anyio
 
@@ -22,7 +21,7 @@ from fractal._texts import name_of, repr_of
 from fractal.context import RunContext, is_context
 from fractal.errors import InvalidArguments
 
-__all__ = ["Hook", "Warn", "call_user", "is_plain"]
+__all__ = ["Hook", "Warn", "call_user"]
 
 Warn = Callable[[str], object]
 """Told what a user should know."""
@@ -103,25 +102,6 @@ async def _call(
             return await answered(timed(function(*arguments, **by_name), name, warn), name)
         await settled(in_thread(), name)
         return await answered(answers[0], name) if inspect.isawaitable(answers[0]) else answers[0]
-
-
-def is_plain(function: Callable[..., Any]) -> bool:
-    """Whether a function has done all it does when it returns: it is neither async nor a generator, in any form."""
-    inner: Any = function
-    while isinstance(inner, functools.partial):
-        inner = cast("Any", inner.func)
-    forms = [inner] if inspect.isroutine(inner) else [inner, cast("Any", type(inner)).__call__]
-    return not any(map(_is_lazy, forms))
-
-
-def _is_lazy(form: Any) -> bool:
-    try:
-        return any(is_lazy(form) for is_lazy in _LAZY)
-    except Exception:  # it asks a user's object for attributes
-        return False
-
-
-_LAZY = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
 
 
 def _parameters(function: Callable[..., Any], what: str) -> tuple[list[inspect.Parameter], str | None]:

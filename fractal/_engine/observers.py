@@ -9,21 +9,17 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import BuiltinMethodType, MethodType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 
 from fractal._concurrency.stall import is_guarded, watched
-from fractal._engine.hooks import is_plain
-from fractal._functions.callables import is_async
+from fractal._functions.callables import is_async, is_plain
 from fractal._log import log
 from fractal._texts import is_a, log_line, name_of, repr_of, str_of, type_name
 from fractal._told import shown
 from fractal.errors import InvalidArguments
 from fractal.events import Event, Observer, RunEvent, RunObserver
-
-if TYPE_CHECKING:
-    from fractal._engine.run import Run
 
 __all__ = [
     "Brief",
@@ -132,7 +128,14 @@ _NOT_THEIRS = re.compile(  # what frames a request, or says who asks: connection
 )
 
 
-async def let_finish(run: Run, work: Awaitable[T]) -> T:
+class _Observed(Protocol):
+    """A run, as far as its observers' last moment goes."""
+
+    run_id: str
+    own_companions: tuple[RunObserver, ...]
+
+
+async def let_finish(run: _Observed, work: Awaitable[T]) -> T:
     """Do the work of a run, and let its observers finish what they have begun for it, however the work ends.
 
     Args:

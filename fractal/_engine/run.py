@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import anyio
 from anyio.lowlevel import checkpoint, current_token
 
-from fractal._answers.answer import Answer, AnswerSettings
+from fractal._answers.answer import Answer, AnswerSettings, Offer
 from fractal._concurrency.background import current_task_of
 from fractal._concurrency.current import current_call, current_run
 from fractal._concurrency.feed import Inlet
@@ -40,12 +40,10 @@ from fractal.results import AgentResult, ToolResult, Usage
 
 if TYPE_CHECKING:
     from fractal._concurrency.background import Joinable
-    from fractal._engine.call import Call
     from fractal._engine.hooks import Hook, Warn
-    from fractal._engine.overrides import Offered
     from fractal.messages import Message, Transcript
     from fractal.model import Model, ModelSettings, ToolSchemas
-    from fractal.toolkit import AgentToolkit, Tool
+    from fractal.toolkit import Tool
 
 __all__ = ["Run", "RunSettings", "run_watchers"]
 
@@ -57,6 +55,36 @@ _A_TURN = 0.1
 
 _is_full = attrgetter("is_full")
 _FAILURES = frozenset(get_args(StopReason)) - SUCCESSES
+
+
+class _Toolkit(Protocol):
+    """Tools on offer, as far as a run looks at them."""
+
+    @property
+    def tools(self) -> Mapping[str, Tool]:
+        """The tools by name."""
+        ...
+
+    def schemas(self) -> ToolSchemas:
+        """What the model is told of them."""
+        ...
+
+
+class _OpenCall(Protocol):
+    """A tool call at work, as far as its run looks at it."""
+
+    bound: Any
+    is_out_of_grace: bool
+    key: str
+    task: object
+
+    def follow(self) -> object:
+        """Have the time that the run has now."""
+        ...
+
+    def stop(self, now: float, /) -> object:
+        """Be cut, with the run."""
+        ...
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
@@ -90,7 +118,7 @@ class RunSettings:
     model: Model
     model_name: str
     model_settings: ModelSettings
-    toolkit: AgentToolkit | Offered
+    toolkit: _Toolkit
     system_prompt: Callable[[RunContext[Any], Warn], Awaitable[str]]
     limits: Limits
     timeout: float | None
@@ -127,6 +155,7 @@ class Run:
         "_effective_deadline",
         "_identity",
         "_observers",
+        "_offer",
         "_own_deadline",
         "_task",
         "_was_closing",
@@ -163,8 +192,6 @@ class Run:
         "system",
         "token",
         "tool_results",
-        "tool_schemas",
-        "tools",
         "transcript",
         "twins",
         "waited_for",
@@ -175,7 +202,7 @@ class Run:
     def __init__(self, settings: RunSettings, transcript: Transcript) -> None:
         self._join_loop()
         self.place = place = place_of(self.current_task())
-        parent = place.run
+        parent: Run | None = place.run
         self.settings, self.agent, self.transcript, self.parent = settings, settings.agent, transcript, parent
         self.twins: Twins = parent.twins if parent else Twins()
         self.run_id = os.urandom(16).hex()
@@ -188,10 +215,9 @@ class Run:
         self.approve: Hook | None = settings.approve or (parent.approve if parent else None)
         self.budget: Budget = Budget(self.limits, parent.budget if parent else None, settings.budgets)
         self.prices: Prices | None = settings.prices or (parent.prices if parent else prices_of_library())
-        self.tools: Mapping[str, Tool] = settings.toolkit.tools
+        own = Offer(settings.toolkit.tools, settings.toolkit.schemas())
         self.offered: frozenset[str] | None = None  # names, where a hook has changed what one request offers
-        self.tool_schemas: ToolSchemas = settings.toolkit.schemas()
-        self.answer = Answer(settings.answer, self) if settings.answer is not None else None
+        self._offer, self.answer = own, self._answer_of(settings, own) if settings.answer is not None else None
         self.window = (
             WindowView(settings.window, transcript, context=self.hook_context, warn=self.warn)
             if settings.window
@@ -216,7 +242,7 @@ class Run:
         }
         self._depth_limit: float = self.depth + (self.limits.max_depth or 0)
         self.result: AgentResult | None = None
-        self.open_calls: dict[str, Call] = {}  # of tools that are at work
+        self.open_calls: dict[str, _OpenCall] = {}  # of tools that are at work
         self._task: object = None
         self.below = Below()
         self._begun_by: str | None = None  # the call of the run above
@@ -241,10 +267,31 @@ class Run:
         self._was_closing = False
         self.waited_for: str | None = None  # what it was waiting for when its time was over
 
+    def _answer_of(self, settings: RunSettings, own: Offer) -> Answer:
+        assert settings.answer is not None
+        return Answer(
+            settings.answer,
+            own,
+            model_name=settings.model_name,
+            max_retries=settings.max_retries,
+            context=self.hook_context,
+            warn=self.warn,
+        )
+
     @property
     def task_name(self) -> str:
         """What to call its task."""
         return f"fractal run {self.run_id[:8]} of {self.settings.agent_name}"
+
+    @property
+    def tools(self) -> Mapping[str, Tool]:
+        """The tools that the model may call, by name."""
+        return (self._offer if self.answer is None else self.answer.offer).tools
+
+    @property
+    def tool_schemas(self) -> ToolSchemas:
+        """What the model is told of them."""
+        return (self._offer if self.answer is None else self.answer.offer).schemas
 
     @property
     def grace(self) -> float:
@@ -305,7 +352,7 @@ class Run:
         current_run.set(self)
         current_call.set(None)  # what this run's own functions start is begun by none of the calls above it
 
-    def open_call(self) -> Call | None:
+    def open_call(self) -> _OpenCall | None:
         """The tool call of this run that the current task works for, unless that has ended."""
         key = current_call.get()
         return self.open_calls.get(key) if key is not None else None

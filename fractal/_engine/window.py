@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from fractal._checks import is_count
-from fractal._engine.hooks import Hook, is_plain
+from fractal._engine.hooks import Hook
+from fractal._functions.callables import is_plain
 from fractal._json import decode, encode, is_list, is_mapping
 from fractal._texts import described, repr_of
 from fractal.errors import ContextWindowExceeded, FractalError, InvalidArguments, UnexpectedError

@@ -10,7 +10,7 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from fractal._texts import kind_of
 
@@ -24,6 +24,7 @@ __all__ = [
     "is_async",
     "is_async_generator",
     "is_object",
+    "is_plain",
     "layers",
     "name_of",
     "path_of",
@@ -100,6 +101,25 @@ def receiver_of(function: Any) -> Any:
 def is_async(function: Any) -> bool:
     """Whether calling a function, a partial or method of one, or a callable object gives something to await."""
     return any(map(inspect.iscoroutinefunction, _called_functions(function)))
+
+
+def is_plain(function: Callable[..., Any]) -> bool:
+    """Whether a function has done all it does when it returns: it is neither async nor a generator, in any form."""
+    inner: Any = function
+    while isinstance(inner, functools.partial):
+        inner = cast("Any", inner.func)
+    forms = [inner] if inspect.isroutine(inner) else [inner, cast("Any", type(inner)).__call__]
+    return not any(map(_is_lazy, forms))
+
+
+def _is_lazy(form: Any) -> bool:
+    try:
+        return any(is_lazy(form) for is_lazy in _LAZY)
+    except Exception:  # it asks a user's object for attributes
+        return False
+
+
+_LAZY = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
 
 
 def is_async_generator(function: Any) -> bool:
