@@ -1,7 +1,7 @@
 """What the examples share: without a key, an endpoint on this machine answers in place of a real one."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Turn:
 
 
 @contextmanager
-def endpoint(model: Callable[[Turn], AnswerLike]) -> Iterator[None]:
+def endpoint(model: Callable[[Turn], AnswerLike]) -> Generator[None]:
     """Use the endpoint that OPENAI_API_KEY or OPENAI_BASE_URL stand for; if neither is set, have `model` answer."""
     if os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL"):
         yield

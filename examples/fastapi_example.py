@@ -10,7 +10,7 @@ curl -d '{"article": "bolts"}' -H 'content-type: application/json' http://127.0.
 
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -76,7 +76,7 @@ agent = Shop()  # nothing is opened, and no key is looked for, before the first 
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     with endpoint(model):
         async with agent:  # at shutdown: close its connections
             yield

@@ -44,22 +44,22 @@ def adds_up(invoice: Invoice) -> None:
 async def main() -> None:
     print("An invoice; the first answer does not add up, and goes back to the model:")
     result = await clerk.run(ORDER)
-    invoice: Invoice = result.raise_for_error().content
+    invoice = result.raise_for_error().content
     for line in invoice.lines:
         print(f"  {line.pieces} x {line.article}, {line.price:.2f}")
     print(f"  {invoice.customer} pays {invoice.total:.2f} euros ({result.usage.requests} requests)")
 
     print("\nOne run may ask for something else: a list, or one word of some.")
-    result = await clerk.run(f"Which articles? {ORDER}", output_type=list[str])
-    print(f"  {result.content}")
-    result = await clerk.run(f"What is this? {ORDER}", output_type=Literal["order", "complaint", "praise"])
-    print(f"  {result.content!r}")
+    articles = await clerk.run(f"Which articles? {ORDER}", output_type=list[str])
+    print(f"  {articles.content}")
+    kind = await clerk.run(f"What is this? {ORDER}", output_type=Literal["order", "complaint", "praise"])
+    print(f"  {kind.content!r}")
 
     print("\nAn object as it is written; what has not come yet is None:")
     seen = 0
     async with clerk.stream(ORDER) as stream:
         async for so_far in stream.partial():
-            lines = so_far.lines or []
+            lines: list[Line] = so_far.lines or []
             if len(lines) > seen:
                 seen = len(lines)
                 print(f"  {seen} line(s), total {so_far.total}")

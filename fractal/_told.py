@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 from fractal._json import jsonable
 from fractal._texts import clean_text, repr_of, str_of, text_by
 
-__all__ = ["AnyMessage", "AnyObject", "Count", "Text", "Told", "portable", "shown"]
+__all__ = ["AnyMessage", "AnyObject", "AsJson", "Count", "Text", "Told", "portable", "shown"]
 
 
 def _read_text(value: object) -> object:
@@ -26,13 +26,16 @@ def _written_count(count: int) -> int:
 
 _HIGHEST = 2**63 - 1  # readers of JSON take no number of any length
 
-AnyObject = Annotated[Any, PlainSerializer(jsonable, when_used="json")]
+AsJson = PlainSerializer(jsonable, when_used="json")
+"""In JSON, whatever it is takes the form it has there."""
+
+AnyObject = Annotated[Any, AsJson]
 """Any Python object, kept as it is; in JSON it takes the form it has there."""
 
 Text = Annotated[str, BeforeValidator(_read_text), PlainSerializer(_written_text, return_type=str, when_used="json")]
 """Text that somebody else may have written: lone surrogates in it, which JSON cannot carry, are replaced."""
 
-AnyMessage = Annotated[dict[Text, Any], PlainSerializer(jsonable, when_used="json")]
+AnyMessage = Annotated[dict[Text, Any], AsJson]
 """A chat message, whatever is in it."""
 
 Count = Annotated[int, PlainSerializer(_written_count, return_type=int, when_used="json")]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Never, Self, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Never, Self, SupportsIndex, TypeVar, overload
 
 from anyio.lowlevel import RunVar
-from typing_extensions import Unpack
+from typing_extensions import TypeForm, Unpack
 
 from fractal._agent import verbs
 from fractal._agent.card import card
 from fractal._agent.clones import clone, deep_clone, no_pickle
-from fractal._agent.constructor import constructor, known_setting, take_settings
+from fractal._agent.constructor import answers_of, constructor, known_setting, take_settings
 from fractal._agent.core import AgentCore, core_of
 from fractal._agent.settings import Setting
 from fractal._agent.tools import AroundSetting, GuardSetting, ToolkitSetting, checked_tools
@@ -23,8 +23,9 @@ from fractal._engine.overrides import check_overrides, verb
 from fractal._engine.window import Compact, TokenCounter
 from fractal.delegation import delegate_tool, run_delegate
 from fractal.limits import Limits, SharedBudget
-from fractal.options import RunBounds, RunOptions
+from fractal.options import PlainAgentOptions, PlainBounds, RunBounds, RunOptions
 from fractal.prompt import SystemPrompt
+from fractal.results import Content, Content_co
 from fractal.streaming import DEFAULT_BUFFER, RunStream
 from fractal.toolkit import AgentToolkit
 
@@ -44,7 +45,7 @@ __all__ = ["AgentDefinition", "BaseAgent", "RunBounds", "RunOptions", "SystemPro
 Validator = TypeVar("Validator", bound=Callable[..., Any])
 
 
-class AgentDefinition:
+class AgentDefinition(Generic[Content_co]):
     """What an agent is, apart from how it is called: `BaseAgent` awaits, `fractal.sync.BaseAgent` blocks.
 
     One object serves any number of runs at once, from any event loop and thread: no run changes it. Its settings are
@@ -143,6 +144,30 @@ class AgentDefinition:
         take_settings(cls)
         check_overrides(cls)
 
+    @overload
+    def __init__(
+        self: AgentDefinition[Any],
+        name: str,
+        system_prompt: SystemPrompt,
+        model: str | None = None,
+        client: Any = None,
+        *,
+        output_type: None = None,
+        **settings: Unpack[PlainAgentOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        name: str,
+        system_prompt: SystemPrompt,
+        model: str | None = None,
+        client: Any = None,
+        *,
+        output_type: TypeForm[Content_co],
+        **settings: Unpack[PlainAgentOptions],
+    ) -> None: ...
+
     @constructor
     def __init__(
         self,
@@ -214,6 +239,13 @@ class AgentDefinition:
         """What the agent's runs did, if they are traced; else None."""
         return core_of(self).tracing()
 
+    def __set_form(self, form: object) -> None:
+        if self.output_type is None and (answers := answers_of(form)) is not None:
+            self.output_type = answers
+
+    __orig_class__ = property(None, __set_form)
+    """Is set by `typing`: `BaseAgent[Order](…)` says the output type."""
+
     def add_tool(
         self,
         function: Callable[..., Any],
@@ -263,7 +295,7 @@ class AgentDefinition:
 
     def register_delegate(
         self,
-        agent: AgentDefinition,
+        agent: AgentDefinition[Any],
         tool_name: str | None = None,
         description: str | None = None,
         parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -319,7 +351,7 @@ class AgentDefinition:
 
     def register_agent(
         self,
-        agent: AgentDefinition,
+        agent: AgentDefinition[Any],
         tool_name: str | None = None,
         description: str | None = None,
         parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -407,7 +439,7 @@ for _name, _method in vars(AgentDefinition).items():
         _method.__qualname__ = f"BaseAgent.{_name}"
 
 
-class BaseAgent(AgentDefinition):
+class BaseAgent(AgentDefinition[Content_co]):
     """An agent for code that awaits, on asyncio and on trio.
 
     Use it directly and add tools, or subclass it and decorate methods. All arguments are those of
@@ -427,6 +459,30 @@ class BaseAgent(AgentDefinition):
         ['forecast']
     """
 
+    @overload
+    async def run(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        output_type: None = None,
+        **options: Unpack[PlainBounds],
+    ) -> AgentResult[Content_co]: ...
+
+    @overload
+    async def run(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        output_type: TypeForm[Content],
+        **options: Unpack[PlainBounds],
+    ) -> AgentResult[Content]: ...
+
     @verb
     async def run(
         self,
@@ -435,7 +491,7 @@ class BaseAgent(AgentDefinition):
         max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[RunBounds],
-    ) -> AgentResult:
+    ) -> AgentResult[Any]:
         """Answer one input.
 
         The agent keeps nothing of it: go on with `messages=result.messages`. When the call returns, raises or is
@@ -467,6 +523,30 @@ class BaseAgent(AgentDefinition):
             self, user_input, max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options
         )
 
+    @overload
+    async def __call__(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        output_type: None = None,
+        **options: Unpack[PlainBounds],
+    ) -> AgentResult[Content_co]: ...
+
+    @overload
+    async def __call__(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        output_type: TypeForm[Content],
+        **options: Unpack[PlainBounds],
+    ) -> AgentResult[Content]: ...
+
     async def __call__(
         self,
         user_input: object,
@@ -474,9 +554,34 @@ class BaseAgent(AgentDefinition):
         max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[RunBounds],
-    ) -> AgentResult:
+    ) -> AgentResult[Any]:
         """Answer one input; the same as `run`."""
-        return await self.run(user_input, max_iterations, max_retries, messages, **options)
+        result: AgentResult[Any] = await self.run(user_input, max_iterations, max_retries, messages, **options)
+        return result
+
+    @overload
+    def run_sync(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        output_type: None = None,
+        **options: Unpack[PlainBounds],
+    ) -> AgentResult[Content_co]: ...
+
+    @overload
+    def run_sync(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        output_type: TypeForm[Content],
+        **options: Unpack[PlainBounds],
+    ) -> AgentResult[Content]: ...
 
     def run_sync(
         self,
@@ -485,7 +590,7 @@ class BaseAgent(AgentDefinition):
         max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[RunBounds],
-    ) -> AgentResult:
+    ) -> AgentResult[Any]:
         """Answer one input, blocking: `fractal.sync.run` for whoever has only the agent. Arguments as in `run`."""
         from fractal import sync
 
@@ -498,6 +603,32 @@ class BaseAgent(AgentDefinition):
             **options,
         )
 
+    @overload
+    def stream(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        buffer: int = DEFAULT_BUFFER,
+        output_type: None = None,
+        **options: Unpack[PlainBounds],
+    ) -> RunStream[Content_co]: ...
+
+    @overload
+    def stream(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        buffer: int = DEFAULT_BUFFER,
+        output_type: TypeForm[Content],
+        **options: Unpack[PlainBounds],
+    ) -> RunStream[Content]: ...
+
     @verb
     def stream(
         self,
@@ -508,7 +639,7 @@ class BaseAgent(AgentDefinition):
         *,
         buffer: int = DEFAULT_BUFFER,
         **options: Unpack[RunBounds],
-    ) -> RunStream:
+    ) -> RunStream[Any]:
         """Answer one input, and watch it happen: the run of `run`, as its events.
 
         Args:
@@ -558,7 +689,7 @@ class BaseAgent(AgentDefinition):
         """
         return await verbs.call_tool(self, tool_name, arguments)
 
-    async def call_agent(self, other: AgentDefinition, query: object) -> AgentResult:
+    async def call_agent(self, other: AgentDefinition[Content], query: object) -> AgentResult[Content]:
         """Ask another agent; inside a tool it is a child of the run, with its deadline, budget and trace.
 
         Args:

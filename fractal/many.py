@@ -16,11 +16,11 @@ from collections.abc import (
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, cast, overload
 
 import anyio
 from pydantic import BaseModel
-from typing_extensions import Unpack
+from typing_extensions import TypeForm, TypeVar, Unpack
 
 from fractal._agent import verbs
 from fractal._checks import is_count
@@ -40,6 +40,7 @@ from fractal._texts import described, repr_of
 from fractal._views.progress import Progress, html_of, shown
 from fractal.agent import AgentDefinition
 from fractal.errors import InvalidArguments
+from fractal.results import Content, Content_co
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -47,9 +48,13 @@ if TYPE_CHECKING:
     from fractal._engine.run import Run
     from fractal.agent import RunOptions
     from fractal.errors import RunError
+    from fractal.options import PlainOptions
     from fractal.results import AgentResult
 
 __all__ = ["BatchItem", "BatchStream", "OnError", "Progress", "run_many", "stream_many"]
+
+Answer = TypeVar("Answer", default=Any)
+"""What the answers of a batch have to be."""
 
 DEFAULT_CONCURRENCY = 8
 """Runs at a time."""
@@ -65,7 +70,7 @@ OnError = Literal["collect", "fail_fast"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchItem:
+class BatchItem(Generic[Content_co]):
     """One input and its result.
 
     Attributes:
@@ -81,7 +86,7 @@ class BatchItem:
 
     index: int
     input: Any
-    result: AgentResult
+    result: AgentResult[Content_co]
 
     def _repr_html_(self) -> str:
         from fractal._html import line, of_result
@@ -89,15 +94,41 @@ class BatchItem:
         return of_result(self.result, f"{self.index}: {line(self.input)} → ")
 
 
+@overload
 async def run_many(
-    agent: AgentDefinition,
+    agent: AgentDefinition[Content],
+    inputs: Iterable[object] | AsyncIterable[object],
+    *,
+    max_concurrency: int = DEFAULT_CONCURRENCY,
+    on_error: OnError = "collect",
+    progress: bool | Callable[[Progress], object] | None = None,
+    output_type: None = None,
+    **options: Unpack[PlainOptions],
+) -> list[AgentResult[Content]]: ...
+
+
+@overload
+async def run_many(
+    agent: AgentDefinition[Any],
+    inputs: Iterable[object] | AsyncIterable[object],
+    *,
+    max_concurrency: int = DEFAULT_CONCURRENCY,
+    on_error: OnError = "collect",
+    progress: bool | Callable[[Progress], object] | None = None,
+    output_type: TypeForm[Content],
+    **options: Unpack[PlainOptions],
+) -> list[AgentResult[Content]]: ...
+
+
+async def run_many(
+    agent: AgentDefinition[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     on_error: OnError = "collect",
     progress: bool | Callable[[Progress], object] | None = None,
     **options: Unpack[RunOptions],
-) -> list[AgentResult]:
+) -> list[AgentResult[Any]]:
     """Answer many inputs, so many at a time, and give all results at the end.
 
     An input is taken only when there is room for its run, so a generator may be of any length. What comes from it is
@@ -129,9 +160,9 @@ async def run_many(
     """
     on_progress = None if isinstance(progress, bool) else progress
     batch = _Batch(agent, inputs, max_concurrency, on_error, options, on_progress)
-    results: dict[int, AgentResult] = {}
+    results: dict[int, AgentResult[Any]] = {}
 
-    def keep(item: BatchItem) -> None:
+    def keep(item: BatchItem[Any]) -> None:
         results[item.index] = item.result
 
     async def work() -> None:
@@ -142,15 +173,41 @@ async def run_many(
     return [results[index] for index in range(len(results))]
 
 
+@overload
 def stream_many(
-    agent: AgentDefinition,
+    agent: AgentDefinition[Content],
+    inputs: Iterable[object] | AsyncIterable[object],
+    *,
+    max_concurrency: int = DEFAULT_CONCURRENCY,
+    buffer: int = DEFAULT_BUFFER,
+    on_error: OnError = "collect",
+    output_type: None = None,
+    **options: Unpack[PlainOptions],
+) -> BatchStream[Content]: ...
+
+
+@overload
+def stream_many(
+    agent: AgentDefinition[Any],
+    inputs: Iterable[object] | AsyncIterable[object],
+    *,
+    max_concurrency: int = DEFAULT_CONCURRENCY,
+    buffer: int = DEFAULT_BUFFER,
+    on_error: OnError = "collect",
+    output_type: TypeForm[Content],
+    **options: Unpack[PlainOptions],
+) -> BatchStream[Content]: ...
+
+
+def stream_many(
+    agent: AgentDefinition[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     buffer: int = DEFAULT_BUFFER,
     on_error: OnError = "collect",
     **options: Unpack[RunOptions],
-) -> BatchStream:
+) -> BatchStream[Any]:
     """Answer many inputs, so many at a time, and give each result when it is there.
 
     Inputs are taken as by `run_many`, and no faster than results are read: memory holds what is under way and what
@@ -182,7 +239,7 @@ def stream_many(
     return BatchStream(_Batch(agent, inputs, max_concurrency, on_error, options), buffer)
 
 
-class BatchStream(FeedBlock[BatchItem]):
+class BatchStream(FeedBlock[BatchItem[Answer]], Generic[Answer]):
     """Runs of one agent on many inputs, as they end; an async context manager that `stream_many` makes.
 
     Iterate it for a `BatchItem` for each input, in the order in which the runs end. Leaving the block, in whatever way,
@@ -206,7 +263,7 @@ class BatchStream(FeedBlock[BatchItem]):
         self._places = batch.max_concurrency + buffer
         self._room: anyio.Semaphore | None = None
 
-    def _start(self, feed: Feed[BatchItem]) -> Background[None]:
+    def _start(self, feed: Feed[BatchItem[Answer]]) -> Background[None]:
         room = self._room = anyio.Semaphore(self._places)
         batch = self._batch
         batch.check_options()
@@ -232,7 +289,7 @@ class BatchStream(FeedBlock[BatchItem]):
         """How far the batch is; runs whose result waits to be read have ended."""
         return self._batch.progress
 
-    async def __anext__(self) -> BatchItem:
+    async def __anext__(self) -> BatchItem[Answer]:
         """The next run that has ended.
 
         Raises:
@@ -256,7 +313,7 @@ class _Batch:
 
     def __init__(
         self,
-        agent: AgentDefinition,
+        agent: AgentDefinition[Any],
         inputs: Iterable[object] | AsyncIterable[object],
         max_concurrency: int,
         on_error: OnError,
@@ -289,7 +346,7 @@ class _Batch:
         """Have a wrong option told before an input comes."""
         verbs.check(self._agent, **self._options)
 
-    async def run(self, deliver: Callable[[BatchItem], None]) -> None:
+    async def run(self, deliver: Callable[[BatchItem[Any]], None]) -> None:
         """Take the inputs to their end, as `go`, in a task of its own.
 
         Raises:
@@ -308,7 +365,7 @@ class _Batch:
         for run in self._runs:
             run.has_until(deadline)
 
-    async def go(self, deliver: Callable[[BatchItem], None], room: anyio.Semaphore | None = None) -> None:
+    async def go(self, deliver: Callable[[BatchItem[Any]], None], room: anyio.Semaphore | None = None) -> None:
         """Take the inputs to their end.
 
         Args:
@@ -330,7 +387,7 @@ class _Batch:
         if self._error is not None:
             raise self._error
 
-    async def _begin_runs(self, deliver: Callable[[BatchItem], None], room: anyio.Semaphore | None) -> None:
+    async def _begin_runs(self, deliver: Callable[[BatchItem[Any]], None], room: anyio.Semaphore | None) -> None:
         index = 0
         async with _source(self._inputs) as take:
             while True:
@@ -343,7 +400,7 @@ class _Batch:
                 self._group.start_soon(self._run, index, user_input, deliver)
                 index += 1
 
-    async def _run(self, index: int, user_input: object, deliver: Callable[[BatchItem], None]) -> None:
+    async def _run(self, index: int, user_input: object, deliver: Callable[[BatchItem[Any]], None]) -> None:
         with self._errors_end_it():
             self._running += 1
             try:
@@ -359,7 +416,7 @@ class _Batch:
             self._tell_progress()
             self._slots.release()
 
-    async def _result(self, user_input: object) -> AgentResult:
+    async def _result(self, user_input: object) -> AgentResult[Any]:
         if override_of(self._agent, "run") is not None:
             return await verbs.result_of(self._agent, user_input, **self._options)
         run = verbs.begin(self._agent, user_input, **self._options)

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from fractal.prices import Price
     from fractal.toolkit import AgentToolkit
 
-__all__ = ["RUN_OPTIONS", "AgentOptions", "RunBounds", "RunOptions"]
+__all__ = ["RUN_OPTIONS", "AgentOptions", "PlainAgentOptions", "PlainBounds", "PlainOptions", "RunBounds", "RunOptions"]
 
 
-class RunBounds(TypedDict, total=False):
-    """What bounds one run and what its tools find; keyword arguments of every verb that starts one.
+class PlainBounds(TypedDict, total=False):
+    """What bounds one run and what its tools find, whatever its answer has to be.
 
     Attributes:
         timeout: Seconds the run may take. None or left out: the agent's own.
@@ -32,8 +32,6 @@ class RunBounds(TypedDict, total=False):
         around_tool: Hooks around each tool call, inside of the agent's: a function or a list of them.
         around_model: Hooks around each request to the model, inside of the agent's.
         guard: Who may stop the run while its model is asked first, beside the agent's: a function or a list.
-        output_type: What the answer has to be. None or left out: the agent's; `str` for text after all. The agent's
-            output validators are for its own type alone.
         output_mode: How the model is made to give such an answer. None or left out: the agent's.
         budget: A budget that this run, with all below it, shares with others; besides the agent's.
     """
@@ -46,12 +44,22 @@ class RunBounds(TypedDict, total=False):
     around_tool: AroundHook | Sequence[AroundHook | Around] | None
     around_model: AroundHook | Sequence[AroundHook | Around] | None
     guard: Guard | Sequence[Guard] | None
-    output_type: Any
     output_mode: OutputMode | None
 
 
-class RunOptions(RunBounds, total=False):
-    """All options of one run, the same for every verb that starts one.
+class RunBounds(PlainBounds, total=False):
+    """What bounds one run, what its tools find and what its answer has to be; for every verb that starts one.
+
+    Attributes:
+        output_type: What the answer has to be. None or left out: the agent's; `str` for text after all. The agent's
+            output validators are for its own type alone.
+    """
+
+    output_type: Any
+
+
+class PlainOptions(PlainBounds, total=False):
+    """The options of one run, whatever its answer has to be.
 
     Attributes:
         max_iterations: Turns: a reply and the tool calls it asks for. None or left out: the agent's limit, or 10.
@@ -64,26 +72,16 @@ class RunOptions(RunBounds, total=False):
     messages: Sequence[Mapping[str, Any]] | None
 
 
+class RunOptions(RunBounds, PlainOptions, total=False):
+    """All options of one run, the same for every verb that starts one."""
+
+
 RUN_OPTIONS = frozenset(RunOptions.__annotations__)
 
 
-class AgentOptions(TypedDict, total=False):
-    """All that `BaseAgent(…)` takes besides `name` and `system_prompt`; for `__init__` methods that pass it on.
+class PlainAgentOptions(TypedDict, total=False):
+    """What `BaseAgent(…)` takes by name alone, whatever its answers have to be."""
 
-    The arguments of `BaseAgent` say what each is.
-
-    Example:
-        >>> from typing_extensions import Unpack
-        >>> from fractal import AgentOptions, BaseAgent
-        >>> class Weather(BaseAgent):
-        ...     def __init__(self, **options: Unpack[AgentOptions]) -> None:
-        ...         super().__init__("Weather", "You know the weather.", **options)
-        >>> Weather(temperature=0.2).temperature
-        0.2
-    """
-
-    model: str | None
-    client: Any
     toolkit: AgentToolkit | None
     temperature: float | None
     max_tokens: int | None
@@ -100,10 +98,29 @@ class AgentOptions(TypedDict, total=False):
     around_tool: AroundHook | Sequence[AroundHook | Around] | None
     around_model: AroundHook | Sequence[AroundHook | Around] | None
     guard: Guard | Sequence[Guard] | None
-    output_type: Any
     output_mode: OutputMode
     context_window: int | None
     count_tokens: TokenCounter | None
     compact: Compact | None
     prices: Mapping[str, Price] | None
     budget: SharedBudget | None
+
+
+class AgentOptions(PlainAgentOptions, total=False):
+    """All that `BaseAgent(…)` takes besides `name` and `system_prompt`; for `__init__` methods that pass it on.
+
+    The arguments of `BaseAgent` say what each is.
+
+    Example:
+        >>> from typing_extensions import Unpack
+        >>> from fractal import AgentOptions, BaseAgent
+        >>> class Weather(BaseAgent):
+        ...     def __init__(self, **options: Unpack[AgentOptions]) -> None:
+        ...         super().__init__("Weather", "You know the weather.", **options)
+        >>> Weather(temperature=0.2).temperature
+        0.2
+    """
+
+    model: str | None
+    client: Any
+    output_type: Any

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from typing_extensions import TypeVar
 
 from fractal._json import is_list
 from fractal._stored import complete_call, complete_run, without_nulls
 from fractal._texts import clean_text, str_of
-from fractal._told import AnyMessage, AnyObject, Count, Text, Told, shown
+from fractal._told import AnyMessage, AnyObject, AsJson, Count, Text, Told, shown
 from fractal.errors import RunError, StopReason
 
 __all__ = ["AgentResult", "AgentReturnPart", "Outcome", "ToolResult", "ToolReturnPart", "Usage"]
@@ -26,6 +27,14 @@ on, in a worker thread or, with `Limits(on_stubborn="raise")`, in a task. `skipp
 required approval and got none.
 """
 
+
+Content = TypeVar("Content")
+"""What the answer of one run has to be."""
+
+Content_co = TypeVar("Content_co", covariant=True, default=Any)
+"""What answers have to be, where a type checker can know it: the `output_type`."""
+
+_NONE: Any = None
 
 _LONGEST_TRANSCRIPT = 1000
 
@@ -141,16 +150,19 @@ class ToolResult(_Made):
         return self._exception
 
 
-class AgentResult(_Made):
+class AgentResult(_Made, Generic[Content_co]):
     """How a run ended, with all it did; the same for every way it can end.
+
+    For type checkers `AgentResult[Order]` has an `Order` as its content: what a run with that `output_type` gives, if
+    it succeeds and no tool with `terminate=True` ends it. For Python and pydantic it is `AgentResult` itself.
 
     Example:
         >>> AgentResult(content="hi", agent_name="Greeter").success
         True
     """
 
-    content: AnyObject = Field(
-        default=None,
+    content: Annotated[Content_co, AsJson] = Field(
+        default=_NONE,
         description="The answer: text, or what a terminating tool returned. After a failure the reason as text.",
     )
     agent_name: Text = Field(description="Name of the agent that ran.")
@@ -180,8 +192,14 @@ class AgentResult(_Made):
 
     _exception: RunError | None = PrivateAttr(default=None)
 
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, _content: Any) -> type[Self]:
+            """The class itself: pydantic would make another one, which no result that a run gives is of."""
+            return cls
+
     @model_validator(mode="after")
-    def _share_messages(self) -> AgentResult:
+    def _share_messages(self) -> Self:
         if "messages" in self.metadata:
             if not self.messages and is_list(self.metadata["messages"]):
                 self.messages = self.metadata["messages"]
@@ -189,7 +207,7 @@ class AgentResult(_Made):
         return self
 
     @model_validator(mode="after")
-    def _complete(self) -> AgentResult:
+    def _complete(self) -> Self:
         complete_run(self)
         return self
 
@@ -207,7 +225,7 @@ class AgentResult(_Made):
             self._exception.result = self
         return self._exception
 
-    def raise_for_error(self) -> AgentResult:
+    def raise_for_error(self) -> Self:
         """Raise what went wrong, if something did.
 
         Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic
 
 from fractal._concurrency.background import Background
 from fractal._concurrency.feed import Feed
@@ -12,6 +12,7 @@ from fractal._engine.loop import conduct, converse
 from fractal._engine.overrides import Adoption, adopting
 from fractal.errors import InvalidArguments, RunCancelled
 from fractal.events import Event, TextDelta
+from fractal.results import Content_co
 
 if TYPE_CHECKING:
     from fractal._answers.partial import Partials, PartialStream
@@ -24,7 +25,7 @@ DEFAULT_BUFFER = 64
 """Events that may wait for their reader."""
 
 
-class RunStream(FeedBlock[Event]):
+class RunStream(FeedBlock[Event], Generic[Content_co]):
     """A run as its events, while it happens; an async context manager that an agent's `stream` makes.
 
     Iterate it for events, or `text()` for the answer alone. The run goes no faster than it is read: when `buffer`
@@ -54,7 +55,7 @@ class RunStream(FeedBlock[Event]):
         begin: Callable[[], Run],
         buffer: int = DEFAULT_BUFFER,
         *,
-        through: Callable[[], Awaitable[AgentResult]] | None = None,
+        through: Callable[[], Awaitable[AgentResult[Content_co]]] | None = None,
         prepare: Callable[[Run], None] | None = None,
     ) -> None:
         """Make it.
@@ -68,7 +69,7 @@ class RunStream(FeedBlock[Event]):
         super().__init__(buffer)
         self._begin, self._through, self._prepare = begin, through, prepare
         self._run: Run | None = None
-        self._returned: AgentResult | None = None  # by the agent's own `run`
+        self._returned: AgentResult[Content_co] | None = None  # by the agent's own `run`
         self._ids: set[str] = set()
 
     def _start(self, feed: Feed[Event]) -> Background[None]:
@@ -94,7 +95,7 @@ class RunStream(FeedBlock[Event]):
             run.parent.note_below(task, is_reached=run.place.is_enclosed)
         return task
 
-    async def _ask(self, ask: Callable[[], Awaitable[AgentResult]], first: Run, feed: Feed[Event]) -> None:
+    async def _ask(self, ask: Callable[[], Awaitable[AgentResult[Content_co]]], first: Run, feed: Feed[Event]) -> None:
         """Call the agent's own `run`, and stream each run that it begins; the result is what it returns."""
 
         def take(run: Run) -> None:
@@ -184,7 +185,7 @@ class RunStream(FeedBlock[Event]):
 
         return Partials(self.run_id, answer.type, answer.tool_name)
 
-    async def result(self) -> AgentResult:
+    async def result(self) -> AgentResult[Content_co]:
         """How the run ended.
 
         Inside the block this lets the run go on to its end, dropping the events that nobody has read. After the block
@@ -203,7 +204,7 @@ class RunStream(FeedBlock[Event]):
         return self._returned or self._begun.result or self._begun.fail(RunCancelled())
 
     @property
-    def ended(self) -> AgentResult | None:
+    def ended(self) -> AgentResult[Content_co] | None:
         """How the run ended, once it has, cleanup included; None while it goes on, or if `result` would raise."""
         return (self._returned or self._begun.result) if self.is_settled else None
 
@@ -222,7 +223,7 @@ class RunStream(FeedBlock[Event]):
 class TextStream(AsyncIterator[str]):
     """The text of a run, piece by piece; made by `RunStream.text`."""
 
-    def __init__(self, stream: RunStream) -> None:
+    def __init__(self, stream: RunStream[Any]) -> None:
         self._stream = stream
 
     async def __anext__(self) -> str:

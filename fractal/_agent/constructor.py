@@ -6,13 +6,14 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from fractal._agent.settings import FIXED, SETTINGS, Setting
 from fractal._texts import kind_of
 from fractal.errors import InvalidArguments
+from fractal.results import Content_co
 
-__all__ = ["constructor", "known_setting", "take_settings"]
+__all__ = ["answers_of", "constructor", "known_setting", "take_settings"]
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -94,9 +95,8 @@ def take_settings(kind: type[Any]) -> None:
         InvalidArguments: A method or property of it has the name of a setting.
     """
     for name in (*SETTINGS, "toolkit"):
-        held: list[Any] = [vars(each)[name] for each in kind.__mro__ if name in vars(each)]  # mixins hold some, too
-        above: Setting[Any, Any] = next(filter(_is_setting, held))
-        value: Any = held[0]
+        above = _setting(kind, name)
+        value: Any = next(vars(each)[name] for each in kind.__mro__ if name in vars(each))  # mixins hold some, too
         if value is above:
             continue
         form = kind_of(value)
@@ -106,6 +106,21 @@ def take_settings(kind: type[Any]) -> None:
                 f" yours otherwise. super().__init__({name}=…) and agent.{name} = … give it a value"
             )
         setattr(kind, name, above.with_default(value))
+    for base in vars(kind).get("__orig_bases__", ()):
+        if "output_type" not in vars(kind) and (answers := answers_of(base)) is not None:
+            kind.output_type = _setting(kind, "output_type").with_default(answers)
+
+
+def answers_of(form: object) -> Any:
+    """The output type that `BaseAgent[Order]` says; None for other types, and where it is not said."""
+    arguments = get_args(form)
+    if getattr(get_origin(form), "__parameters__", ()) != (Content_co,) or len(arguments) != 1:
+        return None
+    return None if arguments[0] is Any or isinstance(arguments[0], TypeVar) else arguments[0]
+
+
+def _setting(kind: type[Any], name: str) -> Setting[Any, Any]:
+    return next(vars(each)[name] for each in kind.__mro__ if _is_setting(vars(each).get(name)))
 
 
 def _is_setting(value: object) -> bool:

@@ -13,6 +13,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from typing_extensions import TypeIs
+
 from fractal._texts import described, message_of, type_name
 from fractal.agent import AgentDefinition, BaseAgent
 from fractal.models.openai import OpenAIModel
@@ -119,7 +121,7 @@ def _agents_of(module: ModuleType) -> str:
 
 def _made(path: str, found: object) -> AgentDefinition:
     """The agent that an attribute is, or makes."""
-    if isinstance(found, AgentDefinition):
+    if _is_agent(found):
         return found
     if not callable(found) or _is_other_class(found):
         raise WrongUse(f"{path} is {_kind(found)}, not an agent")
@@ -132,9 +134,13 @@ def _made(path: str, found: object) -> AgentDefinition:
         why = message_of(error)
         raise WrongUse(f"{path} is {_kind(make)} that cannot be called without arguments: {why}") from None
     agent = make()
-    if not isinstance(agent, AgentDefinition):
+    if not _is_agent(agent):
         raise WrongUse(f"{path}() is {_kind(agent)}, not an agent")
     return agent
+
+
+def _is_agent(found: object) -> TypeIs[AgentDefinition]:
+    return isinstance(found, AgentDefinition)
 
 
 def _is_other_class(found: object) -> bool:

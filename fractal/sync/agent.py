@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
-from typing_extensions import Unpack
+from typing_extensions import TypeForm, Unpack
 
 from fractal._agent import verbs
 from fractal._agent.core import core_of
@@ -17,7 +17,8 @@ from fractal._texts import described
 from fractal.agent import AgentDefinition, RunBounds, RunOptions
 from fractal.delegation import run_delegate
 from fractal.errors import RunCancelled
-from fractal.results import AgentResult, ToolResult
+from fractal.options import PlainBounds, PlainOptions
+from fractal.results import AgentResult, Content, Content_co, ToolResult
 from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._entered import Entered, enter
 from fractal.sync._portal import PortalCall, call_blocking, here
@@ -30,17 +31,37 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseAgent", "Handle", "execute_tool", "run", "start"]
 
-Agent = TypeVar("Agent", bound="BaseAgent")
+Agent = TypeVar("Agent", bound="BaseAgent[Any]")
 
 _Entry = tuple[int, Entered[Any]]
 """The thread that has entered an agent, and the block."""
 
 
+@overload
 def run(
-    agent: AgentDefinition,
+    agent: AgentDefinition[Content],
+    user_input: object,
+    *,
+    output_type: None = None,
+    **options: Unpack[PlainOptions],
+) -> AgentResult[Content]: ...
+
+
+@overload
+def run(
+    agent: AgentDefinition[Any],
+    user_input: object,
+    *,
+    output_type: TypeForm[Content],
+    **options: Unpack[PlainOptions],
+) -> AgentResult[Content]: ...
+
+
+def run(
+    agent: AgentDefinition[Any],
     user_input: object,
     **options: Unpack[RunOptions],
-) -> AgentResult:
+) -> AgentResult[Any]:
     """Answer one input, blocking.
 
     Works from any thread, any number at once: they share one event loop and its connections. In a plain `def` tool it
@@ -71,7 +92,7 @@ def run(
     return call_blocking(lambda: verbs.ask(agent, user_input, **options))
 
 
-def execute_tool(agent: AgentDefinition, tool_name: str = "", /, **arguments: Any) -> ToolResult:
+def execute_tool(agent: AgentDefinition[Any], tool_name: str = "", /, **arguments: Any) -> ToolResult:
     """Call one tool of an agent, as the model would, blocking.
 
     Args:
@@ -92,7 +113,7 @@ def execute_tool(agent: AgentDefinition, tool_name: str = "", /, **arguments: An
     return call_blocking(lambda: verbs.use_tool(agent, tool_name, arguments))
 
 
-def _blocking_override(agent: AgentDefinition, name: str) -> Callable[..., Any] | None:
+def _blocking_override(agent: AgentDefinition[Any], name: str) -> Callable[..., Any] | None:
     """What a blocking agent has in the place of a verb: called in the thread of whoever calls it, as that would be."""
     return override_of(agent, name) if core_of(agent).blocks else None
 
@@ -100,11 +121,11 @@ def _blocking_override(agent: AgentDefinition, name: str) -> Callable[..., Any] 
 class _Started:
     """A run, once there is an event loop for it."""
 
-    def __init__(self, agent: AgentDefinition, user_input: object, options: RunOptions) -> None:
+    def __init__(self, agent: AgentDefinition[Any], user_input: object, options: RunOptions) -> None:
         self._agent, self._input, self._options = agent, user_input, options
         self.run: Run | None = None
 
-    async def go(self) -> AgentResult:
+    async def go(self) -> AgentResult[Any]:
         """Make it, and take it to its end."""
         adopting.set(Adoption(self._agent, current_run.get(), self._take))
         return await verbs.ask(self._agent, self._input, **self._options)
@@ -113,15 +134,15 @@ class _Started:
         self.run = run
 
 
-class Handle:
+class Handle(Generic[Content_co]):
     """A run that goes on while its starter does something else; made by `start`, usable from any thread."""
 
-    _call: PortalCall[AgentResult]
+    _call: PortalCall[AgentResult[Content_co]]
     _is_given_out = False
 
     def __init__(
         self,
-        agent: AgentDefinition,
+        agent: AgentDefinition[Any],
         user_input: object,
         **options: Unpack[RunOptions],
     ) -> None:
@@ -144,7 +165,7 @@ class Handle:
     def _repr_html_(self) -> str:
         from fractal._html import card, line, of_result
 
-        result: AgentResult | None = None
+        result: AgentResult[Content_co] | None = None
         if self.done():
             try:
                 result = self.result(0)
@@ -162,7 +183,7 @@ class Handle:
         """Whether the run has ended, cleanup included."""
         return self._call.wait(0)
 
-    def result(self, timeout: float | None = None) -> AgentResult:
+    def result(self, timeout: float | None = None) -> AgentResult[Content_co]:
         """Wait for the run.
 
         Args:
@@ -184,11 +205,31 @@ class Handle:
             raise
 
 
+@overload
 def start(
-    agent: AgentDefinition,
+    agent: AgentDefinition[Content],
+    user_input: object,
+    *,
+    output_type: None = None,
+    **options: Unpack[PlainOptions],
+) -> Handle[Content]: ...
+
+
+@overload
+def start(
+    agent: AgentDefinition[Any],
+    user_input: object,
+    *,
+    output_type: TypeForm[Content],
+    **options: Unpack[PlainOptions],
+) -> Handle[Content]: ...
+
+
+def start(
+    agent: AgentDefinition[Any],
     user_input: object,
     **options: Unpack[RunOptions],
-) -> Handle:
+) -> Handle[Any]:
     """Start a run and return at once.
 
     Args:
@@ -208,7 +249,7 @@ def start(
     return Handle(agent, user_input, **options).give_out()
 
 
-class BaseAgent(AgentDefinition):
+class BaseAgent(AgentDefinition[Content_co]):
     """An agent for code that never awaits: the same class as `fractal.BaseAgent`, with blocking verbs.
 
     All arguments are those of `AgentDefinition`. Its tools may be plain or async, and it can be a delegate of awaiting
@@ -224,6 +265,30 @@ class BaseAgent(AgentDefinition):
         'A'
     """
 
+    @overload
+    def run(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        output_type: None = None,
+        **options: Unpack[PlainBounds],
+    ) -> AgentResult[Content_co]: ...
+
+    @overload
+    def run(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        output_type: TypeForm[Content],
+        **options: Unpack[PlainBounds],
+    ) -> AgentResult[Content]: ...
+
     @verb
     def run(
         self,
@@ -232,16 +297,67 @@ class BaseAgent(AgentDefinition):
         max_retries: int | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[RunBounds],
-    ) -> AgentResult:
+    ) -> AgentResult[Any]:
         """Answer one input, blocking; see `fractal.sync.run`."""
         given = RunOptions(max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options)
         return call_blocking(lambda: verbs.answer(self, user_input, **given))
 
-    def __call__(self, user_input: object, *arguments: Any, **options: Any) -> AgentResult:
+    @overload
+    def __call__(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        output_type: None = None,
+        **options: Unpack[PlainBounds],
+    ) -> AgentResult[Content_co]: ...
+
+    @overload
+    def __call__(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        output_type: TypeForm[Content],
+        **options: Unpack[PlainBounds],
+    ) -> AgentResult[Content]: ...
+
+    def __call__(self, user_input: object, *arguments: Any, **options: Any) -> AgentResult[Any]:
         """Answer one input, blocking; the same as `run`."""
-        return self.run(user_input, *arguments, **options)
+        result: AgentResult[Any] = self.run(user_input, *arguments, **options)
+        return result
 
     run_sync = __call__
+
+    @overload
+    def stream(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        buffer: int = DEFAULT_BUFFER,
+        output_type: None = None,
+        **options: Unpack[PlainBounds],
+    ) -> RunStream[Content_co]: ...
+
+    @overload
+    def stream(
+        self,
+        user_input: object,
+        max_iterations: int | None = None,
+        max_retries: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        buffer: int = DEFAULT_BUFFER,
+        output_type: TypeForm[Content],
+        **options: Unpack[PlainBounds],
+    ) -> RunStream[Content]: ...
 
     @verb
     def stream(
@@ -253,7 +369,7 @@ class BaseAgent(AgentDefinition):
         *,
         buffer: int = DEFAULT_BUFFER,
         **options: Unpack[RunBounds],
-    ) -> RunStream:
+    ) -> RunStream[Any]:
         """Answer one input, and watch it happen, blocking; see `fractal.sync.stream`."""
         given = RunOptions(max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options)
         return RunStream(verbs.open_stream(self, user_input, buffer, **given))
@@ -263,7 +379,7 @@ class BaseAgent(AgentDefinition):
         """Call one registered tool, blocking; see `fractal.sync.execute_tool`."""
         return call_blocking(lambda: verbs.call_tool(self, tool_name, arguments))
 
-    def call_agent(self, other: AgentDefinition, query: object) -> AgentResult:
+    def call_agent(self, other: AgentDefinition[Content], query: object) -> AgentResult[Content]:
         """Ask another agent, blocking; in a plain `def` tool it is a child of the run that called the tool."""
         return call_blocking(lambda: run_delegate(other, query, current_run.get()))
 

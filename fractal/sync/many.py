@@ -3,31 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, overload
 
-from typing_extensions import Unpack
+from typing_extensions import TypeForm, Unpack
 
 import fractal.many
 from fractal.many import DEFAULT_BUFFER, DEFAULT_CONCURRENCY, BatchItem, OnError, Progress
+from fractal.results import Content, Content_co
 from fractal.sync._block import Block
 from fractal.sync._portal import call_blocking
 
 if TYPE_CHECKING:
     from fractal.agent import AgentDefinition, RunOptions
+    from fractal.options import PlainOptions
     from fractal.results import AgentResult
 
 __all__ = ["BatchStream", "run_many", "stream_many"]
 
 
+@overload
 def run_many(
-    agent: AgentDefinition,
+    agent: AgentDefinition[Content],
+    inputs: Iterable[object] | AsyncIterable[object],
+    *,
+    max_concurrency: int = DEFAULT_CONCURRENCY,
+    on_error: OnError = "collect",
+    progress: bool | Callable[[Progress], object] | None = None,
+    output_type: None = None,
+    **options: Unpack[PlainOptions],
+) -> list[AgentResult[Content]]: ...
+
+
+@overload
+def run_many(
+    agent: AgentDefinition[Any],
+    inputs: Iterable[object] | AsyncIterable[object],
+    *,
+    max_concurrency: int = DEFAULT_CONCURRENCY,
+    on_error: OnError = "collect",
+    progress: bool | Callable[[Progress], object] | None = None,
+    output_type: TypeForm[Content],
+    **options: Unpack[PlainOptions],
+) -> list[AgentResult[Content]]: ...
+
+
+def run_many(
+    agent: AgentDefinition[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     on_error: OnError = "collect",
     progress: bool | Callable[[Progress], object] | None = None,
     **options: Unpack[RunOptions],
-) -> list[AgentResult]:
+) -> list[AgentResult[Any]]:
     """Answer many inputs, so many at a time, and give all results at the end, blocking.
 
     Works wherever `run` does. An input is taken only when there is room for its run, in the thread of the event loop.
@@ -63,15 +91,41 @@ def run_many(
     )
 
 
+@overload
 def stream_many(
-    agent: AgentDefinition,
+    agent: AgentDefinition[Content],
+    inputs: Iterable[object] | AsyncIterable[object],
+    *,
+    max_concurrency: int = DEFAULT_CONCURRENCY,
+    buffer: int = DEFAULT_BUFFER,
+    on_error: OnError = "collect",
+    output_type: None = None,
+    **options: Unpack[PlainOptions],
+) -> BatchStream[Content]: ...
+
+
+@overload
+def stream_many(
+    agent: AgentDefinition[Any],
+    inputs: Iterable[object] | AsyncIterable[object],
+    *,
+    max_concurrency: int = DEFAULT_CONCURRENCY,
+    buffer: int = DEFAULT_BUFFER,
+    on_error: OnError = "collect",
+    output_type: TypeForm[Content],
+    **options: Unpack[PlainOptions],
+) -> BatchStream[Content]: ...
+
+
+def stream_many(
+    agent: AgentDefinition[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     buffer: int = DEFAULT_BUFFER,
     on_error: OnError = "collect",
     **options: Unpack[RunOptions],
-) -> BatchStream:
+) -> BatchStream[Any]:
     """Answer many inputs, so many at a time, and give each result when it is there, blocking.
 
     Works wherever `run` does. Inputs are taken no faster than results are read, in the thread of the event loop.
@@ -106,7 +160,7 @@ def stream_many(
     )
 
 
-class BatchStream(Block):
+class BatchStream(Block, Generic[Content_co]):
     """Runs of one agent on many inputs, as they end, for blocking code; made by `stream_many`.
 
     Open it, read it and close it in whatever thread; one opened in a plain `def` tool stays in the tool's thread.
@@ -114,7 +168,7 @@ class BatchStream(Block):
 
     _noun, _entered_by = "batch", "with sync.stream_many(…) as batch:"
 
-    def __init__(self, batch: fractal.many.BatchStream) -> None:
+    def __init__(self, batch: fractal.many.BatchStream[Content_co]) -> None:
         super().__init__(batch)
         self._batch = batch
 
@@ -123,7 +177,7 @@ class BatchStream(Block):
         """How far the batch is; runs whose result waits to be read have ended."""
         return self._batch.progress
 
-    def __next__(self) -> BatchItem:
+    def __next__(self) -> BatchItem[Content_co]:
         """The next run that has ended.
 
         Raises:

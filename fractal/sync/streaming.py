@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, overload
 
-from typing_extensions import Unpack
+from typing_extensions import TypeForm, Unpack
 
 import fractal.streaming
 from fractal._agent import verbs
 from fractal._engine.overrides import override_of, returned_as
 from fractal.events import TextDelta
+from fractal.results import Content, Content_co
 from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._block import Block
 
@@ -20,18 +21,41 @@ if TYPE_CHECKING:
 
     from fractal.agent import AgentDefinition, RunOptions
     from fractal.events import Event
+    from fractal.options import PlainOptions
     from fractal.results import AgentResult
 
 __all__ = ["RunStream", "stream"]
 
 
+@overload
 def stream(
-    agent: AgentDefinition,
+    agent: AgentDefinition[Content],
+    user_input: object,
+    *,
+    buffer: int = DEFAULT_BUFFER,
+    output_type: None = None,
+    **options: Unpack[PlainOptions],
+) -> RunStream[Content]: ...
+
+
+@overload
+def stream(
+    agent: AgentDefinition[Any],
+    user_input: object,
+    *,
+    buffer: int = DEFAULT_BUFFER,
+    output_type: TypeForm[Content],
+    **options: Unpack[PlainOptions],
+) -> RunStream[Content]: ...
+
+
+def stream(
+    agent: AgentDefinition[Any],
     user_input: object,
     *,
     buffer: int = DEFAULT_BUFFER,
     **options: Unpack[RunOptions],
-) -> RunStream:
+) -> RunStream[Any]:
     """Answer one input, and watch it happen, blocking.
 
     Works wherever `run` does. Leaving the block ends the run, also by `break` in a loop that is its last statement,
@@ -56,13 +80,13 @@ def stream(
     if (override := override_of(agent, "stream")) is not None:
         given = {name: value for name, value in options.items() if value is not None}
         made: object = override(user_input, buffer=buffer, **given)
-        if isinstance(made, RunStream):  # of a blocking agent
-            return made
+        if isinstance(made, Block):  # of a blocking agent
+            return returned_as(RunStream, made, agent, "stream")
         return RunStream(returned_as(fractal.streaming.RunStream, made, agent, "stream"))
     return RunStream(verbs.open_stream(agent, user_input, buffer, **options))
 
 
-class RunStream(Block):
+class RunStream(Block, Generic[Content_co]):
     """A run as its events, for blocking code: `fractal.RunStream` without the awaiting; made by `stream`.
 
     Open it, read it and close it in whatever thread; one opened in a plain `def` tool stays in the tool's thread.
@@ -70,7 +94,7 @@ class RunStream(Block):
 
     _noun, _entered_by = "run", "with sync.stream(…) as stream:"
 
-    def __init__(self, stream: fractal.streaming.RunStream) -> None:
+    def __init__(self, stream: fractal.streaming.RunStream[Content_co]) -> None:
         super().__init__(stream)
         self._stream = stream
         self._events: deque[Event] = deque()
@@ -117,7 +141,7 @@ class RunStream(Block):
 
         return (value for event in self if (value := partials.see(event)) is not NOTHING)
 
-    def result(self) -> AgentResult:
+    def result(self) -> AgentResult[Content_co]:
         """How the run ended.
 
         Inside the block this lets the run go on to its end, dropping the events that nobody has read. After the block

@@ -377,3 +377,20 @@ async def test_what_a_run_makes_is_what_validation_would_have_made() -> None:
             assert type(one).model_validate_json(one.model_dump_json()).model_dump() == one.model_dump()
             assert copy.deepcopy(one).model_dump() == one.model_dump()
         assert made.metadata["messages"] is made.messages
+
+
+# ---- the type of the content, which only type checkers know
+
+
+def test_a_result_with_a_type_is_the_same_class():
+    assert AgentResult[Person] is AgentResult
+    result = AgentResult[Person](content=Person(name="Ada"), agent_name="A")
+    assert type(result) is AgentResult
+    assert repr(result).startswith("AgentResult(content=")
+    assert type(pickle.loads(pickle.dumps(result))) is AgentResult
+    assert AgentResult[Person].model_validate_json(result.model_dump_json()).content == {"name": "Ada", "born": None}
+    assert AgentResult.model_json_schema()["properties"]["content"] == {
+        "default": None,
+        "description": "The answer: text, or what a terminating tool returned. After a failure the reason as text.",
+        "title": "Content",
+    }

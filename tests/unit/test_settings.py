@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import anyio
 import pytest
@@ -339,7 +339,7 @@ def test_a_subclass_may_call_its_helpers_by_any_name_that_no_page_knows():
 
 def test_options_of_an_agent_are_those_of_its_constructor():
     parameters = list(inspect.signature(BaseAgent.__init__).parameters.values())[3:]
-    assert [parameter.name for parameter in parameters] == list(AgentOptions.__annotations__)
+    assert {parameter.name for parameter in parameters} == set(AgentOptions.__annotations__)
     assert set(AgentOptions.__annotations__) | {"name", "system_prompt"} == {*SETTINGS, *FIXED, "toolkit"}
 
 
@@ -356,3 +356,39 @@ def test_prices_and_budgets_are_for_constructors_and_leave_the_names_to_users() 
     for wrong in ({"prices": {"m": 1}}, {"budget": 5}):
         with pytest.raises(InvalidArguments, match="give a"):
             BaseAgent("A", "a", **wrong)
+
+
+@pytest.mark.parametrize("kind", [BaseAgent, sync.BaseAgent])
+def test_a_class_of_agents_may_say_its_output_type_in_its_base(kind: Any):
+    class Counts(kind[int]): ...
+
+    class More(Counts): ...
+
+    class Otherwise(kind[int]):
+        output_type = str
+
+    class Unsaid(kind[Any]): ...
+
+    agents = [Counts("A", "p"), More("A", "p"), Otherwise("A", "p"), Unsaid("A", "p"), kind[int]("A", "p")]
+    assert [agent.output_type for agent in agents] == [int, int, str, None, int]
+    assert Counts("A", "p", output_type=float).output_type is float
+    assert kind[int]("A", "p", output_type=float).output_type is float
+    assert kind("A", "p").output_type is None
+
+
+def test_a_generic_class_of_agents_says_nothing_of_its_output_type_by_its_own_parameters():
+    Deps = TypeVar("Deps")
+
+    class Needs(BaseAgent[str], Generic[Deps]): ...
+
+    class Passes(BaseAgent[Deps], Generic[Deps]): ...
+
+    agents = [Needs("A", "p"), Needs[int]("A", "p"), Passes("A", "p"), Passes[int]("A", "p")]
+    assert [agent.output_type for agent in agents] == [str, str, None, None]
+
+
+def test_an_output_type_that_is_only_named_is_refused_like_any_other():
+    class Named(BaseAgent["NoSuchType"]): ...  # type: ignore[name-defined]
+
+    with pytest.raises(InvalidArguments, match="NoSuchType"):
+        Named("A", "p")
