@@ -19,7 +19,7 @@ from fractal._agent.tools import AroundSetting, GuardSetting, ToolkitSetting, ch
 from fractal._answers.output import OutputMode
 from fractal._concurrency.current import current_run
 from fractal._engine.hooks import Hook
-from fractal._engine.overrides import check_overrides, verb
+from fractal._engine.overrides import check_overrides, override_of, verb
 from fractal._engine.window import Compact, TokenCounter
 from fractal.delegation import delegate_tool, run_delegate
 from fractal.limits import Limits, SharedBudget
@@ -665,6 +665,7 @@ class BaseAgent(AgentDefinition[Content_co]):
             self,
             user_input,
             buffer,
+            shows_pieces=override_of(self, "stream") is not None,
             max_iterations=max_iterations,
             max_retries=max_retries,
             messages=messages,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic
 
+from fractal._agent.held_back import HeldBack
 from fractal._concurrency.background import Background
 from fractal._concurrency.feed import Feed
 from fractal._concurrency.feed_block import FeedBlock
@@ -57,6 +58,7 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
         *,
         through: Callable[[], Awaitable[AgentResult[Content_co]]] | None = None,
         prepare: Callable[[Run], None] | None = None,
+        is_held_back: bool = False,
     ) -> None:
         """Make it.
 
@@ -65,9 +67,11 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
             buffer: Events that may wait for the reader.
             through: The agent's own `run`, which begins the run that is streamed; `begin`'s never does, then.
             prepare: Called with that run before it begins.
+            is_held_back: Whether nothing that its model writes is shown until the agent's own `run` has returned.
         """
         super().__init__(buffer)
         self._begin, self._through, self._prepare = begin, through, prepare
+        self._is_held_back = is_held_back
         self._run: Run | None = None
         self._returned: AgentResult[Content_co] | None = None  # by the agent's own `run`
         self._ids: set[str] = set()
@@ -97,13 +101,14 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
 
     async def _ask(self, ask: Callable[[], Awaitable[AgentResult[Content_co]]], first: Run, feed: Feed[Event]) -> None:
         """Call the agent's own `run`, and stream each run that it begins; the result is what it returns."""
+        held_back = HeldBack(feed, self.is_own) if self._is_held_back else None
 
         def take(run: Run) -> None:
             if self._run is first:
                 run.take_id(first.run_id)
             self._run = run
             self._ids.add(run.run_id)
-            run.feeds += (feed,)
+            run.feeds += (held_back or feed,)
             if self._prepare is not None:
                 self._prepare(run)
 
@@ -114,6 +119,8 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
         finally:
             adoption.is_over = True
             adopting.reset(token)
+            if held_back is not None:
+                held_back.let_out(self._returned)
 
     def _cancel_run(self) -> None:
         """Cancel the run that the agent's own `run` has begun, before it takes one more step."""

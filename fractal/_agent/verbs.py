@@ -151,6 +151,7 @@ def open_stream(
     buffer: int,
     *,
     prepare: Callable[[Run], None] | None = None,
+    shows_pieces: bool = False,
     **options: Unpack[RunOptions],
 ) -> RunStream:
     """Make the stream of a run.
@@ -160,6 +161,7 @@ def open_stream(
         user_input: As in `BaseAgent.run`.
         buffer: Events that may wait for the reader.
         prepare: Called with the run before it begins.
+        shows_pieces: Whether to show what the model writes while the agent's own `run`, if it has one, goes on.
         **options: As `RunOptions` describes them.
     """
 
@@ -174,7 +176,7 @@ def open_stream(
         return ask(agent, user_input, **options)
 
     through = asked if override_of(agent, "run") is not None else None
-    return RunStream(made, buffer, through=through, prepare=prepare)
+    return RunStream(made, buffer, through=through, prepare=prepare, is_held_back=not shows_pieces)
 
 
 async def use_tool(agent: object, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:

@@ -111,6 +111,7 @@ _OURS: Any = object()
 
 _CALLED: Mapping[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "run": (("input",), {}, "(user_input, **options)"),
+    "stream": (("input",), {"buffer": 1, "timeout": 1}, "(user_input, *, buffer, **options)"),
     "execute_tool": (("tool",), {"any_name": 1}, "(tool_name, /, **arguments)"),
     "get_tool_schemas": ((), {}, "()"),
 }
@@ -144,8 +145,8 @@ def _check(kind: type[Any], name: str, method: object) -> None:
     function = getattr(kind, name)
     if not callable(function):
         raise InvalidArguments(f"{kind.__name__}.{name} hides the verb {name}: call yours otherwise")
-    if name == "get_tool_schemas" and is_async(function):
-        raise InvalidArguments(f"{kind.__name__}.get_tool_schemas is async, and called where nobody awaits: use def")
+    if name in ("get_tool_schemas", "stream") and is_async(function):
+        raise InvalidArguments(f"{kind.__name__}.{name} is async, and called where nobody awaits: use def")
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):

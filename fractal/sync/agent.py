@@ -372,7 +372,8 @@ class BaseAgent(AgentDefinition[Content_co]):
     ) -> RunStream[Any]:
         """Answer one input, and watch it happen, blocking; see `fractal.sync.stream`."""
         given = RunOptions(max_iterations=max_iterations, max_retries=max_retries, messages=messages, **options)
-        return RunStream(verbs.open_stream(self, user_input, buffer, **given))
+        is_open = override_of(self, "stream") is not None
+        return RunStream(verbs.open_stream(self, user_input, buffer, shows_pieces=is_open, **given))
 
     @verb
     def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> ToolResult:

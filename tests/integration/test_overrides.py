@@ -114,15 +114,17 @@ async def by_stream(agent: Any) -> AgentResult:
     async with agent.stream("x") as stream:
         events = [event async for event in stream]
     assert (events[0].kind, events[0].run_id) == ("run_started", stream.run_id)
+    result = await stream.result()
     assert events[-1].kind == "run_finished"
-    return await stream.result()
+    assert events[-1].result == result
+    return result
 
 
 async def by_blocking_stream(agent: Any) -> AgentResult:
     def read() -> AgentResult:
         with sync.stream(agent, "x") as stream:
             text = "".join(stream.text())
-        assert text == "done"
+        assert text == "audited done"
         return stream.result()
 
     return await in_thread(read)
@@ -410,13 +412,114 @@ async def test_a_stream_of_an_overridden_run_that_asks_twice_or_never():
 
     agent = Often("O", "p", client=ScriptedModel(lambda request: "ok"))
     async with agent.stream("x") as stream:
-        assert [text async for text in stream.text()] == ["ok", "ok"]
+        assert [text async for text in stream.text()] == ["ok"]
     assert (await stream.result()).run_id == stream.run_id
     agent.times = 0
     async with agent.stream("x") as stream:
         assert [event async for event in stream] == []
     assert (await stream.result()).content == "cached"
     assert stream.ended is not None
+
+
+def redacted(base: type[Any], **further: Any) -> Any:
+    """An agent whose own `run` takes a secret out of what it lets out."""
+
+    def clean(result: AgentResult) -> AgentResult:
+        content = result.content
+        clean: Any = content.replace("hunter2", "***") if isinstance(content, str) else "***"
+        return result.model_copy(update={"content": clean, "messages": [], "metadata": {}, "tool_results": []})
+
+    class Redacts(base):  # type: ignore[misc]
+        if base is BaseAgent:
+
+            async def run(self, *arguments: Any, **options: Any) -> AgentResult:
+                return clean(await super().run(*arguments, **options))
+        else:
+
+            def run(self, *arguments: Any, **options: Any) -> AgentResult:
+                return clean(super().run(*arguments, **options))
+
+    for name, value in further.items():
+        setattr(Redacts, name, value)
+    model = ScriptedModel(
+        [answers.calls(answers.call("look"), text="it is hunter2"), answers.text("the word is hunter2")]
+    )
+    agent = Redacts("R", "p", client=model)
+
+    @agent.add_tool
+    def look() -> str:
+        return "looked"
+
+    return agent
+
+
+@pytest.mark.parametrize("base", [BaseAgent, sync.BaseAgent], ids=shown)
+@pytest.mark.parametrize("way", ["events", "text", "taken", "blocking"])
+async def test_a_stream_shows_nothing_that_an_overridden_run_takes_out(base: Any, way: str):
+    agent = redacted(base)
+
+    def read_blocking() -> tuple[str, Any]:
+        with sync.stream(agent, "x", buffer=0) as stream:
+            return repr(list(stream)), stream.result()
+
+    if way == "blocking" or base is sync.BaseAgent:
+        told, result = await in_thread(read_blocking)
+    else:
+        async with agent.stream("x", buffer=0 if way == "taken" else 64) as stream:
+            if way == "text":
+                told = "".join([text async for text in stream.text()])
+                assert told == "the word is ***"
+            elif way == "taken":
+                told = ""
+                while events := await stream.take():
+                    told += repr(events)
+            else:
+                told = repr([event async for event in stream])
+        result = await stream.result()
+    assert "hunter2" not in told
+    assert "***" in told
+    assert way == "text" or "tool_started" in told or "ToolStarted" in told
+    assert result.content == "the word is ***"
+
+
+@pytest.mark.parametrize("base", [BaseAgent, sync.BaseAgent], ids=shown)
+async def test_a_class_that_overrides_run_and_stream_shows_pieces_as_they_come(base: Any):
+    def stream(self: Any, *arguments: Any, **options: Any) -> Any:
+        return base.stream(self, *arguments, **options)
+
+    agent = redacted(base, stream=stream)
+
+    def read() -> list[str]:
+        with sync.stream(agent, "x") as stream:
+            return list(stream.text())
+
+    assert "hunter2" in "".join(await in_thread(read))
+
+
+async def test_an_overridden_run_that_raises_lets_nothing_out():
+    class Raises(BaseAgent):
+        async def run(self, *arguments: Any, **options: Any) -> AgentResult:
+            await super().run(*arguments, **options)
+            raise PermissionError("there was a secret in it")
+
+    events: list[Any] = []
+    async with Raises("R", "p", client=ScriptedModel(["hunter2"])).stream("x") as stream:
+        with pytest.raises(PermissionError):
+            async for event in stream:
+                events.append(event)  # noqa: PERF401 - those before it raises
+    assert "hunter2" not in repr(events)
+    assert [event.kind for event in events if event.kind.startswith("run_")] == ["run_started", "run_finished"]
+
+
+async def test_the_growing_answer_of_an_overridden_run_is_what_it_returns():
+    class Older(BaseAgent):
+        async def run(self, *arguments: Any, **options: Any) -> AgentResult:
+            result = await super().run(*arguments, **options)
+            return result.model_copy(update={"content": [0, *result.content[1:]]})
+
+    agent = Older("O", "p", client=ScriptedModel(['{"result": [42, 7]}']), output_type=list[int])
+    async with agent.stream("x") as stream:
+        assert [value async for value in stream.partial()] == [[0, 7]]
 
 
 async def test_leaving_a_stream_ends_an_overridden_run():
@@ -497,6 +600,8 @@ class Speed(BaseAgent):
         ("execute_tool", lambda self, tool_name, path: 1, "hides the verb execute_tool"),
         ("get_tool_schemas", lambda self, kind: 1, "hides the verb get_tool_schemas"),
         ("get_tools", lambda self: {}, "Override get_tool_schemas"),
+        ("stream", lambda self, user_input: 1, "hides the verb stream"),
+        ("stream", lambda self, speed: speed, "hides the verb stream"),
     ],
     ids=shown,
 )

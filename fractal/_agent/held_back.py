@@ -1,0 +1,71 @@
+"""What a stream shows of runs whose answer the agent's own `run` has still to let out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from fractal._concurrency.feed import Inlet
+from fractal.events import Event, ModelResponded, ReasoningDelta, RunFinished, TextDelta, ToolCallDelta
+from fractal.results import AgentResult
+
+__all__ = ["HeldBack"]
+
+_WRITTEN = (TextDelta, ReasoningDelta, ToolCallDelta, ModelResponded)
+
+
+class HeldBack:
+    """The writers' end of a feed that lets through what happens in runs, and not what their models write.
+
+    Args:
+        inlet: The writers' end of the feed.
+        is_own: Whether a run, by its id, is one that the agent's own `run` has begun.
+    """
+
+    def __init__(self, inlet: Inlet[Event], is_own: Callable[[str], bool]) -> None:
+        self._inlet, self._is_own = inlet, is_own
+        self._finished: RunFinished | None = None
+
+    def put(self, event: Event) -> None:
+        """Hand an event over, unless it tells what has still to be let out."""
+        if not self._is_own(event.run_id):
+            self._inlet.put(event)
+        elif isinstance(event, RunFinished):
+            self.let_out(None)
+            self._finished = event
+        elif not isinstance(event, _WRITTEN):
+            self._inlet.put(event)
+
+    def let_out(self, result: AgentResult[Any] | None) -> None:
+        """Tell the end of the last run.
+
+        Args:
+            result: What the agent's own `run` has returned; None if it has not, or not of that run.
+        """
+        finished, self._finished = self._finished, None
+        if finished is None:
+            return
+        if result is not None and result.success and isinstance(result.content, str):
+            known = {name: getattr(finished, name) for name in ("run_id", "parent_id", "agent_name", "depth")}
+            self._inlet.put(TextDelta(**known, text=result.content))
+        self._inlet.put(replace(finished, result=result or _bare(finished.result)))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for one more."""
+        return self._inlet.is_full
+
+    async def room(self) -> None:
+        """Wait until there is room for one more."""
+        await self._inlet.room()
+
+    def from_afar(self) -> Inlet[Event]:
+        """The same end for writers in another event loop: what they write is of runs below."""
+        return self._inlet.from_afar()
+
+
+def _bare(result: AgentResult[Any]) -> AgentResult[Any]:
+    """A result without anything that a model or a tool has said."""
+    nothing: dict[str, Any] = {"content": None, "messages": [], "tool_results": [], "abandoned": [], "metadata": {}}
+    return result.model_copy(update=nothing)
