@@ -12,9 +12,9 @@ from typing_extensions import TypeForm, Unpack
 from fractal._agent import verbs
 from fractal._agent.card import card
 from fractal._agent.clones import clone, deep_clone, no_pickle
-from fractal._agent.constructor import answers_of, constructor, known_setting, take_settings
+from fractal._agent.constructor import answers_of, check_settings, constructor, known_setting, take_settings
 from fractal._agent.core import AgentCore, core_of
-from fractal._agent.settings import Setting
+from fractal._agent.settings import SETTINGS, Setting
 from fractal._agent.tools import AroundSetting, GuardSetting, ToolkitSetting, checked_tools
 from fractal._answers.output import OutputMode
 from fractal._concurrency.current import current_run
@@ -238,6 +238,13 @@ class AgentDefinition(Generic[Content_co]):
     def tracing(self) -> TracingKit | None:
         """What the agent's runs did, if they are traced; else None."""
         return core_of(self).tracing()
+
+    if not TYPE_CHECKING:  # type checkers would let through any name
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in SETTINGS:
+                check_settings(type(self))
+            super().__setattr__(name, value)
 
     def __set_form(self, form: object) -> None:
         if self.output_type is None and (answers := answers_of(form)) is not None:

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar, cast, get_args, get_origin
 
+from fractal._agent.core import CORE
 from fractal._agent.settings import FIXED, SETTINGS, Setting
-from fractal._texts import kind_of
+from fractal._texts import kind_of, one_line, repr_of
 from fractal.errors import InvalidArguments
 from fractal.results import Content_co
 
-__all__ = ["answers_of", "constructor", "known_setting", "take_settings"]
+__all__ = ["answers_of", "check_settings", "constructor", "known_setting", "take_settings"]
+
+_NAMES = frozenset({*SETTINGS, "toolkit"})
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -52,6 +55,7 @@ def constructor(init: Init) -> Init:
             raise InvalidArguments(
                 f"{kind.__name__} takes {', '.join(positional)} by position, and all else by name, as in timeout=30"
             )
+        check_settings(kind)
         given = dict(zip(positional, arguments, strict=False))
         for name, value in named.items():
             if name in given:
@@ -109,6 +113,28 @@ def take_settings(kind: type[Any]) -> None:
     for base in vars(kind).get("__orig_bases__", ()):
         if "output_type" not in vars(kind) and (answers := answers_of(base)) is not None:
             kind.output_type = _setting(kind, "output_type").with_default(answers)
+
+
+def check_settings(kind: type[Any]) -> None:
+    """Refuse a class of agents of which a setting is hidden by what somebody has given the class later.
+
+    Raises:
+        InvalidArguments: One is; says what to do instead.
+    """
+    seen: set[str] = set()
+    for each in kind.__mro__:
+        held: Mapping[str, Any] = vars(each)
+        if CORE in held:  # the class that has them all
+            return
+        if _NAMES.isdisjoint(held):
+            continue
+        for name in _NAMES.intersection(held) - seen:
+            if not _is_setting(held[name]):
+                raise InvalidArguments(
+                    f"{each.__name__}.{name} = {one_line(repr_of(held[name]), 100)} was said after the class was made,"
+                    f" and hides a setting: say it in the body of the class, or assign it to an agent: agent.{name} = …"
+                )
+            seen.add(name)
 
 
 def answers_of(form: object) -> Any:

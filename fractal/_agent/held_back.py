@@ -27,15 +27,15 @@ class HeldBack:
         self._inlet, self._is_own = inlet, is_own
         self._finished: RunFinished | None = None
 
-    def put(self, event: Event) -> None:
+    def put(self, item: Event) -> None:
         """Hand an event over, unless it tells what has still to be let out."""
-        if not self._is_own(event.run_id):
-            self._inlet.put(event)
-        elif isinstance(event, RunFinished):
+        if not self._is_own(item.run_id):
+            self._inlet.put(item)
+        elif isinstance(item, RunFinished):
             self.let_out(None)
-            self._finished = event
-        elif not isinstance(event, _WRITTEN):
-            self._inlet.put(event)
+            self._finished = item
+        elif not isinstance(item, _WRITTEN):
+            self._inlet.put(item)
 
     def let_out(self, result: AgentResult[Any] | None) -> None:
         """Tell the end of the last run.

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from typing_extensions import Unpack
 
+from fractal._agent.constructor import check_settings
 from fractal._agent.core import core_of
 from fractal._agent.settings import checked_budget, checked_limits, checked_mode, checked_retries, checked_timeout
 from fractal._answers.output import output_for
@@ -226,6 +227,7 @@ def _settings(agent: object, options: RunOptions) -> RunSettings:
     if not options.keys() <= RUN_OPTIONS:
         unknown = sorted(options.keys() - RUN_OPTIONS)
         raise InvalidArguments(f"a run has no options {unknown}, only {sorted(RUN_OPTIONS)}")
+    check_settings(type(agent))
     facts: dict[str, Any] = {**core_of(agent).facts(), "agent": agent, "deps": options.get("deps")}
     facts["system_prompt"] = facts["system_prompt"].now()
     facts["answer"] = _answer_settings(facts["answer"], options.get("output_type"), options.get("output_mode"))

@@ -225,6 +225,7 @@ async def errors(agent: BaseAgent[Order]) -> None:
     await agent.run("x", timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     sync.run(agent, "x", nothing=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     BaseAgent("A", "p", temprature=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    agent.temprature = 1  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     make(temprature=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     PassesOn("Rome", temperature="hot")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert_type(wrong.content, Point)

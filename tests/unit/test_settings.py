@@ -392,3 +392,48 @@ def test_an_output_type_that_is_only_named_is_refused_like_any_other():
 
     with pytest.raises(InvalidArguments, match="NoSuchType"):
         Named("A", "p")
+
+
+def given_later(kind: Any, name: str, value: Any) -> tuple[Any, Any]:
+    """An agent of a class of its own, and that class, which has been given an attribute after the agent was made."""
+
+    class Mine(kind): ...
+
+    class Below(Mine): ...
+
+    agent = Below("A", "p", client=ScriptedModel(["ok"]))
+    setattr(Mine, name, value)
+    return agent, Below
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=shown)
+@pytest.mark.parametrize("name", [*SETTINGS, "toolkit"])
+def test_a_setting_that_a_class_is_given_after_it_was_made_is_refused_wherever_it_would_be_passed_over(
+    kind: Any, name: str
+):
+    agent, made_of = given_later(kind, name, "later")
+    uses: list[Callable[[], object]] = [
+        lambda: sync.run(agent, "x"),
+        lambda: agent.run_sync("x"),
+        lambda: sync.run_many(agent, ["x"]),
+        lambda: sync.stream(agent, "x").__enter__(),
+        lambda: sync.execute_tool(agent, "x"),
+        lambda: agent.replace(temperature=0.5),
+        lambda: setattr(agent, "temperature", 0.5),
+        lambda: made_of("A", "p"),
+    ]
+    for use in uses:
+        with pytest.raises(InvalidArguments, match=f"Mine.{name} = 'later' was said after the class was made"):
+            use()
+    assert vars(agent).keys() == {"_AgentDefinition__core"}
+
+
+def test_what_a_mixin_says_below_what_the_class_says_hides_nothing():
+    class Mixin:
+        temperature = 0.1
+
+    class Mine(Mixin, BaseAgent):
+        model = "gpt"
+
+    agent = Mine("A", "p", client=ScriptedModel(["ok"]))
+    assert (sync.run(agent, "x").content, agent.temperature, agent.model) == ("ok", 0.1, "gpt")
