@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import keyword
 import re
@@ -19,7 +20,7 @@ from fractal._functions.schema import schema_of
 from fractal._json import is_mapping, text_of
 from fractal.errors import DelegateFailed, InvalidArguments
 from fractal.events import DelegationFinished, DelegationStarted
-from fractal.toolkit import DELEGATE, Tool, ToolOptions
+from fractal.toolkit import DELEGATE, FOR_ANOTHER, Tool, ToolOptions
 
 if TYPE_CHECKING:
     from fractal._engine.run import Run
@@ -57,27 +58,37 @@ def delegate_tool(
         raise InvalidArguments(f"description={description!r}: give text, or None")
     name = tool_name or f"delegate_to_{_identifier(delegate.name)}"
     description = description or f"Hand a question to the agent {delegate.name!r} and get its answer."
-    if parameters is None:
-
-        async def ask_one(query: str) -> Any:
-            return await ask_delegate(delegate, query)
-
-        function: Callable[..., Any] = ask_one
-    else:
-        names = _names_of(parameters)
-        signature = inspect.Signature([_parameter(name, names[name], facts) for name, facts in parameters.items()])
-        defaults = {name: facts["default"] for name, facts in parameters.items() if "default" in facts}
-
-        async def ask_structured(**arguments: Any) -> Any:
-            given = {name: arguments[ours] for name, ours in names.items() if ours in arguments}
-            return await ask_delegate(delegate, {**defaults, **given})
-
-        function = ask_structured
-        function.__signature__ = signature  # type: ignore[attr-defined]
-    function.__annotations__.pop("return", None)
-    vars(function)[DELEGATE] = delegate
+    function = _asking(delegate, parameters)
     checked = schema_of(function, name=name, documentation=Documentation(), is_context=lambda _: False)
     return Tool(name, description, function, checked, True, ToolOptions(name=name))
+
+
+def _asking(delegate: AnyAgent, parameters: Mapping[str, Mapping[str, Any]] | None) -> Callable[..., Any]:
+    """A function that asks another agent, and that can be made for one more agent."""
+    function = _asking_one(delegate) if parameters is None else _asking_structured(delegate, parameters)
+    function.__annotations__.pop("return", None)
+    vars(function).update({DELEGATE: delegate, FOR_ANOTHER: functools.partial(_asking, parameters=parameters)})
+    return function
+
+
+def _asking_one(delegate: AnyAgent) -> Callable[..., Any]:
+    async def ask_one(query: str) -> Any:
+        return await ask_delegate(delegate, query)
+
+    return ask_one
+
+
+def _asking_structured(delegate: AnyAgent, parameters: Mapping[str, Mapping[str, Any]]) -> Callable[..., Any]:
+    names = _names_of(parameters)
+    signature = inspect.Signature([_parameter(name, names[name], facts) for name, facts in parameters.items()])
+    defaults = {name: facts["default"] for name, facts in parameters.items() if "default" in facts}
+
+    async def ask_structured(**arguments: Any) -> Any:
+        given = {name: arguments[ours] for name, ours in names.items() if ours in arguments}
+        return await ask_delegate(delegate, {**defaults, **given})
+
+    ask_structured.__signature__ = signature  # type: ignore[attr-defined]
+    return ask_structured
 
 
 async def ask_delegate(delegate: AnyAgent, query: object) -> Any:

@@ -23,13 +23,16 @@ from fractal.context import RunContext, is_context
 from fractal.errors import InvalidArguments, InvalidTool, ToolNameTaken
 from fractal.model import ToolSchemas
 
-__all__ = ["DELEGATE", "AgentToolkit", "Tool", "ToolOptions", "options_of", "tool"]
+__all__ = ["DELEGATE", "FOR_ANOTHER", "AgentToolkit", "Tool", "ToolOptions", "options_of", "tool"]
 
 _FUNCTIONS = (types.FunctionType, staticmethod, classmethod)
 _NOT_CALLED: tuple[type[Any], ...] = (property, functools.cached_property, functools.singledispatchmethod)
 
 DELEGATE = "__fractal_delegate__"
 """Attribute of the function that asks an agent: the agent."""
+
+FOR_ANOTHER = "__fractal_for_another__"
+"""Attribute of the function that asks an agent: makes one that asks another agent in the same way."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from fractal._agent.core import CORE, core_of
 from fractal._engine.hooks import Hook
 from fractal._texts import described, kind_of, type_name
 from fractal.around import Around
+from fractal.toolkit import DELEGATE, FOR_ANOTHER
 
 __all__ = ["clone", "deep_clone", "no_pickle"]
 
@@ -72,13 +73,15 @@ def _state(agent: object) -> dict[str, Any]:
 
 
 def _rebound(old: object, new: object, value: Any) -> Any:
-    """A function that is bound to an agent, bound to another; what is not bound to it as it is."""
+    """A function that is bound to an agent, or asks it, for another one; what is neither as it is."""
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, new) if value.__self__ is old else value
     kind = kind_of(value)
+    marks: Mapping[str, Any] = vars(value) if kind is types.FunctionType else {}
+    if marks.get(DELEGATE) is old:
+        return marks[FOR_ANOTHER](new)
     if kind is functools.partial:
-        function: Any = _rebound(old, new, value.func)
-        return value if function is value.func else functools.partial(function, *value.args, **value.keywords)
+        return _rebound_partial(old, new, value)
     if isinstance(value, Hook):
         function = _rebound(old, new, value.function)
         return value if function is value.function else Hook(function, "output_validator")
@@ -88,3 +91,14 @@ def _rebound(old: object, new: object, value: Any) -> Any:
     if kind is tuple:
         return tuple(_rebound(old, new, each) for each in value)
     return value
+
+
+def _rebound_partial(old: object, new: object, value: functools.partial[Any]) -> Any:
+    function = _rebound(old, new, value.func)
+    is_given = any(each is old for each in (*value.args, *value.keywords.values()))
+    if function is value.func and not is_given:
+        return value
+    named = {name: new if each is old else each for name, each in value.keywords.items()}
+    arguments = [new if each is old else each for each in value.args]
+    made: functools.partial[Any] = functools.partial(function, *arguments, **named)
+    return made

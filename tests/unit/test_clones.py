@@ -156,3 +156,44 @@ async def test_delegates_stay_and_a_copy_can_be_one():
     assert (await above.run("x")).tool_results[0].content == "deep"
     other = BaseAgent("Other", "p", client=ask).register_delegate(copy.deepcopy(below))
     assert (await other.run("x")).tool_results[0].content == "deep"
+
+
+WAYS_TO_COPY: list[Callable[[Any], Any]] = [lambda agent: agent.replace(), copy.copy, copy.deepcopy]
+
+
+@pytest.mark.parametrize("kind", [BaseAgent, sync.BaseAgent], ids=shown)
+@pytest.mark.parametrize("way", WAYS_TO_COPY, ids=["replace", "copy", "deepcopy"])
+@pytest.mark.parametrize("parameters", [None, {"max-rows": {"type": "int", "default": 3}}], ids=["a query", "fields"])
+async def test_a_copy_that_is_its_own_delegate_asks_itself(
+    kind: Any, way: Callable[[Any], Any], parameters: dict[str, Any] | None
+):
+    arguments = {"query": "deeper"} if parameters is None else {"max-rows": 7}
+    model = ScriptedModel([answers.call("ask", arguments), "below", "above"])
+    agent = kind("A", "the original", client=model)
+    agent.register_delegate(agent, "ask", parameters=parameters)
+    copied = way(agent)
+    copied.system_prompt = "the copy"
+    if kind is BaseAgent:
+        result = await copied.run("x")
+    else:
+        result = await anyio.to_thread.run_sync(lambda: copied.run("x"))
+    assert result.content == "above"
+    assert [request["messages"][0]["content"] for request in model.requests] == ["the copy"] * 3
+    assert copied.get_tool_schemas() == agent.get_tool_schemas()
+    copied.register_delegate(copied, "ask", parameters=parameters)  # the same once more is nothing
+    assert len(agent.get_tools()) == len(copied.get_tools()) == 1
+
+
+@pytest.mark.parametrize("way", WAYS_TO_COPY, ids=["replace", "copy", "deepcopy"])
+def test_a_copy_has_delegates_that_are_others_and_functions_that_were_given_the_agent(way: Callable[[Any], Any]):
+    def whose(agent: Any, mark: str, *, by: Any = None) -> str:
+        return f"{agent.name} {by.name} {mark}"
+
+    other = BaseAgent("Other", "o", client=ScriptedModel(["from the other"]))
+    agent = BaseAgent("A", "a", client=ScriptedModel([])).register_delegate(other, "ask")
+    agent.add_tool(functools.partial(whose, agent, by=agent), name="whose")
+    copied = way(agent)
+    copied.name = "B"
+    assert sync.execute_tool(copied, "ask", query="x").content == "from the other"
+    assert sync.execute_tool(copied, "whose", mark="!").content == "B B !"
+    assert sync.execute_tool(agent, "whose", mark="!").content == "A A !"
