@@ -9,7 +9,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Never, cast
 from weakref import WeakKeyDictionary
 
 from fractal._concurrency.gates import Gate
@@ -33,6 +33,13 @@ DELEGATE = "__fractal_delegate__"
 
 FOR_ANOTHER = "__fractal_for_another__"
 """Attribute of the function that asks an agent: makes one that asks another agent in the same way."""
+
+_OF_AGENTS = {
+    "execute_tool": "an agent calls tools: BaseAgent(…, toolkit=…), then await agent.execute_tool(…)",
+    "register_delegate": "agents are tools of an agent: agent.register_delegate(other)",
+    "register_agent": "agents are tools of an agent: agent.register_delegate(other)",
+}
+"""What toolkits of the older framework did, and where it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,13 @@ class AgentToolkit:
     def __keep(self, **values: object) -> None:
         for name, value in values.items():
             object.__setattr__(self, f"_AgentToolkit__{name}", value)
+
+    if not TYPE_CHECKING:  # type checkers would let through any name
+
+        def __getattr__(self, name: str) -> Never:
+            elsewhere = _OF_AGENTS.get(name)
+            hint = f": {elsewhere}" if elsewhere is not None else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def add_tool(
         self,

@@ -77,9 +77,9 @@ def _rebound(old: object, new: object, value: Any) -> Any:
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, new) if value.__self__ is old else value
     kind = kind_of(value)
-    marks: Mapping[str, Any] = vars(value) if kind is types.FunctionType else {}
-    if marks.get(DELEGATE) is old:
-        return marks[FOR_ANOTHER](new)
+    if kind is types.FunctionType:
+        marks: Mapping[str, Any] = vars(cast("types.FunctionType", value))
+        return marks[FOR_ANOTHER](new) if marks.get(DELEGATE) is old else value
     if kind is functools.partial:
         return _rebound_partial(old, new, value)
     if isinstance(value, Hook):
