@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -49,12 +50,23 @@ def _run_with(url: str, command: Sequence[str]) -> int:
     with without_proxy() as environment:
         # The SDK wants a key, whatever it is.
         told = {"OPENAI_API_KEY": "none"} | environment | {"OPENAI_BASE_URL": url}
-        with subprocess.Popen(command, env=told) as process:
+        with subprocess.Popen(command, env=told) as process, _ending(process):
             while True:
                 try:
-                    return process.wait()
+                    status = process.wait()
+                    return status if status >= 0 else 128 - status  # of a signal, as shells say it
                 except KeyboardInterrupt:
                     continue  # the command has been told as well, and says how it ends
+
+
+@contextmanager
+def _ending(process: subprocess.Popen[bytes]) -> Generator[None]:
+    """Have a process end with this one where that is ended by SIGTERM, which reaches this one alone."""
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Every example of the documentation runs, and every link and name in it is there.
 
-The Python blocks of a page run in order and share one namespace. A block with a bare `await` runs as in a notebook
+The Python blocks of a page run in order and share one namespace. One that begins with a file's name, as in `# shop.py`,
+is that file, which later blocks import. A block with a bare `await` runs as in a notebook
 cell. Where a block has `#>` comments, they are what it prints. A stand-in for a model answers over HTTP on this
 machine, that of `fractal endpoint`: it calls tools and repeats what they told it.
 """
@@ -87,6 +88,11 @@ class Block:
     source: str
 
     @property
+    def file_name(self) -> str | None:
+        named = re.match(r"# (\w+\.py)\n", self.source)
+        return named[1] if named else None
+
+    @property
     def expected(self) -> str | None:
         lines = _OUTPUT.findall(self.source)
         return "\n".join(lines) if lines else None
@@ -143,12 +149,21 @@ def test_the_examples_of_a_page_run_and_print_what_it_says(
     tmp_path: Path,
 ):
     monkeypatch.chdir(tmp_path)
+    files = [block for block in blocks_of(path) if block.file_name]
+    if files:
+        monkeypatch.syspath_prepend(tmp_path)
+    for block in files:
+        (tmp_path / str(block.file_name)).write_text(block.source, encoding="utf-8")
     with notebook(namespace, backend) as run:
         for block in blocks_of(path):
+            if block in files:
+                continue
             capsys.readouterr()
             run(block)
             printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.strip().splitlines())
             assert block.expected in (None, printed), f"{page_id(path)}, block at line {block.line}: {printed}"
+    for block in files:
+        sys.modules.pop(str(block.file_name).removesuffix(".py"), None)
 
 
 def test_no_example_has_a_name_that_hides_it_from_the_tests():
