@@ -842,6 +842,23 @@ def test_the_stand_in_serves_until_ctrl_c():
     assert err == f"a stand-in for a model answers at {url}; Ctrl-C ends it. In another terminal:\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes in another way")
+def test_a_command_ends_with_the_stand_in_that_runs_it():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fractal", "endpoint", "sh", "-c", "echo $$; exec sleep 60"],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    with process:
+        assert process.stdout is not None
+        command = int(process.stdout.readline())
+        process.terminate()
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+        with pytest.raises(ProcessLookupError):
+            os.kill(command, 0)
+
+
 def test_a_command_that_is_not_there_is_told(capsys):
     assert main(["endpoint", "no-such-command"]) == 2
     assert capsys.readouterr().err == "fractal endpoint: no-such-command: No such file or directory\n"

@@ -124,7 +124,7 @@ async def by_blocking_stream(agent: Any) -> AgentResult:
     def read() -> AgentResult:
         with sync.stream(agent, "x") as stream:
             text = "".join(stream.text())
-        assert text == "audited done"
+        assert text == stream.result().content
         return stream.result()
 
     return await in_thread(read)
@@ -303,6 +303,38 @@ async def test_a_tool_that_is_not_offered_is_not_called():
     agent.add_tool(len, name="size")
     result = await agent.run("x")
     assert "no tool 'delete'" in (result.tool_results[0].error or "")
+    assert not hasattr(agent, "called")
+
+
+class Hiding:
+    """What both kinds of agents do that choose what a model is offered."""
+
+    def get_tool_schemas(self: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = super().get_tool_schemas()  # type: ignore[misc]
+        return [each for each in found if each["function"]["name"] != "delete"]
+
+
+class HidesAwaiting(Hiding, Deleting, BaseAgent):
+    pass
+
+
+class HidesBlocking(Hiding, Deleting, sync.BaseAgent):
+    pass
+
+
+@pytest.mark.parametrize("way", WAYS, ids=shown)
+@pytest.mark.parametrize("kind", [HidesAwaiting, HidesBlocking], ids=shown)
+async def test_what_is_not_offered_is_in_no_request_and_not_called_in_every_way(
+    kind: Any, way: Callable[[Any], Awaitable[AgentResult]]
+):
+    model = ScriptedModel(script)
+    agent = kind("H", "p", client=model)
+    agent.add_tool(len, name="size")
+    with anyio.fail_after(30):
+        result = await way(agent)
+    assert result.content == "done"
+    offered = [[each["function"]["name"] for each in request["tools"]] for request in model.requests]
+    assert offered == [["size"], ["size"]]
     assert not hasattr(agent, "called")
 
 
