@@ -62,7 +62,11 @@ def _run_with(url: str, command: Sequence[str]) -> int:
 @contextmanager
 def _ending(process: subprocess.Popen[bytes]) -> Generator[None]:
     """Have a process end with this one where that is ended by SIGTERM, which reaches this one alone."""
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+
+    def end(*_: object) -> None:
+        process.terminate()
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, Optional
 
@@ -31,6 +32,8 @@ from fractal import (
     RunContext,
     ToolResult,
     ToolReturnPart,
+    TraceEvent,
+    TracingKit,
     UserError,
     sync,
     tool,
@@ -517,6 +520,46 @@ async def test_the_log_shows_a_run_and_never_a_key(url: str, caplog: pytest.LogC
             await agent.run("x")
     assert "fractal" in {record.name.split(".")[0] for record in caplog.records}
     assert "sk-test" not in caplog.text
+
+
+async def test_what_runs_did_is_in_the_trace_and_its_file(tmp_path: Path):
+    def specialist(name: str) -> BaseAgent:
+        return BaseAgent(name, "p", client=ScriptedModel(["ok"]))
+
+    called = [answers.call("delegate_to_one", {"query": "x"}), answers.call("delegate_to_two", {"query": "x"})]
+    model = ScriptedModel([answers.calls(*called, answers.call("bad")), "done"])
+    agent = BaseAgent(
+        "Boss", "p", client=model, enable_tracing=True, tracing_output_file=f"{tmp_path}/trace_{{run_id}}.jsonl"
+    )
+    agent.register_delegate(specialist("One")).register_delegate(specialist("Two"))
+
+    def bad() -> None:
+        raise ValueError("bad")
+
+    result = await agent.add_tool(bad).run("x")
+    kit = agent.tracing
+    assert isinstance(kit, TracingKit)
+    events = kit.get_trace()
+    assert all(isinstance(event, TraceEvent) for event in events)
+    types = ["agent_start", "agent_end", "agent_delegate", "delegation_end", "tool_call", "tool_result", "error"]
+    assert set(types) <= {event.event_type for event in events}
+    fields = (
+        "timestamp event_type agent_name run_id parent_agent delegation_depth tool_name tool_call_id"
+        " parallel_group_id arguments result error elapsed_time metadata"
+    )
+    assert all(hasattr(event, name) for event in events for name in fields.split())
+    below = {event.agent_name: event for event in events if event.event_type == "agent_start" and event.parent_agent}
+    assert {name: (each.parent_agent, each.delegation_depth) for name, each in below.items()} == {
+        "One": ("Boss", 1),
+        "Two": ("Boss", 1),
+    }
+    assert kit.get_summary()["delegations"] == 2
+    kit.export_json(f"{tmp_path}/trace.json")
+    assert json.loads((tmp_path / "trace.json").read_text())
+    assert (tmp_path / f"trace_{result.run_id}.jsonl").read_text().count("\n") == len(events)
+    kit.clear()
+    assert kit.get_trace() == []
+    assert BaseAgent("A", "p", enable_tracing=False).tracing is None
 
 
 async def test_a_stream_gives_events_text_and_the_result():
