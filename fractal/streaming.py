@@ -112,7 +112,7 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
             if self._prepare is not None:
                 self._prepare(run)
 
-        adoption = Adoption(first.agent, first.parent, take)
+        adoption = Adoption(first.agent, first.parent, take, sees_to_streams=True)
         token = adopting.set(adoption)
         try:
             self._returned = await ask()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fractal._concurrency.feed import Inlet
-from fractal.events import Event, ModelResponded, ReasoningDelta, RunFinished, TextDelta, ToolCallDelta
+from fractal.events import Event, ModelRequested, ModelResponded, ReasoningDelta, RunFinished, TextDelta, ToolCallDelta
 from fractal.results import AgentResult
 
 __all__ = ["HeldBack"]
@@ -34,6 +34,8 @@ class HeldBack:
         elif isinstance(item, RunFinished):
             self.let_out(None)
             self._finished = item
+        elif isinstance(item, ModelRequested):
+            self._inlet.put(replace(item, opening=[], added=[]))
         elif not isinstance(item, _WRITTEN):
             self._inlet.put(item)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -13,6 +14,7 @@ from typing_extensions import Unpack
 
 from fractal._agent.constructor import check_settings
 from fractal._agent.core import core_of
+from fractal._agent.held_back import HeldBack
 from fractal._agent.settings import checked_budget, checked_limits, checked_mode, checked_retries, checked_timeout
 from fractal._answers.output import output_for
 from fractal._checks import is_count
@@ -22,7 +24,15 @@ from fractal._engine.around import hooks_of
 from fractal._engine.calls import call_inside, call_within
 from fractal._engine.hooks import Hook
 from fractal._engine.loop import call_alone, drive
-from fractal._engine.overrides import Offered, adopting, call_override, current_through, override_of, returned_as
+from fractal._engine.overrides import (
+    Adoption,
+    Offered,
+    adopting,
+    call_override,
+    current_through,
+    override_of,
+    returned_as,
+)
 from fractal._engine.run import Run, RunSettings
 from fractal._engine.step import bind
 from fractal._log import log
@@ -60,8 +70,47 @@ async def ask(agent: object, user_input: object, **options: Unpack[RunOptions]) 
         return await answer(agent, user_input, **options)
     given = {name: value for name, value in options.items() if value is not None}
     blocks = core_of(agent).blocks
-    result = await call_override(override, user_input, given, blocks=blocks, warn=log.warning)
-    return returned_as(AgentResult, result, agent, "run")
+    with _held_back(agent) as let_out:
+        result = await call_override(override, user_input, given, blocks=blocks, warn=log.warning)
+        return let_out(returned_as(AgentResult, result, agent, "run"))
+
+
+@contextmanager
+def _held_back(agent: object) -> Generator[Callable[[AgentResult], AgentResult]]:
+    """Keep what the model writes in runs that an agent's own `run` begins from who streams the run above it.
+
+    What is given lets out a result that `run` has returned. A stream of the agent itself sees to that.
+    """
+    above, adoption, inlets = current_run.get(), adopting.get(), list[HeldBack]()
+    if above is None or not above.feeds or (adoption is not None and adoption.shows(agent, above)):
+        yield lambda result: result
+        return
+
+    def take(run: Run) -> None:
+        if adoption is not None:
+            adoption.tell(run)
+        inlets.extend(_hold_back(run))
+
+    def let_out(result: AgentResult) -> AgentResult:
+        for inlet in inlets[-len(above.feeds) :]:  # those of the last run
+            inlet.let_out(result)
+        return result
+
+    below = Adoption(agent, above, take, sees_to_streams=True)
+    token = adopting.set(below)
+    try:
+        yield let_out
+    finally:
+        below.is_over = True
+        adopting.reset(token)
+        for inlet in inlets:
+            inlet.let_out(None)
+
+
+def _hold_back(run: Run) -> list[HeldBack]:
+    inlets = [HeldBack(feed, run.run_id.__eq__) for feed in run.feeds]
+    run.feeds = tuple(inlets)
+    return inlets
 
 
 async def result_of(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
@@ -104,7 +153,15 @@ async def answer(agent: object, user_input: object, **options: Unpack[RunOptions
         user_input: As in `BaseAgent.run`.
         **options: As `RunOptions` describes them.
     """
-    return await drive(begin(agent, user_input, **options))
+    run, adoption, inlets = begin(agent, user_input, **options), adopting.get(), list[HeldBack]()
+    is_seen_to = adoption is not None and adoption.shows(agent, run.parent)
+    if run.feeds and not is_seen_to and override_of(agent, "run") is not None:  # a tool has called that itself
+        inlets = _hold_back(run)
+    try:
+        return await drive(run)
+    finally:
+        for inlet in inlets:
+            inlet.let_out(None)
 
 
 def begin(agent: object, user_input: object, **options: Unpack[RunOptions]) -> Run:

@@ -49,6 +49,11 @@ class _Owner(Protocol):
         """Seconds to clean up."""
         ...
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the current task is in its event loop."""
+        ...
+
     new_scope: Callable[..., anyio.CancelScope]
 
     def warn(self, text: str) -> None:
@@ -67,6 +72,8 @@ async def graced(awaitable: Awaitable[T], name: str | None = None) -> T:
         BaseException: What it raises, or the cancellation.
     """
     run: _Owner | None = current_run.get()
+    if run is not None and not run.is_here:  # `sync.start` in a tool: the run above is in another event loop
+        run = None
     scope = run.new_scope() if run is not None else anyio.CancelScope()
     try:
         with scope:

@@ -208,16 +208,24 @@ class Adoption:
         agent: The agent whose `run` is called.
         above: The run above, or None.
         take: Called with each.
+        sees_to_streams: Whether `take` says what streams are shown of it.
     """
 
-    def __init__(self, agent: object, above: Run | None, take: Callable[[Run], None]) -> None:
+    def __init__(
+        self, agent: object, above: Run | None, take: Callable[[Run], None], *, sees_to_streams: bool = False
+    ) -> None:
         self._agent, self._above, self._take = agent, above, take
+        self._sees_to_streams = sees_to_streams
         self.is_over = False
 
     def tell(self, run: Run) -> None:
         """Tell of a run, if it is one: not of runs below it, nor after the end."""
         if run.agent is self._agent and run.parent is self._above and not self.is_over:
             self._take(run)
+
+    def shows(self, agent: object, above: Run | None) -> bool:
+        """Whether it says what streams are shown of the runs of an agent below a run."""
+        return self._sees_to_streams and agent is self._agent and above is self._above and not self.is_over
 
 
 adopting: ContextVar[Adoption | None] = ContextVar("fractal_adopting", default=None)

@@ -515,6 +515,33 @@ async def test_a_stream_shows_nothing_that_an_overridden_run_takes_out(base: Any
 
 
 @pytest.mark.parametrize("base", [BaseAgent, sync.BaseAgent], ids=shown)
+@pytest.mark.parametrize("way", ["delegate", "call_agent", "run in a tool", "batch in a tool", "handle in a tool"])
+async def test_a_stream_shows_nothing_that_the_run_of_a_delegate_takes_out(base: Any, way: str):
+    below = redacted(base)
+
+    async def ask() -> Any:
+        if way == "call_agent":
+            return (await above.call_agent(below, "x")).content
+        if way == "batch in a tool":
+            return [result.content for result in await run_many(below, ["x"])]
+        if way == "handle in a tool":
+            return (await in_thread(lambda: sync.start(below, "x").result(10))).content
+        return (await below.run("x") if base is BaseAgent else await in_thread(lambda: below.run("x"))).content
+
+    model = ScriptedModel([answers.call("ask", {"query": "x"} if way == "delegate" else {}), "done"])
+    above = BaseAgent("Above", "a", client=model)
+    if way == "delegate":
+        above.register_delegate(below, "ask")
+    else:
+        above.add_tool(ask)
+    async with above.stream("x") as stream:
+        events = [event async for event in stream]
+    assert "hunter2" not in repr(events)
+    assert "the word is ***" in repr(events)
+    assert [event.depth for event in events if event.kind == "run_finished"] == [1, 0]
+
+
+@pytest.mark.parametrize("base", [BaseAgent, sync.BaseAgent], ids=shown)
 async def test_a_class_that_overrides_run_and_stream_shows_pieces_as_they_come(base: Any):
     def stream(self: Any, *arguments: Any, **options: Any) -> Any:
         return base.stream(self, *arguments, **options)
