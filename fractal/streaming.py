@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic
 
-from fractal._agent.held_back import HeldBack
 from fractal._concurrency.background import Background
 from fractal._concurrency.feed import Feed
 from fractal._concurrency.feed_block import FeedBlock
+from fractal._engine.held_back import HeldBack
 from fractal._engine.loop import conduct, converse
 from fractal._engine.overrides import Adoption, adopting
 from fractal.errors import InvalidArguments, RunCancelled

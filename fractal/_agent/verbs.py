@@ -14,7 +14,6 @@ from typing_extensions import Unpack
 
 from fractal._agent.constructor import check_settings
 from fractal._agent.core import core_of
-from fractal._agent.held_back import HeldBack
 from fractal._agent.settings import checked_budget, checked_limits, checked_mode, checked_retries, checked_timeout
 from fractal._answers.output import output_for
 from fractal._checks import is_count
@@ -22,6 +21,7 @@ from fractal._concurrency.current import current_run
 from fractal._concurrency.scopes import unexpected
 from fractal._engine.around import hooks_of
 from fractal._engine.calls import call_inside, call_within
+from fractal._engine.held_back import HeldBack
 from fractal._engine.hooks import Hook
 from fractal._engine.loop import call_alone, drive
 from fractal._engine.overrides import (
