@@ -77,7 +77,7 @@ def history(messages: int) -> list[dict[str, Any]]:
 async def test_a_run_of_two_requests_and_three_tools(backend: str) -> None:
     agent = BaseAgent("A", "a", client=Looker()).add_tool(look)
     calls = await calls_of(lambda: agent.run("go"))
-    assert calls < {"asyncio": 1700, "trio": 2350}[backend]  # 1 334 and 1 855
+    assert calls < {"asyncio": 1620, "trio": 2320}[backend]  # 1 295 and 1 850
 
 
 async def test_a_run_over_our_own_connections(backend: str, endpoint: StartEndpoint) -> None:
@@ -85,7 +85,7 @@ async def test_a_run_over_our_own_connections(backend: str, endpoint: StartEndpo
     agent = BaseAgent("A", "a").add_tool(look)
     async with agent:
         calls = await calls_of(lambda: agent.run("go"))
-    assert calls < {"asyncio": 2950, "trio": 3600}[backend]  # 2 328 and 2 836
+    assert calls < {"asyncio": 2680, "trio": 3380}[backend]  # 2 140 and 2 702
 
 
 THREE_LOOKS = answers.calls(*(answers.call("look", {"place": str(n)}) for n in range(3)))
@@ -101,7 +101,7 @@ async def test_a_long_transcript_costs_a_run_next_to_nothing(kind: str, endpoint
             start = history(messages)
             calls[messages] = await calls_of(lambda start=start: agent.run("go", messages=start))
     # A history that is handed in is looked at once, message by message; nothing else may ask for each of them.
-    assert (calls[200] - calls[2]) / 198 < 17  # 10 in memory, 13 with the request
+    assert (calls[200] - calls[2]) / 198 < 12  # 6 in memory, 9 with the request
 
 
 async def test_a_long_request_costs_no_more_than_a_short_one(backend: str, endpoint: StartEndpoint) -> None:
@@ -110,7 +110,7 @@ async def test_a_long_request_costs_no_more_than_a_short_one(backend: str, endpo
     async with agent:
         short, long = [await calls_of(lambda size=size: agent.run("x" * size)) for size in (10, 100_000)]
     # While one waits for room, the answer is heard already, which takes a task: some 600 calls.
-    assert long - short < 50
+    assert long - short < 50  # 0
 
 
 class Encoding(ScriptedModel):
@@ -152,7 +152,7 @@ async def test_a_piece_of_a_stream(endpoint: StartEndpoint) -> None:
         async with agent:
             calls[words] = await calls_of(read)
     # How many pieces come in one read is up to the machine, so this bound is for the most there can be.
-    assert (calls[420] - calls[20]) / 400 < 200  # 83 and 89 where many come in one
+    assert (calls[420] - calls[20]) / 400 < 200  # 67 to 122, by how many come in one
 
 
 async def test_a_delegate_costs_a_run_and_a_tool_call(backend: str) -> None:
@@ -167,7 +167,7 @@ async def test_a_delegate_costs_a_run_and_a_tool_call(backend: str) -> None:
         )
         agent = BaseAgent(f"agent{depth}", "a", client=above).register_delegate(agent)
     first, second = calls[1] - calls[0], calls[2] - calls[1]
-    assert first < {"asyncio": 1650, "trio": 2200}[backend]  # 1 290 and 1 743
+    assert first < {"asyncio": 1650, "trio": 2200}[backend]  # 1 311 and 1 792
     assert second < 1.2 * first  # not more, the deeper it is
 
 
