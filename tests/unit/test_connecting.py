@@ -34,12 +34,11 @@ async def linked() -> AsyncIterator[tuple[Link, socket.socket]]:
 
 async def filled(link: Link) -> bytes:
     """Write until nothing more is taken, which the system may see a little later than at once; returns what was."""
-    taken = b""
-    for _ in range(20):
-        while rest := link.send_at_once(PIECE):
-            taken += PIECE[: len(PIECE) - len(rest)]
-            if rest == PIECE:
-                break
+    taken, full = b"", 0
+    while full < 20:
+        rest = link.send_at_once(PIECE)
+        taken += PIECE[: len(PIECE) - len(rest)]
+        full = full + 1 if rest == PIECE else 0
         await anyio.sleep(0.001)
     return taken
 
