@@ -2,6 +2,12 @@
 
 A run is a tree of tasks under one cancel scope: when the call returns, the tree is gone. The same agent runs on
 asyncio and on trio, and `fractal.sync` gives blocking callers the same guarantees.
+
+Where to find what: `agent` has `BaseAgent` and its verbs, and the other public modules the nouns that users hold.
+Of the private folders `_engine` makes a run, `_agent` is what an agent holds, `_functions` reads users' functions,
+`_answers` are typed answers, and `_concurrency`, which knows no agent, is what all of it stands on. `models` asks
+endpoints, `sync` is for blocking code, `tracing` keeps what runs did, `testing` is for tests, `cli` for the terminal.
+`docs/architecture.md` tells why.
 """
 
 from importlib import import_module
