@@ -37,11 +37,12 @@ import fractal.sync
 import fractal.testing
 from fractal.cli.stand_in import play
 from fractal.testing import Endpoint
-from tests.unit.test_architecture import LEVELS
+from tests.unit.test_architecture import ROWS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+SUBFOLDERS = {"_http", "_clients", "_replies"}  # of models, named beside it
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _OUTPUT = re.compile(r"^[ \t]*#> ?(.*)$", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -229,30 +230,11 @@ def _section(path: Path, title: str) -> str:
 
 def test_the_architecture_page_has_every_module():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    section = page.partition("## The layers")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| [^|`]+\| `(.+)` \|$", section, re.MULTILINE)
-    named = {name for row in rows for name in row.split("`, `")}
-    paths = (path.relative_to(ROOT / "fractal") for path in (ROOT / "fractal").rglob("*.py"))
-    modules = {path.with_suffix("").as_posix() for path in paths}
-    folders = {name for name in named if name.endswith("/")}
-    modules = {name for name in modules if "__" not in name and not name.startswith(tuple(folders))}
-    assert named - folders == modules
-
-
-def test_the_layers_of_the_architecture_page_are_those_that_the_imports_keep_to():
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    section = page.partition("## The layers")[2].partition("\n## ")[0]
-    rows = [set(row.split("`, `")) for row in re.findall(r"^\| [^|`]+\| `(.+)` \|$", section, re.MULTILINE)]
-    folders = tuple(name for row in rows for name in row if name.endswith("/"))
-    layers = [{_as_on_the_page(name, folders) for name in names} - {None} for names in LEVELS]
-    assert rows == layers
-
-
-def _as_on_the_page(module: str, folders: tuple[str, ...]) -> str | None:
-    path = module.replace(".", "/")
-    if path in ("", "__main__", "models", "tracing"):  # the package's and a folder's own face, and what a shell calls
-        return None
-    return next((folder for folder in folders if f"{path}/".startswith(folder)), path)
+    section = page.partition("## The house")[2].partition("\n## ")[0]
+    rows = [
+        {*re.findall(r"`(\w+)/?`", row)} for row in re.findall(r"^\| [^|`]+\| (`.+?`[^|]*) \|", section, re.MULTILINE)
+    ]
+    assert [row - SUBFOLDERS for row in rows] == [{*names} - {"__main__"} for names in ROWS]
 
 
 def test_the_errors_page_has_every_error():
