@@ -114,14 +114,14 @@ async def run_delegate(delegate: AnyAgent, query: object, run: Run | None) -> Ag
     result: AgentResult | None = None
     facts: dict[str, Any] = {"call_id": run.open_call_id(), "to_agent": delegate.name}
     await run.pace()
-    run.emit(DelegationStarted, query=copied(query) if run.is_heard else query, **facts)
+    run.emit(DelegationStarted, query=copied(query) if run.has_listeners else query, **facts)
     try:
         await run.pace()
         result = await verbs.ask(delegate, query)
         await run.pace_in_time()
         return result
     finally:
-        shown = with_own_content(result) if result is not None and run.is_heard else result
+        shown = with_own_content(result) if result is not None and run.has_listeners else result
         run.emit(DelegationFinished, result=shown, **facts)
 
 

@@ -45,7 +45,7 @@ async def is_approved(call: Call) -> bool:
 
 async def _tell(call: Call, kind: type[Event], **facts: Any) -> None:
     bound = call.bound
-    if call.run.is_heard:
+    if call.run.has_listeners:
         arguments = copied_arguments(bound.arguments)
         await call.run.tell(kind, tool_name=bound.name, call_id=bound.call_id, arguments=arguments, **facts)
 

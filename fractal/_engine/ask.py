@@ -140,7 +140,7 @@ class _Question:
         run, self._asked = self._run, request
         with run.budget.reserve("tokens", self._estimate(request)) as tokens:
             with run.budget.reserve("requests") as place:
-                if run.is_heard:
+                if run.has_listeners:
                     await run.tell(ModelRequested, **self._facts(request))
                     request = _with_headers(run, request)
                 # Before it is sent, and never given back: one that fails or is cut has still reached the endpoint.
@@ -151,7 +151,7 @@ class _Question:
                 run.answer.accepted()
             tokens.commit(reply.input_tokens + reply.output_tokens)
             cost = self._settle(request, reply)
-            if run.is_heard:
+            if run.has_listeners:
                 await run.tell(ModelResponded, **self._facts_of(reply, started, cost))
             return reply
 
@@ -171,7 +171,7 @@ class _Question:
         if self._money is not None:
             self._money.charge()
         self._run.budget.spend("requests")
-        if self._run.is_heard and self._asked is not None:
+        if self._run.has_listeners and self._asked is not None:
             self._run.emit(ModelRequested, **self._facts(self._asked))
 
     @contextmanager

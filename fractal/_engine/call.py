@@ -120,7 +120,7 @@ class Call:
         self.work: object = None  # what it waits for: the tool's coroutine, or a `ThreadCall`
         self.waits_for: str | None = None  # what it was waiting for when it was cut before it began
         self.needs_approval = bound.tool is not None and bool(bound.tool.options.requires_approval) and outer is None
-        self._told = 0 if run.is_heard and outer is None else 2  # of its two events
+        self._told = 0 if run.has_listeners and outer is None else 2  # of its two events
 
     def end(self, outcome: Outcome, content: Any = None, error: str | None = None) -> None:
         """Give the call its outcome; only the first counts."""

@@ -152,15 +152,15 @@ async def _call_all(run: Run, calls: Sequence[Call]) -> None:
     try:
         # On asyncio a cancellation may reach its task a turn of the loop later than it was made.
         await run.stop_if_cancelled()
-        is_heard = run.is_heard
-        if is_heard:
+        has_listeners = run.has_listeners
+        if has_listeners:
             await checkpoint()  # somebody who was told of the reply may have cancelled whoever has called the run
         spent: BudgetExceeded | None = None
         for call in calls:
-            if is_heard:
+            if has_listeners:
                 await call.tell()
             spent = _admit(call, spent)
-            if is_heard and call.result is not None:
+            if has_listeners and call.result is not None:
                 await call.tell()
         for batch in _batches([call for call in calls if call.result is None]):
             await _Batch(run, batch).run_all()

@@ -372,7 +372,7 @@ class Run:
             await self.pace()
         finally:
             # Also a run that is cancelled here has a beginning.
-            if self.is_heard:
+            if self.has_listeners:
                 self._tell_beginning()
         await self.pace()
         if self.parent is not None and self.depth > self.parent._depth_limit:
@@ -489,8 +489,8 @@ class Run:
         return any(map(_is_full, self.feeds))
 
     @property
-    def is_heard(self) -> bool:
-        """Whether anybody listens; facts that cost something to find need not be found for nobody."""
+    def has_listeners(self) -> bool:
+        """Whether an observer, a stream or the log takes events; those that cost something are made only then."""
         return bool(self._observers or self.feeds) or log.is_debugging()
 
     def emit(self, kind: Callable[..., Event], **facts: Any) -> None:
@@ -643,7 +643,7 @@ class Run:
     def _end(self, result: AgentResult) -> AgentResult:
         self.result = result
         # The run above is still to be told of the answer.
-        shown = with_own_content(result) if self.parent is not None and self.is_heard else result
+        shown = with_own_content(result) if self.parent is not None and self.has_listeners else result
         self.emit(RunFinished, result=shown)
         return result
 
