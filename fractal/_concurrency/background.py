@@ -69,13 +69,13 @@ class Joinable(ABC):
 
     async def join(self) -> None:
         """Wait for its end, however often the waiting task is cancelled meanwhile; tells nothing."""
-        await wait_out(self._ended if self._is_here() else self._end_from_afar())
+        await wait_out(self._ended if self._is_here() else self._end_for_other_loop())
 
     def when_ended(self, tell: Callable[[], object]) -> None:
         """Have a function called at its end; in its own thread."""
         self._waiting = (*self._waiting, tell)
 
-    def _end_from_afar(self) -> anyio.Event:
+    def _end_for_other_loop(self) -> anyio.Event:
         """An event for its end, of the event loop that runs in this thread."""
         ended, here = anyio.Event(), current_token()
 

@@ -36,8 +36,8 @@ class Inlet(Protocol[T_contra]):
         """Wait until there is room for one more."""
         ...
 
-    def from_afar(self) -> Inlet[T_contra]:
-        """The same end for writers in another event loop, whatever thread that is in."""
+    def for_other_loop(self) -> Inlet[T_contra]:
+        """A writers' end that works from another event loop, in any thread, and never waits."""
         ...
 
 
@@ -78,9 +78,9 @@ class Feed(Generic[T]):
             # A reader that takes an item and leaves has cancelled whom it let go on.
             await checkpoint()
 
-    def from_afar(self) -> Inlet[T]:
-        """The writers' end for another event loop: nothing put there is lost, and nobody waits there."""
-        return _DistantInlet(self, self._token)
+    def for_other_loop(self) -> Inlet[T]:
+        """A writers' end that works from another event loop: nothing put there is lost, and it never waits."""
+        return _OtherLoopInlet(self, self._token)
 
     def close(self) -> None:
         """Say that nothing more will come."""
@@ -141,7 +141,7 @@ class Feed(Generic[T]):
             freed.set()
 
 
-class _DistantInlet(Generic[T]):
+class _OtherLoopInlet(Generic[T]):
     def __init__(self, feed: Feed[T], token: EventLoopToken) -> None:
         self._feed, self._token = feed, token
 
@@ -156,5 +156,5 @@ class _DistantInlet(Generic[T]):
     async def room(self) -> None:
         pass
 
-    def from_afar(self) -> Inlet[T]:
+    def for_other_loop(self) -> Inlet[T]:
         return self

@@ -62,9 +62,9 @@ class HeldBack:
         """Wait until there is room for one more."""
         await self._inlet.room()
 
-    def from_afar(self) -> Inlet[Event]:
-        """The same end for writers in another event loop: what they write is of runs below."""
-        return self._inlet.from_afar()
+    def for_other_loop(self) -> Inlet[Event]:
+        """The inlet itself, for another event loop: what is written there is of runs below."""
+        return self._inlet.for_other_loop()
 
 
 def _bare(result: AgentResult[Any]) -> AgentResult[Any]:

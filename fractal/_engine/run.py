@@ -248,7 +248,7 @@ class Run:
         self._begun_by: str | None = None  # the call of the run above
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
-            self.feeds = parent.feeds if parent.is_near(self) else tuple(feed.from_afar() for feed in parent.feeds)
+            self.feeds = parent.feeds if parent.is_near(self) else tuple(feed.for_other_loop() for feed in parent.feeds)
         for watch in run_watchers:
             watch(self)
 

@@ -321,7 +321,7 @@ async def _read_in_thread(path: str, open_file: Callable[[], TextIO]) -> AsyncGe
     It is a daemon, and no worker thread: nobody can cancel a read, and the program must not wait for one at its end.
     """
     feed: Feed[str | Exception] = Feed(0)
-    inlet = feed.from_afar()
+    inlet = feed.for_other_loop()
     wanted, is_left = threading.Semaphore(0), threading.Event()
 
     def read() -> None:

@@ -171,8 +171,8 @@ async def test_a_writer_that_is_let_go_and_cancelled_at_once_takes_no_further_st
 @pytest.mark.parametrize("other", ["asyncio", "trio"])
 async def test_writers_in_another_event_loop_wait_for_nobody_and_lose_nothing(other: str) -> None:
     feed: Feed[int] = Feed(0)
-    inlet = feed.from_afar()
-    assert inlet.from_afar() is inlet
+    inlet = feed.for_other_loop()
+    assert inlet.for_other_loop() is inlet
 
     async def write_far() -> None:
         for item in range(100):
@@ -187,9 +187,9 @@ async def test_writers_in_another_event_loop_wait_for_nobody_and_lose_nothing(ot
     thread.join()
 
 
-def test_what_comes_from_afar_when_the_readers_loop_has_ended_is_nobodys(backend: str) -> None:
+def test_what_comes_from_another_loop_when_the_readers_loop_has_ended_is_nobodys(backend: str) -> None:
     async def make() -> object:
-        return Feed[int](0).from_afar()
+        return Feed[int](0).for_other_loop()
 
     inlet = anyio.run(make, backend=backend)
     inlet.put(1)  # type: ignore[attr-defined]
