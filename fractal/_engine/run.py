@@ -248,7 +248,7 @@ class Run:
         self._begun_by: str | None = None  # the call of the run above
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
-            self.feeds = parent.feeds if parent.is_near(self) else tuple(feed.for_other_loop() for feed in parent.feeds)
+            self.feeds = parent.feeds if parent.is_same_loop(self) else tuple(feed.for_other_loop() for feed in parent.feeds)
         for watch in run_watchers:
             watch(self)
 
@@ -322,7 +322,7 @@ class Run:
         left = self.settings.timeout if self.settings.timeout is not None else math.inf
         parent = self.parent
         if parent is not None and not self.place.is_enclosed and (deadline := parent.deadline) != math.inf:
-            now = self.now() if parent.is_near(self) else parent.started + time.monotonic() - parent._clock
+            now = self.now() if parent.is_same_loop(self) else parent.started + time.monotonic() - parent._clock
             if deadline > now + _CLOCK_SLACK:
                 left = min(left, deadline - now)
         return left
@@ -339,7 +339,7 @@ class Run:
             self.scope.deadline = self.started + left
             self._own_deadline = self.started + timeout if timeout is not None else math.inf
         if parent is not None:
-            above = parent._own_deadline if parent.is_near(self) else self.scope.deadline
+            above = parent._own_deadline if parent.is_same_loop(self) else self.scope.deadline
             self._own_deadline = min(self._own_deadline, above)
             self._begun_by = parent.open_call_id()
 
@@ -541,8 +541,8 @@ class Run:
         """Have an id that is known already; before the run begins."""
         self.run_id = self._identity["run_id"] = run_id
 
-    def is_near(self, other: Run) -> bool:
-        """Whether another run is in the same event loop."""
+    def is_same_loop(self, other: Run) -> bool:
+        """Whether another run is in the event loop of this one."""
         return self.token.native_token is other.token.native_token
 
     @property
