@@ -215,13 +215,13 @@ class Watcher(Watch):
         for each in upwards(run):
             self.expect(deadline <= each.deadline, "a tool may take longer than a run above it")
         if context.tool_name in ("narrow", "alone"):
-            twins = [other for other, name in self.now_in.items() if name == context.tool_name]
+            duplicates = [other for other, name in self.now_in.items() if name == context.tool_name]
             beside = [
                 event.call_id
                 for event in self
                 if event.kind == "tool_started" and event.run_id == context.run_id and event.call_id in self.now_in
             ]
-            self.expect(context.tool_name != "narrow" or not twins, "narrow ran twice at once")
+            self.expect(context.tool_name != "narrow" or not duplicates, "narrow ran twice at once")
             self.expect(context.tool_name != "alone" or not beside, "alone ran beside another call")
         self.began.add(call_id)
         self.now_in[call_id] = str(context.tool_name)

@@ -119,7 +119,7 @@ class ThreadCall(Generic[T]):
             the function has.
         waiting: As in `Gate.acquire`, for all of them.
         group: Where `join` starts its tasks; without one the function cannot join.
-        twins: Where others like it wait for it, if it is abandoned, to end; or None.
+        duplicates: The gate at which later calls of the function wait if this one is abandoned; or None.
         on_late_end: Called in the thread when the function ends after it was abandoned, with the seconds since then.
     """
 
@@ -133,12 +133,12 @@ class ThreadCall(Generic[T]):
         waiting: Waiting = nullcontext,
         abandon: bool,
         group: Starter | None = None,
-        twins: Callable[[], Gate] | None = None,
+        duplicates: Callable[[], Gate] | None = None,
         on_late_end: Callable[[float], None] | None = None,
     ) -> None:
         self.name, self.abandon = name, abandon
         self._function, self._on_late_end = function, on_late_end
-        self._twins, self._waiting = twins, waiting
+        self._duplicates, self._waiting = duplicates, waiting
         self.threads = threads
         self._gates = gates if threads is None else (*gates, threads)
         self._places: list[Gate] = []
@@ -308,8 +308,8 @@ class ThreadCall(Generic[T]):
         run = current_run.get()
         of_run = (run.run_id, run.settings.agent_name) if run is not None else (None, None)
         _abandoned[self] = AbandonedThread(self.name, self.thread, time.monotonic(), *of_run)
-        if self._twins is not None:
-            gate = self._twins()
+        if self._duplicates is not None:
+            gate = self._duplicates()
             gate.take()
             self._places.append(gate)
 

@@ -225,7 +225,7 @@ class Call:
         """Note the end of its task, long after it was left to itself."""
         bound, run = self.bound, self.run
         if bound.tool is not None:
-            run.twins.gate(bound.tool.function).release()
+            run.duplicates.gate(bound.tool.function).release()
         run.warn_late(ended_late(bound.name, run.now() - self.left_at))
 
     def bottom(self) -> Call:

@@ -63,7 +63,7 @@ class HeldBack:
         await self._inlet.room()
 
     def for_other_loop(self) -> Inlet[Event]:
-        """The inlet itself, for another event loop: what is written there is of runs below."""
+        """The inner inlet's end for another event loop; events of runs below are not held back."""
         return self._inlet.for_other_loop()
 
 

@@ -79,7 +79,7 @@ def leave(call: Call) -> ToolIgnoredCancellation:
     call.is_left = call.abandoned = True
     call.left_at = run.now()
     if tool is not None:
-        run.twins.gate(tool.function).take()
+        run.duplicates.gate(tool.function).take()
     run.below.leave(call.key)
     run.open_calls.pop(call.key, None)
     stuck, grace = call.bottom(), run.grace
@@ -181,8 +181,8 @@ async def _invoke(call: Call) -> None:
     record = recorded(call.bound.arguments)
     if record is not call.bound.arguments:
         call.bound = replace(call.bound, arguments=record)
-    if call.run.twins and not tool.options.idempotent:
-        await _wait_for_twins(call, tool)
+    if call.run.duplicates and not tool.options.idempotent:
+        await _wait_for_duplicates(call, tool)
     function = partial(tool.function, *positional, **by_name)
     if tool.is_async:
         await _in_loop(call, function, context)
@@ -192,9 +192,9 @@ async def _invoke(call: Call) -> None:
         call.returned(*await _in_thread(call, tool, function))
 
 
-async def _wait_for_twins(call: Call, tool: Tool) -> None:
+async def _wait_for_duplicates(call: Call, tool: Tool) -> None:
     """Let calls of the same function come to their end that nobody could stop: two at once may do harm."""
-    async with call.run.twins.gate(tool.function).place(call.waiting):
+    async with call.run.duplicates.gate(tool.function).place(call.waiting):
         pass
 
 
@@ -250,7 +250,7 @@ async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any]) -> tup
         waiting=call.waiting,
         abandon=abandon,
         group=_Joining(call),
-        twins=partial(call.run.twins.gate, tool.function),
+        duplicates=partial(call.run.duplicates.gate, tool.function),
         on_late_end=tell_late,
     )
     try:

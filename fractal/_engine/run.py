@@ -26,9 +26,9 @@ from fractal._concurrency.scopes import unexpected, waiting
 from fractal._copies import copied_messages, with_own_content
 from fractal._engine.around import NO_HOOKS, RunHooks
 from fractal._engine.below import Below, place_of
+from fractal._engine.duplicates import Duplicates
 from fractal._engine.observers import Brief, companions_of, interested, tell_all
 from fractal._engine.pricing import Prices, prices_of_library
-from fractal._engine.twins import Twins
 from fractal._engine.window import Window, WindowView
 from fractal._log import log
 from fractal._texts import said_by
@@ -169,6 +169,7 @@ class Run:
         "current_task",
         "deps",
         "depth",
+        "duplicates",
         "empty_replies",
         "feeds",
         "hooks",
@@ -193,7 +194,6 @@ class Run:
         "token",
         "tool_results",
         "transcript",
-        "twins",
         "waited_for",
         "warnings",
         "window",
@@ -204,7 +204,7 @@ class Run:
         self.place = place = place_of(self.current_task())
         parent: Run | None = place.run
         self.settings, self.agent, self.transcript, self.parent = settings, settings.agent, transcript, parent
-        self.twins: Twins = parent.twins if parent else Twins()
+        self.duplicates: Duplicates = parent.duplicates if parent else Duplicates()
         self.run_id = os.urandom(16).hex()
         self.depth: int = parent.depth + 1 if parent else 0
         self.limits: Limits = settings.limits.over(limits_below(parent.limits) if parent else DEFAULT_LIMITS)
@@ -248,7 +248,9 @@ class Run:
         self._begun_by: str | None = None  # the call of the run above
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
-            self.feeds = parent.feeds if parent.is_same_loop(self) else tuple(feed.for_other_loop() for feed in parent.feeds)
+            self.feeds = (
+                parent.feeds if parent.is_same_loop(self) else tuple(feed.for_other_loop() for feed in parent.feeds)
+            )
         for watch in run_watchers:
             watch(self)
 

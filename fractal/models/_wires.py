@@ -69,13 +69,13 @@ def wire_for(
             raise InvalidArguments(f"{name} is given, and a client too, which has its own: give one of the two")
     # Nobody else needs them.
     from fractal.models._clients.object import ObjectWire
-    from fractal.models._clients.sdk import BoundSdkWire, SdkWire, ThreadWire, async_twin_maker, copier
+    from fractal.models._clients.sdk import BoundSdkWire, SdkWire, ThreadWire, async_copy_maker, copier
 
     openai: Any = sys.modules.get("openai")
     is_sdk = openai is not None and isinstance(client, (openai.AsyncOpenAI, openai.OpenAI))
     # Somebody who replaced `create` on a real client means that to be called.
     if openai is not None and is_sdk and "create" not in vars(client.chat.completions):
-        copy = copier(client) if isinstance(client, openai.AsyncOpenAI) else async_twin_maker(client, openai)
+        copy = copier(client) if isinstance(client, openai.AsyncOpenAI) else async_copy_maker(client, openai)
         if copy is not None:
             return SdkWire(copy, bounds, max_connections)
         _require_no_limit(client, max_connections)

@@ -150,7 +150,7 @@ def test_a_late_end_after_the_event_loop_is_in_the_log(held: Held, caplog: pytes
     until(lambda: "tool 'pay', abandoned earlier, has ended" in caplog.text)
 
 
-# ---- twins
+# ---- duplicates
 
 
 @pytest.mark.parametrize("idempotent", [False, True])
@@ -180,7 +180,7 @@ async def test_a_call_waits_for_an_abandoned_one_of_the_same_tool_unless_that_do
     assert held.most == (2 if idempotent else 1)
 
 
-async def test_a_call_that_waited_too_long_for_its_twin_was_never_made_and_says_so(held: Held):
+async def test_a_call_that_waited_too_long_for_an_earlier_one_was_never_made_and_says_so(held: Held):
     @tool(timeout=0.1)
     def pay() -> str:
         return held()

@@ -74,19 +74,19 @@ async def test_a_copy_has_tools_and_settings_of_its_own(way: Callable[[Any], Any
     original = kind(system_context={"a": 1}, temperature=0.5)
     if kind is Slotted:
         original.slot = 7
-    twin = way(original)
-    assert type(twin) is kind
-    assert twin.client is original.client
-    twin.notes, twin.name, twin.temperature, twin.system_context["a"] = [], "T", 0.1, 2
-    twin.add_tool(len, name="size")
-    assert (await execute(twin, "note", text="hello")).content == "noted by T"
-    assert (await execute(twin, "twice", text="x")).content == "T"
-    assert (twin.notes, original.notes) == (["hello", "x", "x"], [])
+    cloned = way(original)
+    assert type(cloned) is kind
+    assert cloned.client is original.client
+    cloned.notes, cloned.name, cloned.temperature, cloned.system_context["a"] = [], "T", 0.1, 2
+    cloned.add_tool(len, name="size")
+    assert (await execute(cloned, "note", text="hello")).content == "noted by T"
+    assert (await execute(cloned, "twice", text="x")).content == "T"
+    assert (cloned.notes, original.notes) == (["hello", "x", "x"], [])
     assert (await execute(original, "note", text="here")).content == "noted by N"
     assert list(original.get_tools()) == ["note", "twice"]
-    assert list(twin.get_tools()) == ["note", "twice", "size"]
+    assert list(cloned.get_tools()) == ["note", "twice", "size"]
     assert (original.temperature, original.system_context, original.name) == (0.5, {"a": 1}, "N")
-    assert getattr(twin, "slot", None) == (7 if kind is Slotted else None)
+    assert getattr(cloned, "slot", None) == (7 if kind is Slotted else None)
 
 
 @each_way
@@ -94,20 +94,20 @@ async def test_functions_among_the_settings_are_bound_to_the_copy(way: Callable[
     original = Notebook()
     original.system_prompt, original.observers = original.prompt, [original.watch]
     original.output_validator(original.not_empty)
-    twin = way(original)
-    twin.name, twin.notes = "ok", []
-    model = twin.client = ScriptedModel(["ok", "more"])
-    assert (await twin.run("x")).content == "more"
+    cloned = way(original)
+    cloned.name, cloned.notes = "ok", []
+    model = cloned.client = ScriptedModel(["ok", "more"])
+    assert (await cloned.run("x")).content == "more"
     assert model.requests[0]["messages"][0]["content"] == "prompt of ok"
-    assert "run_finished" in twin.notes
+    assert "run_finished" in cloned.notes
     assert original.notes == []
 
 
 @pytest.mark.parametrize("share", [True, False])
 def test_other_attributes_are_shared_or_copied_deeply(share: bool):
     original = Notebook()
-    twin = copy.copy(original) if share else copy.deepcopy(original)
-    assert (twin.notes is original.notes) is share
+    cloned = copy.copy(original) if share else copy.deepcopy(original)
+    assert (cloned.notes is original.notes) is share
     pair = copy.deepcopy([original, original])
     assert pair[0] is pair[1]
     original.me = original  # type: ignore[attr-defined]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fractal.model import ModelRequest, Reply, Sink
     from fractal.models.bounds import ReplyBounds
 
-__all__ = ["BoundSdkWire", "SdkWire", "ThreadWire", "async_twin_maker", "copier"]
+__all__ = ["BoundSdkWire", "SdkWire", "ThreadWire", "async_copy_maker", "copier"]
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ class BoundSdkWire:
 
 
 class SdkWire:
-    """A user's `AsyncOpenAI`, or the async twin of a blocking one, on the connections of each event loop.
+    """A user's `AsyncOpenAI`, or the async copy of a blocking one, on the connections of each event loop.
 
     Args:
         copy: Makes the client that sends a request.
@@ -239,8 +239,8 @@ def copier(client: Any) -> Copy | None:
     return Copies(client) if _has_default_http(client) else None
 
 
-def async_twin_maker(client: Any, openai: Any) -> Copy | None:
-    """How to make the async twin of a blocking client; None if something of it would be lost."""
+def async_copy_maker(client: Any, openai: Any) -> Copy | None:
+    """How to make the async copy of a blocking client; None if something of it would be lost."""
     kinds = {openai.OpenAI: openai.AsyncOpenAI, openai.AzureOpenAI: openai.AsyncAzureOpenAI}
     kind = kinds.get(type(client))
     if kind is None or not _has_default_http(client):
@@ -251,12 +251,12 @@ def async_twin_maker(client: Any, openai: Any) -> Copy | None:
     copies = Copies(client, kind)
 
     def copy(http: Any) -> Any:
-        twin = copies(http)
+        made = copies(http)
         for name in ("_api_key_provider", "_azure_ad_token_provider"):
-            provider = getattr(twin, name, None)
+            provider = getattr(made, name, None)
             if provider is not None:
-                setattr(twin, name, partial(ask_for_key, provider))
-        return twin
+                setattr(made, name, partial(ask_for_key, provider))
+        return made
 
     return copy
 

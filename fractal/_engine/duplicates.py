@@ -1,4 +1,4 @@
-"""Calls that could not be stopped, and later calls of the same function, which wait for them."""
+"""Later calls of a function that an abandoned call is still in: they wait for it, since two at once may do harm."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fractal._functions.callables import core_of, receiver_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Twins"]
+__all__ = ["Duplicates"]
 
 
-class Twins:
-    """The functions of a tree of runs of which a call goes on though nobody waits for it."""
+class Duplicates:
+    """The gates of the functions that abandoned calls are still in; one object for a whole tree of runs."""
 
     __slots__ = ("_gates",)
 
@@ -25,7 +25,7 @@ class Twins:
         return bool(self._gates)
 
     def gate(self, function: Callable[..., Any]) -> Gate:
-        """Where a function's calls wait: each that could not be stopped holds a place until it ends."""
+        """The gate at which a function's later calls wait; an abandoned call holds its slot until it ends."""
         # A bound method is another object each time that it is looked up, and so may a partial be.
         key = id(receiver_of(function)), id(core_of(function))
         return self._gates.setdefault(key, Gate(1, "an earlier call of this tool, which could not be stopped, to end"))
