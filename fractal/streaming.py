@@ -205,7 +205,7 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
         feed, task = self._for_reading()
         if task.is_around_caller:
             raise InvalidArguments("a run cannot wait for its own end: ask for the result outside its tools")
-        feed.desert()
+        feed.stop_reading()
         await task.wait()
         # A loop that ends may cancel a task before its first step.
         return self._returned or self._begun.result or self._begun.fail(RunCancelled())

@@ -56,12 +56,12 @@ class Feed(Generic[T]):
         self._items: deque[T] = deque()
         self._news: anyio.Event | None = None  # for the reader
         self._freed: anyio.Event | None = None  # for the writers
-        self._is_closed = self._is_deserted = False
+        self._is_closed = self._reader_left = False
         self._token = current_token()
 
     def put(self, item: T) -> None:
         """Hand an item over, whether there is room or not; nobody keeps one that comes too late."""
-        if not self._is_deserted and not self._is_closed:
+        if not self._reader_left and not self._is_closed:
             self._items.append(item)
             self._tell_reader()
 
@@ -90,7 +90,7 @@ class Feed(Generic[T]):
     async def take(self) -> list[T]:
         """Wait for news and take all there is; an empty list at the end."""
         await stop_if_cancelled()
-        while not self._items and not self._is_closed and not self._is_deserted:
+        while not self._items and not self._is_closed and not self._reader_left:
             self._news = self._news or anyio.Event()
             await self._news.wait()
         taken = list(self._items)
@@ -106,7 +106,7 @@ class Feed(Generic[T]):
         """
         await stop_if_cancelled()
         while not self._items:
-            if self._is_closed or self._is_deserted:
+            if self._is_closed or self._reader_left:
                 raise StopAsyncIteration
             self._news = self._news or anyio.Event()
             await self._news.wait()
@@ -123,9 +123,9 @@ class Feed(Generic[T]):
         self._tell_writers()
         return item
 
-    def desert(self) -> None:
-        """Read no more: what is there and what comes is dropped, and no writer waits."""
-        self._is_deserted = True
+    def stop_reading(self) -> None:
+        """Stop reading: items that are there or come later are dropped, and no writer waits."""
+        self._reader_left = True
         self._items.clear()
         self._tell_writers()
         self._tell_reader()

@@ -80,7 +80,7 @@ class FeedBlock(ABC, Generic[T]):
         feed, task = self._opened
         # In this order: a task that waits for its reader must not take one more step, and start a tool with it.
         task.cancel()
-        feed.desert()
+        feed.stop_reading()
         if not task.is_around_caller:
             await task.cancel_and_join()
 

@@ -99,7 +99,7 @@ async def test_a_reader_that_leaves_drops_what_is_there_and_lets_writers_go() ->
         group.start_soon(lambda: write(feed, 1, 2, 3, done=done))
         await settled()
         assert done == []
-        feed.desert()
+        feed.stop_reading()
         assert await drain(feed) == []
         assert await feed.take() == []
     assert done == [1, 2, 3]
@@ -107,7 +107,7 @@ async def test_a_reader_that_leaves_drops_what_is_there_and_lets_writers_go() ->
 
 
 async def test_a_waiting_reader_is_told_of_the_end() -> None:
-    for end in (Feed.close, Feed.desert):
+    for end in (Feed.close, Feed.stop_reading):
         feed: Feed[int] = Feed(0)
         async with anyio.create_task_group() as group:
             group.start_soon(drain, feed)
@@ -164,7 +164,7 @@ async def test_a_writer_that_is_let_go_and_cancelled_at_once_takes_no_further_st
         group.start_soon(lambda: write(feed, 1, 2, done=done))
         assert await feed.next() == 1
         group.cancel_scope.cancel()
-        feed.desert()
+        feed.stop_reading()
     assert done == []
 
 
