@@ -228,9 +228,9 @@ class Call:
             run.duplicates.gate(bound.tool.function).release()
         run.warn_late(ended_late(bound.name, run.now() - self.left_at))
 
-    def bottom(self) -> Call:
-        """What does not stop if this does not: one of the calls that it waits for, in runs below, or itself."""
-        return next((call.bottom() for call in self._below), self)
+    def innermost(self) -> Call:
+        """The deepest call, in runs below, that this one waits for; itself if there is none."""
+        return next((call.innermost() for call in self._below), self)
 
     def name_as_stuck(self, grace: float, then: str) -> str | None:
         """Warn, once, that it goes on after its grace; returns where it is, if that is known."""

@@ -82,7 +82,7 @@ def leave(call: Call) -> ToolIgnoredCancellation:
         run.duplicates.gate(tool.function).take()
     run.below.leave(call.key)
     run.open_calls.pop(call.key, None)
-    stuck, grace = call.bottom(), run.grace
+    stuck, grace = call.innermost(), run.grace
     where = stuck.name_as_stuck(grace, "the run ends without it")
     error = ToolIgnoredCancellation(
         stuck.bound.name,

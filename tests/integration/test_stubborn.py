@@ -243,9 +243,7 @@ async def test_it_passes_through_the_runs_above(how: str):
 @pytest.mark.parametrize("below", [None, 0.2, 2.0], ids=["inherited", "same grace", "more grace"])
 @pytest.mark.parametrize("how", ["delegate", "tool"])
 @pytest.mark.parametrize("cut", [scope, native, partial(native, times=3)], ids=["scope", "native", "native thrice"])
-async def test_the_run_above_names_the_tool_at_the_bottom(
-    cut: Any, how: str, below: float | None, anyio_backend_name: str
-):
+async def test_the_run_above_names_the_innermost_tool(cut: Any, how: str, below: float | None, anyio_backend_name: str):
     if cut is not scope and anyio_backend_name != "asyncio":
         pytest.skip("asyncio's own")
     child = Stubborn(HOLD, limits=Limits() if below is None else Limits(grace=below, on_stubborn="raise"))
