@@ -23,7 +23,7 @@ from fractal._concurrency.scopes import (
     stop_if_cancelled,
     without_cancellations,
 )
-from fractal._concurrency.stuck import place_of
+from fractal._concurrency.stuck import line_of
 from fractal._texts import is_a
 from fractal.errors import UnexpectedError
 
@@ -282,7 +282,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
     def _name_as_stuck(self) -> None:
         run, name = self._run, self._name
         if run is not None and name is not None:
-            where = place_of(self.cr_await)
+            where = line_of(self.cr_await)
             stuck = f", stuck at {where}" if where else ""
             run.warn(f"{name} has not stopped {self._grace:g} s after it was cancelled{stuck}; the run waits for it")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from fractal._concurrency.forks import in_child
-from fractal._concurrency.stuck import place_in_thread
+from fractal._concurrency.stuck import line_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,12 +85,12 @@ def guarding(threshold: float) -> Generator[list[str]]:
 class _Step:
     """A function of the user's between two suspensions."""
 
-    __slots__ = ("name", "place", "ticks")
+    __slots__ = ("line", "name", "ticks")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.ticks = 0
-        self.place: str | None = None
+        self.line: str | None = None
 
 
 class _Guard:
@@ -147,7 +147,7 @@ class _Guard:
         self._make_thread()
 
     def _message(self, step: _Step) -> str:
-        at = f", at {step.place}" if step.place else ""
+        at = f", at {step.line}" if step.line else ""
         seconds = step.ticks * self._pause
         return f"{step.name} has blocked the event loop for more than {seconds:.2g} s{at}"
 
@@ -157,7 +157,7 @@ class _Guard:
                 for step in list(steps):
                     step.ticks += 1
                     if step.ticks == _TICKS:
-                        step.place = place_in_thread(thread)
+                        step.line = line_in_thread(thread)
 
 
 _guards: WeakSet[_Guard] = WeakSet()

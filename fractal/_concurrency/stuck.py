@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Set
     from types import FrameType
 
-__all__ = ["place_above", "place_in_thread", "place_of"]
+__all__ = ["line_above", "line_in_thread", "line_of"]
 
 # Whoever reads of a stuck tool looks for a line of their own, not for the one at which an event loop waits.
 LIBRARIES = sys.stdlib_module_names | {"anyio", "trio", "outcome", "sniffio", "uvloop", "fractal"}
@@ -20,8 +20,8 @@ LIBRARIES = sys.stdlib_module_names | {"anyio", "trio", "outcome", "sniffio", "u
 _KINDS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 
 
-def place_of(awaited: object, outside: Set[str] = LIBRARIES) -> str | None:
-    """Where a suspended coroutine waits, as `file.py:12 in function`; None if no line of a user's own is known.
+def line_of(awaited: object, outside: Set[str] = LIBRARIES) -> str | None:
+    """The source line at which a suspended coroutine waits, as `file.py:12 in f`; None if no line of a user's is known.
 
     Args:
         awaited: The coroutine, or whatever else is awaited.
@@ -35,14 +35,14 @@ def place_of(awaited: object, outside: Set[str] = LIBRARIES) -> str | None:
     return _name(found)
 
 
-def place_in_thread(thread: threading.Thread) -> str | None:
-    """Where a thread is now, in the same words."""
+def line_in_thread(thread: threading.Thread) -> str | None:
+    """The source line that a thread is at, as `file.py:12 in f`; None if no line of a user's is known."""
     # Private only by its name: the standard library documents it.
-    return place_above(sys._current_frames().get(thread.ident or 0))  # pyright: ignore[reportPrivateUsage]
+    return line_above(sys._current_frames().get(thread.ident or 0))  # pyright: ignore[reportPrivateUsage]
 
 
-def place_above(frame: FrameType | None) -> str | None:
-    """The nearest line of a user's own from which a frame was called, or that frame itself."""
+def line_above(frame: FrameType | None) -> str | None:
+    """The nearest line of a user's own among a frame and its callers; None if there is none."""
     while frame is not None and _package(frame) in LIBRARIES:
         frame = frame.f_back
     return _name(frame)

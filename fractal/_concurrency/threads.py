@@ -25,7 +25,7 @@ from fractal._concurrency.crossing import Call
 from fractal._concurrency.current import WeakVar, current_run
 from fractal._concurrency.forks import end_child_with_this_step, in_child, leave_child
 from fractal._concurrency.gates import Gate, Waiting, tool_threads
-from fractal._concurrency.stuck import place_in_thread
+from fractal._concurrency.stuck import line_in_thread
 from fractal._concurrency.workers import run_in_thread, wait_out
 from fractal.errors import OtherProcess, RunCancelled
 
@@ -78,7 +78,7 @@ class AbandonedThread:
     @property
     def where(self) -> str | None:
         """Where it is now, as `file.py:12 in function`; None if no line of a user's own is known."""
-        return place_in_thread(self.thread)
+        return line_in_thread(self.thread)
 
 
 def abandoned_threads() -> tuple[AbandonedThread, ...]:

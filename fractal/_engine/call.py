@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fractal._concurrency.current import WeakVar, current_call
 from fractal._concurrency.scopes import waiting
-from fractal._concurrency.stuck import place_in_thread, place_of
+from fractal._concurrency.stuck import line_in_thread, line_of
 from fractal._copies import copied_arguments, with_own_content
 from fractal._json import is_mapping
 from fractal.events import ToolFinished, ToolStarted
@@ -238,7 +238,7 @@ class Call:
             return self._where
         self.named = True
         thread = getattr(self.work, "thread", None)
-        self._where = where = place_in_thread(thread) if thread is not None else place_of(self.work)
+        self._where = where = line_in_thread(thread) if thread is not None else line_of(self.work)
         stuck = f", stuck at {where}" if where else ""
         self.run.warn(f"tool {self.bound.name!r} has not stopped {grace:g} s after it was cancelled{stuck}; {then}")
         return where

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from fractal._concurrency.stuck import place_in_thread
+from fractal._concurrency.stuck import line_in_thread
 from fractal._concurrency.workers import THREAD_NAME
 from fractal._json import text_of
 from fractal._texts import one_line, printable
@@ -283,7 +283,7 @@ def _threads_since(before: set[threading.Thread]) -> int:
 
 def _is_idle(thread: threading.Thread) -> bool:
     """Whether it is one of those that are kept for ten seconds, for the next call in any loop."""
-    return _KEPT.fullmatch(thread.name) is not None and place_in_thread(thread) is None
+    return _KEPT.fullmatch(thread.name) is not None and line_in_thread(thread) is None
 
 
 _KEPT = re.compile(rf"Trio thread \d+|{THREAD_NAME}")

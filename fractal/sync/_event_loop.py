@@ -21,7 +21,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 
 from fractal._concurrency.crossing import Call, Latch
 from fractal._concurrency.forks import end_child_with_this_step, in_child, our_threads
-from fractal._concurrency.stuck import place_in_thread, place_of
+from fractal._concurrency.stuck import line_in_thread, line_of
 from fractal._concurrency.threads import ThreadCall, current_thread_call, threads_waited_for
 from fractal._engine.below import Errand
 from fractal._log import log
@@ -214,9 +214,9 @@ class EventLoop:
 
         def look() -> None:
             for task in anyio.get_running_tasks():
-                place = place_of(task.coro)
-                if place is not None:
-                    found.append(f"{task.name} at {place}")
+                line = line_of(task.coro)
+                if line is not None:
+                    found.append(f"{task.name} at {line}")
             looked.open()
 
         self._soon(look)
@@ -224,10 +224,10 @@ class EventLoop:
         while not (looked.wait(0.02) or self.is_over or time.monotonic() > until):
             pass
         if not (looked.is_open or self.is_over):
-            return f"the event loop is blocked at {place_in_thread(self._thread) or 'a place unknown'}"
+            return f"the event loop is blocked at {line_in_thread(self._thread) or 'a place unknown'}"
         for call in self._threads_waited_for():
             assert call.thread is not None
-            found.append(f"{call.name} at {place_in_thread(call.thread) or 'a place unknown'}")
+            found.append(f"{call.name} at {line_in_thread(call.thread) or 'a place unknown'}")
         return ", ".join(found) or "something that cannot be named"
 
     def forget_parent(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import anyio
 
-from fractal._concurrency.stuck import place_in_thread
+from fractal._concurrency.stuck import line_in_thread
 from fractal._concurrency.threads import abandoned_threads
 from fractal._concurrency.workers import THREAD_NAME
 from fractal.models._http.pool import CLOSING
@@ -72,7 +72,7 @@ class Belongings:
         """
         known = {*self._threads, *(abandoned.thread for abandoned in abandoned_threads())}
         threads = (thread for thread in threading.enumerate() if thread not in known and not _is_kept(thread, in_loop))
-        lines = [f"thread {thread.name!r} at {place_in_thread(thread) or 'a place unknown'}" for thread in threads]
+        lines = [f"thread {thread.name!r} at {line_in_thread(thread) or 'a place unknown'}" for thread in threads]
         files = set(_open_files()) - self._files
         return lines + [f"{_described(number, what)} (file descriptor {number})" for number, what in files]
 
@@ -87,7 +87,7 @@ def wait_until_empty(look: Callable[[], list[str]], seconds: float) -> list[str]
 
 
 def _is_kept(thread: threading.Thread, in_loop: bool) -> bool:
-    return (thread.daemon or in_loop) and thread.name.startswith(_KEPT) and place_in_thread(thread) is None
+    return (thread.daemon or in_loop) and thread.name.startswith(_KEPT) and line_in_thread(thread) is None
 
 
 def _open_files() -> Iterator[tuple[int, str]]:

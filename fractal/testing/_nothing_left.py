@@ -13,7 +13,7 @@ from typing import Any, Self
 import anyio
 from anyio.lowlevel import current_token
 
-from fractal._concurrency.stuck import place_of
+from fractal._concurrency.stuck import line_of
 from fractal.models._http.pool import close_idle_pools
 from fractal.sync._portal import PortalCall, shared_portal
 from fractal.testing._leftovers import Belongings, running_tasks, wait_until_empty
@@ -65,7 +65,7 @@ class NothingLeft:
         _require_none(self._look())
 
     def _look(self) -> list[str]:
-        tasks = [f"task {task.name!r} at {_place(task)}" for task in _tasks_here() if task.id not in self._tasks_before]
+        tasks = [f"task {task.name!r} at {_line(task)}" for task in _tasks_here() if task.id not in self._tasks_before]
         portal = shared_portal()
         if portal.is_running and not portal.is_this_thread():
             tasks += PortalCall(_put_away_and_look, portal).result_or_cancel()
@@ -126,8 +126,8 @@ def _tasks_here() -> list[anyio.TaskInfo]:
     return running_tasks() if _is_in_loop() else []
 
 
-def _place(task: anyio.TaskInfo) -> str:
-    return place_of(task.coro) or place_of(task.coro, frozenset()) or "a place unknown"
+def _line(task: anyio.TaskInfo) -> str:
+    return line_of(task.coro) or line_of(task.coro, frozenset()) or "a place unknown"
 
 
 async def _put_away_and_look() -> list[str]:
@@ -135,7 +135,7 @@ async def _put_away_and_look() -> list[str]:
     await close_idle_pools()
     own = anyio.get_current_task()
     return [
-        f"task {task.name!r}, on the event loop of fractal.sync, at {_place(task)}"
+        f"task {task.name!r}, on the event loop of fractal.sync, at {_line(task)}"
         for task in running_tasks()
         if task.id not in (own.id, own.parent_id)
     ]

@@ -18,7 +18,7 @@ import anyio
 
 from fractal._concurrency.current import current_run
 from fractal._concurrency.scopes import leaves
-from fractal._concurrency.stuck import place_of
+from fractal._concurrency.stuck import line_of
 from fractal.testing._leftovers import running_tasks
 
 __all__ = ["WAYS", "Visit"]
@@ -42,7 +42,7 @@ class Visit:
 
     Attributes:
         count: Steps that were made until the scenario ended.
-        place: Where the task was that made the step after which the scenario was cancelled; None if it was not.
+        line: Where the task was that made the step after which the scenario was cancelled; None if it was not.
         error: What came out of the scenario though it had not been cancelled.
         faults: What was wrong with how it ended.
     """
@@ -58,13 +58,13 @@ class Visit:
         self._scenario, self._checks = scenario, checks
         self.backend, self.way, self.point = backend, way, point
         self._second = point + 1 + point % _SECONDS
-        self._is_on = self._was_told = self._has_returned = False
+        self._is_on = self._got_cancellation = self._has_returned = False
         self._cuts: list[Callable[[], object]] = []
         self._is_ours: Callable[[str], bool] = lambda said: True
         self.main: Any = None  # the scenario's task
         self._before: set[int] = set()
         self.count = 0
-        self.place: str | None = None
+        self.line: str | None = None
         self.error: BaseException | None = None
         self.faults: list[str] = []
 
@@ -81,7 +81,7 @@ class Visit:
     async def _main(self, way: Callable[[Visit], Awaitable[None]]) -> None:
         self._before = {task.id for task in running_tasks()}
         await way(self)
-        if self._has_returned and self._was_told:
+        if self._has_returned and self._got_cancellation:
             self.faults.append("the cancellation was swallowed: the scenario returned")
         for check in self._checks:
             await self._ask(check)
@@ -134,8 +134,8 @@ class Visit:
         here = anyio.get_current_task().id
         left = [task for task in running_tasks() if task.id not in self._before and task.id != here]
         if left:
-            places = (f"{task.name} at {_place_of(task.coro) or 'a place unknown'}" for task in left)
-            self.faults.append(f"tasks left: {'; '.join(places)}")
+            lines = (f"{task.name} at {_line_of(task.coro) or 'a place unknown'}" for task in left)
+            self.faults.append(f"tasks left: {'; '.join(lines)}")
 
     def after_step(self, coroutine: object) -> None:
         """Count a step, and cut the scenario if it is the one."""
@@ -143,9 +143,9 @@ class Visit:
             return
         self.count += 1
         if self.count == self.point:
-            self.place = _place_of(coroutine) or "its end"
+            self.line = _line_of(coroutine) or "its end"
             self._cuts[0]()
-        elif self.place is not None and self.count == self._second and len(self._cuts) > 1:
+        elif self.line is not None and self.count == self._second and len(self._cuts) > 1:
             self._cuts[1]()
 
     def cancelled(self, task: object, said: str | None = None) -> None:
@@ -156,24 +156,24 @@ class Visit:
             said: What asyncio's cancellation says; None: it is known to be ours.
         """
         if self._is_on and self.is_cut and task is self.main and (said is None or self._is_ours(said)):
-            self._was_told = True
+            self._got_cancellation = True
 
     def whereabouts(self) -> str:
         """Where the scenario is now, as far as that can be said from another thread."""
         coroutine = getattr(self.main, "coro", None) or (self.main.get_coro() if self.main is not None else None)
-        return _place_of(coroutine) or "a place unknown"
+        return _line_of(coroutine) or "a place unknown"
 
     @property
     def is_cut(self) -> bool:
         """Whether the scenario has been cancelled."""
-        return self.place is not None
+        return self.line is not None
 
 
 _EVENT_LOOPS = sys.stdlib_module_names | {"anyio", "trio", "outcome", "sniffio"}
 
 
-def _place_of(coroutine: object) -> str | None:
-    return place_of(coroutine, outside=_EVENT_LOOPS)
+def _line_of(coroutine: object) -> str | None:
+    return line_of(coroutine, outside=_EVENT_LOOPS)
 
 
 def _current_task() -> Any:

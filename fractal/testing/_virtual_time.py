@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, cast
 import anyio
 
 from fractal._concurrency.gates import approval_threads, hook_threads, tool_threads
-from fractal._concurrency.stuck import place_above, place_of
+from fractal._concurrency.stuck import line_above, line_of
 from fractal._concurrency.threads import ThreadCall
 from fractal.errors import UserError
 from fractal.testing._patching import Patch
@@ -168,7 +168,7 @@ def _guard_class() -> type[_Guard]:
                 return
             for frame, _ in task.iter_await_frames():
                 if frame.f_code in waits:
-                    self.refuse(f"a socket or a pipe is waited for at {place_of(task.coro) or task.name}; {_ADVICE}")
+                    self.refuse(f"a socket or a pipe is waited for at {line_of(task.coro) or task.name}; {_ADVICE}")
 
         def before_io_wait(self, timeout: float) -> None:
             """See that something will ever happen: if not, trio would look again and again, without an end."""
@@ -204,7 +204,7 @@ def _asker(frame: FrameType | None) -> str:
             call: ThreadCall[Any] = frame.f_locals["self"]
             return _WORDS.get(call.threads, "{}").format(call.name)
         frame = frame.f_back
-    return f"what is at {place_above(inner) or 'a place unknown'}"
+    return f"what is at {line_above(inner) or 'a place unknown'}"
 
 
 _RUN = cast("type[ThreadCall[Any]]", ThreadCall).run.__code__

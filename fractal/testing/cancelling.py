@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fractal._concurrency.stuck import place_in_thread
+from fractal._concurrency.stuck import line_in_thread
 from fractal.errors import InvalidArguments
 from fractal.testing._leftovers import Belongings, Complaints, wait_until_empty
 from fractal.testing._seen_runs import Places, SeenRuns
@@ -226,8 +226,8 @@ class _Search:
         thread.start()
         thread.join(self._within)
         if thread.is_alive():
-            place = place_in_thread(thread) or visit.whereabouts()
-            self._note(visit, f"it has not come back after {self._within:g} s: {place}")
+            line = line_in_thread(thread) or visit.whereabouts()
+            self._note(visit, f"it has not come back after {self._within:g} s: {line}")
             raise CancellationFaults(self.faults)
         for error in [*errors, *([visit.error] if visit.error is not None else [])]:
             raise error
@@ -235,6 +235,6 @@ class _Search:
     def _note(self, visit: Visit, *problems: str) -> None:
         for problem in problems:
             fault = CancellationFault(
-                visit.backend, visit.way, visit.point, self._points, visit.place or "not cancelled", problem
+                visit.backend, visit.way, visit.point, self._points, visit.line or "not cancelled", problem
             )
             self.faults.append(fault)
