@@ -29,7 +29,7 @@ from fractal._concurrency.feed import Feed
 from fractal._concurrency.feed_block import FeedBlock
 from fractal._concurrency.grace import settled
 from fractal._concurrency.scopes import single_error
-from fractal._engine.below import Place, place_here
+from fractal._engine.below import Origin, origin_here
 from fractal._engine.loop import conduct, converse
 from fractal._engine.observers import note_unused
 from fractal._engine.overrides import override_of
@@ -74,7 +74,7 @@ class BatchItem(Generic[Content_co]):
     """One input and its result.
 
     Attributes:
-        index: Place of the input among all, from 0.
+        index: Origin of the input among all, from 0.
         input: The input.
         result: How its run ended.
 
@@ -267,7 +267,7 @@ class BatchStream(FeedBlock[BatchItem[Answer]], Generic[Answer]):
         room = self._room = anyio.Semaphore(self._places)
         batch = self._batch
         batch.check_options()
-        place = batch.place = place_here()
+        origin = batch.origin = origin_here()
 
         async def go() -> None:
             try:
@@ -277,8 +277,8 @@ class BatchStream(FeedBlock[BatchItem[Answer]], Generic[Answer]):
 
         task = Background(go, _NAME)
         task.on_cancel, task.on_more_time = batch.cut, batch.has_until
-        if place.run is not None:
-            place.run.note_below(task, is_reached=place.is_enclosed)
+        if origin.run is not None:
+            origin.run.note_below(task, is_reached=origin.is_enclosed)
         return task
 
     def _inner_html(self) -> str:
@@ -330,7 +330,7 @@ class _Batch:
         self._started_at: float | None = None
         self._ended_at: float | None = None
         self._error: Exception | None = None
-        self.place: Place
+        self.origin: Origin
         self._runs: set[Run] = set()
         self._slots: anyio.Semaphore
         self._group: TaskGroup
@@ -352,8 +352,8 @@ class _Batch:
         Raises:
             RunCancelled: The run above has ended, which does not wait for what somebody else awaits.
         """
-        self.place = place_here()
-        await self.place.do(partial(self.go, deliver), _NAME, on_cancel=self.cut, on_more_time=self.has_until)
+        self.origin = origin_here()
+        await self.origin.do(partial(self.go, deliver), _NAME, on_cancel=self.cut, on_more_time=self.has_until)
 
     def cut(self) -> None:
         """Stop what its runs do."""
@@ -420,7 +420,7 @@ class _Batch:
         if override_of(self._agent, "run") is not None:
             return await verbs.result_of(self._agent, user_input, **self._options)
         run = verbs.begin(self._agent, user_input, **self._options)
-        run.place = self.place
+        run.origin = self.origin
         run.start_clock()
         self._runs.add(run)
         try:

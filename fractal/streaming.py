@@ -96,7 +96,7 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
             task = Background(go, run.task_name)
             task.on_cancel = self._cancel_run
         if run.parent is not None:
-            run.parent.note_below(task, is_reached=run.place.is_enclosed)
+            run.parent.note_below(task, is_reached=run.origin.is_enclosed)
         return task
 
     async def _ask(self, ask: Callable[[], Awaitable[AgentResult[Content_co]]], first: Run, feed: Feed[Event]) -> None:

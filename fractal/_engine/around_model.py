@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fractal._engine.around import awaited_or_joined
 from fractal._engine.ask import ask, first_request
-from fractal._engine.below import place_here
+from fractal._engine.below import origin_here
 from fractal._engine.guards import ask_guarded
 from fractal._engine.hooks import call_user
 from fractal._engine.overrides import is_tool_schema
@@ -158,7 +158,7 @@ class _Next:
         try:
             # In a task of its own: the one that calls this belongs to a function of the user's.
             name = f"fractal request of {self._run.settings.agent_name}"
-            self.last = reply = await place_here().do(partial(self._go_on, request), name)
+            self.last = reply = await origin_here().do(partial(self._go_on, request), name)
             return reply
         finally:
             self._is_busy = False

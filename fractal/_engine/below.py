@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from anyio.lowlevel import EventLoopToken
 
 
-__all__ = ["Below", "Errand", "Place", "place_here", "place_of"]
+__all__ = ["Below", "Errand", "Origin", "origin_here", "origin_of"]
 
 T = TypeVar("T")
 
@@ -105,8 +105,8 @@ class Above(Protocol):
         ...
 
 
-class Place:
-    """Where something is begun: in the task that a run works in, in another that knows of a run, or outside of any.
+class Origin:
+    """The run, if any, that something begun belongs to, and whether the scopes of that run reach it.
 
     Args:
         run: The run that the calling task works for; None outside of any.
@@ -147,20 +147,20 @@ class Place:
         return await task.result()
 
 
-_OUTSIDE = Place(None, is_enclosed=False)
+_OUTSIDE = Origin(None, is_enclosed=False)
 
 
-def place_of(task: object) -> Place:
-    """Where the current task, which is given, begins something."""
+def origin_of(task: object) -> Origin:
+    """The origin of what the current task, which is given, begins."""
     run = current_run.get()
     if run is None or run.is_over:  # the context was copied out of a run that has ended
         return _OUTSIDE
-    return Place(run, is_enclosed=run.is_task(task))
+    return Origin(run, is_enclosed=run.is_task(task))
 
 
-def place_here() -> Place:
-    """Where the current task begins something."""
-    return place_of(task_here())
+def origin_here() -> Origin:
+    """The origin of what the current task begins."""
+    return origin_of(task_here())
 
 
 class Errand(Joinable):

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from fractal._concurrency.background import spawn
 from fractal._concurrency.scopes import unexpected
-from fractal._engine.below import place_here
+from fractal._engine.below import origin_here
 from fractal._engine.call import Call
 from fractal._engine.explain import explain
 from fractal._engine.invoke import leave, run_call
@@ -94,7 +94,7 @@ async def call_inside(outer: Call, arguments: Mapping[str, Any], tools: Mapping[
 
 async def _call_alone(call: Call) -> ToolResult:
     """Bring one call to its outcome, in a task of its own: the calling one belongs to a function of the user's."""
-    await place_here().do(partial(_call_all, call.run, [call]), f"fractal call of {call.bound.name}")
+    await origin_here().do(partial(_call_all, call.run, [call]), f"fractal call of {call.bound.name}")
     assert call.result is not None
     return call.result
 

@@ -69,7 +69,7 @@ async def drive(run: Run, work: _Work | None = None) -> AgentResult:
         BaseException: Cancellation from outside, after the cleanup; the run's last event has the partial result.
     """
     run.start_clock()
-    result = await run.place.do(
+    result = await run.origin.do(
         partial(conduct, run, work or converse),
         run.task_name,
         run.scope,

@@ -25,7 +25,7 @@ from fractal._concurrency.feed import Inlet
 from fractal._concurrency.scopes import unexpected, waiting
 from fractal._copies import copied_messages, with_own_content
 from fractal._engine.around import NO_HOOKS, RunHooks
-from fractal._engine.below import Below, place_of
+from fractal._engine.below import Below, origin_of
 from fractal._engine.duplicates import Duplicates
 from fractal._engine.observers import Brief, companions_of, interested, tell_all
 from fractal._engine.pricing import Prices, prices_of_library
@@ -179,9 +179,9 @@ class Run:
         "now",
         "offered",
         "open_calls",
+        "origin",
         "own_companions",
         "parent",
-        "place",
         "prices",
         "result",
         "run_id",
@@ -201,8 +201,8 @@ class Run:
 
     def __init__(self, settings: RunSettings, transcript: Transcript) -> None:
         self._join_loop()
-        self.place = place = place_of(self.current_task())
-        parent: Run | None = place.run
+        self.origin = origin = origin_of(self.current_task())
+        parent: Run | None = origin.run
         self.settings, self.agent, self.transcript, self.parent = settings, settings.agent, transcript, parent
         self.duplicates: Duplicates = parent.duplicates if parent else Duplicates()
         self.run_id = os.urandom(16).hex()
@@ -323,7 +323,7 @@ class Run:
         """
         left = self.settings.timeout if self.settings.timeout is not None else math.inf
         parent = self.parent
-        if parent is not None and not self.place.is_enclosed and (deadline := parent.deadline) != math.inf:
+        if parent is not None and not self.origin.is_enclosed and (deadline := parent.deadline) != math.inf:
             now = self.now() if parent.is_same_loop(self) else parent.started + time.monotonic() - parent._clock
             if deadline > now + _CLOCK_SLACK:
                 left = min(left, deadline - now)
