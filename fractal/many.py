@@ -260,11 +260,11 @@ class BatchStream(FeedBlock[BatchItem[Answer]], Generic[Answer]):
         super().__init__(buffer)
         self._batch = batch
         # For runs under way and results that nobody has read, taken before an input and given back by the reader.
-        self._places = batch.max_concurrency + buffer
+        self._slots = batch.max_concurrency + buffer
         self._room: anyio.Semaphore | None = None
 
     def _start(self, feed: Feed[BatchItem[Answer]]) -> Background[None]:
-        room = self._room = anyio.Semaphore(self._places)
+        room = self._room = anyio.Semaphore(self._slots)
         batch = self._batch
         batch.check_options()
         origin = batch.origin = origin_here()

@@ -40,7 +40,7 @@ from fractal.sync._portal import PortalCall
 from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.testing._leftovers import Belongings, running_tasks, wait_until_empty
 from fractal.testing._recording import assert_well_formed
-from fractal.testing._seen_runs import Places
+from fractal.testing._seen_runs import Slots
 from fractal.testing.answers import AnswerLike
 from fractal.testing.endpoint import RecordedRequest
 from tests.programs import UNIT, AgentPlan, Cut, Program, Step
@@ -505,11 +505,11 @@ class Stage:
         if program.over_http:
             self.url()
         in_portal = self._tasks_of_portal().keys()
-        places, belongings = Places(), Belongings()
+        slots, belongings = Slots(), Belongings()
 
         def look() -> list[str]:
             tasks = self._tasks_of_portal()
-            return [*belongings.left(), *places.left(), *(tasks[each] for each in tasks.keys() - in_portal)]
+            return [*belongings.left(), *slots.left(), *(tasks[each] for each in tasks.keys() - in_portal)]
 
         run_watchers.append(played.runs.append)
         try:

@@ -1,6 +1,6 @@
 """First-come limits that tasks of any event loop wait at.
 
-AnyIO's own limiters belong to one event loop, and give the place of an abandoned thread back at once on asyncio.
+AnyIO's own limiters belong to one event loop, and give the slot of an abandoned thread back at once on asyncio.
 """
 
 from __future__ import annotations
@@ -63,20 +63,20 @@ class Gate:
 
     @property
     def held(self) -> int:
-        """Places taken now."""
+        """Slots that are taken now."""
         return self._held
 
     @property
     def waiting(self) -> int:
-        """Tasks that wait for a place."""
+        """Tasks that wait for a slot."""
         return len(self._waiters)
 
-    def place(self, waiting: Waiting = nullcontext) -> _Place:
-        """Have a place in the block; waits for it as `acquire` does."""
-        return _Place(self, waiting)
+    def slot(self, waiting: Waiting = nullcontext) -> _Slot:
+        """A slot for a block, awaited as by `acquire`."""
+        return _Slot(self, waiting)
 
     async def acquire(self, waiting: Waiting = nullcontext) -> None:
-        """Wait for a place and take it.
+        """Wait for a slot and take it.
 
         Args:
             waiting: Around the wait, if there is one.
@@ -100,12 +100,12 @@ class Gate:
             raise
 
     def take(self) -> None:
-        """Take a place without waiting, over the limit if need be."""
+        """Take a slot without waiting, over the limit if need be."""
         with self._lock:
             self._held += 1
 
     def release(self) -> None:
-        """Give a place back; the longest waiting task gets it. Works from any thread and never blocks."""
+        """Give a slot back; the longest waiting task gets it. Works from any thread and never blocks."""
         with self._lock:
             self._held -= 1
             while self._waiters and self._held < self._limit:
@@ -118,14 +118,14 @@ class Gate:
                 self._held += 1
 
     def forget_holders(self) -> None:
-        """Be as new: the threads that held places are gone."""
+        """Free all slots: the threads that held them are gone."""
         self._lock = threading.Lock()
         self._held = 0
         self._waiters.clear()
 
 
-class _Place:
-    """A place for a block; no generator, since every request has one."""
+class _Slot:
+    """A slot for a block; a class and no generator for speed, since every request takes one."""
 
     __slots__ = ("_gate", "_waiting")
 

@@ -1,6 +1,6 @@
 """Worker threads with an honest end.
 
-A thread cannot be killed. When nobody waits for it any more it is *abandoned*: it goes on, and it keeps its place in
+A thread cannot be killed. When nobody waits for it any more it is *abandoned*: it goes on, and it keeps its slot in
 the limit until it really ends.
 """
 
@@ -86,7 +86,7 @@ def abandoned_threads() -> tuple[AbandonedThread, ...]:
 
     A thread cannot be killed, so a plain `def` tool that is cancelled goes on until it returns, unless it was to be
     waited for (`on_cancel="wait"`). It is listed until then, the one that was abandoned first at the head, and keeps
-    its places in limits.
+    its slots in limits.
 
     Example:
         >>> abandoned_threads()
@@ -141,7 +141,7 @@ class ThreadCall(Generic[T]):
         self._duplicates, self._waiting = duplicates, waiting
         self.threads = threads
         self._gates = gates if threads is None else (*gates, threads)
-        self._places: list[Gate] = []
+        self._slots: list[Gate] = []
         self._lock = threading.Lock()
         self._state = "new"  # new → running → ended, or new → dropped
         self._group = group
@@ -164,7 +164,7 @@ class ThreadCall(Generic[T]):
         try:
             for gate in self._gates:
                 await gate.acquire(self._waiting)
-                self._places.append(gate)
+                self._slots.append(gate)
             values, error = await run_in_thread(self._work, abandon=self.abandon)
         finally:
             self._leave()
@@ -311,17 +311,17 @@ class ThreadCall(Generic[T]):
         if self._duplicates is not None:
             gate = self._duplicates()
             gate.take()
-            self._places.append(gate)
+            self._slots.append(gate)
 
     def _release(self) -> None:
-        for gate in reversed(self._places):
+        for gate in reversed(self._slots):
             gate.release()
 
     @contextmanager
     def _lent(self) -> Generator[None]:
-        """Give this thread's place to others while it only waits for an event loop.
+        """Give this thread's slot to others while it only waits for an event loop.
 
-        Otherwise tools that call agents whose tools need threads could use up all places and wait for each other.
+        Otherwise tools that call agents whose tools need threads could use up all slots and wait for each other.
         """
         if self.threads is None:
             yield

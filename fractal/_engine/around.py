@@ -63,11 +63,11 @@ def _once(hooks: tuple[Around, ...]) -> tuple[Around, ...]:
     """
     unique: list[Around] = []
     for hook in hooks:
-        place = next((n for n, other in enumerate(unique) if is_same(hook.function, other.function)), None)
-        if place is None:
+        index = next((n for n, other in enumerate(unique) if is_same(hook.function, other.function)), None)
+        if index is None:
             unique.append(hook)
         elif hook.delegates:
-            unique[place] = hook
+            unique[index] = hook
     return tuple(unique)
 
 

@@ -139,12 +139,12 @@ class _Question:
     async def _send(self, request: ModelRequest) -> Reply:
         run, self._asked = self._run, request
         with run.budget.reserve("tokens", self._estimate(request)) as tokens:
-            with run.budget.reserve("requests") as place:
+            with run.budget.reserve("requests") as reserved:
                 if run.has_listeners:
                     await run.tell(ModelRequested, **self._facts(request))
                     request = _with_headers(run, request)
                 # Before it is sent, and never given back: one that fails or is cut has still reached the endpoint.
-                place.commit()
+                reserved.commit()
             started = run.now()
             reply = await self._answer(request)
             if run.answer is not None:

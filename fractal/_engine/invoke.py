@@ -194,14 +194,14 @@ async def _invoke(call: Call) -> None:
 
 async def _wait_for_duplicates(call: Call, tool: Tool) -> None:
     """Let calls of the same function come to their end that nobody could stop: two at once may do harm."""
-    async with call.run.duplicates.gate(tool.function).place(call.waiting):
+    async with call.run.duplicates.gate(tool.function).slot(call.waiting):
         pass
 
 
 async def _in_loop(call: Call, function: Callable[[], Awaitable[Any]], context: RunContext[Any] | None) -> None:
     assert call.bound.tool is not None
     gate = call.bound.tool.gate
-    async with gate.place(call.waiting) if gate is not None else _NO_GATE:
+    async with gate.slot(call.waiting) if gate is not None else _NO_GATE:
         if context is not None:
             context.started()
         call.work = work = function()

@@ -63,7 +63,7 @@ class Prices:
 
     async def load(self) -> None:
         """Have the library at hand: to import it takes a tenth of a second, and no event loop should stand still."""
-        async with self._loading.place():
+        async with self._loading.slot():
             if not self.is_loaded:
                 await ThreadCall(lambda: _known_to_library(""), _PRICES, threads=None, abandon=True).run()
                 self.is_loaded = True

@@ -238,7 +238,7 @@ class _Batch:
     ) -> None:
         self._agent, self._inputs, self._answered, self._write = agent, inputs, answered.copy(), write
         self._fails_fast = fails_fast
-        self._places: dict[int, int] = {}  # in the file, of inputs under way
+        self._positions: dict[int, int] = {}  # in the file, of inputs under way
         self._reasons: Counter[str] = Counter()
         self._unreadable: str | None = None
 
@@ -252,7 +252,7 @@ class _Batch:
 
             async def write_all() -> None:
                 async for item in batch:
-                    await self._put(_line(self._places.pop(item.index), item))
+                    await self._put(_line(self._positions.pop(item.index), item))
                     self._note(item.result)
 
             def read() -> Progress:
@@ -272,7 +272,7 @@ class _Batch:
                     continue
                 if self._answered and self._is_answered(value):
                     continue
-                self._places[given] = index
+                self._positions[given] = index
                 given += 1
                 yield value
 

@@ -108,9 +108,9 @@ def _imported(name: str) -> ModuleType:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{name}.".startswith(f"{missing}."):
             raise WrongUse(f"there is no module {name!r}, neither installed nor in {os.getcwd()}") from None
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        # A syntax error names its own place.
-        where = "" if isinstance(error, SyntaxError) else f" ({place.filename}:{place.lineno})"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        # A syntax error names its own frame.
+        where = "" if isinstance(error, SyntaxError) else f" ({frame.filename}:{frame.lineno})"
         raise WrongUse(f"module {name!r} cannot be imported: {described(error)}{where}") from error
 
 

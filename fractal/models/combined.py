@@ -241,16 +241,16 @@ class LimitedModel(CombinedModel):
             raise InvalidArguments("a LimitedModel needs a limit: give max_concurrency=, rate=, or both")
         if max_concurrency is not None and not is_count(max_concurrency, 1):
             raise InvalidArguments(f"max_concurrency={max_concurrency!r}: give a whole number from 1 up, or None")
-        self._places = _Line(max_concurrency or math.inf, f"its turn at the model (max_concurrency={max_concurrency})")
+        self._slots = _Line(max_concurrency or math.inf, f"its turn at the model (max_concurrency={max_concurrency})")
         self._rate = _Rate(*_checked_rate(rate)) if rate is not None else None
 
     async def _answer(self, request: ModelRequest, sink: Sink | None) -> Reply:
         with ExitStack() as held:
             if self._rate is not None:
                 with request.paused(self._rate.what):
-                    self._rate.require_time(self._places.waiting + self._rate.line.length)
-            await self._places.acquire(request.paused)
-            held.callback(self._places.release)
+                    self._rate.require_time(self._slots.waiting + self._rate.line.length)
+            await self._slots.acquire(request.paused)
+            held.callback(self._slots.release)
             if self._rate is not None:
                 await self._rate.take_turn(request.paused)
             return await _ask(self.models[0], request, sink)
@@ -341,7 +341,7 @@ class _Rate:
         Raises:
             DeadlineWouldPass: That is later than the deadline.
         """
-        async with self.line.place(waiting):
+        async with self.line.slot(waiting):
             with waiting(self.what):
                 while wait := self.require_time(0):  # noqa: ASYNC110  # a timer may fire a little early
                     await anyio.sleep(wait)
@@ -353,8 +353,8 @@ class _Rate:
         Raises:
             DeadlineWouldPass: That is later than the deadline.
         """
-        rounds, place = divmod(ahead, len(self._starts))
-        wait = max(self._starts[place] + self._seconds - _now(), 0.0) + rounds * self._seconds
+        rounds, index = divmod(ahead, len(self._starts))
+        wait = max(self._starts[index] + self._seconds - _now(), 0.0) + rounds * self._seconds
         require_time(wait, f"waiting for {self.what}")
         return wait
 

@@ -36,7 +36,7 @@ def check_messages(messages: object) -> None:
     for index, message in enumerate(messages):
         try:
             role = _check_message(message)
-            _check_place(message, role, open_calls, started)
+            _check_order(message, role, open_calls, started)
         except ValueError as fault:
             raise ValueError(f"messages[{index}]: {fault}") from None
         started = started or role not in _SYSTEM_ROLES
@@ -96,7 +96,7 @@ def _check_call(call: object) -> str:
     return identity
 
 
-def _check_place(message: Mapping[str, Any], role: str, open_calls: deque[str], started: bool) -> None:
+def _check_order(message: Mapping[str, Any], role: str, open_calls: deque[str], started: bool) -> None:
     """Check a message against what came before, and keep the calls that have no result yet."""
     if role == "tool":
         answered = message.get("tool_call_id")

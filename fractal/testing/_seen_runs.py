@@ -11,7 +11,7 @@ from fractal._engine.run import Run, run_watchers
 from fractal.testing._history import check_messages
 from fractal.testing._recording import EventRecorder, assert_well_formed
 
-__all__ = ["Places", "SeenRuns"]
+__all__ = ["SeenRuns", "Slots"]
 
 
 class SeenRuns:
@@ -58,8 +58,8 @@ def _faults_of(run: Run) -> Generator[str]:
             yield f"the transcript of {name} cannot be continued: {fault}"
 
 
-class Places:
-    """The limits of the process, and how many had a place at each of them, or waited for one, at first."""
+class Slots:
+    """The limits of the process, and how many held a slot of each, or waited for one, at first."""
 
     def __init__(self) -> None:
         self._before = {gate: (gate.held, gate.waiting) for gate in list(all_gates)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fractal._concurrency.stuck import line_in_thread
 from fractal.errors import InvalidArguments
 from fractal.testing._leftovers import Belongings, Complaints, wait_until_empty
-from fractal.testing._seen_runs import Places, SeenRuns
+from fractal.testing._seen_runs import SeenRuns, Slots
 
 if TYPE_CHECKING:
     from fractal.testing._steps import Visit
@@ -190,14 +190,14 @@ class _Search:
 
     def _visit(self, backend: str, way: str, point: int) -> Visit:
         """Run the scenario once, and see what it has left."""
-        places = Places()
-        visit = self._make(backend, way, point, places.note_new, *self._checks)
+        slots = Slots()
+        visit = self._make(backend, way, point, slots.note_new, *self._checks)
         before = Belongings()
         self._run(visit)
         # Once something is wrong it need not be waited for as long again.
         patience = self._within / 20 if self.faults else self._within
         faults = [*visit.faults, *self._told()]
-        left = wait_until_empty(lambda: [*before.left(), *places.left()], patience)
+        left = wait_until_empty(lambda: [*before.left(), *slots.left()], patience)
         self._note(visit, *faults, *(f"left: {what}" for what in left))
         return visit
 

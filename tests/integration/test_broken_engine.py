@@ -71,7 +71,7 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "the tool call that began it is not open",
     ),
     "what tasks of the user's own begin is not known": (
-        "fractal._engine.below:Place.do",
+        "fractal._engine.below:Origin.do",
         "self.run is not None",
         "self.run is not None and self.is_enclosed",
         "child_runs_that_a_tool_forgets",
@@ -126,7 +126,7 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "tools_in_threads",
         "a tool that must be waited for goes on",
     ),
-    "a place that comes too late is kept": (
+    "a slot that comes too late is kept": (
         "fractal._concurrency.gates:Gate.acquire",
         "if granted:",
         "if False:",
@@ -162,7 +162,7 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "a connection is in use",
     ),
     "a place for a request is not given back": (
-        "fractal.models._http.pool:_Place.__aexit__",
+        "fractal.models._http.pool:_Slot.__aexit__",
         "self._gate.release()",
         "self._gate.release() if exc[0] is None else None",
         "more_requests_than_connections",
@@ -182,8 +182,8 @@ def broken(function: Callable[..., Any], words: str, replacement: str) -> Any:
 
 
 @pytest.fixture
-def _places_given_back() -> Iterator[None]:
-    """A broken engine keeps places in limits of the whole process, which later tests need."""
+def _slots_given_back() -> Iterator[None]:
+    """A broken engine keeps slots of limits of the whole process, which later tests need."""
     yield
     deadline = time.monotonic() + 5
     while abandoned_threads() and time.monotonic() < deadline:
@@ -192,7 +192,7 @@ def _places_given_back() -> Iterator[None]:
         gate.forget_holders()
 
 
-@pytest.mark.usefixtures("_places_given_back")
+@pytest.mark.usefixtures("_slots_given_back")
 @pytest.mark.parametrize("breakage", BREAKAGES)
 def test_a_broken_engine_does_not_pass(
     breakage: str, endpoint: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch

@@ -93,13 +93,13 @@ class SdkWire:
     async def respond(self, request: ModelRequest) -> Reply:
         """Send it through the SDK, read the raw answer."""
         pool = await pool_of_this_loop(self, self._max_connections)
-        async with pool.place(request):
+        async with pool.slot(request):
             return await _respond(self._copy(pool.client), request, self._bounds)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
         """Send it through the SDK, read the raw stream."""
         pool = await pool_of_this_loop(self, self._max_connections)
-        async with pool.place(request):
+        async with pool.slot(request):
             return await _stream(self._copy(pool.client), request, sink, self._bounds)
 
 

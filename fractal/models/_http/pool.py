@@ -86,7 +86,7 @@ class Pool:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._places = limit, Gate(limit, f"a free connection (there may be {limit})")
+        self._limit, self._slots = limit, Gate(limit, f"a free connection (there may be {limit})")
         self._is_open = self._is_left = self._is_closing = False
         self._token = current_token()
         self._owner: finalize[Any, Any] | None = None
@@ -135,16 +135,16 @@ class Pool:
 
     async def close_if_idle(self) -> None:
         """Close, if no request is on its way or waits."""
-        if self._is_open and not (self._is_closing or self._places.held or self._places.waiting):
+        if self._is_open and not (self._is_closing or self._slots.held or self._slots.waiting):
             self._is_closing = True
             await Background(self._keeper.aclose, CLOSING).result()
 
-    def place(self, request: ModelRequest) -> _Place:
-        """Have one of the places that there are for requests, for a block; first come, first served.
+    def slot(self, request: ModelRequest) -> _Slot:
+        """A slot among those of the requests, for a block; first come, first served.
 
         Waiting for it is not the endpoint's fault: it does not count as time of the request.
         """
-        return _Place(self, self._places, request.paused)
+        return _Slot(self, self._slots, request.paused)
 
     @property
     def client(self) -> httpx2.AsyncClient:
@@ -201,8 +201,8 @@ def _end_soon(reference: ref[Pool]) -> None:
         pool.end_soon()
 
 
-class _Place:
-    """A place for a request; a pool that everybody has left meanwhile is closed by the last of them."""
+class _Slot:
+    """A slot for a request; its end closes a pool that nobody else uses any more."""
 
     __slots__ = ("_gate", "_pool", "_waiting")
 
@@ -236,7 +236,7 @@ def _new_client(limit: int) -> tuple[httpx2.AsyncClient, Connections]:
     from fractal.models._http.proxies import Proxies
     from fractal.models._http.transport import Transport
 
-    # Waiting for a place is bounded by the run's own deadline; with a place, there is a connection.
+    # Waiting for a slot is bounded by the run's own deadline; with a slot, there is a connection.
     timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None)
     connections = Connections(machine_tls, limit, Proxies())
     headers = {"Accept-Encoding": ACCEPTED_CODINGS}

@@ -41,7 +41,7 @@ def redirected(request: httpx2.Request, status: int, location: str, times: int) 
     except (httpx2.InvalidURL, ValueError):  # those of hosts are among the latter
         raise _refusal(status, "an address that cannot be used", "see what answers at the base URL") from None
     where = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
-    if not _is_same_place(request.url, url):
+    if not _is_same_origin(request.url, url):
         raise _refusal(status, where, "the conversation is not sent there: if it is right, give it as base_url")
     if status not in _SAME_REQUEST:
         raise _refusal(status, where, "that would be another request: see what answers at the base URL")
@@ -51,7 +51,7 @@ def redirected(request: httpx2.Request, status: int, location: str, times: int) 
     return httpx2.Request(request.method, url, headers=headers, extensions=request.extensions)
 
 
-def _is_same_place(old: httpx2.URL, new: httpx2.URL) -> bool:
+def _is_same_origin(old: httpx2.URL, new: httpx2.URL) -> bool:
     if old.raw_host != new.raw_host:
         return False
     if (old.scheme, new.scheme) == ("http", "https"):

@@ -44,7 +44,7 @@ class HttpWire:
         sending = Sending(self._bounds, request.charge, address.secrets, request.headers)
         with translated(address.secrets):
             pool = await pool_of_this_loop(self, self._max_connections)
-            async with pool.place(request), pool.post(address, request.body(), sending) as answer:
+            async with pool.slot(request), pool.post(address, request.body(), sending) as answer:
                 body = await answer.aread()
             return await read_body(answer.status_code, answer.headers, body, self._bounds, address.secrets)
 
@@ -54,7 +54,7 @@ class HttpWire:
         sending = Sending(self._bounds, request.charge, address.secrets, request.headers)
         with translated(address.secrets):
             pool = await pool_of_this_loop(self, self._max_connections)
-            async with pool.place(request), pool.post(address, request.body(), sending) as answer:
+            async with pool.slot(request), pool.post(address, request.body(), sending) as answer:
                 return await read_answer(answer, sink, self._bounds, address.secrets)
 
     async def _address_asked(self) -> Address:

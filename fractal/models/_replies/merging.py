@@ -96,11 +96,11 @@ class _Text:
 class _Items:
     """A list that grows: by new items, and by pieces of the items it has."""
 
-    __slots__ = ("_by_place", "_items", "_last")
+    __slots__ = ("_by_index", "_items", "_last")
 
     def __init__(self) -> None:
         self._items: list[Any] = []
-        self._by_place: dict[tuple[Any, Any], Merged] = {}
+        self._by_index: dict[tuple[Any, Any], Merged] = {}
         self._last: Merged | None = None
 
     def add(self, pieces: list[Any]) -> None:
@@ -117,11 +117,11 @@ class _Items:
 
     def _item_of(self, piece: Mapping[str, Any], *, can_go_on: bool) -> Merged:
         """The item that a piece belongs to."""
-        place, kind = piece.get("index"), piece.get("type")
-        if isinstance(place, int) and isinstance(kind, str | None):
-            item = self._by_place.get((place, kind))
+        index, kind = piece.get("index"), piece.get("type")
+        if isinstance(index, int) and isinstance(kind, str | None):
+            item = self._by_index.get((index, kind))
             if item is None:
-                item = self._by_place[place, kind] = self._new()
+                item = self._by_index[index, kind] = self._new()
             return item
         if can_go_on and kind is not None and self._last is not None and self._last.takes(piece):
             return self._last

@@ -248,12 +248,12 @@ def _said(value: object, depth: int = 0) -> _Said:
 
 
 def _inner(value: Mapping[str, Any], depth: int) -> _Said:
-    """What is said one level deeper, in the first place in which anything is."""
+    """What is said one level deeper, in the first member that says anything."""
     found = _Said()
     for name in ("error", "errors", "message", "detail", "base_resp"):
-        place = value.get(name)
-        if place and (name == "error" or not isinstance(place, str)):
-            found = _said(place, depth + 1)
+        inner = value.get(name)
+        if inner and (name == "error" or not isinstance(inner, str)):
+            found = _said(inner, depth + 1)
             if found != _Said():
                 break
     metadata = value.get("metadata")
@@ -290,12 +290,12 @@ def _faults_of(detail: list[Any]) -> _Said | None:
     faults = [fault for fault in detail[:20] if is_mapping(fault) and "msg" in fault]
     if not faults:
         return None
-    places = [_place_of(fault) for fault in faults]
-    said = [f"{place or 'body'}: {fault.get('msg')}" for place, fault in zip(places, faults, strict=True)]
-    return _Said(message="; ".join(said), param=places[0] or None)
+    paths = [_path_of(fault) for fault in faults]
+    said = [f"{path or 'body'}: {fault.get('msg')}" for path, fault in zip(paths, faults, strict=True)]
+    return _Said(message="; ".join(said), param=paths[0] or None)
 
 
-def _place_of(fault: Mapping[str, Any]) -> str:
+def _path_of(fault: Mapping[str, Any]) -> str:
     steps = fault.get("loc")
     return ".".join(str(step) for step in steps if step != "body") if is_list(steps) else ""
 

@@ -203,7 +203,7 @@ class _Choice:
         self._refusal: list[str] = []
         self._extra = Merged()
         self.calls: list[_Call] = []
-        self._by_place: dict[Any, _Call] = {}  # the last one of each place
+        self._by_index: dict[Any, _Call] = {}  # the last one of each index
         self._by_id: dict[tuple[Any, str], _Call] = {}
 
     @property
@@ -299,21 +299,21 @@ class _Choice:
 
     def _call_of(self, raw: Mapping[str, Any], name: str | None, arguments: str) -> _Call:
         """The call that a delta continues or begins; the index tells, where an endpoint sends it and means it."""
-        place, call_id = raw.get("index"), raw.get("id")
-        place = place if isinstance(place, int) else None
+        index, call_id = raw.get("index"), raw.get("id")
+        index = index if isinstance(index, int) else None
         call_id = clean_text(call_id) if isinstance(call_id, str) and call_id else None
-        call = self._by_id.get((place, call_id)) if call_id is not None else None
+        call = self._by_id.get((index, call_id)) if call_id is not None else None
         if call is None:
-            call = self._by_place.get(place)
+            call = self._by_index.get(index)
         if call is None or call.is_over(call_id, name, arguments):
             if len(self.calls) >= self._bounds.calls:
                 raise ReplyTooLarge("calls", self._bounds.calls)
             call = _Call(len(self.calls), call_id)
             self.calls.append(call)
-            self._by_place[place] = self._by_place[None] = call
+            self._by_index[index] = self._by_index[None] = call
         call.id = call.id or call_id
         if call.id is not None:
-            self._by_id[place, call.id] = self._by_id[None, call.id] = call
+            self._by_id[index, call.id] = self._by_id[None, call.id] = call
         return call
 
 

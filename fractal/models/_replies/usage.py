@@ -96,17 +96,17 @@ class AnswerFacts:
 def _usage_elsewhere(answer: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The usage where Groq puts it, or beside a choice, as Moonshot does."""
     groq, choices = answer.get("x_groq"), answer.get("choices")
-    places: list[Any] = [groq] if is_mapping(groq) else []
-    places += choices if is_list(choices) else []
-    usages = [place.get("usage") for place in places if is_mapping(place)]
+    holders: list[Any] = [groq] if is_mapping(groq) else []
+    holders += choices if is_list(choices) else []
+    usages = [holder.get("usage") for holder in holders if is_mapping(holder)]
     return next((usage for usage in usages if usage and is_mapping(usage)), None)
 
 
-def _found(usage: Mapping[str, Any], places: tuple[tuple[str | None, str], ...]) -> int:
-    """A number of tokens, at the first of some places where there is one."""
-    for inner, name in places:
-        place: Any = usage if inner is None else usage.get(inner)
-        if place and is_mapping(place) and (count := _count(place.get(name))):
+def _found(usage: Mapping[str, Any], paths: tuple[tuple[str | None, str], ...]) -> int:
+    """A number of tokens, at the first of some paths where there is one."""
+    for inner, name in paths:
+        holder: Any = usage if inner is None else usage.get(inner)
+        if holder and is_mapping(holder) and (count := _count(holder.get(name))):
             return count
     return 0
 
