@@ -15,7 +15,7 @@ from fractal.errors import RunCancelled
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-__all__ = ["Call", "Latch"]
+__all__ = ["Latch", "LoopCall"]
 
 T = TypeVar("T")
 
@@ -63,8 +63,8 @@ class Latch:
         return self.is_open
 
 
-class Call(Generic[T]):
-    """An async call that a thread started and waits for.
+class LoopCall(Generic[T]):
+    """An async call that a thread has an event loop make, and waits for.
 
     Args:
         function: What to call; it runs in the context of whoever starts `run`.

@@ -21,7 +21,7 @@ import anyio.from_thread
 from anyio.lowlevel import EventLoopToken, current_token
 
 from fractal._concurrency.background import Joinable
-from fractal._concurrency.crossing import Call
+from fractal._concurrency.crossing import LoopCall
 from fractal._concurrency.current import WeakVar, current_run
 from fractal._concurrency.forks import end_child_with_this_step, in_child, leave_child
 from fractal._concurrency.gates import Gate, Waiting, tool_threads
@@ -146,7 +146,7 @@ class ThreadCall(Generic[T]):
         self._state = "new"  # new → running → ended, or new → dropped
         self._group = group
         self._deadline = math.inf
-        self._joined: set[Call[Any]] = set()
+        self._joined: set[LoopCall[Any]] = set()
         self._joined_done: anyio.Event | None = None
         self._has_left = False
         self.abandoned = False
@@ -229,13 +229,13 @@ class ThreadCall(Generic[T]):
         if isinstance(task, Joinable):  # which asyncio may cancel before its first step: then it says nothing itself
             task.when_ended(partial(self._note_end, call))
 
-    async def _run_joined(self, call: Call[Any]) -> None:
+    async def _run_joined(self, call: LoopCall[Any]) -> None:
         try:
             await call.run()
         finally:
             self._note_end(call)
 
-    def _note_end(self, call: Call[Any]) -> None:
+    def _note_end(self, call: LoopCall[Any]) -> None:
         call.drop(_over())
         self._joined.discard(call)
         if not self._joined and self._joined_done is not None:
@@ -339,7 +339,7 @@ class ThreadCall(Generic[T]):
             call.drop(OtherProcess(self._parent))
 
 
-class JoinedCall(Call[R]):
+class JoinedCall(LoopCall[R]):
     """An async call that a function in a worker thread makes in the event loop of its own call.
 
     Args:

@@ -163,7 +163,7 @@ async def _call_all(run: Run, calls: Sequence[Call]) -> None:
             if has_listeners and call.result is not None:
                 await call.tell()
         for batch in _batches([call for call in calls if call.result is None]):
-            await _Batch(run, batch).run_all()
+            await _CallBatch(run, batch).run_all()
     finally:
         for call in calls:
             call.end("skipped", error=_ENDED_FIRST)
@@ -216,7 +216,7 @@ def _batches(calls: Sequence[Call]) -> Iterator[list[Call]]:
         yield batch
 
 
-class _Batch:
+class _CallBatch:
     """Calls that run side by side, each in a task of its own, also when it is only one."""
 
     __slots__ = ("_calls", "_fatal", "_news", "_run", "_running")

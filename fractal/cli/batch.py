@@ -119,7 +119,7 @@ def answer_file(
     inputs = _Inputs(path, as_json)
     total = inputs.count()
     with _opened(to, path) as (write, answered):
-        batch = _Batch(agent, inputs, answered, write, fails_fast=on_error == "fail_fast")
+        batch = _FileBatch(agent, inputs, answered, write, fails_fast=on_error == "fail_fast")
         left = None if total is None else total - sum((answered & inputs.keys()).values() if answered else ())
         work = partial(batch.work, left, is_quiet, max_concurrency=max_concurrency, on_error=on_error, **options)
         return anyio.run(work, backend=backend)
@@ -216,7 +216,7 @@ def _lines_of(file: TextIO) -> Iterator[str]:
         yield line
 
 
-class _Batch:
+class _FileBatch:
     """The inputs of a file on their way to results.
 
     Args:

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import EventLoopToken, current_token
 
-from fractal._concurrency.crossing import Call, Latch
+from fractal._concurrency.crossing import Latch, LoopCall
 from fractal._concurrency.forks import end_child_with_this_step, in_child, our_threads
 from fractal._concurrency.stuck import line_in_thread, line_of
 from fractal._concurrency.threads import ThreadCall, current_thread_call, threads_waited_for
@@ -341,7 +341,7 @@ class Runner(Protocol):
         ...
 
 
-class PortalCall(Call[T]):
+class PortalCall(LoopCall[T]):
     """A call on a portal.
 
     Args:
