@@ -50,10 +50,10 @@ def of_event(event: Any) -> str:
     facts = {each.name: getattr(event, each.name) for each in fields(event) if each.name not in _WHO}
     result: Any = facts.pop("result", None)
     kind = line(getattr(event, "kind", type(event).__name__))
-    told = of_rows((), facts.items()) if facts else ""
+    table = of_rows((), facts.items()) if facts else ""
     # That of a run, or of a tool call.
     inner = "" if result is None else of_result(result) if hasattr(result, "usage") else of_tool_result(result)
-    return card(f"<b>{kind}</b> of {line(event.agent_name)}", told, inner)
+    return card(f"<b>{kind}</b> of {line(event.agent_name)}", table, inner)
 
 
 def of_progress(text: str, done: int, total: int | None) -> str:

@@ -48,16 +48,16 @@ def complete_run(result: Any) -> None:
     Raises:
         ValueError: It is said to have succeeded, and to have failed.
     """
-    told = _told_in(result.metadata)
+    reason = _reason_in(result.metadata)
     has_failed = result.stop_reason not in SUCCESSES or bool(result.error)
     if "success" not in result.model_fields_set:
-        result.success = not has_failed and told is None
+        result.success = not has_failed and reason is None
     if result.success:
         if has_failed:
             raise ValueError(f"success=True contradicts stop_reason={result.stop_reason!r} and error={result.error!r}")
         return
     if result.stop_reason in SUCCESSES:
-        result.stop_reason = told or "error"
+        result.stop_reason = reason or "error"
     result.error = result.error or _text_of_failure(result) or result.stop_reason
 
 
@@ -75,10 +75,10 @@ def complete_call(result: Any) -> None:
         raise ValueError(f"outcome='ok' contradicts error={result.error!r}")
 
 
-def _told_in(metadata: dict[str, Any]) -> StopReason | None:
+def _reason_in(metadata: dict[str, Any]) -> StopReason | None:
     """Why a run failed, as metadata of the older form say."""
-    words = (metadata.get("reason"), metadata.get("error_type"))
-    return next((_STOP_REASONS[word] for word in words if isinstance(word, str) and word in _STOP_REASONS), None)
+    names = (metadata.get("reason"), metadata.get("error_type"))
+    return next((_STOP_REASONS[name] for name in names if isinstance(name, str) and name in _STOP_REASONS), None)
 
 
 def _text_of_failure(result: Any) -> str | None:

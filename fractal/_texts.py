@@ -142,7 +142,7 @@ def escaped(text: str) -> str:
     r"""Text for looking closely, JSON too: escapes such as `\u202e` stand for the same; lines and tabs stay."""
     if text.isprintable() and not _BLANKS.search(text) and not _SHAPES.search(text):
         return text
-    return "".join(char if _is_told(char) or char in "\n\t" else _escape(char) for char in text)
+    return "".join(char if _is_unescaped(char) or char in "\n\t" else _escape(char) for char in text)
 
 
 def log_line(text: str) -> str:
@@ -164,7 +164,7 @@ def _is_seen(char: str) -> bool:
     return char.isprintable() and not _BLANKS.match(char)
 
 
-def _is_told(char: str) -> bool:
+def _is_unescaped(char: str) -> bool:
     return _is_seen(char) and not _SHAPES.match(char)
 
 

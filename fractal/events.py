@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, TypeVar, dataclass_transform
 
 from pydantic import TypeAdapter
 
-from fractal._told import AnyMessage, AnyObject, Count, Text, portable, shown
+from fractal._forms import AnyMessage, AnyObject, Count, Text, portable, shown
 from fractal.limits import Limits
 from fractal.results import AgentResult, ToolResult
 

@@ -195,7 +195,7 @@ class Budget:
             reply: The reply.
             cost: What it cost, as ledgers count money; None if nobody knows.
         """
-        told = {
+        reported = {
             "input_tokens": reply.input_tokens,
             "output_tokens": reply.output_tokens,
             "cached_input_tokens": reply.cached_input_tokens,
@@ -204,8 +204,8 @@ class Budget:
         }
         with _lock:
             for ledger in self._line:
-                for name in told:
-                    ledger.tokens[name] += told[name]
+                for name in reported:
+                    ledger.tokens[name] += reported[name]
                 if cost is None:
                     ledger.is_priced = False
                 else:

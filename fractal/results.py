@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import TypeVar
 
+from fractal._forms import AnyMessage, AnyObject, AsJson, Count, PortableModel, Text, shown
 from fractal._json import is_list
 from fractal._stored import complete_call, complete_run, without_nulls
 from fractal._texts import clean_text, str_of
-from fractal._told import AnyMessage, AnyObject, AsJson, Count, Text, Told, shown
 from fractal.errors import RunError, StopReason
 
 __all__ = ["AgentResult", "AgentReturnPart", "Outcome", "ToolResult", "ToolReturnPart", "Usage"]
@@ -39,7 +39,7 @@ _NONE: Any = None
 _LONGEST_TRANSCRIPT = 1000
 
 
-class Usage(Told):
+class Usage(PortableModel):
     """What a run used, together with every run it delegated to.
 
     Example:
@@ -75,7 +75,7 @@ class Usage(Told):
         return Usage(**counts, cost=cost)
 
 
-class _Made(Told):
+class _Made(PortableModel):
     """What the engine makes often, and of values that it knows to fit."""
 
     @model_validator(mode="before")

@@ -442,7 +442,7 @@ class Played:
 
     def check(self) -> None:
         """Whatever happened in it, it keeps to what was promised."""
-        for check in (self._check_told, self._check_runs, self._check_cleanups):
+        for check in (self._check_events, self._check_runs, self._check_cleanups):
             try:
                 check()
             except AssertionError as fault:
@@ -450,7 +450,7 @@ class Played:
         faults = list(dict.fromkeys(self.watcher.faults))
         assert not faults, f"{faults}\nkind {self.program.kind!r}, seed {self.program.seed}: {self.program}"
 
-    def _check_told(self) -> None:
+    def _check_events(self) -> None:
         if not self.program.may_leave:
             assert_well_formed(self.watcher)
         for event in self.watcher:

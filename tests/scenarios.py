@@ -57,7 +57,7 @@ def over_http(make: Callable[[Watch], Scenario]) -> Callable[[Watch], Scenario]:
     return scenario(make)
 
 
-def check_told(watch: Watch) -> None:
+def check_events(watch: Watch) -> None:
     """What was told makes sense, and can go on from there; nothing of it is still in use. Forgets it."""
     assert_well_formed(watch)
     for result in watch.results():

@@ -183,7 +183,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
     def __next__(self) -> Any:
         """Make a step; what asyncio does, many times."""
         self._held = None
-        return self._told_of(self._step(None))
+        return self._with_notice(self._step(None))
 
     def send(self, value: Any) -> Any:
         """Make a step with an outcome; what trio does."""
@@ -210,13 +210,13 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
             return self._end_rest()
         throw, held, self._held = self._steps.throw, self._held, None
         if not is_a(error, anyio.get_cancelled_exc_class()):
-            return self._told_of(throw(error))
+            return self._with_notice(throw(error))
         tell, tell_once = partial(throw, error), partial(throw, type(error)())
         if held is not None:
             tell, tell_once = partial(self._pass_on, held, tell), partial(self._pass_on, held, tell_once)
-        return self._told_of(self._cancel(tell, tell_once))
+        return self._with_notice(self._cancel(tell, tell_once))
 
-    def _told_of(self, wanted: Any) -> Any:
+    def _with_notice(self, wanted: Any) -> Any:
         """What it waits for; or, for a task or what gathers some, something by which this is told of a cancellation.
 
         Those pass a cancellation on, and end when what they wait for has cleaned up. Until then AnyIO would cancel

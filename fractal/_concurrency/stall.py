@@ -25,7 +25,7 @@ __all__ = ["guarding", "is_guarded", "timed", "watched"]
 T = TypeVar("T")
 
 ENVIRONMENT = "FRACTAL_STALL_GUARD"
-"""Name of the variable that asks for a guard, and says from how many seconds on a stall is told; 0: for none."""
+"""Name of the variable that asks for a guard, and says from how many seconds on a stall is reported; 0: for none."""
 IN_DEBUG = 0.25
 """Seconds, in Python's development mode and in asyncio's debug mode."""
 
@@ -68,16 +68,16 @@ def guarding(threshold: float) -> Generator[list[str]]:
     """Guard the event loops of the process for as long as the block lasts.
 
     Args:
-        threshold: Seconds from which on a stall is told.
+        threshold: Seconds from which on a stall is reported.
 
     Returns:
-        What was told, as it comes.
+        The warnings, as they come.
     """
     global _guard
     outer = _guard
     with _Guard(threshold) as _guard:
         try:
-            yield _guard.told
+            yield _guard.messages
         finally:
             _guard = outer
 
@@ -99,7 +99,7 @@ class _Guard:
     def __init__(self, threshold: float) -> None:
         self._pause = threshold / _TICKS
         self._steps: dict[threading.Thread, list[_Step]] = {}
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self._make_thread()
         _guards.add(self)
 
@@ -134,10 +134,10 @@ class _Guard:
         if not steps:
             del self._steps[threading.current_thread()]
         if step.ticks >= _TICKS:
-            for outer in steps:  # which have only called the one that is told of
+            for outer in steps:  # which have only called the one that is reported
                 outer.ticks = 0
             message = self._message(step)
-            self.told.append(message)
+            self.messages.append(message)
             tell(message)
 
     def forget_parent(self) -> None:

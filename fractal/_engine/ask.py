@@ -38,7 +38,9 @@ LONGEST_RETRY_AFTER = 120.0
 
 _CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb for English text; corrected by what the endpoint reports
 
-_CLOSING_WORDS = "Time is nearly up. Give your final answer now, with what you know: there is no time to look for more."
+_CLOSING_INSTRUCTION = (
+    "Time is nearly up. Give your final answer now, with what you know: there is no time to look for more."
+)
 
 
 class Change(Protocol):
@@ -248,7 +250,7 @@ class _Question:
             tools=tools,
             settings=run.settings.model_settings,
             fields=fields,
-            instruction=_CLOSING_WORDS if closing else None,
+            instruction=_CLOSING_INSTRUCTION if closing else None,
             control=self,
         )
         return self._change.applied(request) if self._change is not None else request

@@ -50,9 +50,9 @@ class Call:
         "__weakref__",
         "_above",
         "_below",
+        "_emitted",
         "_left_inside",
         "_stopped_at",
-        "_told",
         "_where",
         "abandoned",
         "around",
@@ -120,7 +120,7 @@ class Call:
         self.work: object = None  # what it waits for: the tool's coroutine, or a `ThreadCall`
         self.waits_for: str | None = None  # what it was waiting for when it was cut before it began
         self.needs_approval = bound.tool is not None and bool(bound.tool.options.requires_approval) and outer is None
-        self._told = 0 if run.has_listeners and outer is None else 2  # of its two events
+        self._emitted = 0 if run.has_listeners and outer is None else 2  # of its two events
 
     def end(self, outcome: Outcome, content: Any = None, error: str | None = None) -> None:
         """Give the call its outcome; only the first counts."""
@@ -273,7 +273,7 @@ class Call:
 
     async def tell(self) -> None:
         """Tell what there is to tell by now, at the pace of whoever reads it."""
-        if self._told == 2:
+        if self._emitted == 2:
             return
         if not self.run.feeds:
             self.tell_now()
@@ -285,12 +285,12 @@ class Call:
     def tell_now(self) -> None:
         """Tell it without waiting: the start, once, and the end, once there is one."""
         bound, run = self.bound, self.run
-        if self._told == 0:
-            self._told = 1
+        if self._emitted == 0:
+            self._emitted = 1
             arguments = copied_arguments(bound.arguments)
             run.emit(ToolStarted, tool_name=bound.name, call_id=bound.call_id, arguments=arguments)
-        if self._told == 1 and self.result is not None:
-            self._told = 2
+        if self._emitted == 1 and self.result is not None:
+            self._emitted = 2
             result = self._shown(self.result)
             run.emit(ToolFinished, tool_name=bound.name, call_id=bound.call_id, result=result)
 

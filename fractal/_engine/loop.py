@@ -176,13 +176,13 @@ async def converse(run: Run) -> _End:
     asked = ask if run.hooks is NO_HOOKS else Asking(run)
     while end is None:
         _next_iteration(run)
-        last_word = run.last_word()
+        final_reason = run.final_reason()
         reply = await asked(run)
         match await _next_step(run, reply):
             case CallTools(calls):
-                end = await _call(run, reply, calls, last_word)
+                end = await _call(run, reply, calls, final_reason)
             case Finish(text):
-                end = await _finish(run, reply, text, last_word)
+                end = await _finish(run, reply, text, final_reason)
             case Decline(reason):
                 run.transcript.append({"role": "assistant", "content": reply.text or reason})
                 raise Refused(reason)
@@ -209,7 +209,7 @@ async def _next_step(run: Run, reply: Reply) -> Step:
     return CallTools(tuple(calls))
 
 
-async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: StopReason) -> _End | None:
+async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], final_reason: StopReason) -> _End | None:
     """Call tools; one of them may end the run."""
     run.transcript.append(reply.message(), is_reply=True)
     if reply.is_cut:
@@ -219,7 +219,7 @@ async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: S
     for call, result in zip(reply.tool_calls, results, strict=True):
         tool = run.tools.get(result.tool_name)
         if tool is not None and tool.options.terminate and result.outcome == "ok":
-            return result.content, last_word if tool.is_answer else "terminated"
+            return result.content, final_reason if tool.is_answer else "terminated"
         if tool is not None and tool.is_answer and result.outcome == "error":
             rejected = result.error or "", call.arguments
     if rejected is not None and run.answer is not None:
@@ -228,7 +228,7 @@ async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], last_word: S
     return None
 
 
-async def _finish(run: Run, reply: Reply, text: str, last_word: StopReason) -> _End | None:
+async def _finish(run: Run, reply: Reply, text: str, final_reason: StopReason) -> _End | None:
     """Take a text for the answer, or tell the model why not."""
     if reply.promises_calls and run.empty_replies == 0 and not run.feeds:
         run.iterations -= 1
@@ -237,9 +237,9 @@ async def _finish(run: Run, reply: Reply, text: str, last_word: StopReason) -> _
     run.transcript.append(reply.message(), is_reply=True)
     _warn_of_end(run, reply)
     if run.answer is None:
-        return text, last_word
+        return text, final_reason
     try:
-        return await run.answer.read(text), last_word
+        return await run.answer.read(text), final_reason
     except (OutputFault, AnswerRejected) as error:
         correction = run.answer.reject(said_by(error), text)
     run.transcript.append({"role": "user", "content": correction})

@@ -14,10 +14,10 @@ from typing import Any, Protocol, TypeVar
 import anyio
 
 from fractal._concurrency.stall import is_guarded, watched
+from fractal._forms import shown
 from fractal._functions.callables import is_async, is_plain
 from fractal._log import log
 from fractal._texts import is_a, log_line, name_of, repr_of, str_of, type_name
-from fractal._told import shown
 from fractal.errors import InvalidArguments
 from fractal.events import Event, Observer, RunEvent, RunObserver
 
@@ -74,8 +74,8 @@ def interested(observers: Iterable[Observer], others: Sequence[Observer]) -> tup
     """Those of some observers that want to be told of a run, each once, and are not among others that are told."""
     found: list[Observer] = []
     for observer in observers:
-        is_told = any(is_same(observer, other) for other in (*found, *others))
-        if not is_told and (not is_a(observer, RunObserver) or _asked(observer.wants_run)):
+        is_listed = any(is_same(observer, other) for other in (*found, *others))
+        if not is_listed and (not is_a(observer, RunObserver) or _asked(observer.wants_run)):
             found.append(observer)
     return tuple(found)
 

@@ -447,8 +447,8 @@ class Run:
         """Whether only the time for a final answer is left."""
         return self.soft_deadline < math.inf and self.now() >= self.soft_deadline
 
-    def last_word(self) -> StopReason:
-        """What an answer to the next request would end the run with; told when it changes."""
+    def final_reason(self) -> StopReason:
+        """The stop reason of a run that the next reply answers; emits an event when it changes."""
         if self.is_closing() and not self._was_closing:
             self._was_closing = True
             self.emit(LimitHit, limit="soft_deadline", message="only the time for a final answer is left")

@@ -114,10 +114,10 @@ def _meant(name: str, tools: Mapping[str, Tool]) -> Tool | None:
 def bound_calls(calls: Iterable[ToolCall], tools: Mapping[str, Tool], *, is_cut: bool) -> list[BoundCall]:
     """Hold the calls of a reply, which may have been cut at the token limit, against the tools there are."""
     bound = [bind(call.id, call.name, call.arguments, tools) for call in calls]
-    return list(map(_told_of_cut, bound)) if is_cut else bound
+    return list(map(_with_cut_noted, bound)) if is_cut else bound
 
 
-def _told_of_cut(call: BoundCall) -> BoundCall:
+def _with_cut_noted(call: BoundCall) -> BoundCall:
     """A call of a reply that was cut at the token limit; the model is told where that made it unreadable."""
     if call.fault is None:
         return call

@@ -122,8 +122,8 @@ def _with_values(core: dict[str, Any]) -> dict[str, Any]:
 
     shown = ", ".join(repr(to_jsonable_python(each)) for each in core["expected"])
     error = {"custom_error_type": "enum_value", "custom_error_message": f"Input should be one of {shown}"}
-    told = {"type": "custom-error", "schema": core, **error}
-    return {"type": "function-before", "function": {"type": "no-info", "function": member_of}, "schema": told}
+    checked = {"type": "custom-error", "schema": core, **error}
+    return {"type": "function-before", "function": {"type": "no-info", "function": member_of}, "schema": checked}
 
 
 def _tagged_by_value(core: dict[str, Any]) -> dict[str, Any]:

@@ -96,10 +96,10 @@ def _failed(options: argparse.Namespace, error: BaseException) -> int:
     if getattr(options, "verbose", False):
         tell_traceback(error)
     status = WRONG_USE if all(is_a(each, UserError) for each in errors) else FAILED
-    return _fail(options, "; ".join(map(_told, errors)), status)
+    return _fail(options, "; ".join(map(_text_of, errors)), status)
 
 
-def _told(error: BaseException) -> str:
+def _text_of(error: BaseException) -> str:
     if is_a(error, SystemExit):  # its text, which Python would write as it is
         return str_of(error.code)
     try:
@@ -331,8 +331,8 @@ def _no_answer(options: argparse.Namespace, result: AgentResult) -> int:
     is_wrong_use = isinstance(result.exception, MissingCredentials)
     if is_wrong_use:
         reason += f"; {OTHER_ENDPOINTS}"
-    told = f"{result.agent_name} gave no answer ({result.stop_reason}): {reason}"
-    return _fail(options, told, WRONG_USE if is_wrong_use else FAILED)
+    message = f"{result.agent_name} gave no answer ({result.stop_reason}): {reason}"
+    return _fail(options, message, WRONG_USE if is_wrong_use else FAILED)
 
 
 async def _ask(agent: AgentDefinition, question: str, options: argparse.Namespace) -> AgentResult:
@@ -387,10 +387,10 @@ def _run_many(options: argparse.Namespace) -> int:
     except InvalidArguments as error:
         raise WrongUse(str(error)) from None
     failed = done.progress.failed
-    told = [f"{failed} of {done.progress.done} runs gave no answer", *done.why()] if failed else []
+    messages = [f"{failed} of {done.progress.done} runs gave no answer", *done.why()] if failed else []
     if done.unreadable:
-        raise WrongUse("\n  ".join([done.unreadable, *told]))
-    return _fail(options, "\n  ".join(told), FAILED) if failed else 0
+        raise WrongUse("\n  ".join([done.unreadable, *messages]))
+    return _fail(options, "\n  ".join(messages), FAILED) if failed else 0
 
 
 def _trace(options: argparse.Namespace) -> int:

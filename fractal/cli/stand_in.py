@@ -49,8 +49,8 @@ def run_endpoint(port: int, command: Sequence[str]) -> int:
 def _run_with(url: str, command: Sequence[str]) -> int:
     with without_proxy() as environment:
         # The SDK wants a key, whatever it is.
-        told = {"OPENAI_API_KEY": "none"} | environment | {"OPENAI_BASE_URL": url}
-        with subprocess.Popen(command, env=told) as process, _ending(process):
+        variables = {"OPENAI_API_KEY": "none"} | environment | {"OPENAI_BASE_URL": url}
+        with subprocess.Popen(command, env=variables) as process, _ending(process):
             while True:
                 try:
                     status = process.wait()
@@ -105,12 +105,12 @@ def play(request: RecordedRequest) -> answers.Answer:
     schemas = [tool["function"] for tool in request.body.get("tools") or ()]
     asked = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=0)
     question = _text(messages[asked].get("content"))
-    told = [_text(message.get("content")) for message in messages[asked:] if message["role"] == "tool"]
+    results = [_text(message.get("content")) for message in messages[asked:] if message["role"] == "tool"]
     wanted: Any = request.body.get("response_format")
     if not schemas and is_mapping(wanted) and "json_schema" in wanted:
         return answers.text(json.dumps(_arguments(wanted["json_schema"]["schema"], question)))
-    if told:
-        return answers.text("; ".join(told))
+    if results:
+        return answers.text("; ".join(results))
     if not schemas:
         return answers.text(f"You asked: {question}")
     named = [schema for schema in schemas if _is_named(schema["name"], question)] or schemas[:1]

@@ -50,22 +50,22 @@ class Trees:
         self._depths: dict[str, dict[str, int]] = {}  # of the runs below
         self.dropped = 0
 
-    def take(self, told: TraceEvent) -> None:
+    def take(self, entry: TraceEvent) -> None:
         """Enter an event."""
-        root = told.run_id or ""
+        root = entry.run_id or ""
         if not root.startswith(self._run_id):
             return
         tree = self._trees.get(root)
         if tree is None:
-            if told.event_type != "agent_start":
+            if entry.event_type != "agent_start":
                 return  # of a run that is dropped, or that was begun in another file
             tree = self._trees[root] = RunTree()
             self._events[root], self._depths[root] = 0, {}
             if len(self._trees) > MOST_RUNS:
                 self._drop(next(iter(self._trees)))
-        self._last[root] = max(told.timestamp, self._last.get(root, 0.0))
+        self._last[root] = max(entry.timestamp, self._last.get(root, 0.0))
         self._events[root] += 1
-        event = event_of(told) if self._events[root] <= MOST_PARTS or told.event_type == "agent_end" else None
+        event = event_of(entry) if self._events[root] <= MOST_PARTS or entry.event_type == "agent_end" else None
         if event is not None and not self._is_too_deep(event, self._depths[root]):
             tree(event)
 
@@ -92,8 +92,8 @@ def show_trees(reader: TraceReader, console: Console, run_id: str) -> bool:
     from fractal._views.terminal import look_of, result_table, timeline
 
     trees = Trees(run_id)
-    for told in reader:
-        trees.take(told)
+    for event in reader:
+        trees.take(event)
     found = False
     if trees.dropped:
         say(f"{trees.dropped} older runs are not shown: --summary counts them, --run ID shows one\n")
@@ -111,22 +111,22 @@ def show_trees(reader: TraceReader, console: Console, run_id: str) -> bool:
 
 def show_errors(events: Iterable[TraceEvent], *, as_json: bool) -> None:
     """Tell of each error, one on a line."""
-    for told in events:
-        if told.event_type != "error":
+    for event in events:
+        if event.event_type != "error":
             continue
         if as_json:
-            say_json(json_line(told.to_dict()))
+            say_json(json_line(event.to_dict()))
             continue
-        at = time.strftime("%H:%M:%S", time.localtime(told.timestamp))
-        where = one_line(told.agent_name) + (f" {one_line(told.tool_name)}" if told.tool_name else "")
-        say(f"{at}  {where}: {one_line(told.error or '', 1000)}")
+        at = time.strftime("%H:%M:%S", time.localtime(event.timestamp))
+        where = one_line(event.agent_name) + (f" {one_line(event.tool_name)}" if event.tool_name else "")
+        say(f"{at}  {where}: {one_line(event.error or '', 1000)}")
 
 
 def show_summary(events: Iterable[TraceEvent], *, as_json: bool) -> None:
     """Tell the numbers of a trace."""
     summary = Summary()
-    for told in events:
-        summary.take(told)
+    for event in events:
+        summary.take(event)
     if as_json:
         say_json(json_text(numbers_of(summary)))
         return

@@ -188,15 +188,15 @@ class EventLoop:
         return token is not None and self._token is not None and token.native_token is self._token.native_token
 
     def _wait_for_end(self, until: float) -> None:
-        is_told = was_waited_for = False
+        is_logged = was_waited_for = False
         while not self._over.wait(max(until - time.monotonic(), 0.0)):
             is_waited_for = bool(self._threads_waited_for())
             if not (is_waited_for or was_waited_for):
                 self._tell_what_goes_on("it is left to itself")
                 return
-            if not is_told:
+            if not is_logged:
                 self._tell_what_goes_on("it is waited for")
-            is_told, was_waited_for = True, is_waited_for  # then the rest has its time once more
+            is_logged, was_waited_for = True, is_waited_for  # then the rest has its time once more
             until = time.monotonic() + CLOSE_TIMEOUT
         self._thread.join()
 

@@ -121,8 +121,8 @@ def assert_well_formed(events: Iterable[Event]) -> None:
         try:
             tree.see(event)
         except _Fault as fault:
-            told = f"event {number}, {event.kind} of {event.agent_name} (run {event.run_id[:8]})"
-            raise AssertionError(f"{told}: {fault}") from None
+            heading = f"event {number}, {event.kind} of {event.agent_name} (run {event.run_id[:8]})"
+            raise AssertionError(f"{heading}: {fault}") from None
     unended = [*tree.parts, *(("run", run_id) for run_id in tree.starts.keys() - tree.ended)]
     if unended:
         named = ", ".join(sorted({_named(part, tree.starts) for part in unended}))

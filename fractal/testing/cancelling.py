@@ -175,7 +175,7 @@ class _Search:
         if backend not in self._prepared:  # what there is once in a process, or a backend, is made now
             self._prepared.add(backend)
             self._run(self._make(backend, way, 0))
-            self._told()
+            self._news()
         found = len(self.faults)
         self._points = self._visit(backend, way, 0).count
         if len(self.faults) > found:  # it is wrong already without a cancellation
@@ -196,12 +196,12 @@ class _Search:
         self._run(visit)
         # Once something is wrong it need not be waited for as long again.
         patience = self._within / 20 if self.faults else self._within
-        faults = [*visit.faults, *self._told()]
+        faults = [*visit.faults, *self._news()]
         left = wait_until_empty(lambda: [*before.left(), *slots.left()], patience)
         self._note(visit, *faults, *(f"left: {what}" for what in left))
         return visit
 
-    def _told(self) -> list[str]:
+    def _news(self) -> list[str]:
         """What was said since the last time of what nobody closed, and of runs."""
         return [*self.complaints.taken(), *self.runs.taken()]
 

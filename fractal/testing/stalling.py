@@ -27,7 +27,7 @@ def stall_guard(threshold: float = 0.25) -> Generator[list[str]]:
         threshold: Seconds that a function may keep the event loop from its other tasks.
 
     Returns:
-        What was told, as it comes: one text for each stall.
+        The stalls as they come, one text for each.
 
     Raises:
         InvalidArguments: The threshold is no number above 0.
@@ -42,5 +42,5 @@ def stall_guard(threshold: float = 0.25) -> Generator[list[str]]:
     """
     if not is_number(threshold) or threshold <= 0:
         raise InvalidArguments(f"threshold={threshold!r}: give seconds above 0")
-    with guarding(threshold) as told:
-        yield told
+    with guarding(threshold) as messages:
+        yield messages

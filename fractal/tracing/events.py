@@ -27,43 +27,43 @@ _OUTCOMES = frozenset(get_args(Outcome))
 _STOP_REASONS = frozenset(get_args(StopReason))
 
 
-def event_of(told: TraceEvent) -> Event | None:
+def event_of(event: TraceEvent) -> Event | None:
     """The event of a run that an event of a trace tells of; None if it is about none that takes time."""
-    make = _makers.get(told.event_type)
-    return make(told, _who(told)) if make is not None else None
+    make = _makers.get(event.event_type)
+    return make(event, _who(event)) if make is not None else None
 
 
-def _who(told: TraceEvent) -> dict[str, Any]:
+def _who(event: TraceEvent) -> dict[str, Any]:
     """What every event says; in traces that do not say which run it was, runs are told apart by agent and depth."""
-    run, above = told.metadata.get("run"), told.metadata.get("parent_run")
+    run, above = event.metadata.get("run"), event.metadata.get("parent_run")
     if run is None:
-        run = f"{told.run_id}/{told.agent_name}/{told.delegation_depth}"
-        above = f"{told.run_id}/{told.parent_agent}/{told.delegation_depth - 1}" if told.parent_agent else None
+        run = f"{event.run_id}/{event.agent_name}/{event.delegation_depth}"
+        above = f"{event.run_id}/{event.parent_agent}/{event.delegation_depth - 1}" if event.parent_agent else None
     return {
         "run_id": text_of(run),
         "parent_id": text_of(above) if above is not None else None,
-        "agent_name": told.agent_name,
-        "depth": told.delegation_depth,
-        "at": told.timestamp,
+        "agent_name": event.agent_name,
+        "depth": event.delegation_depth,
+        "at": event.timestamp,
     }
 
 
-def _started(told: TraceEvent, who: Mapping[str, Any]) -> Event:
-    call = told.metadata.get("call")
-    message = {"role": "user", "content": _argument(told, "user_input") or ""}
+def _started(event: TraceEvent, who: Mapping[str, Any]) -> Event:
+    call = event.metadata.get("call")
+    message = {"role": "user", "content": _argument(event, "user_input") or ""}
     return RunStarted(**who, message=message, call_id=text_of(call) if call is not None else None)
 
 
-def _ended(told: TraceEvent, who: Mapping[str, Any]) -> Event:
-    success = bool(told.metadata.get("success", told.error is None))
-    reason = told.metadata.get("stop_reason")
+def _ended(event: TraceEvent, who: Mapping[str, Any]) -> Event:
+    success = bool(event.metadata.get("success", event.error is None))
+    reason = event.metadata.get("stop_reason")
     if not (isinstance(reason, str) and reason in _STOP_REASONS):
         reason = "finished" if success else "error"
-    given = told.metadata.get("usage")
+    given = event.metadata.get("usage")
     usage: Mapping[str, Any] = given if is_mapping(given) else {}
     names = ("requests", "tool_calls", "input_tokens", "output_tokens")
     result = AgentResult(
-        agent_name=told.agent_name,
+        agent_name=event.agent_name,
         success=success,
         stop_reason=cast("StopReason", reason),
         usage=Usage(**{name: _count(usage.get(name)) for name in names}),
@@ -71,19 +71,19 @@ def _ended(told: TraceEvent, who: Mapping[str, Any]) -> Event:
     return RunFinished(**who, result=result)
 
 
-def _requested(told: TraceEvent, who: Mapping[str, Any]) -> Event:
-    iteration, attempt, messages = (_count(told.metadata.get(name)) for name in ("iteration", "attempt", "messages"))
+def _requested(event: TraceEvent, who: Mapping[str, Any]) -> Event:
+    iteration, attempt, messages = (_count(event.metadata.get(name)) for name in ("iteration", "attempt", "messages"))
     return ModelRequested(**who, iteration=iteration, attempt=attempt, message_count=messages)
 
 
-def _responded(told: TraceEvent, who: Mapping[str, Any]) -> Event:
+def _responded(event: TraceEvent, who: Mapping[str, Any]) -> Event:
     return ModelResponded(
         **who,
-        message=_message(told.result),
+        message=_message(event.result),
         finish_reason=None,
-        input_tokens=_count(told.metadata.get("input_tokens")),
-        output_tokens=_count(told.metadata.get("output_tokens")),
-        elapsed=told.elapsed_time or 0.0,
+        input_tokens=_count(event.metadata.get("input_tokens")),
+        output_tokens=_count(event.metadata.get("output_tokens")),
+        elapsed=event.elapsed_time or 0.0,
     )
 
 
@@ -101,33 +101,33 @@ def _message(result: object) -> dict[str, Any]:
     }
 
 
-def _retry(told: TraceEvent, who: Mapping[str, Any]) -> Event:
-    error = text_of(told.metadata.get("message") or told.error or "")
-    return RetryScheduled(**who, attempt=_count(told.metadata.get("attempt")), wait=0.0, error=error)
+def _retry(event: TraceEvent, who: Mapping[str, Any]) -> Event:
+    error = text_of(event.metadata.get("message") or event.error or "")
+    return RetryScheduled(**who, attempt=_count(event.metadata.get("attempt")), wait=0.0, error=error)
 
 
-def _tool_started(told: TraceEvent, who: Mapping[str, Any]) -> Event:
-    name = told.tool_name or "tool"
-    return ToolStarted(**who, tool_name=name, call_id=told.tool_call_id or name, arguments=told.arguments)
+def _tool_started(event: TraceEvent, who: Mapping[str, Any]) -> Event:
+    name = event.tool_name or "tool"
+    return ToolStarted(**who, tool_name=name, call_id=event.tool_call_id or name, arguments=event.arguments)
 
 
-def _tool_finished(told: TraceEvent, who: Mapping[str, Any]) -> Event:
-    outcome = told.metadata.get("outcome")
+def _tool_finished(event: TraceEvent, who: Mapping[str, Any]) -> Event:
+    outcome = event.metadata.get("outcome")
     if not (isinstance(outcome, str) and outcome in _OUTCOMES):
-        outcome = "ok" if told.error is None else "error"
-    error = None if outcome == "ok" else told.error or outcome
-    name = told.tool_name or "tool"
+        outcome = "ok" if event.error is None else "error"
+    error = None if outcome == "ok" else event.error or outcome
+    name = event.tool_name or "tool"
     result = ToolResult(tool_name=name, error=error, outcome=cast("Outcome", outcome))
-    return ToolFinished(**who, tool_name=name, call_id=told.tool_call_id or name, result=result)
+    return ToolFinished(**who, tool_name=name, call_id=event.tool_call_id or name, result=result)
 
 
-def _delegated(told: TraceEvent, who: Mapping[str, Any]) -> Event:
-    to_agent, query = text_of(_argument(told, "to_agent") or ""), _argument(told, "query")
-    return DelegationStarted(**who, call_id=told.tool_call_id, to_agent=to_agent, query=query)
+def _delegated(event: TraceEvent, who: Mapping[str, Any]) -> Event:
+    to_agent, query = text_of(_argument(event, "to_agent") or ""), _argument(event, "query")
+    return DelegationStarted(**who, call_id=event.tool_call_id, to_agent=to_agent, query=query)
 
 
-def _argument(told: TraceEvent, name: str) -> Any:
-    return told.arguments.get(name) if is_mapping(told.arguments) else None
+def _argument(event: TraceEvent, name: str) -> Any:
+    return event.arguments.get(name) if is_mapping(event.arguments) else None
 
 
 def _count(value: object) -> int:

@@ -38,7 +38,7 @@ MOST_WAITING = 64 * 2**20
 _MOST_FILES = 32
 """Files that are kept open."""
 
-_LAST_WORDS = 2.0
+_FLUSH_AT_EXIT = 2.0
 """Seconds that the end of the program waits for the disk."""
 
 _PATIENCE = 0.5
@@ -108,7 +108,7 @@ class LineWriter:
                 self._stuck_at = self._done
             raise
 
-    def flush(self, timeout: float = _LAST_WORDS) -> bool:
+    def flush(self, timeout: float = _FLUSH_AT_EXIT) -> bool:
         """Wait, blocking, until all lines so far are written.
 
         Args:

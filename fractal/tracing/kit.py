@@ -18,7 +18,7 @@ from fractal.events import Event, RunEvent, RunFinished, RunObserver, RunStarted
 from fractal.tracing.jsonl import writer
 from fractal.tracing.record import TraceEvent
 from fractal.tracing.redact import Redactor, capped, secrets_of_environment
-from fractal.tracing.telling import RunFacts, told_by
+from fractal.tracing.telling import RunFacts, lines_by_kind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +102,7 @@ class TracingKit(RunObserver):
 
     def __call__(self, event: Event) -> None:
         """Keep an event, and have it written."""
-        tell = told_by.get(type(event))
+        tell = lines_by_kind.get(type(event))
         if tell is None:  # a piece of a stream: what it is a piece of will be told
             return
         run = self._runs.get(event.run_id)

@@ -153,13 +153,13 @@ class Summary:
             self._asked[_run(event)] = str(event.metadata.get("model") or "")[:_LONGEST]
 
     def _model_response(self, event: TraceEvent) -> None:
-        told = event.metadata
-        model = str(told.get("model") or self._asked.get(_run(event)) or "model")[:_LONGEST]
+        facts = event.metadata
+        model = str(facts.get("model") or self._asked.get(_run(event)) or "model")[:_LONGEST]
         row = _row(self.models, model)
         row.add(event.elapsed_time, False)
-        row.input_tokens += _count(told.get("input_tokens"))
-        row.output_tokens += _count(told.get("output_tokens"))
-        row.add_cost(told.get("cost"))
+        row.input_tokens += _count(facts.get("input_tokens"))
+        row.output_tokens += _count(facts.get("output_tokens"))
+        row.add_cost(facts.get("cost"))
         self._note_slow(event, model)
 
     def _agent_delegate(self, event: TraceEvent) -> None:

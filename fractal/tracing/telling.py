@@ -34,7 +34,7 @@ from fractal.events import (
 if TYPE_CHECKING:
     from fractal.limits import Limits
 
-__all__ = ["Payload", "RunFacts", "told_by"]
+__all__ = ["Payload", "RunFacts", "lines_by_kind"]
 
 Payload = Callable[[Any], bytes]
 """Writes a value that a user, a tool or a model made: as JSON, of bounded size, without secrets."""
@@ -321,7 +321,7 @@ def _shown(content: object) -> Any:
     return f"[{type_name(content)}]" if hasattr(type(content), "__next__") else content
 
 
-told_by: dict[type, Callable[[Any, RunFacts, Payload], Lines]] = {
+lines_by_kind: dict[type, Callable[[Any, RunFacts, Payload], Lines]] = {
     RunStarted: _run_started,
     RunFinished: _run_finished,
     ModelRequested: _requested,

@@ -16,7 +16,7 @@ from fractal import abandoned_threads
 from fractal._concurrency import gates as _gates
 from fractal.testing import CancellationFaults, Endpoint, cancel_everywhere
 from tests.edge_scenarios import SCENARIOS
-from tests.scenarios import OVER_HTTP, answer_over_http, check_told
+from tests.scenarios import OVER_HTTP, answer_over_http, check_events
 from tests.streams import Watch
 
 # What is broken: the function, the words in it, and what they are replaced by; where that shows, and how.
@@ -92,7 +92,7 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
         "a cleanup that awaits was cut",
     ),
     "tasks that a tool awaits have no grace": (
-        "fractal._concurrency.grace:_Watched._told_of",
+        "fractal._concurrency.grace:_Watched._with_notice",
         "self._held, wanted._asyncio_future_blocking = wanted, False",
         "return wanted",
         "cleanups_that_await",
@@ -114,7 +114,7 @@ BREAKAGES: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "the end of a tool call is told twice": (
         "fractal._engine.call:Call.tell_now",
-        "self._told = 2",
+        "self._emitted = 2",
         "pass",
         "async_tools_side_by_side",
         "it has not started, or has ended before",
@@ -206,4 +206,4 @@ def test_a_broken_engine_does_not_pass(
     scenario = SCENARIOS[name](watch)
     monkeypatch.setattr(function, "__code__", broken(function, words, replacement))
     with pytest.raises(CancellationFaults, match=fault):
-        cancel_everywhere(scenario, check=lambda: check_told(watch), within=1)
+        cancel_everywhere(scenario, check=lambda: check_events(watch), within=1)

@@ -8,7 +8,7 @@ import pytest
 
 from fractal.testing import Endpoint, cancel_everywhere
 from tests.hook_scenarios import SCENARIOS
-from tests.scenarios import OVER_HTTP, answer_over_http, check_told
+from tests.scenarios import OVER_HTTP, answer_over_http, check_events
 from tests.streams import Watch
 
 WAYS = [
@@ -28,7 +28,7 @@ def test_a_run_that_is_cancelled_anywhere_leaves_nothing_and_says_so(
     if name in OVER_HTTP:
         endpoint(answer_over_http)
     watch = Watch()
-    report = cancel_everywhere(SCENARIOS[name](watch), ways=ways, check=lambda: check_told(watch), within=10)
+    report = cancel_everywhere(SCENARIOS[name](watch), ways=ways, check=lambda: check_events(watch), within=10)
     assert {backend for backend, _ in report.points} == {"asyncio", "trio"}
     assert min(report.points.values()) > 4
     record_property("points", [[name, *where, count] for where, count in report.points.items()])

@@ -10,7 +10,7 @@ import pytest
 from fractal.testing import Endpoint
 from fractal.testing._leftovers import running_tasks
 from tests.hook_scenarios import SCENARIOS
-from tests.scenarios import OVER_HTTP, answer_over_http, check_told
+from tests.scenarios import OVER_HTTP, answer_over_http, check_events
 from tests.schedules import run_shuffled
 from tests.streams import Watch
 
@@ -31,7 +31,7 @@ def test_a_run_does_not_depend_on_the_order_in_which_tasks_take_turns(
         before = {task.id for task in running_tasks()}
         with anyio.fail_after(30):
             await scenario()
-        check_told(watch)
+        check_events(watch)
         left = [task for task in running_tasks() if task.id not in before]
         assert not left, f"tasks left: {left}"
 

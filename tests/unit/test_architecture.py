@@ -23,7 +23,7 @@ PACKAGE = Path(fractal.__file__).parent
 ROWS = [
     [
         *("errors", "parts", "approval"),
-        *("_texts", "_json", "_checks", "_told", "_copies", "_log", "_html", "_elsewhere", "_stored"),
+        *("_texts", "_json", "_checks", "_forms", "_copies", "_log", "_html", "_elsewhere", "_stored"),
     ],
     ["_concurrency"],
     ["_functions"],

@@ -155,14 +155,14 @@ class Proxy:
 
     async def _ask_for(self, stream: ByteStream, origin: Origin) -> None:
         _, host, port = origin
-        await stream.send(b"\5\1\0" + self._told_of(host) + port.to_bytes(2, "big"))
+        await stream.send(b"\5\1\0" + self._address_of(host) + port.to_bytes(2, "big"))
         _, code, _, kind = await _exactly(stream, 4)
         if code != 0:
             self._fail(f"could not connect: its code is {code}", again=True)
         length = {1: 4, 4: 16}.get(kind) or (await _exactly(stream, 1))[0]
         await _exactly(stream, length + 2)  # where the proxy itself is now
 
-    def _told_of(self, host: str) -> bytes:
+    def _address_of(self, host: str) -> bytes:
         try:
             address = ipaddress.ip_address(host)
         except ValueError:

@@ -273,7 +273,7 @@ def _calls_in(message: Mapping[str, Any], bounds: ReplyBounds) -> tuple[ToolCall
     for raw in written:
         call = _call_of(raw if is_mapping(raw) else {}, bounds)
         known = calls.get(call.id)
-        if known is not None and _is_told_again(call, known):
+        if known is not None and _is_repeated(call, known):
             continue
         # Some endpoints send no id, or one for all; a history needs an id of its own for each call.
         if not call.id or known is not None:
@@ -282,7 +282,7 @@ def _calls_in(message: Mapping[str, Any], bounds: ReplyBounds) -> tuple[ToolCall
     return tuple(calls.values())
 
 
-def _is_told_again(call: ToolCall, known: ToolCall) -> bool:
+def _is_repeated(call: ToolCall, known: ToolCall) -> bool:
     """Whether a call with the id of another is that other one, which some gateways tell twice."""
     if call.name != known.name:
         return False

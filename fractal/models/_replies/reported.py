@@ -127,8 +127,8 @@ def reported_error(
     if not is_certain and not _reports(value):
         return None
     said = _said(value)
-    told = value.get("error") or value if is_mapping(value) else value
-    text = secrets.quoted(clean_text(said.message)) if said.message else quoted_body(told, secrets)
+    body = value.get("error") or value if is_mapping(value) else value
+    text = secrets.quoted(clean_text(said.message)) if said.message else quoted_body(body, secrets)
     status = said.status or _STATUS_OF_CODE.get((said.code or "").lower())
     if status is not None:
         return _made(said._replace(message=text), status, headers or {}, secrets)

@@ -119,7 +119,7 @@ class ReplyReader:
         if self.is_done or not payload:  # an empty event only keeps the line open
             return []
         if isinstance(payload, ErrorData):
-            raise self._told(payload)
+            raise self._error_of(payload)
         try:
             chunk = decoded(payload, self._bounds)
         except ValueError:
@@ -171,7 +171,7 @@ class ReplyReader:
             self._facts.read_usage({"usage": usage})
         return found if index == 0 else []
 
-    def _told(self, data: bytes) -> ModelError:
+    def _error_of(self, data: bytes) -> ModelError:
         try:
             said = decoded(data, self._bounds)
         except ValueError:

@@ -1,4 +1,4 @@
-"""How results and events are told, whatever is in them: as JSON, as text, and to another process."""
+"""The forms that results and events take, whatever is in them: as JSON, as text, and for another process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 from fractal._json import jsonable
 from fractal._texts import clean_text, repr_of, str_of, text_by
 
-__all__ = ["AnyMessage", "AnyObject", "AsJson", "Count", "Text", "Told", "portable", "shown"]
+__all__ = ["AnyMessage", "AnyObject", "AsJson", "Count", "PortableModel", "Text", "portable", "shown"]
 
 
 def _read_text(value: object) -> object:
@@ -42,8 +42,8 @@ Count = Annotated[int, PlainSerializer(_written_count, return_type=int, when_use
 """A number that somebody else may have counted."""
 
 
-class Told(BaseModel):
-    """What is made of a run, with values in it that anybody may have made."""
+class PortableModel(BaseModel):
+    """Base of the pydantic models of a run's outcome, whose values may be of any class."""
 
     model_config = ConfigDict(defer_build=True)
 
@@ -79,7 +79,7 @@ _PLAIN = (str, int, float, bool, bytes, type(None))
 
 def portable(value: Any) -> Any:
     """The value if another process can get it in a pickle, else its form in JSON."""
-    if type(value) in _PLAIN or issubclass(type(value), Told):
+    if type(value) in _PLAIN or issubclass(type(value), PortableModel):
         return value
     try:
         _sent(value)
