@@ -45,7 +45,7 @@ _NOTHING = object()
 
 
 class Joinable(ABC):
-    """Something under way in an event loop, which others may cancel and wait for, from other event loops too.
+    """Work under way in an event loop, which other tasks, in other event loops too, may cancel and wait for.
 
     Args:
         token: The event loop.
@@ -60,23 +60,23 @@ class Joinable(ABC):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is over, cleanup included."""
+        """Whether the work has ended, cleanup included."""
         return self._ended.is_set()
 
     @abstractmethod
     def cancel(self) -> None:
-        """Cancel it; returns at once, and works in any thread."""
+        """Cancel the work; returns at once, and works in any thread."""
 
     async def join(self) -> None:
-        """Wait for its end, however often the waiting task is cancelled meanwhile; tells nothing."""
+        """Wait for the end, however often the waiting task is cancelled meanwhile; raises nothing of the work."""
         await wait_out(self._ended if self._is_here() else self._end_for_other_loop())
 
     def when_ended(self, tell: Callable[[], object]) -> None:
-        """Have a function called at its end; in its own thread."""
+        """Add a callback for the end, called in the event loop of the work."""
         self._waiting = (*self._waiting, tell)
 
     def _end_for_other_loop(self) -> anyio.Event:
-        """An event for its end, of the event loop that runs in this thread."""
+        """An event of the event loop in this thread, set at the end of the work."""
         ended, here = anyio.Event(), current_token()
 
         def tell() -> None:
@@ -88,14 +88,14 @@ class Joinable(ABC):
         return ended
 
     def end(self, _: object = None) -> None:
-        """Note its end; only the first time counts."""
+        """Note the end; only the first call counts."""
         self._ended.set()
         waiting, self._waiting = self._waiting, ()
         for tell in waiting:
             tell()
 
     def _in_its_loop(self, function: Callable[[], object]) -> bool:
-        """Call a function where it is under way; False: that event loop has ended."""
+        """Call a function in the event loop of the work; returns False if that loop has ended."""
         token = self._token
         if self._is_here():
             function()
@@ -114,12 +114,12 @@ class Joinable(ABC):
 
 
 def task_here() -> object:
-    """The current task itself, which AnyIO describes anew each time it is asked."""
+    """The current task of the backend, which AnyIO would wrap anew at each call."""
     return current_task_of(current_token())()
 
 
 def current_task_of(token: EventLoopToken) -> Callable[[], object]:
-    """What gives the current task in an event loop."""
+    """A function that returns the current task of an event loop."""
     # The backends are looked up, not imported: the one that runs here is there.
     if hasattr(token.native_token, "call_later"):
         current_task: Callable[[], object] = sys.modules["asyncio"].current_task
@@ -129,7 +129,7 @@ def current_task_of(token: EventLoopToken) -> Callable[[], object]:
 
 
 class Background(Joinable, Generic[T]):
-    """A task of the event loop, owned by whoever holds this and must wait for it; no child of the task that starts it.
+    """A task tied to no scope of its starter's, owned by the holder of this object, who must wait for it.
 
     It starts with the context and the deadline of its starter.
 
@@ -181,7 +181,7 @@ class Background(Joinable, Generic[T]):
             self.end()
 
     def cancel(self) -> None:
-        """Cancel it; returns at once, and works in any thread."""
+        """Cancel the task; returns at once, and works in any thread."""
         self._in_its_loop(self._cancel)
 
     def _cancel(self) -> None:
@@ -192,33 +192,33 @@ class Background(Joinable, Generic[T]):
             self.on_cancel()
 
     def end(self, _: object = None) -> None:
-        """Note its end; only the first time counts."""
+        """Note the end; only the first call counts."""
         self.on_cancel = self.on_more_time = None  # which are a run's, and this may be remembered for longer
         super().end()
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is over, and all it raised has been told: whoever closes it need not wait for anything."""
+        """Whether the task has ended and its exception has been raised to somebody: closing need not wait."""
         return self._ended.is_set() and self._error is None
 
     @property
     def is_around_caller(self) -> bool:
-        """Whether the caller is something that this task has started, and would wait for itself."""
+        """Whether the caller works for this task, and would wait for itself."""
         return self in _around.get() and not self.has_ended
 
     def deadline_here(self) -> float:
-        """The nearest deadline around the current task, which is in the same event loop."""
+        """The nearest deadline around the current task, which is in the event loop of this one."""
         return self._token.backend_class.current_effective_deadline()  # AnyIO looks for the backend each time
 
     def allow_until(self, deadline: float) -> None:
-        """Give it more time than its starter had, if it may have so much; never less."""
+        """Extend the deadline beyond what the starter had, as far as the task may go; never shorten it."""
         if deadline > self.scope.deadline:
             self.scope.deadline = min(deadline, self._limit)
             if self.on_more_time is not None:
                 self.on_more_time(self.scope.deadline)
 
     async def result(self) -> T:
-        """Wait for its end in the task that started it, and give back what it returned; what every verb does.
+        """Wait for the end in the task that started this one, and return its result; every verb does so.
 
         No code of the user's runs in the task that calls a verb, and no scope of ours is open there. So whatever
         cancellation arrives here is meant for that task: it waits for nothing that anybody else could cancel, and no
@@ -248,14 +248,14 @@ class Background(Joinable, Generic[T]):
         return cast("T", self._value)
 
     async def _follow_to_end(self) -> None:
-        """Wait for its end, or nearly as long as there is time, and let it have what time the caller gets meanwhile."""
+        """Wait for the end, or nearly until the deadline, and pass on more time that the caller gets."""
         while not self._ended.is_set() and (left := remaining()) > _SHORT:
             with anyio.move_on_after(left / 2):
                 await self._ended.wait()
             self.allow_until(anyio.current_effective_deadline())
 
     async def wait(self) -> None:
-        """Wait for its end.
+        """Wait for the end.
 
         Raises:
             BaseException: What it raised; told once.
@@ -273,7 +273,7 @@ class Background(Joinable, Generic[T]):
         await stop_if_cancelled()
 
     async def cancel_and_join(self) -> None:
-        """Cancel it and wait for its end, however often the waiting task is cancelled meanwhile.
+        """Cancel the task and wait for its end, however often the waiting task is cancelled meanwhile.
 
         Raises:
             BaseException: What it raised, if nobody has been told yet.
@@ -290,7 +290,7 @@ class Background(Joinable, Generic[T]):
 
 
 async def end_all(tasks: Sequence[Joinable]) -> None:
-    """Cancel what goes on and wait for it, however often the waiting task is cancelled; what it raised is dropped."""
+    """Cancel tasks and wait for them, however often the waiting task is cancelled; what they raise is dropped."""
     for task in tasks:
         task.cancel()
     interrupted: BaseException | None = None
@@ -309,7 +309,7 @@ _tasks: set[Any] = set()  # asyncio's loop remembers its tasks only weakly
 
 
 def spawn_later(token: EventLoopToken, function: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-    """Have an event loop run a function as a task soon, if it goes on; from any thread, whatever that is doing.
+    """Have an event loop, if it still runs, start a task for a function soon; works in any thread.
 
     Args:
         token: The event loop.
@@ -342,7 +342,7 @@ def spawn_later(token: EventLoopToken, function: Callable[[], Coroutine[Any, Any
 def spawn(
     token: EventLoopToken, main: Coroutine[Any, Any, None], name: str, on_end: Callable[[object], object]
 ) -> None:
-    """Start a task, which no scope of the calling task reaches.
+    """Start a task that no scope of the calling task reaches.
 
     Args:
         token: The event loop that runs here.

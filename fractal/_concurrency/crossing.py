@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Latch:
-    """A thing that is opened once, and that threads wait for.
+    """A flag that is set once, and that threads wait for.
 
     No lock is held while Python code runs, as `threading.Event` holds one: so a signal handler may open it, or wait for
     it, wherever the interrupted code is, and Ctrl-C leaves nothing locked.
@@ -34,7 +34,7 @@ class Latch:
         self._waiters: list[threading.Lock] = []
 
     def open(self) -> None:
-        """Let all go on that wait, and all that come later; from any thread, any number of times."""
+        """Let all waiting threads go on, and all later ones; in any thread, any number of times."""
         self.is_open = True
         with suppress(IndexError):  # the last one was taken by somebody else who opens it
             while self._waiters:
@@ -80,7 +80,7 @@ class LoopCall(Generic[T]):
         self._error: BaseException | None = None
 
     async def run(self) -> None:
-        """The task that makes the call; it raises nothing but a cancellation from outside."""
+        """Make the call, as a task; raises nothing but a cancellation from outside."""
         # Whatever happens is for the thread; an exception here would take down those who run beside it.
         error: BaseException | None = RunCancelled()
         try:
@@ -98,17 +98,17 @@ class LoopCall(Generic[T]):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has ended, cleanup included."""
+        """Whether the call has ended, cleanup included."""
         return self._ended.is_open
 
     def cancel(self) -> None:
-        """Cancel it; in its event loop's thread."""
+        """Cancel the call; in the thread of its event loop."""
         self._is_cancelled = True
         if self._scope is not None:
             self._scope.cancel()
 
     def drop(self, error: BaseException | None = None) -> None:
-        """End it without a start, or because its event loop is gone; does nothing if it has ended.
+        """End a call that never started or whose event loop is gone; does nothing if it has ended.
 
         Args:
             error: What it ends with; None: that it was cancelled.
@@ -117,7 +117,7 @@ class LoopCall(Generic[T]):
             self._end(error or RunCancelled("there is no event loop any more that could run this"))
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait, in another thread, until it has ended, cleanup included.
+        """Wait, in another thread, for the end of the call, cleanup included.
 
         Args:
             timeout: Seconds; None: as long as it takes.
@@ -128,7 +128,7 @@ class LoopCall(Generic[T]):
         return self._ended.wait(timeout)
 
     def result(self) -> T:
-        """What it returned, or raises what it raised; waits for it.
+        """Wait for the call; return its result, or raise its exception.
 
         Raises:
             RunCancelled: It was cancelled.

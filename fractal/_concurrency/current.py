@@ -21,7 +21,7 @@ _Named = tuple[ReferenceType[T], int]
 
 
 class WeakVar(Generic[T]):
-    """Like a `ContextVar` of something or None; None, too, once nobody else has that something any more.
+    """A `ContextVar` that refers weakly: it reads None once the object is gone.
 
     It is None in a forked child as well: runs, and the threads of their tools, stay in the parent.
     """
@@ -30,22 +30,22 @@ class WeakVar(Generic[T]):
         self._var: ContextVar[_Named[T] | None] = ContextVar(name, default=None)
 
     def get(self) -> T | None:
-        """What was set in this context, if it is still there."""
+        """The object set in this context, if it still exists."""
         named = self._var.get()
         return named[0]() if named is not None and named[1] == os.getpid() else None
 
     @property
     def is_in_parent(self) -> bool:
-        """Whether there is something in this context that is in the parent of this process."""
+        """Whether this context was set, before a fork, to an object of the parent process."""
         named = self._var.get()
         return named is not None and named[1] != os.getpid()
 
     def set(self, value: T | None) -> Token[_Named[T] | None]:
-        """Set it in this context."""
+        """Set an object in this context."""
         return self._var.set((ref(value), os.getpid()) if value is not None else None)
 
     def reset(self, token: Token[_Named[T] | None]) -> None:
-        """Set it back to what it was before `set`."""
+        """Restore the value from before `set`."""
         self._var.reset(token)
 
 

@@ -24,16 +24,16 @@ class Inlet(Protocol[T_contra]):
     """The writers' end of a feed."""
 
     def put(self, item: T_contra) -> None:
-        """Hand an item over, whether there is room or not."""
+        """Add an item, whether there is room or not."""
         ...
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for one more."""
+        """Whether the feed has no room for another item."""
         ...
 
     async def room(self) -> None:
-        """Wait until there is room for one more."""
+        """Wait until the feed has room for another item."""
         ...
 
     def for_other_loop(self) -> Inlet[T_contra]:
@@ -60,18 +60,18 @@ class Feed(Generic[T]):
         self._token = current_token()
 
     def put(self, item: T) -> None:
-        """Hand an item over, whether there is room or not; nobody keeps one that comes too late."""
+        """Add an item, whether there is room or not; one that comes after the end is dropped."""
         if not self._reader_left and not self._is_closed:
             self._items.append(item)
             self._tell_reader()
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for one more."""
+        """Whether the feed has no room for another item."""
         return len(self._items) > self._buffer
 
     async def room(self) -> None:
-        """Wait until there is room for one more, or nobody reads any more."""
+        """Wait until the feed has room for another item, or its reader has left."""
         while self.is_full:
             self._freed = self._freed or anyio.Event()
             await self._freed.wait()
@@ -83,12 +83,12 @@ class Feed(Generic[T]):
         return _OtherLoopInlet(self, self._token)
 
     def close(self) -> None:
-        """Say that nothing more will come."""
+        """Mark the end: no more items will come."""
         self._is_closed = True
         self._tell_reader()
 
     async def take(self) -> list[T]:
-        """Wait for news and take all there is; an empty list at the end."""
+        """Wait for items and take all there are; an empty list at the end."""
         await stop_if_cancelled()
         while not self._items and not self._is_closed and not self._reader_left:
             self._news = self._news or anyio.Event()
@@ -114,11 +114,11 @@ class Feed(Generic[T]):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the next item has yet to come."""
+        """Whether the feed has no item now."""
         return not self._items
 
     def pop(self) -> T:
-        """Take the next item, which is there."""
+        """Take the next item of a feed that is not empty."""
         item = self._items.popleft()
         self._tell_writers()
         return item

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class FeedBlock(ABC, Generic[T]):
-    """A background task and what it tells, as an async context manager; what streamed runs and batches share.
+    """An async context manager that runs a background task and streams the items it puts into a feed.
 
     Args:
         buffer: Items that may wait for the reader while the task goes on.
@@ -48,7 +48,7 @@ class FeedBlock(ABC, Generic[T]):
 
     @abstractmethod
     def _start(self, feed: Feed[T]) -> Background[Any]:
-        """Begin; the task closes the feed at its end."""
+        """Start the task, which closes the feed at its end."""
 
     async def __aenter__(self) -> Self:
         if self._opened is not None:
@@ -68,7 +68,7 @@ class FeedBlock(ABC, Generic[T]):
             error.add_note(f"the {self._noun} ended with {type(other).__name__}: {other}")
 
     async def aclose(self) -> None:
-        """End it, if it goes on, and wait for its cleanup; what leaving the block does.
+        """End the task, if it goes on, and wait for its cleanup; leaving the block does so too.
 
         Whatever belongs to it, a tool of a run say, can end it so, but not wait for it: there this returns at once.
 
@@ -86,12 +86,12 @@ class FeedBlock(ABC, Generic[T]):
 
     @property
     def is_settled(self) -> bool:
-        """Whether it has ended, cleanup included, and told what it failed with: there is nothing to close."""
+        """Whether the task has ended, cleanup included, and its exception has been raised: nothing to close."""
         return self._opened is not None and self._opened[1].is_settled
 
     @property
     def state(self) -> str:
-        """Where it is, in words."""
+        """The state of the block, in words."""
         if self._opened is None:
             return "has not begun"
         return "has ended" if self._opened[1].has_ended else "goes on"
@@ -103,13 +103,13 @@ class FeedBlock(ABC, Generic[T]):
         return self.html()
 
     def html(self) -> str:
-        """What a notebook shows of it."""
+        """The card that a notebook shows."""
         from fractal._html import card, line
 
         return card(line(repr(self)), self._inner_html())
 
     def _inner_html(self) -> str:
-        """What there is to show of it so far."""
+        """The results so far, for the card that a notebook shows."""
         return ""
 
     def __aiter__(self) -> Self:

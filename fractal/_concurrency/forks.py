@@ -30,12 +30,12 @@ _loop_of_fork: EventLoopToken | None = None
 
 
 def loop_of_fork() -> EventLoopToken | None:
-    """In a forked child: the event loop of its parent in which it was forked; None if that was somewhere else."""
+    """The event loop of the parent process in which a child was forked; None if it was forked elsewhere."""
     return _loop_of_fork
 
 
 def in_child(function: Callable[[], object]) -> Callable[[], object]:
-    """Have a function called in each forked child, before the code that forked goes on there; a decorator."""
+    """Register a function for each forked child, to be called before other code runs there; a decorator."""
     if hasattr(os, "register_at_fork"):  # pragma: no branch - there is no such thing on Windows
         os.register_at_fork(after_in_child=function)
     return function
@@ -65,7 +65,7 @@ def _before_fork() -> None:
 
 
 def _wait_for_imports() -> None:
-    """Let our threads finish what they import: the lock of a module that they hold could never be had in the child."""
+    """Let our threads finish their imports: a child could never get the lock of a module that they hold."""
     until = time.monotonic() + IMPORTS_TAKE
     while any(map(_is_importing, _frames_of_others())) and time.monotonic() < until:
         time.sleep(0.002)
@@ -94,7 +94,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - there is no such thin
 
 
 def end_child_with_this_step() -> None:
-    """Have a forked child end that comes back to the event loop in which its parent has forked, in an async tool say.
+    """End a forked child that returns to its parent's event loop, from an async tool say.
 
     There it would go on with the run, beside its parent, on the same sockets.
     """
@@ -111,7 +111,7 @@ def end_child_with_this_step() -> None:
 
 class _ChildRefusal:
     def after_task_step(self, task: object) -> None:
-        """End the child when the task that has forked waits for something."""
+        """End the child once the task that has forked waits for something."""
         _refuse_child()
 
 
@@ -122,7 +122,7 @@ def _refuse_child() -> NoReturn:
 
 
 def leave_child(error: BaseException | None) -> NoReturn:
-    """End a forked child that comes to the end of the plain tool that has forked: nobody waits for that there.
+    """End a forked child that returns from the plain tool that has forked: nobody waits for it there.
 
     Args:
         error: What the tool has raised.

@@ -47,7 +47,7 @@ class _Waiter:
 
 
 class Gate:
-    """A first-come limit that tasks of any event loop wait at and any thread gives back.
+    """A first-come limit whose slots tasks of any event loop wait for, and any thread releases.
 
     Args:
         limit: Holders at a time.

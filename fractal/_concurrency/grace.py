@@ -42,27 +42,27 @@ _PAUSE = 0.01
 
 
 class _Owner(Protocol):
-    """A run, as far as cleaning up goes."""
+    """A run, as far as cleaning up needs it."""
 
     @property
     def grace(self) -> float:
-        """Seconds to clean up."""
+        """Seconds for cleaning up."""
         ...
 
     @property
     def is_here(self) -> bool:
-        """Whether the current task is in its event loop."""
+        """Whether the current task is in the event loop of the run."""
         ...
 
     new_scope: Callable[..., anyio.CancelScope]
 
     def warn(self, text: str) -> None:
-        """Tell the user of something."""
+        """Warn the user of the run."""
         ...
 
 
 async def graced(awaitable: Awaitable[T], name: str | None = None) -> T:
-    """Await something of the user's, which has its grace when it is cancelled.
+    """Await a user's awaitable, which gets its grace when it is cancelled.
 
     Args:
         awaitable: What the user's function gave.
@@ -86,7 +86,7 @@ async def graced(awaitable: Awaitable[T], name: str | None = None) -> T:
 
 
 async def answered(awaitable: Awaitable[T], name: str) -> T:
-    """Await something of the user's on a run's way: with its grace, and with failures told from cancellations.
+    """Await a user's awaitable for a run: with its grace, and with failures told from cancellations.
 
     Args:
         awaitable: What the user's function gave.
@@ -99,7 +99,7 @@ async def answered(awaitable: Awaitable[T], name: str) -> T:
 
 
 async def settled(awaitable: Awaitable[T], name: str) -> T:
-    """Await something, and tell its failures from a cancellation of whoever waits.
+    """Await an awaitable, and tell its failures from a cancellation of the waiting task.
 
     A cancellation comes out as that, though a cleanup has raised something else meanwhile. A cancellation that nobody
     asked for, as of a task that the user's code has cancelled itself, is a failure.
@@ -125,7 +125,7 @@ async def settled(awaitable: Awaitable[T], name: str) -> T:
 
 
 async def _tell_apart(error: BaseException, name: str) -> None:
-    """Raise what an exception of the user's code means, if it is not what it seems to be."""
+    """Raise what an exception of the user's code stands for, where it only looks like something else."""
     if outranks_cancellation(error):
         return
     await stop_if_cancelled()
@@ -140,7 +140,7 @@ async def _tell_apart(error: BaseException, name: str) -> None:
 
 
 class _Watched(Generator[Any, Any, T], Awaitable[T]):
-    """An awaitable that is told once of its cancellation, and then shielded for its grace.
+    """An awaitable that gets one cancellation, and is then shielded for its grace.
 
     Whether a cancellation comes from outside is asked of the scopes: with ours shielded, it is gone if it does.
 
@@ -181,12 +181,12 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         return self
 
     def __next__(self) -> Any:
-        """Make a step; what asyncio does, many times."""
+        """Make a step; asyncio calls this, many times."""
         self._held = None
         return self._with_notice(self._step(None))
 
     def send(self, value: Any) -> Any:
-        """Make a step with an outcome; what trio does."""
+        """Make a step with an outcome; trio calls this."""
         error = getattr(value, "error", None)
         if error is None or self._rest is not None or not is_a(error, anyio.get_cancelled_exc_class()):
             return self._step_on_trio(value)
@@ -194,7 +194,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         return self._cancel(step, step)
 
     def _step_on_trio(self, value: Any) -> Any:
-        """Make a step; one that leaves its last nursery may have been cancelled in there, and nobody has told it."""
+        """Make a step; one that leaves the last nursery may have been cancelled in there, unseen until now."""
         if self._task is None:
             self._task = sys.modules["trio"].lowlevel.current_task()
         had_nurseries = self._task.child_nurseries
@@ -204,7 +204,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         return wanted
 
     def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
-        """Make a step that begins with an exception; what asyncio does."""
+        """Make a step that begins with an exception; asyncio calls this."""
         error = value if value is not None else kind if isinstance(kind, BaseException) else kind()
         if self._rest is not None:
             return self._end_rest()
@@ -217,7 +217,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         return self._with_notice(self._cancel(tell, tell_once))
 
     def _with_notice(self, wanted: Any) -> Any:
-        """What it waits for; or, for a task or what gathers some, something by which this is told of a cancellation.
+        """The awaited future; for a task or a gathering, a stand-in that brings a cancellation here first.
 
         Those pass a cancellation on, and end when what they wait for has cleaned up. Until then AnyIO would cancel
         them in each turn of the event loop, and nobody would know that the grace has to begin.
@@ -231,18 +231,18 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         return stands_for_it
 
     def _pass_on(self, held: Any, tell: Callable[[], Any]) -> Any:
-        """Cancel what it waits for, as asyncio does, and wait on; if that has ended, cancel this."""
+        """Cancel the held future as asyncio does, and wait on; if that has ended, cancel the awaitable."""
         if not held.cancel():
             return tell()
         held._asyncio_future_blocking = True
         return held
 
     def close(self) -> None:
-        """End it."""
+        """Close the awaitable."""
         self._steps.close()
 
     def _cancel(self, tell: Callable[[], Any], tell_once: Callable[[], Any]) -> Any:
-        """Let it have a cancellation: as it came, or as the one before its grace."""
+        """Cancel the awaitable: as the cancellation came, or with the one from before its grace."""
         if not self._scope.cancel_called:
             wanted = (tell_once if self._shield_if_cut() else tell)()
             return self._shielded(wanted)
@@ -255,7 +255,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         return self._wait(None)
 
     def _shield_if_cut(self) -> bool:
-        """Begin its grace, if it was cancelled from outside and has not begun yet."""
+        """Begin the grace, if the awaitable was cancelled from outside and the grace has yet to begin."""
         scope = self._scope
         if scope.shield or anyio.current_effective_deadline() != -math.inf:
             self._step = self._steps.send
@@ -274,7 +274,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         return self._shielded(self._steps.send(value))
 
     def _shielded(self, wanted: Any) -> Any:
-        """What it waits for, once it has been seen to that it may."""
+        """The awaited future, after the grace has begun if the task was cancelled."""
         if self._step == self._step_out:
             self._shield_if_cut()
         return wanted

@@ -36,7 +36,7 @@ __all__ = [
 
 
 def move_on_after(seconds: float | None) -> anyio.CancelScope:
-    """A scope that ends after so many seconds; None or infinity: never by itself."""
+    """A cancel scope that ends after so many seconds; None or infinity: never by itself."""
     if seconds is None or math.isinf(seconds):
         return anyio.CancelScope()
     return anyio.move_on_after(seconds)
@@ -48,7 +48,7 @@ def remaining() -> float:
 
 
 def require_time(seconds: float, what: str) -> None:
-    """Give up a wait at its beginning that cannot end before the deadline does.
+    """Refuse, at its beginning, a wait that cannot end before the deadline.
 
     Args:
         seconds: What it will take.
@@ -64,7 +64,7 @@ def require_time(seconds: float, what: str) -> None:
 
 @contextmanager
 def waiting(what: str, note: Callable[[str], object]) -> Generator[None]:
-    """Have it noted what was waited for, where nobody can know how long it takes, if the wait is cut."""
+    """A block that notes, if a wait of unknown length is cut in it, what was waited for."""
     try:
         yield
     except anyio.get_cancelled_exc_class():
@@ -73,7 +73,7 @@ def waiting(what: str, note: Callable[[str], object]) -> Generator[None]:
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Whether an exception is a cancellation of any event loop's, or a group of nothing else.
+    """Whether an exception is a cancellation of any event loop's, or a group of nothing but those.
 
     `asyncio.CancelledError` also comes to trio, out of a thread with a loop of its own.
     """
@@ -91,7 +91,7 @@ def _cancellations() -> tuple[type[BaseException], ...]:
 
 
 def outranks_cancellation(error: BaseException) -> bool:
-    """Whether an exception goes before a cancellation that whoever is told of it has met meanwhile.
+    """Whether an exception takes precedence over a cancellation that arrived meanwhile.
 
     Ctrl-C and the like do, and what tells of a tool that was left to itself: more is left than a cancellation says.
     """
@@ -102,14 +102,14 @@ def outranks_cancellation(error: BaseException) -> bool:
 
 
 def without_cancellations(group: BaseExceptionGroup[BaseException]) -> BaseExceptionGroup[BaseException]:
-    """The exceptions of a group that are no cancellations, of which there is one at least."""
+    """The exceptions of a group, of which there is one at least, without the cancellations."""
     _, others = group.split(is_cancellation)
     assert others is not None
     return others
 
 
 async def is_cut() -> bool:
-    """Whether the task is cancelled, by a scope that encloses it.
+    """Whether a scope around the current task is cancelled.
 
     Of the tasks that are made here nothing else is an order to stop: `Task.cancel` is for the task that awaits a run,
     which cancels the scope of its tasks. When all tasks are cancelled at once, that may be a turn of the loop later. At
@@ -122,7 +122,7 @@ async def is_cut() -> bool:
 
 
 def _is_loop_ending() -> bool:
-    """Whether asyncio has cancelled all its tasks."""
+    """Whether asyncio has cancelled all tasks because its loop ends."""
     asyncio: Any = sys.modules.get("asyncio")
     if asyncio is None or anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
         return False
@@ -145,7 +145,7 @@ async def stop_if_cancelled() -> float:
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """The exceptions of a group, however deep; the exception itself if it is no group, or one error of ours."""
+    """The exceptions in a group, however deep; the exception itself if it is no group, or one error of ours."""
     if not is_a(error, BaseExceptionGroup) or is_a(error, RunError):
         return [error]
     members: tuple[BaseException, ...] = _members(error)  # not by its attribute, which a user's class may replace
@@ -156,7 +156,7 @@ _members: Any = vars(BaseExceptionGroup)["exceptions"].__get__
 
 
 def unexpected(error: BaseException) -> UnexpectedError:
-    """What a run ends with that met an error of nobody's making."""
+    """The error that a run ends with for an exception of no known kind."""
     members = leaves(error)
     wrapped = UnexpectedError("; ".join(map(described, members)))
     wrapped.__cause__ = members[0] if len(members) == 1 else error
@@ -199,7 +199,7 @@ def single_error() -> Generator[None]:
 
 
 def carried(error: BaseException) -> BaseException:
-    """What an exception is to whoever waits here: where no run is above, a `FaultOfTest` is the exception it carries.
+    """An exception as the waiting caller gets it: outside any run, a `FaultOfTest` is the exception it carries.
 
     Args:
         error: What a task of ours has raised.

@@ -34,7 +34,7 @@ _TICKS = 3
 
 
 def timed(awaitable: Awaitable[T], name: str, tell: Callable[[str], object]) -> Awaitable[T]:
-    """What to await in place of an awaitable of the user's: itself, unless somebody guards the event loop.
+    """An awaitable of the user's as it is, or watched where somebody guards the event loop.
 
     Args:
         awaitable: What the user's function gave.
@@ -83,7 +83,7 @@ def guarding(threshold: float) -> Generator[list[str]]:
 
 
 class _Step:
-    """A function of the user's between two suspensions."""
+    """The steps of a user's function between two suspensions."""
 
     __slots__ = ("line", "name", "ticks")
 
@@ -128,7 +128,7 @@ class _Guard:
         return step
 
     def end(self, step: _Step, tell: Callable[[str], object]) -> None:
-        """Watch it no longer, and tell if it took too long."""
+        """Stop watching, and warn if the step took too long."""
         steps = self._steps[threading.current_thread()]
         steps.remove(step)
         if not steps:
@@ -141,7 +141,7 @@ class _Guard:
             tell(message)
 
     def forget_parent(self) -> None:
-        """Be as new, but for what the calling thread is about: this process is a fork of the one that was guarded."""
+        """Reset all but what the calling thread is about: this process is a fork of the guarded one."""
         current = threading.current_thread()
         self._steps = {thread: steps for thread, steps in self._steps.items() if thread is current}
         self._make_thread()
@@ -199,7 +199,7 @@ class _Timed(Generator[Any, Any, T], Awaitable[T]):
             self._guard.end(step, self._tell)
 
     def close(self) -> None:
-        """End it."""
+        """Close the awaitable."""
         self._steps.close()
 
 

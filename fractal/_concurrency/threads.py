@@ -72,17 +72,17 @@ class AbandonedThread:
 
     @property
     def seconds(self) -> float:
-        """How long it has been abandoned."""
+        """Seconds since the thread was abandoned."""
         return time.monotonic() - self.since
 
     @property
     def where(self) -> str | None:
-        """Where it is now, as `file.py:12 in function`; None if no line of a user's own is known."""
+        """The line that the thread is at, as `file.py:12 in f`; None if no line of a user's is known."""
         return line_in_thread(self.thread)
 
 
 def abandoned_threads() -> tuple[AbandonedThread, ...]:
-    """The functions in worker threads, over the whole process, that go on though nobody waits for them any more.
+    """The functions in worker threads, in the whole process, that go on after their callers stopped waiting.
 
     A thread cannot be killed, so a plain `def` tool that is cancelled goes on until it returns, unless it was to be
     waited for (`on_cancel="wait"`). It is listed until then, the one that was abandoned first at the head, and keeps
@@ -99,15 +99,15 @@ _abandoned: dict[ThreadCall[Any], AbandonedThread] = {}
 
 
 class Starter(Protocol):
-    """What starts a task of the event loop; a task group does."""
+    """An object that starts tasks of the event loop, as a task group does."""
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], /, *arguments: Any) -> object:
-        """Start it."""
+        """Start a task."""
         ...
 
 
 class ThreadCall(Generic[T]):
-    """One function, called in one worker thread.
+    """One call of a function in one worker thread.
 
     Args:
         function: What to call, with no arguments; it runs in a copy of the caller's context.
@@ -155,7 +155,7 @@ class ThreadCall(Generic[T]):
         self.thread: threading.Thread | None = None
 
     async def run(self) -> T:
-        """Wait for a free thread, call the function in it, and give back what it returns.
+        """Wait for a free thread, call the function in it, and return its result.
 
         Raises:
             Exception: Whatever the function raises.
@@ -174,7 +174,7 @@ class ThreadCall(Generic[T]):
         return values[0]
 
     def join(self, function: Callable[[], Awaitable[R]]) -> R:
-        """Run an async function from within the thread: in the loop, under the deadline, in the context of the call.
+        """Run an async function from within the thread: in the event loop, with deadline and context of the call.
 
         It cannot outlive the call, on either backend.
 
@@ -192,11 +192,11 @@ class ThreadCall(Generic[T]):
                 raise
 
     def call(self, function: Callable[[], Awaitable[R]]) -> JoinedCall[R]:
-        """An async function to be started as `join` does, and not waited for; it ends with this call at the latest."""
+        """A call that starts as with `join` and is not waited for; it ends with this one at the latest."""
         return JoinedCall(function, self, self._deadline)
 
     def begin(self, call: JoinedCall[Any]) -> None:
-        """Start what is to join.
+        """Start a call that the thread joins.
 
         Raises:
             OtherProcess: The call goes on in the parent of this process.
@@ -210,7 +210,7 @@ class ThreadCall(Generic[T]):
             call.drop(_over())
 
     def soon(self, function: Callable[..., object], *arguments: object) -> bool:
-        """Have a plain function called in the event loop of the call; whether that takes it."""
+        """Schedule a plain function in the event loop of the call; returns whether the loop takes it."""
         if self.token is None or self.is_over:
             return False
         try:
@@ -242,7 +242,7 @@ class ThreadCall(Generic[T]):
             self._joined_done.set()
 
     async def _end_joined(self) -> None:
-        """Cancel and wait for what the thread runs in the loop, if the call ends before it."""
+        """Cancel and wait for what the thread runs in the event loop, if the call ends before it."""
         if not self._joined:
             return
         self._joined_done = anyio.Event()
@@ -252,13 +252,13 @@ class ThreadCall(Generic[T]):
 
     @property
     def is_here(self) -> bool:
-        """Whether the calling thread is the one that the function is in, and may join."""
+        """Whether the calling thread is that of the function, and may join."""
         in_process = self._parent is None and self._group is not None
         return in_process and self.thread is threading.current_thread()
 
     @property
     def is_over(self) -> bool:
-        """Whether it has been left, or is in another process: nothing can be joined any more."""
+        """Whether the call was abandoned, or is in another process: nothing can be joined any more."""
         return self._has_left or self._parent is not None
 
     def _work(self) -> tuple[list[T], BaseException | None]:
@@ -333,7 +333,7 @@ class ThreadCall(Generic[T]):
             self.threads.take()
 
     def forget_parent(self) -> None:
-        """Be of the past: this process is a fork of the one in which the call goes on."""
+        """Mark the call as past: this process is a fork of the one in which it goes on."""
         self._parent = os.getppid()
         for call in list(self._joined):
             call.drop(OtherProcess(self._parent))
@@ -353,12 +353,12 @@ class JoinedCall(LoopCall[R]):
         self._thread_call = thread_call
 
     def start(self) -> Self:
-        """Have it run; returns at once."""
+        """Start the call; returns at once."""
         self._thread_call.begin(self)
         return self
 
     def cancel_from_thread(self) -> None:
-        """Have it cancelled; returns at once, and does nothing if it has ended."""
+        """Cancel the call; returns at once, and does nothing if it has ended."""
         self._thread_call.soon(self.cancel)
 
 
@@ -366,7 +366,7 @@ _at_work: set[ThreadCall[Any]] = set()
 
 
 def threads_waited_for(token: EventLoopToken) -> list[ThreadCall[Any]]:
-    """The calls of an event loop that go on in threads, and that somebody waits for."""
+    """The thread calls of an event loop that go on and are waited for."""
     return [
         call
         for call in list(_at_work)

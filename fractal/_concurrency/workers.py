@@ -57,7 +57,7 @@ async def run_in_thread(function: Callable[[], T], *, abandon: bool) -> T:
 
 
 async def wait_out(event: anyio.Event) -> None:
-    """Wait for an event, however often the waiting task is cancelled meanwhile; then it is cancelled."""
+    """Wait for an event, however often the waiting task is cancelled; a cancellation is raised at the end."""
     interrupted: BaseException | None = None
     while not event.is_set():
         try:
@@ -78,7 +78,7 @@ _no_limit: RunVar[anyio.CapacityLimiter] = RunVar("fractal_no_limit")
 
 
 def _unlimited() -> anyio.CapacityLimiter:
-    """AnyIO wants a limiter; how many threads there may be is not its business here."""
+    """A limiter for AnyIO without a limit: how many threads there may be is decided in the gates."""
     try:
         return _no_limit.get()
     except LookupError:
@@ -92,7 +92,7 @@ _of_anyio: Any = import_module("anyio._core._eventloop")
 
 
 class _Job(Generic[T]):
-    """A function on its way through a worker thread, for a task of asyncio's."""
+    """A function and its way through a worker thread, for a task of asyncio's."""
 
     def __init__(self, function: Callable[[], T], scope: anyio.CancelScope) -> None:
         self.done = anyio.Event()
@@ -104,7 +104,7 @@ class _Job(Generic[T]):
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Call the function; in the thread."""
+        """Call the function; called in the thread."""
         try:
             with _of_anyio.claim_worker_thread(self._token.backend_class, self._token.native_token):
                 _of_anyio.threadlocals.current_cancel_scope = self.scope
@@ -116,12 +116,12 @@ class _Job(Generic[T]):
             self._error = error
 
     def deliver(self) -> None:
-        """Wake the task that waits; in the thread."""
+        """Wake the waiting task; called in the thread."""
         with suppress(RuntimeError):  # its event loop has ended
             self._token.backend_class.run_sync_soon(self.done.set, (), self._token.native_token)
 
     def result(self) -> T:
-        """What the function returned, or raises what it raised."""
+        """Return the function's result, or raise its exception."""
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -139,7 +139,7 @@ def _forget_loop() -> None:
 
 
 class _Worker:
-    """A thread, and the functions it is given."""
+    """A thread, with the functions that it is given."""
 
     def __init__(self) -> None:
         self.jobs: SimpleQueue[_Job[Any]] = SimpleQueue()
