@@ -23,7 +23,7 @@ __all__ = ["allowed", "is_approved"]
 
 
 async def is_approved(call: Call) -> bool:
-    """Have somebody say whether a call may be made, and with what; ends it if not."""
+    """Ask the approver whether a call may be made, and with what arguments; end the call if not."""
     bound = call.bound
     await _tell(call, ApprovalRequested)
     answer = await _answer(call)
@@ -51,7 +51,7 @@ async def _tell(call: Call, kind: type[Event], **facts: Any) -> None:
 
 
 async def _answer(call: Call) -> Allow | Deny:
-    """Somebody's word; a call that nobody can answer for, or whose approver fails, is not made."""
+    """The approver's answer; a call without an approver, or whose approver fails, is denied."""
     run, bound = call.run, call.bound
     assert bound.tool is not None
     if run.approve is None:
@@ -77,7 +77,7 @@ async def _answer(call: Call) -> Allow | Deny:
 
 
 def allowed(bound: BoundCall, given: object) -> BoundCall:
-    """A call with the arguments that somebody has allowed; itself, if these are the ones it has.
+    """The call with the arguments that the approver has allowed; the same object if they are unchanged.
 
     What was shown has been converted. Handed back as it was it is not converted again; of what was changed, only the
     changes are.
@@ -116,7 +116,7 @@ _MISSING: Any = object()
 
 
 def _as_sent(value: Any, was: Any, sent: Any) -> Any:
-    """A changed value in which all that is unchanged is as the model sent it, before it was converted."""
+    """A changed value, with its unchanged parts in the form that the model sent, before conversion."""
     if is_untouched(value, was):
         return sent
     if is_mapping(value) and is_mapping(was) and is_mapping(sent):
@@ -134,7 +134,7 @@ def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
 
 
 def _items_as_sent(value: Sequence[Any], was: Sequence[Any], sent: Sequence[Any]) -> list[Any]:
-    """A changed list in which each unchanged item is as the model sent it; some may be new, gone, or moved."""
+    """A changed list, with its unchanged items in the form that the model sent; items may be new, gone or moved."""
     shorter = min(len(value), len(was))
     front = next((i for i in range(shorter) if not is_untouched(value[i], was[i])), shorter)
     moved = len(was) - len(value)

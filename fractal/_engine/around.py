@@ -29,14 +29,14 @@ Hook = TypeVar("Hook", bound=AroundHook)
 
 @dataclass(frozen=True, slots=True)
 class RunHooks:
-    """What is around the tool calls and requests of a run, the outermost first, and who guards it."""
+    """The hooks around a run's tool calls and requests, the outermost first, and its guards."""
 
     around_tool: tuple[Around, ...] = ()
     around_model: tuple[Around, ...] = ()
     guards: tuple[Guard, ...] = ()
 
     def plus(self, inner: RunHooks) -> RunHooks:
-        """These, and others inside of them."""
+        """The hooks of this object, with others inside of them."""
         return RunHooks(
             _once(self.around_tool + inner.around_tool),
             _once(self.around_model + inner.around_model),
@@ -44,7 +44,7 @@ class RunHooks:
         )
 
     def below(self, own: RunHooks) -> RunHooks:
-        """What holds in a run below one that has these.
+        """The hooks that hold in a run below one that has these.
 
         Args:
             own: What that run has of its own.
@@ -57,7 +57,7 @@ NO_HOOKS = RunHooks()
 
 
 def _once(hooks: tuple[Around, ...]) -> tuple[Around, ...]:
-    """Each hook once, at the first of its places, for delegates if it is anywhere.
+    """The hooks without repeats, each at its first position; one is for delegates if any of its repeats is.
 
     An agent that delegates to itself has all of them twice.
     """
@@ -90,7 +90,7 @@ def hooks_of(values: Mapping[str, Any]) -> RunHooks:
 
 
 def checked_around(name: str) -> Callable[[Any], tuple[Around, ...]]:
-    """What checks hooks that are given: one, or a list of functions and `Around(function, …)`.
+    """The hooks that are given, checked: one, or a list of functions and `Around(function, …)`.
 
     Args:
         name: What they are given as.
@@ -109,7 +109,7 @@ def checked_around(name: str) -> Callable[[Any], tuple[Around, ...]]:
 
 
 def checked_guards(given: Any) -> tuple[Guard, ...]:
-    """Guards that are given, one or a list.
+    """The guards that are given, checked: one, or a list.
 
     Raises:
         InvalidArguments: One cannot be called with the run's context.
@@ -149,7 +149,7 @@ class Hooks(tuple[Around, ...]):
 
     @classmethod
     def of(cls, hooks: Iterable[Around], add: Callable[[Around], None]) -> Hooks:
-        """Make it.
+        """Make the hooks of an agent.
 
         Args:
             hooks: The hooks that there are.
@@ -166,7 +166,7 @@ class Hooks(tuple[Around, ...]):
     def __call__(self, /, *, delegates: bool = False) -> Callable[[Hook], Hook]: ...
 
     def __call__(self, function: Any = None, /, *, delegates: bool = False) -> Any:
-        """Add a hook, inside of those that there are, for the runs that begin from then on.
+        """Add a hook, inside of the present ones, for runs that begin from now on.
 
         To add the same function once more changes nothing.
 
@@ -204,7 +204,7 @@ class Guards(tuple[Guard, ...]):
 
     @classmethod
     def of(cls, guards: Iterable[Guard], add: Callable[[Guard], None]) -> Guards:
-        """Make it.
+        """Make the guards of an agent.
 
         Args:
             guards: The guards that there are.
@@ -215,7 +215,7 @@ class Guards(tuple[Guard, ...]):
         return made
 
     def __call__(self, function: Hook, /) -> Hook:
-        """Add a guard, for the runs that begin from then on.
+        """Add a guard, for runs that begin from now on.
 
         To add the same function once more changes nothing.
 

@@ -33,7 +33,7 @@ __all__ = ["Asking"]
 
 
 class Asking:
-    """Asks the model of a run that has hooks around its requests, or guards.
+    """The asking of the model by a run that has guards or hooks around its requests.
 
     Args:
         run: The run.
@@ -44,7 +44,7 @@ class Asking:
         self._ask = _ask_around if run.hooks.around_model else ask
 
     async def __call__(self, run: Run) -> Reply:
-        """Ask it, the first time with the guards beside it; raises as `ask`, and what they raise."""
+        """Ask the model, the first time with the guards beside the request; raises as `ask` and as the guards do."""
         guards, self._guards = self._guards, ()
         return await (ask_guarded(run, guards, self._ask) if guards else self._ask(run))
 
@@ -67,7 +67,7 @@ class _Asked:
         request: The request as it would be sent without hooks.
 
     Attributes:
-        original: The same for the hooks to see.
+        original: The request in the form that hooks see.
     """
 
     def __init__(self, run: Run, request: ModelRequest) -> None:
@@ -88,7 +88,7 @@ class _Asked:
         )
 
     async def by_hook(self, position: int, request: PendingRequest) -> Reply:
-        """Have a hook answer; after the last of them, the model."""
+        """Have the hook at a position answer; after the last hook, the model."""
         if position == len(self._hooks):
             return await self._send(request)
         run, function = self._run, self._hooks[position].function
@@ -115,7 +115,7 @@ class _Asked:
         return reply
 
     async def show(self, reply: Reply) -> None:
-        """Show the text of a reply that did not come from the model, or warn that another one was shown."""
+        """Show the text of a reply that is not the model's, or warn that another one was shown."""
         shown = self._shown
         if shown is None and reply.text:
             await self._run.tell(TextDelta, text=reply.text)
@@ -127,7 +127,7 @@ _CUT = "a hook has cut a request of which a piece had been streamed: sent again,
 
 
 class _Next:
-    """What a hook goes on with (`NextRequest`).
+    """The callable that a hook goes on with (`NextRequest`).
 
     Attributes:
         is_over: Whether the hook has ended.
@@ -183,7 +183,7 @@ def _reply_of(answer: object, last: Reply | None, hook: str) -> Reply:
 
 
 class RequestChange:
-    """What hooks have changed about a request, for each time that it is sent.
+    """The changes that hooks have made to a request, applied each time it is sent.
 
     Args:
         run: The run.

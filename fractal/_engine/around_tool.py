@@ -102,7 +102,7 @@ async def take_answer(call: Call, answer: Any, name: str) -> None:
 
 
 class _Next:
-    """What a hook goes on with (`NextCall`).
+    """The callable that a hook goes on with (`NextCall`).
 
     Attributes:
         is_over: Whether the hook has ended.

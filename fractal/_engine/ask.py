@@ -44,7 +44,7 @@ _CLOSING_INSTRUCTION = (
 
 
 class Change(Protocol):
-    """What hooks have changed about a request.
+    """The changes that hooks have made to a request.
 
     Attributes:
         messages: The conversation that is sent in place of the run's, or None.
@@ -96,7 +96,7 @@ async def ask(run: Run, change: Change | None = None) -> Reply:
 
 
 async def first_request(run: Run) -> ModelRequest:
-    """The request as it would be sent now."""
+    """The run's next request, as it would be sent now."""
     question = _Question(run, 1)
     return await question.fitted() if run.window is not None else question.whole()
 
@@ -107,7 +107,7 @@ def back_off_seconds(attempt: int) -> float:
 
 
 class _Question:
-    """One try: a request on its way, and the run's side of it (`RequestControl`).
+    """One try of a request, and the run's side of it (`RequestControl`).
 
     Attributes:
         attempt: Try of this request, from 1.
@@ -126,7 +126,7 @@ class _Question:
         self._asked: ModelRequest | None = None
 
     async def send(self, request: ModelRequest) -> Reply:
-        """Send it.
+        """Send the request.
 
         Raises:
             ModelError: There is no usable answer.
@@ -158,7 +158,7 @@ class _Question:
             return reply
 
     def _settle(self, request: ModelRequest, reply: Reply) -> int | None:
-        """Enter what a reply took; returns what it cost, None if nobody knows."""
+        """Enter what a reply has used; returns its cost, None if that is unknown."""
         run, cost = self._run, None
         if run.prices is not None and (reply.input_tokens or reply.output_tokens):
             price = run.prices.of_reply(reply, request.model, run.warn)
@@ -169,7 +169,7 @@ class _Question:
         return cost
 
     def charge(self) -> None:
-        """Spend one more request of the same question."""
+        """Spend one more request for the same question."""
         if self._money is not None:
             self._money.charge()
         self._run.budget.spend("requests")
@@ -178,12 +178,16 @@ class _Question:
 
     @contextmanager
     def paused(self, waiting_for: str) -> Generator[None]:
-        """Stop the clock of `Limits.request_timeout`, and note what is waited for if the run's time is over."""
+        """Stop the clock of `Limits.request_timeout` in a block, and note its wait if the run's time ends in it."""
+        # A count and no flag, since pauses overlap: a model that asks others side by side (`RaceModel`) has several of
+        # them wait at once, each for a slot or a connection. The first pause takes the deadline away and keeps what
+        # time was left; the last to end gives that back, counted from then. With a flag the first to end would start
+        # the clock while others still wait for what is no fault of the endpoint.
         scope, now = self._scope, self._run.now
         if scope is not None and not self._pauses:
             self._left = scope.deadline - now()
             scope.deadline = math.inf
-        self._pauses += 1  # a model that asks two others may pause twice at once
+        self._pauses += 1
         try:
             with self._run.waiting(waiting_for):
                 yield
@@ -256,7 +260,7 @@ class _Question:
         return self._change.applied(request) if self._change is not None else request
 
     async def fitted(self) -> ModelRequest:
-        """The request, with no more of the transcript than the model's window takes."""
+        """The request, with as much of the transcript as the model's window takes."""
         request, window = self._request(), self._run.window
         assert window is not None
         if self._change is not None and self._change.messages is not None:  # the window is for the run's own
@@ -300,7 +304,7 @@ class _Question:
         }
 
     def _estimate(self, request: ModelRequest) -> int:
-        """Tokens to set aside: nobody counts them when no budget asks."""
+        """Tokens to set aside; not counted where no budget asks for them."""
         if self._run.budget.is_unlimited("tokens"):
             return 0
         return _prompt_tokens(request) + request.reply_tokens
@@ -316,7 +320,7 @@ def _prompt_tokens(request: ModelRequest) -> int:
 
 
 def _closing_tools(run: Run, fields: Mapping[str, Any]) -> tuple[ToolSchemas | None, Mapping[str, Any]]:
-    """What is on offer when only an answer is wanted: the tool that takes it, or none that may be called."""
+    """The tools of the closing request: the one that takes the answer, or none that may be called."""
     answer_tool = run.answer.closing_tools() if run.answer is not None else None
     if answer_tool is not None:
         return answer_tool, fields
@@ -325,7 +329,7 @@ def _closing_tools(run: Run, fields: Mapping[str, Any]) -> tuple[ToolSchemas | N
 
 
 def _asks_in_another_way(run: Run, error: ModelError) -> bool:
-    """Whether the endpoint refuses only the way in which it was asked for an answer, and there is another."""
+    """Whether the endpoint refuses only the way in which it was asked for the answer, and there is another."""
     return run.answer is not None and isinstance(error, StatusError) and run.answer.refused(error)
 
 

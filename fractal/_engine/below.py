@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Below:
-    """What has been begun below a run and goes on, with the tool calls that began it.
+    """The tasks begun below a run that go on, with the tool calls that began them.
 
     Attributes:
         is_over: Whether nothing can begin below the run any more.
@@ -37,7 +37,7 @@ class Below:
         return bool(self._tasks)
 
     def note(self, task: Joinable, key: str | None, *, is_reached: bool) -> None:
-        """Note what is begun, so that it cannot outlive the run, or the call; works in any thread.
+        """Note a task that begins, so that it cannot outlive the run or the call; works in any thread.
 
         Args:
             task: What is begun.
@@ -50,18 +50,18 @@ class Below:
             task.cancel()
 
     def cancel(self) -> None:
-        """Cancel all that there is."""
+        """Cancel all tasks."""
         for task in self._begun_by(None):
             task.cancel()
 
     def cancel_unreached(self, key: str) -> None:
-        """Cancel what a tool call has begun that its scopes do not reach."""
+        """Cancel the tasks that a tool call has begun and that its scopes do not reach."""
         for task, (_, is_reached) in self._begun_by(key).items():
             if not is_reached:
                 task.cancel()
 
     async def end(self, key: str | None = None) -> None:
-        """Cancel what a tool call has begun and not awaited, and wait for it.
+        """Cancel the tasks that a tool call has begun and not awaited, and wait for them.
 
         Args:
             key: Of the call. None: all that there is; the run is over then.
@@ -80,7 +80,7 @@ class Below:
                 self._tasks.pop(task, None)
 
     def leave(self, key: str) -> None:
-        """Cancel what a tool call has begun, and do not wait for it."""
+        """Cancel the tasks that a tool call has begun, without waiting for them."""
         for task in self._begun_by(key):
             task.cancel()
             self._tasks.pop(task, None)
@@ -91,17 +91,17 @@ class Below:
 
 
 class Above(Protocol):
-    """A run, as far as what is begun below it goes."""
+    """A run, as far as the tasks begun below it need it."""
 
     token: EventLoopToken
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing can be a part of it any more."""
+        """Whether the run has ended, so that nothing can become part of it."""
         ...
 
     def note_below(self, task: Joinable, *, is_reached: bool) -> None:
-        """Note what the current task begins."""
+        """Note a task that the current one begins."""
         ...
 
 
@@ -127,7 +127,7 @@ class Origin:
         on_cancel: Callable[[], object] | None = None,
         on_more_time: Callable[[float], object] | None = None,
     ) -> T:
-        """Run a function in a task of its own, which the run above cannot leave behind.
+        """Run a function in a task of its own, which the run above ends and joins.
 
         Args:
             function: What to run.
@@ -164,7 +164,7 @@ def origin_here() -> Origin:
 
 
 class Errand(Joinable):
-    """A call that a thread of a run's makes in whatever event loop, noted below that run before it begins.
+    """A call that a thread of a run makes in any event loop, noted below the run before it begins.
 
     Args:
         run: The run, which waits for it.
@@ -180,16 +180,16 @@ class Errand(Joinable):
 
     @classmethod
     def begun_here(cls, cancel: Callable[[], object]) -> Errand | None:
-        """One for the run that the calling thread works for; None: there is no such run."""
+        """An errand for the run that the calling thread works for; None if there is no such run."""
         run = current_run.get()
         return cls(run, cancel) if run is not None and not run.is_over else None
 
     def cancel(self) -> None:
-        """Cancel it; returns at once, and works in any thread."""
+        """Cancel the call; returns at once, and works in any thread."""
         self._cancel()
 
     def over(self) -> None:
-        """Note that the call has ended; in any thread."""
+        """Note the end of the call; works in any thread."""
         token = self._token
         with suppress(RuntimeError):  # the event loop of the run has ended
             token.backend_class.run_sync_soon(self.end, (), token.native_token)

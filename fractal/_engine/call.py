@@ -35,7 +35,7 @@ _inside = count()
 
 
 class Call:
-    """One call while it runs.
+    """One tool call while it runs.
 
     Args:
         run: The run that it belongs to.
@@ -151,26 +151,26 @@ class Call:
             self._above._below.discard(self)
 
     def returned(self, content: Any, text: str) -> None:
-        """Note what the tool returned, and how the model sees that; too late once the call has an outcome."""
+        """Note the tool's result, and its text for the model; ignored once the call has an outcome."""
         if self.result is None:
             self.text = text
             self.end("ok", content)
 
     def waiting(self, what: str) -> AbstractContextManager[None]:
-        """A block around a wait before it can begin."""
+        """A block around a wait before the call can begin."""
         return waiting(what, self._note_wait)
 
     def _note_wait(self, what: str) -> None:
         self.waits_for = what
 
     def enter(self) -> None:
-        """Be what later calls and runs in this context belong to."""
+        """Make this the call that later calls and runs in the current context belong to."""
         _around.set(self)
         current_call.set(self.key)
         self.task = self.run.current_task()
 
     def start_clock(self, cut_at: float) -> None:
-        """Let its time begin.
+        """Start the clock of the call.
 
         Args:
             cut_at: When its own is over; infinity: never.
@@ -184,24 +184,24 @@ class Call:
             self.follow()
 
     def new_scope(self, deadline: float) -> anyio.CancelScope:
-        """Make the scope in which its task works from now on."""
+        """Make the scope in which the call's task works from now on."""
         self.scope = scope = self.run.new_scope(deadline=deadline)
         return scope
 
     def follow(self) -> None:
-        """Let it have what time it may take, after that of the run has changed."""
+        """Adapt the call's deadline to a changed one of the run."""
         if self.scope is not None and not self.is_over:
             self.scope.deadline = min(self.cut_at, self.run.deadline)
 
     def stop(self, now: float) -> None:
-        """Cut it with the run."""
+        """Cancel the call with its run."""
         assert self.scope is not None
         self.is_stopped = True
         self._stopped_at = self.look_at = min(self._stopped_at, self.cut_at, now)
         self.scope.cancel()
 
     def see_to_it(self, now: float) -> bool:
-        """Cut what it has begun, once it is cut itself, and name it if it goes on after its grace.
+        """Cancel what a cut call has begun, and name the call if it goes on after its grace.
 
         Returns:
             Whether it is to be left to itself then.
@@ -222,7 +222,7 @@ class Call:
         return False
 
     def end_late(self) -> None:
-        """Note the end of its task, long after it was left to itself."""
+        """Note the end of the call's task, long after the run went on without it."""
         bound, run = self.bound, self.run
         if bound.tool is not None:
             run.duplicates.gate(bound.tool.function).release()
@@ -233,7 +233,7 @@ class Call:
         return next((call.innermost() for call in self._below), self)
 
     def name_as_stuck(self, grace: float, then: str) -> str | None:
-        """Warn, once, that it goes on after its grace; returns where it is, if that is known."""
+        """Warn, once, that the call goes on after its grace; returns the line it is at, if that is known."""
         if self.named:
             return self._where
         self.named = True
@@ -245,7 +245,7 @@ class Call:
 
     @property
     def may_be_left(self) -> bool:
-        """Whether the run goes on without it if it does not stop."""
+        """Whether the run goes on without the call if it does not stop."""
         tool = self.bound.tool
         if self.work is None or self.run.limits.on_stubborn != "raise":
             return False
@@ -256,23 +256,23 @@ class Call:
 
     @property
     def ends_run(self) -> bool:
-        """Whether its result is the run's."""
+        """Whether the call's result is that of the run."""
         tool, result = self.bound.tool, self.result
         return tool is not None and tool.options.terminate and result is not None and result.outcome == "ok"
 
     @property
     def is_out_of_time(self) -> bool:
-        """Whether its own time is over, or that of its run."""
+        """Whether the time of the call, or of its run, is over."""
         return self.is_past_own_time or self.run.is_out_of_time()
 
     @property
     def is_past_own_time(self) -> bool:
-        """Whether its own time has ended it."""
+        """Whether the call's own time has ended it."""
         is_cut = self.scope is not None and self.scope.cancel_called and not self.is_stopped
         return is_cut and self.run.has_come(self.cut_at)
 
     async def tell(self) -> None:
-        """Tell what there is to tell by now, at the pace of whoever reads it."""
+        """Emit the events that are due, at the pace of a stream's reader."""
         if self._emitted == 2:
             return
         if not self.run.feeds:
@@ -283,7 +283,7 @@ class Call:
         await self.run.pace()
 
     def tell_now(self) -> None:
-        """Tell it without waiting: the start, once, and the end, once there is one."""
+        """Emit the events that are due without waiting: the start, once, and the end, once there is one."""
         bound, run = self.bound, self.run
         if self._emitted == 0:
             self._emitted = 1
@@ -295,12 +295,12 @@ class Call:
             run.emit(ToolFinished, tool_name=bound.name, call_id=bound.call_id, result=result)
 
     def _shown(self, result: ToolResult) -> ToolResult:
-        """The result for whoever listens: nothing that they do to it reaches what the run goes on with."""
+        """A copy of the result for listeners, whose changes do not reach the run."""
         shown = with_own_content(result) if self.ends_run else result.model_copy()
         shown.metadata = {**result.metadata, "arguments": copied_arguments(self.bound.arguments)}
         return shown
 
 
 def ended_late(name: str, seconds: float) -> str:
-    """What is told of the end of a call that nobody waits for any more."""
+    """The warning for the end of a call that nobody waits for any more."""
     return f"tool {name!r}, abandoned earlier, has ended {seconds:.2g} s after that"

@@ -70,7 +70,7 @@ async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]
 
 
 async def call_within(run: Run, bound: BoundCall) -> ToolResult:
-    """Call a tool for a function of the user's that works for a run; no part of the run's transcript.
+    """Call a tool for a user's function that works for a run; the call is no part of the run's transcript.
 
     Returns:
         How it ended; what the tool raised is in it.
@@ -79,7 +79,7 @@ async def call_within(run: Run, bound: BoundCall) -> ToolResult:
 
 
 async def call_inside(outer: Call, arguments: Mapping[str, Any], tools: Mapping[str, Tool]) -> ToolResult:
-    """Call the tool of a call that the agent's own `execute_tool` is asked about.
+    """Call the tool of a call that went to the agent's own `execute_tool`.
 
     Args:
         outer: That call.
@@ -93,7 +93,7 @@ async def call_inside(outer: Call, arguments: Mapping[str, Any], tools: Mapping[
 
 
 async def _call_alone(call: Call) -> ToolResult:
-    """Bring one call to its outcome, in a task of its own: the calling one belongs to a function of the user's."""
+    """Bring one call to its outcome in a task of its own, since the calling task is a user's function's."""
     await origin_here().do(partial(_call_all, call.run, [call]), f"fractal call of {call.bound.name}")
     assert call.result is not None
     return call.result
@@ -105,13 +105,13 @@ def _is_same(some: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
 
 
 def _some_at_a_time(calls: Sequence[BoundCall]) -> Iterator[Sequence[BoundCall]]:
-    """Calls in their order, so many at a time: a reply may ask for any number."""
+    """The calls in their order, so many at a time: a reply may ask for any number."""
     for start in range(0, len(calls), CALLS_AT_A_TIME):
         yield calls[start : start + CALLS_AT_A_TIME]
 
 
 def _never_begun(run: Run, bound: BoundCall) -> Call:
-    """A call that the run has not come to."""
+    """A call that the run did not come to."""
     call = Call(run, bound)
     call.end("skipped", error=_ENDED_FIRST)
     call.tell_now()
@@ -128,7 +128,7 @@ def _raise_for_errors(calls: Sequence[Call]) -> None:
 
 
 def _failures(calls: Sequence[Call]) -> Iterator[BaseException]:
-    """What ends the run, in call order."""
+    """The exceptions that end the run, in call order."""
     spent = any(call.ends_run for call in calls)  # an answer is there: no matter what else the budget did not allow
     for call in calls:
         tool, error = call.bound.tool, call.exception
@@ -148,7 +148,7 @@ def _failures(calls: Sequence[Call]) -> Iterator[BaseException]:
 
 
 async def _call_all(run: Run, calls: Sequence[Call]) -> None:
-    """Bring each call to its outcome, however this ends."""
+    """Bring each call to its outcome, in whatever way this ends."""
     try:
         # On asyncio a cancellation may reach its task a turn of the loop later than it was made.
         await run.stop_if_cancelled()
@@ -171,7 +171,7 @@ async def _call_all(run: Run, calls: Sequence[Call]) -> None:
 
 
 def _admit(call: Call, spent: BudgetExceeded | None) -> BudgetExceeded | None:
-    """Charge a call, and answer at once what cannot be made.
+    """Charge a call, and answer one that cannot be made at once.
 
     Args:
         call: The call.
@@ -202,7 +202,7 @@ def _admit(call: Call, spent: BudgetExceeded | None) -> BudgetExceeded | None:
 
 
 def _batches(calls: Sequence[Call]) -> Iterator[list[Call]]:
-    """Calls that may run together; a sequential tool is a batch of its own."""
+    """The calls in groups that may run together; a call of a sequential tool is a group of its own."""
     batch: list[Call] = []
     for call in calls:
         if call.bound.tool is not None and call.bound.tool.options.sequential:
@@ -217,7 +217,7 @@ def _batches(calls: Sequence[Call]) -> Iterator[list[Call]]:
 
 
 class _CallBatch:
-    """Calls that run side by side, each in a task of its own, also when it is only one."""
+    """Calls that run side by side, each in a task of its own; also for a single call."""
 
     __slots__ = ("_calls", "_fatal", "_news", "_run", "_running")
 
@@ -228,7 +228,7 @@ class _CallBatch:
         self._fatal: list[BaseException] = []  # what no outcome of a call stands for
 
     async def run_all(self) -> None:
-        """Bring each to its outcome.
+        """Bring each call to its outcome.
 
         Raises:
             ToolIgnoredCancellation: One was left to itself, and with it the run.
@@ -249,7 +249,7 @@ class _CallBatch:
             raise error
 
     def _start_clock(self, call: Call) -> None:
-        """Let the time of a call begin that has waited for approval."""
+        """Start the clock of a call that has waited for approval."""
         call.start_clock(self._cut_at(call))
         self._news.set()
 
@@ -278,7 +278,7 @@ class _CallBatch:
             self._note_end(call)
 
     def _note_end(self, call: Call, _: object = None) -> None:
-        """Note the end of a call's task, which does not do so itself if asyncio cancels it before its first step."""
+        """Note the end of a call's task; asyncio may cancel that before its first step, when it cannot do so itself."""
         if call.is_over:
             return
         call.is_over = True
@@ -330,7 +330,13 @@ class _CallBatch:
             self._news = anyio.Event()
 
     def _see_to_cut_calls(self) -> None:
-        """End what calls that are cut have begun, and name those that go on after their grace, or leave them."""
+        """End what cut calls have begun; name those that go on after their grace, or leave them behind."""
+        # A call wakes the waiting run at its `look_at`, which moves on: first to the moment in which it is cut, by its
+        # own time or with the run; then to the end of its grace. Until that, each look only cancels what the call has
+        # begun where its scopes do not reach, and whoever began it may begin more. At the end of the grace it is named
+        # as stuck, once, and the run waits on, with no further looks: it cannot end before its calls. Only where
+        # `on_stubborn="raise"` and nothing but async code is stuck is it left behind: then it has an outcome at once,
+        # is counted as done though its task goes on, and `_note_end` must not count it again when that ends.
         now = self._run.now()
         for call in self._calls:
             if call.result is None and now >= call.look_at and call.see_to_it(now):

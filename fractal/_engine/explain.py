@@ -18,7 +18,7 @@ _exit_code: Any = vars(SystemExit)["code"].__get__  # not by the attribute, whic
 
 
 def explain(error: BaseException) -> str:
-    """What a tool raised, for the model: one phrase for each exception of a group."""
+    """The text of a tool's exception for the model: one phrase for each exception of a group."""
     members = leaves(error)
     if members != [error]:
         return "; ".join(map(explain, members))

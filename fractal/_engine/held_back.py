@@ -16,7 +16,7 @@ _WRITTEN = (TextDelta, ReasoningDelta, ToolCallDelta, ModelResponded)
 
 
 class HeldBack:
-    """The writers' end of a feed that lets through what happens in runs, and not what their models write.
+    """A feed's inlet that lets events of runs through, but none of the texts that their models write.
 
     Args:
         inlet: The writers' end of the feed.
@@ -28,7 +28,7 @@ class HeldBack:
         self._finished: RunFinished | None = None
 
     def put(self, item: Event) -> None:
-        """Hand an event over, unless it tells what has still to be let out."""
+        """Hand an event over, unless it holds text that has still to be let out."""
         if not self._is_own(item.run_id):
             self._inlet.put(item)
         elif isinstance(item, RunFinished):
@@ -40,7 +40,7 @@ class HeldBack:
             self._inlet.put(item)
 
     def let_out(self, result: AgentResult[Any] | None) -> None:
-        """Tell the end of the last run.
+        """Emit the end of the last run.
 
         Args:
             result: What the agent's own `run` has returned; None if it has not, or not of that run.
@@ -55,11 +55,11 @@ class HeldBack:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for one more."""
+        """Whether the feed has no room for another event."""
         return self._inlet.is_full
 
     async def room(self) -> None:
-        """Wait until there is room for one more."""
+        """Wait until the feed has room for another event."""
         await self._inlet.room()
 
     def for_other_loop(self) -> Inlet[Event]:
@@ -68,6 +68,6 @@ class HeldBack:
 
 
 def _bare(result: AgentResult[Any]) -> AgentResult[Any]:
-    """A result without anything that a model or a tool has said."""
+    """A result without texts of models and tools."""
     nothing: dict[str, Any] = {"content": None, "messages": [], "tool_results": [], "abandoned": [], "metadata": {}}
     return result.model_copy(update=nothing)

@@ -28,7 +28,7 @@ Warn = Callable[[str], object]
 
 
 class Hook:
-    """A function, plain or async, of one value, and of the run's context if it has a parameter for it.
+    """A user's function, plain or async, of one value, and of the run's context if it has a parameter for that.
 
     The parameter for the context is the one annotated `RunContext`, or else a second one without a default.
 
@@ -49,12 +49,12 @@ class Hook:
         self._parameters, self._context_name = _parameters(function, what)
 
     async def __call__(self, value: object, context: RunContext[Any], warn: Warn = log.warning) -> Any:
-        """Call it where it stops nobody; what it raises comes out as it is."""
+        """Call the function where it blocks no event loop; its exceptions come out as they are."""
         positional, by_name = self.arguments(value, context)
         return await _call(warn, self.function, self._threads, positional, by_name)
 
     def arguments(self, value: object, context: RunContext[Any]) -> tuple[list[Any], dict[str, Any]]:
-        """What it is called with: by position, and by name."""
+        """The arguments of the function: by position, and by name."""
         positional: list[Any] = []
         by_name: dict[str, Any] = {}
         for parameter in self._parameters:
@@ -67,7 +67,7 @@ class Hook:
 
 
 async def call_user(warn: Warn, function: Callable[..., Any], /, *arguments: object, **by_name: object) -> Any:
-    """Call a user's function where it stops nobody: awaited if it is async, else in a worker thread."""
+    """Call a user's function where it blocks no event loop: awaited if async, else in a worker thread."""
     return await _call(warn, function, hook_threads, arguments, by_name)
 
 
@@ -105,7 +105,7 @@ async def _call(
 
 
 def _parameters(function: Callable[..., Any], what: str) -> tuple[list[inspect.Parameter], str | None]:
-    """The parameters that are given something, in their order, and the name of the one for the context."""
+    """The names of the parameters that are given values, in their order, and of the one for the context."""
     try:
         signature, hints = read_signature(function, {"RunContext": RunContext})
     except SignatureFault as error:

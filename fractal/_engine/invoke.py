@@ -45,7 +45,7 @@ _CANCELLED_INSIDE = "the tool was cancelled from inside: something it awaited wa
 
 
 async def run_call(call: Call, start_clock: Callable[[Call], None], inside: Inside) -> None:
-    """Run one call to its outcome, in a task of its own; cancelled too, and then it is the run that passes that on.
+    """Run one call to its outcome, in a task of its own; a cancelled one too, whose run raises the cancellation.
 
     Args:
         call: The call.
@@ -71,7 +71,7 @@ async def run_call(call: Call, start_clock: Callable[[Call], None], inside: Insi
 
 
 def leave(call: Call) -> ToolIgnoredCancellation:
-    """Leave a call to itself, which does not stop; returns what tells of that.
+    """Leave a call that does not stop behind; returns the exception for that.
 
     Where else would it be told? Whoever cancels a run believes that nothing of it is left.
     """
@@ -116,7 +116,15 @@ async def _approve_and_invoke(call: Call, start_clock: Callable[[Call], None], i
 
 
 async def _end_with(call: Call, error: BaseException) -> None:
-    """Give a call the outcome that an exception stands for; pass on what is not the tool's."""
+    """Give a call the outcome that an exception stands for; re-raise what is not the tool's."""
+    # Which way an exception takes, the first that fits; of a group all leaves count, its cancellations apart:
+    # 1. Ctrl-C and the like, anywhere in it, are nobody's result: they leave as they came and end the run.
+    # 2. Exceptions are the tool's, and its outcome, even if a cancellation came beside them: they say more.
+    # 3. Nothing but a cancellation is ours if the call's scope, or one around it, is cancelled: a cut call. The
+    #    cancellation ends here, for this task is the call's alone; the run's own task passes on what was meant for it.
+    # 4. A cancellation that no scope has asked for came from inside, from a task that the tool awaited: an error.
+    # A tool that was left behind in a run below goes on upwards in each of the ways but the first, which precedes it:
+    # the call has its outcome, and whoever cancels must learn that something still runs.
     raised = [leaf for leaf in leaves(error) if not is_cancellation(leaf)]
     if not all(is_a(leaf, (Exception, SystemExit)) for leaf in raised):
         raise error
@@ -135,7 +143,7 @@ async def _end_with(call: Call, error: BaseException) -> None:
 
 
 def _left_behind(error: BaseException) -> ToolIgnoredCancellation | None:
-    """What tells of a tool that was left to itself, if anything does; no run makes a mere result of that."""
+    """The exception for a tool that was left behind, if there is one; no run may turn it into a mere result."""
     found: ToolIgnoredCancellation | None = None
     for leaf in leaves(error):
         if is_a(leaf, ToolIgnoredCancellation):
@@ -146,7 +154,7 @@ def _left_behind(error: BaseException) -> ToolIgnoredCancellation | None:
 
 
 def _cut(call: Call, timed_out: bool) -> tuple[Outcome, None, str]:
-    """Outcome and text of a call that did not come to its own end."""
+    """Outcome, result and error of a call that was cut."""
     seconds = call.run.now() - call.started
     waited_for = "approval" if call.needs_approval else "answer"
     why = f"no {waited_for} within {seconds:.2g} s" if timed_out else "the run was cancelled"
@@ -158,7 +166,7 @@ def _cut(call: Call, timed_out: bool) -> tuple[Outcome, None, str]:
 
 
 async def _ask_agent(call: Call) -> None:
-    """Make a call by the agent's own `execute_tool`, which calls ours for what is inside."""
+    """Make a call through the agent's own `execute_tool`, which calls ours inside."""
     assert call.through is not None
     agent, bound, warn = call.run.agent, call.bound, call.run.warn
     within, record = current_through.set(call), recorded(bound.arguments)
@@ -193,7 +201,7 @@ async def _invoke(call: Call) -> None:
 
 
 async def _wait_for_duplicates(call: Call, tool: Tool) -> None:
-    """Let calls of the same function come to their end that nobody could stop: two at once may do harm."""
+    """Wait for abandoned calls of the same function to end: two at once may do harm."""
     async with call.run.duplicates.gate(tool.function).slot(call.waiting):
         pass
 
@@ -214,7 +222,7 @@ async def _in_loop(call: Call, function: Callable[[], Awaitable[Any]], context: 
 
 
 class _Joining:
-    """Starts what the thread of a call runs in the event loop, which ends with the call.
+    """Starts tasks, for the thread of a call, in the event loop; they end with the call.
 
     Args:
         call: The call.
@@ -224,7 +232,7 @@ class _Joining:
         self._call = call
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], /, *arguments: Any) -> Background[None]:
-        """Start a task, and give it back; in the event loop, and in the context of the thread."""
+        """Start a task and return it; called in the event loop, and in the context of the thread."""
         task = Background(partial(function, *arguments), f"fractal call in tool {self._call.bound.name}")
         self._call.run.note_below(task, is_reached=False)
         return task

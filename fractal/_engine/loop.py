@@ -83,7 +83,7 @@ async def drive(run: Run, work: _Work | None = None) -> AgentResult:
 
 
 def conduct(run: Run, work: _Work) -> Awaitable[AgentResult]:
-    """Take a run from its first event to its last, in the calling task, which is one of ours and is the run's alone.
+    """Take a run from its first event to its last, in the calling task, which is ours and the run's alone.
 
     Its observers finish then, too.
 
@@ -195,7 +195,7 @@ async def converse(run: Run) -> _End:
 
 
 async def _next_step(run: Run, reply: Reply) -> Step:
-    """Say what a reply asks for; of many calls so many at a time, for deadlines hold meanwhile too."""
+    """Decide what a reply asks for; many calls are bound so many at a time, as deadlines hold meanwhile."""
     tools = run.tools
     if run.offered is not None:
         tools = {name: tool for name, tool in tools.items() if name in run.offered}
@@ -229,7 +229,7 @@ async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], final_reason
 
 
 async def _finish(run: Run, reply: Reply, text: str, final_reason: StopReason) -> _End | None:
-    """Take a text for the answer, or tell the model why not."""
+    """Take a text as the answer, or tell the model why not."""
     if reply.promises_calls and run.empty_replies == 0 and not run.feeds:
         run.iterations -= 1
         run.empty_replies += 1

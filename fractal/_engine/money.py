@@ -24,7 +24,7 @@ _passed: ContextVar[tuple[Gate, ...]] = ContextVar("fractal_gates_of_money", def
 
 
 class Money:
-    """A block in which a question is asked, with the money that its answer can cost set aside.
+    """A block around a request, for which the money that its reply can cost is set aside.
 
     Args:
         run: The run that asks.
@@ -49,7 +49,7 @@ class Money:
         self._reservation: Reservation | None = None
 
     def charge(self) -> None:
-        """Spend what one more request of the same question can cost; what became of it nobody will say.
+        """Spend the most that one more request for the same question can cost; its real cost stays unknown.
 
         Raises:
             BudgetExceeded: There is not that much left.
@@ -57,7 +57,7 @@ class Money:
         self._run.budget.spend("cost", self._most)
 
     def settle(self, cost: int | None) -> None:
-        """Spend what the reply cost; None: nobody knows, and all that was set aside is spent."""
+        """Spend the cost of the reply; None: unknown, and all that was set aside is spent."""
         assert self._reservation is not None
         self._reservation.commit(cost)
 

@@ -71,7 +71,7 @@ def _check_companion(observer: RunObserver) -> None:
 
 
 def interested(observers: Iterable[Observer], others: Sequence[Observer]) -> tuple[Observer, ...]:
-    """Those of some observers that want to be told of a run, each once, and are not among others that are told."""
+    """The observers that want a run's events, each once, without those of another list."""
     found: list[Observer] = []
     for observer in observers:
         is_listed = any(is_same(observer, other) for other in (*found, *others))
@@ -81,7 +81,7 @@ def interested(observers: Iterable[Observer], others: Sequence[Observer]) -> tup
 
 
 def companions_of(observers: Iterable[Observer]) -> tuple[RunObserver, ...]:
-    """Those of some observers that take part in what a run does."""
+    """The observers that take part in the work of a run."""
     return tuple(each for each in observers if is_a(each, RunObserver))
 
 
@@ -92,7 +92,7 @@ def enter_call(companions: Iterable[RunObserver], run_id: str, call_id: str) -> 
 
 
 def request_headers(companions: Iterable[RunObserver], run_id: str) -> dict[str, str]:
-    """The headers that observers want a request to have."""
+    """The headers that observers add to a request."""
     headers: dict[str, str] = {}
     for observer in companions:
         wanted: dict[Any, Any] | None = _asked(_headers_of, observer, run_id)
@@ -129,14 +129,14 @@ _NOT_THEIRS = re.compile(  # what frames a request, or says who asks: connection
 
 
 class _Observed(Protocol):
-    """A run, as far as its observers' last moment goes."""
+    """A run, as far as its observers need it at its end."""
 
     run_id: str
     own_companions: tuple[RunObserver, ...]
 
 
 async def let_finish(run: _Observed, work: Awaitable[T]) -> T:
-    """Do the work of a run, and let its observers finish what they have begun for it, however the work ends.
+    """Do the work of a run, then let its observers finish theirs for it, however the work ends.
 
     Args:
         run: The run.
@@ -154,7 +154,7 @@ async def let_finish(run: _Observed, work: Awaitable[T]) -> T:
 
 
 async def _settle(companions: Iterable[RunObserver], run_id: str) -> None:
-    """Let observers finish, for as long as is bearable."""
+    """Let observers finish, for a bounded time."""
     for observer in companions:
         with anyio.move_on_after(LONGEST_SETTLING, shield=True) as scope:
             try:
@@ -166,7 +166,7 @@ async def _settle(companions: Iterable[RunObserver], run_id: str) -> None:
 
 
 def _asked(ask: Callable[..., Any], *about: object) -> Any:
-    """What an observer answers; None if it fails."""
+    """The value that an observer returns; None if it fails."""
     try:
         return ask(*about)
     except KeyboardInterrupt:
@@ -177,7 +177,7 @@ def _asked(ask: Callable[..., Any], *about: object) -> Any:
 
 
 def is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether two functions are one."""
+    """Whether two functions are the same."""
     # A bound method is made anew each time it is looked up. What the `==` of a user's class says does not count.
     return one is other or (type(one) is type(other) and type(one) in _METHODS and one == other)
 
@@ -186,7 +186,7 @@ _METHODS = (MethodType, BuiltinMethodType)
 
 
 def tell_all(observers: Iterable[Observer], event: Event, warn: Callable[[str], object]) -> None:
-    """Tell each observer of an event; what one raises is logged.
+    """Hand an event to each observer; an exception of one is logged.
 
     Args:
         observers: Who is told.
@@ -210,7 +210,7 @@ def _call_watched(observe: Observer, event: Event, warn: Callable[[str], object]
 
 
 def note_unused(name: str, answer: object, warn: Callable[[str], object]) -> None:
-    """Warn of a function that nobody awaits, and that gave something to await."""
+    """Warn of a function that returned an awaitable nobody awaits."""
     if inspect.iscoroutine(answer) or inspect.isgenerator(answer):
         answer.close()
     elif not inspect.isasyncgen(answer):

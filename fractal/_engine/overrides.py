@@ -51,13 +51,13 @@ current_through: WeakVar[Call] = WeakVar("fractal_through")
 
 
 def verb(function: Verb) -> Verb:
-    """Mark a method of ours as a verb that may be overridden."""
+    """Mark a method of ours as a verb that may be overridden; a decorator."""
     _own.add(function)
     return function
 
 
 def override_of(agent: object, name: str) -> Callable[..., Any] | None:
-    """What a verb of an agent is, if it is not ours."""
+    """The agent's override of a verb; None if there is none."""
     method = getattr(agent, name, None)
     return None if getattr(method, "__func__", None) in _own or not callable(method) else method
 
@@ -91,7 +91,7 @@ async def call_override(
 
 
 def returned_as(kind: type[Kind], value: object, agent: object, name: str) -> Kind:
-    """What an overridden verb has returned.
+    """The checked return value of an overridden verb.
 
     Raises:
         InvalidArguments: It is something else than the verb returns.
@@ -118,7 +118,7 @@ _CALLED: Mapping[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
 
 
 def check_overrides(kind: type[Any]) -> None:
-    """Refuse what a new class of agents has in the place of a verb, if it cannot be called as one.
+    """Refuse a new class of agents whose override of a verb cannot be called as the verb.
 
     Raises:
         InvalidArguments: It cannot; says how it is called, or what to override instead.
@@ -135,7 +135,7 @@ def check_overrides(kind: type[Any]) -> None:
 
 
 def _found(kind: type[Any], name: str) -> object:
-    """What a class has in the place of a verb of ours, its own or a mixin's; `_OURS` if it has none."""
+    """The override of a verb in a class, its own or a mixin's; `_OURS` if it has none."""
     first = next((vars(each)[name] for each in kind.__mro__ if name in vars(each)), _OURS)
     return _OURS if isinstance(first, types.FunctionType) and first in _own else first
 
@@ -165,7 +165,7 @@ def _check(kind: type[Any], name: str, method: object) -> None:
 
 
 class Offered:
-    """The tools that an overridden `get_tool_schemas` offers: no others can be called.
+    """The tools that an overridden `get_tool_schemas` offers; no others can be called.
 
     Args:
         agent: Whose it is.
@@ -188,7 +188,7 @@ class Offered:
         self._schemas = ToolSchemas(schemas)
 
     def schemas(self) -> ToolSchemas:
-        """The tools as the model sees them."""
+        """The schemas that the model sees."""
         return self._schemas
 
 
@@ -202,7 +202,7 @@ def is_tool_schema(schema: Any) -> bool:
 
 
 class Adoption:
-    """What is told of each run that an overridden `run` begins, before the run has begun.
+    """A callback for each run that an agent's overridden `run` begins, called before that run begins.
 
     Args:
         agent: The agent whose `run` is called.
@@ -219,12 +219,12 @@ class Adoption:
         self.is_over = False
 
     def tell(self, run: Run) -> None:
-        """Tell of a run, if it is one: not of runs below it, nor after the end."""
+        """Call back for a run, unless it is below another or comes after the end."""
         if run.agent is self._agent and run.parent is self._above and not self.is_over:
             self._take(run)
 
     def shows(self, agent: object, above: Run | None) -> bool:
-        """Whether it says what streams are shown of the runs of an agent below a run."""
+        """Whether this decides what streams show of the runs of an agent below a run."""
         return self._sees_to_streams and agent is self._agent and above is self._above and not self.is_over
 
 

@@ -38,7 +38,7 @@ _MOST_NAMES = 1000  # that are remembered: endpoints may call their models what 
 
 
 class Prices:
-    """The prices of models, by their names.
+    """The prices of models, by name.
 
     Args:
         table: The user's table. None: the prices that the library knows, if it is installed.
@@ -62,7 +62,7 @@ class Prices:
         self.is_loaded, self._loading = table is not None, Gate(1, _PRICES)
 
     async def load(self) -> None:
-        """Have the library at hand: to import it takes a tenth of a second, and no event loop should stand still."""
+        """Import the library of prices, which takes a tenth of a second, without blocking the event loop."""
         async with self._loading.slot():
             if not self.is_loaded:
                 await ThreadCall(lambda: _known_to_library(""), _PRICES, threads=None, abandon=True).run()
@@ -87,7 +87,7 @@ class Prices:
         return price
 
     def of_reply(self, reply: Reply, asked: str, warn: Warn) -> Price | None:
-        """The price of the model that wrote a reply, or of the one that was asked if it names itself in another way."""
+        """The price of the model that wrote a reply; of the one asked for if the reply names none that has one."""
         if reply.model is not None and reply.model != asked:
             price = self.find(reply.model)
             if price is not None:
@@ -110,7 +110,7 @@ class Prices:
 
 @functools.cache
 def prices_of_library() -> Prices | None:
-    """The prices that the library knows; None where it is not installed."""
+    """The prices of the library; None where it is not installed."""
     return Prices() if importlib.util.find_spec("genai_prices") is not None else None
 
 
@@ -127,7 +127,7 @@ def _known_to_library(model: str) -> Price | None:
 
 
 def _of_library(prices: Any) -> Price | None:
-    """A price of ours out of one of the library's; None if it is not for tokens."""
+    """One of the library's prices as one of ours; None if it is not per token."""
     rates: dict[str, Any] = {ours: getattr(prices, theirs) for ours, theirs in _NAMES_OF_LIBRARY.items()}
     if rates["input"] is None or rates["output"] is None:
         return None
@@ -137,7 +137,7 @@ def _of_library(prices: Any) -> Price | None:
 
 
 def _rate(rate: Any, start: int) -> Any:
-    """A number, as it is above so many tokens."""
+    """The rate above a number of tokens."""
     if rate is None:
         return None
     tiers = [tier.price for tier in getattr(rate, "tiers", ()) if tier.start <= start]

@@ -45,7 +45,7 @@ def _extra_body(value: Any) -> Mapping[str, Any]:
 
 
 def is_named(value: Any) -> bool:
-    """Whether a value is a dict of names to anything."""
+    """Whether a value is a dict with names as keys."""
     return is_mapping(value) and all(isinstance(key, str) for key in value)
 
 

@@ -58,7 +58,7 @@ _FAILURES = frozenset(get_args(StopReason)) - SUCCESSES
 
 
 class _Toolkit(Protocol):
-    """Tools on offer, as far as a run looks at them."""
+    """Tools on offer, as far as a run needs them."""
 
     @property
     def tools(self) -> Mapping[str, Tool]:
@@ -66,12 +66,12 @@ class _Toolkit(Protocol):
         ...
 
     def schemas(self) -> ToolSchemas:
-        """What the model is told of them."""
+        """The schemas that the model sees."""
         ...
 
 
 class _OpenCall(Protocol):
-    """A tool call at work, as far as its run looks at it."""
+    """A tool call at work, as far as its run needs it."""
 
     bound: Any
     is_out_of_grace: bool
@@ -79,17 +79,17 @@ class _OpenCall(Protocol):
     task: object
 
     def follow(self) -> object:
-        """Have the time that the run has now."""
+        """Adapt the call's deadline to that of the run."""
         ...
 
     def stop(self, now: float, /) -> object:
-        """Be cut, with the run."""
+        """Cancel the call with its run."""
         ...
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class RunSettings:
-    """What a run takes from its agent and from the call that starts it; never changed.
+    """The settings of a run, from its agent and from the call that starts it; never changed.
 
     Attributes:
         agent: The agent.
@@ -282,7 +282,7 @@ class Run:
 
     @property
     def task_name(self) -> str:
-        """What to call its task."""
+        """The name of the run's task."""
         return f"fractal run {self.run_id[:8]} of {self.settings.agent_name}"
 
     @property
@@ -292,17 +292,17 @@ class Run:
 
     @property
     def tool_schemas(self) -> ToolSchemas:
-        """What the model is told of them."""
+        """The schemas that the model sees."""
         return (self._offer if self.answer is None else self.answer.offer).schemas
 
     @property
     def grace(self) -> float:
-        """Seconds that what is cancelled has to clean up."""
+        """Seconds for the cleanup of what is cancelled."""
         return self.limits.grace or 0.0
 
     @property
     def usage(self) -> Usage:
-        """What this run and everything below it has used."""
+        """The usage of this run and of everything below it."""
         return self.budget.usage()
 
     @property
@@ -312,11 +312,11 @@ class Run:
 
     @property
     def deadline(self) -> float:
-        """The nearest of all deadlines of the run and around it."""
+        """The nearest of the deadlines of the run and around it."""
         return min(self.scope.deadline, self._deadline_around)
 
     def time_left(self) -> float:
-        """Seconds that the run has of itself and of the run above; infinity without a limit.
+        """Seconds until the deadline of the run or of the run above; infinity without one.
 
         The scopes of the run above need not reach it: a task of the user's own has begun it, or another event loop. If
         that run's time is over already, it is in what cleans up after it, which has its grace.
@@ -331,11 +331,11 @@ class Run:
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has been taken up, and so will have an end."""
+        """Whether the run has begun, and so will have an end."""
         return self._task is not None
 
     def start_clock(self) -> None:
-        """Let its time begin; call it in the task that begins the run."""
+        """Start the run's clock; called in the task that begins the run."""
         left, timeout, parent = self.time_left(), self.settings.timeout, self.parent
         if left != math.inf:
             self.scope.deadline = self.started + left
@@ -346,7 +346,7 @@ class Run:
             self._begun_by = parent.open_call_id()
 
     def enter(self) -> None:
-        """Be the current run of its task; then enter `scope`."""
+        """Make this the current run of its task; `scope` is entered next."""
         self._deadline_around = self._effective_deadline()
         if self.limits.reserve:
             self.soft_deadline = self.deadline - self.limits.reserve
@@ -360,12 +360,12 @@ class Run:
         return self.open_calls.get(key) if key is not None else None
 
     def open_call_id(self) -> str | None:
-        """Id of that call, as the model gave it."""
+        """Id of the open tool call, as the model gave it."""
         call = self.open_call()
         return call.bound.call_id if call is not None else None
 
     async def open(self) -> None:
-        """Tell that the run begins.
+        """Emit that the run begins.
 
         Raises:
             DepthExceeded: It is too deep below the first one.
@@ -398,7 +398,7 @@ class Run:
             await checkpoint()
 
     async def hear_clock(self) -> None:
-        """Let the deadline cut the run if its time is over: a tool may have blocked the event loop until then."""
+        """Let the deadline cancel the run if it has passed: a tool may have blocked the event loop until now."""
         deadline = self.deadline
         if self.now() >= deadline:
             while not self.is_cut and self.now() < deadline + _A_TURN:
@@ -406,31 +406,31 @@ class Run:
             await checkpoint()
 
     async def hear(self) -> None:
-        """Let a cancellation arrive that was made, of the task that has called the run, before this is called."""
+        """Let a cancellation of the calling task arrive that was made before this call."""
         for _ in range(2):  # turns of the loop: one until that task hears of it, one until this one does
             await checkpoint()
 
     def cut(self) -> None:
-        """Stop its calls, and what is below it, when it is cancelled and has yet to hear of that."""
+        """Stop the run's calls, and what is below it, when it is cancelled and has yet to notice."""
         for call in self.open_calls.values():
             call.stop(self.now())
         self.below.cancel()
 
     def cancel(self) -> None:
-        """Cancel it, and what is below it."""
+        """Cancel the run, and what is below it."""
         self.scope.cancel()
         self.cut()
 
     def is_out_of_time(self) -> bool:
-        """Whether the time of this run, or of one above it, is over: its own timeout, not a scope of the caller's."""
+        """Whether the timeout of this run, or of one above it, is over; a caller's scope does not count."""
         return self.has_come(self._own_deadline)
 
     def has_come(self, moment: float) -> bool:
-        """Whether a deadline is reached."""
+        """Whether a deadline has passed."""
         return self.now() + _CLOCK_SLACK >= moment
 
     def has_until(self, deadline: float) -> None:
-        """Note that there is more time around the run."""
+        """Note that the deadline around the run has moved to a later time."""
         self._deadline_around = max(self._deadline_around, deadline)
         for call in self.open_calls.values():
             call.follow()
@@ -455,17 +455,17 @@ class Run:
         return "soft_deadline" if self._was_closing else "finished"
 
     def context(self, *, tool_name: str | None = None, call_id: str | None = None) -> RunContext[Any]:
-        """What a tool or a prompt function sees of this run."""
+        """The context that tools and prompt functions get."""
         return RunContext(self, tool_name=tool_name, call_id=call_id)
 
     def hook_context(self) -> RunContext[Any]:
-        """The same for a function that is called now."""
+        """The context that a hook called now gets."""
         context = self.context()
         context.started()
         return context
 
     async def tell(self, kind: Callable[..., Event], **facts: Any) -> None:
-        """Tell what happens, and wait for whoever reads it as a stream, before and after."""
+        """Emit an event, and wait before and after it for whoever reads the run as a stream."""
         if not self.feeds:
             self.emit(kind, **facts)
             return
@@ -480,14 +480,14 @@ class Run:
                 await feed.room()
 
     async def pace_in_time(self) -> None:
-        """The same, but no longer than there is time: what has been found is not lost to a slow reader."""
+        """Wait as `pace` does, but no longer than there is time: a slow reader must not lose what has been found."""
         if self.is_held:
             with anyio.CancelScope(deadline=anyio.current_effective_deadline() - 2 * _CLOCK_SLACK):
                 await self.pace()
 
     @property
     def is_held(self) -> bool:
-        """Whether a reader of the run has as much to read as it wants."""
+        """Whether a reader's feed is full."""
         return any(map(_is_full, self.feeds))
 
     @property
@@ -496,7 +496,7 @@ class Run:
         return bool(self._observers or self.feeds) or log.is_debugging()
 
     def emit(self, kind: Callable[..., Event], **facts: Any) -> None:
-        """Tell observers, streams and the log without waiting; costs nothing when nobody listens."""
+        """Hand an event to observers, streams and the log without waiting; costs nothing without listeners."""
         is_logging = log.is_debugging()
         if not self._observers and not self.feeds and not is_logging:
             return
@@ -509,13 +509,13 @@ class Run:
             feed.put(event)
 
     def _warn_of_observer(self, message: str) -> None:
-        """Note what is wrong with an observer, once; no event tells of it, which would be one more for the observer."""
+        """Note a warning about an observer, once and without an event, which would go to that observer too."""
         if message not in self.warnings:
             log.warning(message)
             self.warnings.append(message)
 
     def add_observer(self, observer: Observer) -> None:
-        """Tell one more, of this run and of those below it."""
+        """Add an observer of this run and of those below it."""
         self._add_observers((observer,))
 
     def _add_observers(self, observers: tuple[Observer, ...]) -> None:
@@ -526,7 +526,7 @@ class Run:
         self.companions = (*taking_part, *self.companions)
 
     def note_limit(self, error: LimitReached) -> None:
-        """Tell that a limit was hit."""
+        """Emit that a limit was hit."""
         limit = error.resource if isinstance(error, BudgetExceeded) else error.stop_reason
         self.emit(LimitHit, limit=limit, message=said_by(error))
 
@@ -540,7 +540,7 @@ class Run:
             run = run.parent
 
     def take_id(self, run_id: str) -> None:
-        """Have an id that is known already; before the run begins."""
+        """Take an id that is known already; before the run begins."""
         self.run_id = self._identity["run_id"] = run_id
 
     def is_same_loop(self, other: Run) -> bool:
@@ -549,11 +549,11 @@ class Run:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is in the event loop that runs in this thread."""
+        """Whether the event loop of the run is that of this thread."""
         return self.token.native_token is current_token().native_token
 
     def warn_late(self, message: str) -> None:
-        """Note, in any thread, what comes too late for a run that may have ended: the nearest above that has not tells.
+        """Warn, in any thread, in the nearest run upwards that has not ended, of what comes after this one's end.
 
         With none left, or no event loop, the log alone has it.
         """
@@ -576,23 +576,23 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing can be a part of it any more."""
+        """Whether the run has ended, so that nothing can become part of it."""
         return self.below.is_over or self.result is not None
 
     def is_task(self, task: object) -> bool:
-        """Whether a task is that of this run or of its call, whose scopes reach what it awaits."""
+        """Whether a task is that of the run or of its open call, whose scopes reach what it awaits."""
         call = self.open_call()
         return task is (self._task if call is None else call.task)
 
     def note_below(self, task: Joinable, *, is_reached: bool) -> None:
-        """Note what the current task begins, so that it cannot outlive this run; see `Below.note`."""
+        """Note a task that the current one begins, so that it cannot outlive the run; see `Below.note`."""
         call = self.open_call()
         self.below.note(task, call.key if call is not None else None, is_reached=is_reached)
         if call is not None and call.is_out_of_grace and not is_reached:
             task.cancel()  # nobody looks any more at what the call has begun
 
     def note_abandoned(self, result: ToolResult) -> None:
-        """Note a call whose thread goes on, here and in the runs above."""
+        """Note a call whose thread goes on, in this run and those above."""
         run: Run | None = self
         while run is not None:
             run.abandoned.append(result)
@@ -603,7 +603,7 @@ class Run:
         return self._end(self._result(content, stop_reason, None))
 
     def fail(self, error: RunError) -> AgentResult:
-        """End the run without one."""
+        """End the run without an answer."""
         if isinstance(error, LimitReached):
             self.note_limit(error)
         error = _sound(error)
@@ -651,7 +651,7 @@ class Run:
 
 
 def _sound(error: RunError) -> RunError:
-    """The error; or what stands for it, if it is of a user's class whose facts cannot be read."""
+    """The error; or a substitute, if it is of a user's class whose attributes cannot be read."""
     try:
         error.result = None
         is_sound = error.stop_reason in _FAILURES and isinstance(error.error_type, str)

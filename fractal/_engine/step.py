@@ -19,7 +19,7 @@ __all__ = ["AskAgain", "BoundCall", "CallTools", "Decline", "Finish", "Step", "b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundCall:
-    """A tool call, held against the tools there are.
+    """A tool call matched with the available tools.
 
     Attributes:
         call_id: Its id.
@@ -40,35 +40,35 @@ class BoundCall:
 
 @dataclass(frozen=True, slots=True)
 class CallTools:
-    """Call these tools, then go on."""
+    """The step of a reply that calls tools, after which the model is asked again."""
 
     calls: tuple[BoundCall, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """This is the answer."""
+    """The step of a reply that is the answer."""
 
     content: str
 
 
 @dataclass(frozen=True, slots=True)
 class Decline:
-    """The model does not want to answer."""
+    """The step of a reply in which the model refuses to answer."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class AskAgain:
-    """There is nothing in the reply."""
+    """The step of an empty reply."""
 
 
 Step = CallTools | Finish | Decline | AskAgain
 
 
 def next_step(reply: Reply, tools: Mapping[str, Tool]) -> Step:
-    """Say what a reply asks for.
+    """Decide what a reply asks for.
 
     Args:
         reply: The model's reply.
@@ -86,7 +86,7 @@ def next_step(reply: Reply, tools: Mapping[str, Tool]) -> Step:
 
 
 def bind(call_id: str, name: str, arguments: str | Mapping[str, Any], tools: Mapping[str, Tool]) -> BoundCall:
-    """Hold one call against the tools there are."""
+    """Match one call with the available tools."""
     tool = tools.get(name) or _meant(name, tools)
     if tool is None:
         there_are = ", ".join(tools) or "none"
@@ -102,7 +102,7 @@ def bind(call_id: str, name: str, arguments: str | Mapping[str, Any], tools: Map
 
 
 def _meant(name: str, tools: Mapping[str, Tool]) -> Tool | None:
-    """The one tool that a name means with words of a template around it, or with other capitals; None if unsure."""
+    """The tool that a name with template text around it, or in other capitals, means; None if unsure."""
     parts = re.split(r"[^\w-]+", name[:200])
     found = {part for part in parts if part in tools}
     if not found:
@@ -112,13 +112,13 @@ def _meant(name: str, tools: Mapping[str, Tool]) -> Tool | None:
 
 
 def bound_calls(calls: Iterable[ToolCall], tools: Mapping[str, Tool], *, is_cut: bool) -> list[BoundCall]:
-    """Hold the calls of a reply, which may have been cut at the token limit, against the tools there are."""
+    """Match the calls of a reply, which may have been cut at the token limit, with the available tools."""
     bound = [bind(call.id, call.name, call.arguments, tools) for call in calls]
     return list(map(_with_cut_noted, bound)) if is_cut else bound
 
 
 def _with_cut_noted(call: BoundCall) -> BoundCall:
-    """A call of a reply that was cut at the token limit; the model is told where that made it unreadable."""
+    """A call of a reply that was cut at the token limit; its fault says so to the model."""
     if call.fault is None:
         return call
     return replace(call, fault=f"{call.fault}. The reply was cut at the token limit: make fewer calls, or write less")

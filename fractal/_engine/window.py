@@ -86,7 +86,7 @@ def _tokens_of_bytes(data: bytes) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """How long a request may be, and what happens to what is left out.
+    """The limit of a request's length, and what replaces the messages that are left out.
 
     Args:
         limit: Tokens of the context window: the whole request and the reply.
@@ -151,7 +151,7 @@ def checked_window(limit: Any) -> int | None:
 
 
 def checked_counter(count: Any) -> TokenCounter | None:
-    """What counts the tokens of a message.
+    """The function that counts the tokens of a message, checked.
 
     Raises:
         InvalidArguments: It cannot be called so.
@@ -163,7 +163,7 @@ def checked_counter(count: Any) -> TokenCounter | None:
 
 
 def checked_compact(compact: object) -> Compact | None:
-    """What sums up messages that are left out.
+    """The function that sums up messages that are left out, checked.
 
     Raises:
         InvalidArguments: It cannot be called so.
@@ -187,7 +187,7 @@ def _check_limit(limit: object) -> None:
 
 
 class WindowView:
-    """What one run sends of its transcript; it follows the transcript as that grows.
+    """The part of one run's transcript that is sent; follows the transcript as it grows.
 
     What has been left out stays out. The system messages at the start of the transcript stay, as do the run's question
     and the newest group; a group is a message with tool calls and their results, or any other message by itself. Of
@@ -223,7 +223,7 @@ class WindowView:
         self._texts: dict[str, int] = {}  # tokens of the system prompt and of instructions
 
     def other_tokens(self, request: ModelRequest) -> int:
-        """Tokens of everything in a request but the transcript and what stands for parts of it.
+        """Tokens of a request apart from the transcript and the summaries in it.
 
         System prompt, tools, instruction and further fields such as a response format, and the room that the reply
         may take: `max_tokens`, where the request says it.
@@ -244,7 +244,7 @@ class WindowView:
     async def fit(
         self, other_tokens: int, call: Callable[..., Awaitable[Any]], *, reserve: int = 0
     ) -> tuple[list[int] | None, Message | None]:
-        """Say what the next request sends.
+        """Choose what the next request sends.
 
         With a `compact` function, more is left out than has to be: down to half of what the window has for the
         transcript, so that the function is not called at every request.
