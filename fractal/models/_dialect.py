@@ -34,7 +34,7 @@ _NONE: frozenset[Feature] = frozenset()
 
 
 def believed_until(error: StatusError) -> float:
-    """When what an endpoint has refused is tried again, on `time.monotonic()`'s clock.
+    """The time, on `time.monotonic()`'s clock, after which a refused feature is tried again.
 
     A server that fails (500) may have failed by chance, so that is not believed for good.
     """
@@ -43,7 +43,7 @@ def believed_until(error: StatusError) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Concession:
-    """How a request does without a feature.
+    """A way to do without a feature that an endpoint refuses.
 
     Attributes:
         feature: The feature.
@@ -92,7 +92,7 @@ _ALWAYS_TAKEN = frozenset({"audio"})
 
 
 def _features_of(request: ModelRequest) -> set[Feature]:
-    """What is in a request that some endpoint may refuse."""
+    """The features of a request that some endpoint may refuse."""
     features = request.transcript.traits - _ALWAYS_TAKEN
     if "stream_options" in request.fields:
         features.add("usage")
@@ -104,7 +104,7 @@ def _features_of(request: ModelRequest) -> set[Feature]:
 
 
 class Dialect:
-    """What one endpoint is known to take and to refuse, for each of its models; shared by all requests to it."""
+    """The features that an endpoint is known to take and to refuse, for each model; shared by all requests to it."""
 
     __slots__ = ("_in_vain", "_refused", "_taken")
 
@@ -185,7 +185,7 @@ class Dialect:
         return frozenset(feature for feature, end in refused.items() if now < end)
 
     def _next(self, request: ModelRequest, features: set[Feature], error: StatusError) -> Feature | None:
-        """What to leave out next: what the error names, or what the endpoint has not taken yet."""
+        """The feature to leave out next: the one that the error names, or one that the endpoint has yet to take."""
         innocent = self._taken.get(request.model, _NONE) | self._in_vain.get(request.model, _NONE)
         if "response_format" in request.fields:  # is refused more often, and the run knows another way
             innocent |= {"usage"}
@@ -198,7 +198,7 @@ class Dialect:
     def _note(
         self, model: str, features: set[Feature], refused: frozenset[Feature], error: StatusError | None = None
     ) -> None:
-        """Remember what was left out of a request that the endpoint has taken, and what was in it."""
+        """Remember the features left out of a request that the endpoint has taken, and those in it."""
         if error is not None:
             end = believed_until(error)
             known = self._refused.get(model, {})

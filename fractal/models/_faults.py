@@ -29,7 +29,7 @@ _UNWRITABLE = "the request cannot be written as HTTP: the key, or a header, has 
 
 
 class translated:
-    """A block that turns what clients and HTTP libraries raise into a `ModelError` without secrets; leaves the rest.
+    """A block that turns exceptions of clients and HTTP libraries into a `ModelError` without secrets.
 
     Args:
         secrets: What no error may repeat, in no text, attribute or cause. None: nobody can know it, as with a client
@@ -68,7 +68,7 @@ class translated:
 
 
 def _cause_of(fault: RunError, error: Exception) -> BaseException | None:
-    """What an error of ours came from, as far as it says more than the error itself."""
+    """The cause of an error of ours, if it says more than the error itself."""
     if isinstance(fault, StatusError) or fault.args == (_UNWRITABLE,):
         return None
     openai: Any = sys.modules.get("openai")

@@ -19,7 +19,7 @@ _LONGEST_DOCUMENT = 1000  # characters that an error of JSON keeps of what was r
 
 
 def mask(error: BaseException, secrets: Secrets, cause: BaseException | None) -> None:
-    """Take secrets out of an error of ours: texts, attributes, notes; and give it a cause that has none."""
+    """Remove secrets from an error of ours, its attributes and notes, and give it a cause without secrets."""
     error.args = tuple(secrets.quoted(each) for each in error.args)
     for name, value in list(vars(error).items()):
         if isinstance(value, str):
@@ -30,7 +30,7 @@ def mask(error: BaseException, secrets: Secrets, cause: BaseException | None) ->
 
 
 def _clean_copy(error: BaseException | None, secrets: Secrets) -> BaseException | None:
-    """An error of the same type that says the same, without secrets; None if it cannot be had.
+    """A copy of an error, of the same type and text, without secrets; None if none can be made.
 
     An error of an HTTP library has the request, and with it the key; so a copy is made without it.
     """
@@ -54,12 +54,12 @@ def _made_anew(error: BaseException, *arguments: object) -> BaseException | None
 
 
 def is_clean(error: BaseException, secrets: Secrets) -> bool:
-    """Whether neither an error nor anything it came from says a secret."""
+    """Whether an error, with its causes, is free of secrets."""
     return not any(secrets.are_in(text) for each in _family(error, set()) for text in _texts_of(each))
 
 
 def secrets_with(error: BaseException, secrets: Secrets) -> Secrets:
-    """The secrets, and what the request was signed with that an error has."""
+    """The secrets, with those that an error's request was signed with."""
     try:
         request = cast("Any", error).request
     except Exception:  # there is none, or a class of a user's has a property of that name

@@ -61,23 +61,23 @@ class Secrets:
         self._forms: list[str] | None = None
 
     def add(self, *values: str | None) -> None:
-        """Keep further secrets out."""
+        """Add further secrets."""
         self._values.update(value for value in values if value)
         self._forms = None
 
     def add_signed(self, request: SignedRequest) -> None:
-        """Keep out whatever a request is signed with: in its headers, in its query, before its host."""
+        """Add the secrets that sign a request: in its headers, in its query, before its host."""
         self._requests.append(request)  # most requests go well, and nobody has to look for secrets in them
         self._forms = None
 
     def plus(self, request: SignedRequest) -> Secrets:
-        """These secrets, and what a request is signed with."""
+        """A copy of these secrets, with those that sign a request."""
         both = Secrets(*self._values)
         both._requests = [*self._requests, request]
         return both
 
     def are_in(self, text: str) -> bool:
-        """Whether a text has one of the secrets in it."""
+        """Whether a text contains one of the secrets."""
         return any(form in text for form in self._all_forms())
 
     def removed_from(self, text: str) -> str:
@@ -105,7 +105,7 @@ NO_SECRETS = Secrets()
 
 
 def identity_of(request: SignedRequest) -> tuple[object, ...]:
-    """Who asks, as far as a request tells: all of its headers but those that everybody sends alike, and its query."""
+    """The identity of a request's sender: all headers but those that every sender sends alike, and the query."""
     return (*_telling(request), request.url.query)
 
 
@@ -116,7 +116,7 @@ def without_secrets(url: object) -> str:
 
 
 def _telling(request: SignedRequest) -> list[tuple[bytes, bytes]]:
-    """The headers that may say who asks; names in lower case."""
+    """The headers that may identify the sender, by names in lower case."""
     return [
         (lower, value)
         for name, value in request.headers.raw
@@ -154,7 +154,7 @@ def _secrets_in_url(url: Any) -> Iterator[str]:
 
 
 def _forms_of(value: str) -> Iterable[str]:
-    """The ways in which somebody may write a secret: as it is, in JSON, in a URL, in a page, in Python."""
+    """The forms in which a secret may be written: as it is, in JSON, in a URL, in a page, in Python."""
     value = value.strip()
     data = value.encode("utf-8", "surrogatepass")
     escaped = json.dumps(value)[1:-1]

@@ -21,7 +21,7 @@ _SHORTEST_KEY = 8  # characters; the name of a model is often shorter, and worth
 
 
 class Wire(Protocol):
-    """Takes a request to an endpoint."""
+    """A way to send requests to an endpoint."""
 
     async def respond(self, request: ModelRequest) -> Reply:
         """The endpoint's reply.
@@ -48,7 +48,7 @@ def wire_for(
     max_connections: int | None = None,
     bounds: ReplyBounds = DEFAULT_BOUNDS,
 ) -> Wire:
-    """Choose the way for a client.
+    """The wire for a client.
 
     Args:
         client: None, an `openai` client of any kind, or an object with `chat.completions.create`.
@@ -91,7 +91,7 @@ def wire_for(
 
 
 def _shown(client: object) -> str:
-    """What was given in place of a client: by its kind, if it may be or hold a key."""
+    """The text for a wrong client: only its kind, if it may be or hold a key."""
     is_harmless = client is None or isinstance(client, (bool, int, float))
     is_short = isinstance(client, str) and len(client) < _SHORTEST_KEY
     return repr(client) if is_harmless or is_short else f"<a {type(client).__name__}>"

@@ -43,7 +43,7 @@ _FAILURES = (ModelError, DeadlineWouldPass, BudgetExceeded)
 
 
 class CombinedModel(ABC):
-    """A model made of others; what `FallbackModel`, `RaceModel` and `LimitedModel` have in common.
+    """A model made of others; the base of `FallbackModel`, `RaceModel` and `LimitedModel`.
 
     Attributes:
         models: Those it is made of.
@@ -75,7 +75,7 @@ class CombinedModel(ABC):
         return await self._answer(request, sink)
 
     async def aclose(self) -> None:
-        """Close what its models opened for the running event loop: all of them that have an `aclose` too."""
+        """Close what the models opened for the running event loop: all of them that have an `aclose` too."""
         async with AsyncExitStack() as stack:  # it goes on to the others when one fails
             for model in self.models:
                 if callable(getattr(model.__class__, "aclose", None)):
@@ -87,7 +87,7 @@ class CombinedModel(ABC):
 
 
 class FallbackModel(CombinedModel):
-    """Asks the first model and, when it fails, the next.
+    """A model that asks the first of its models and, when that fails, the next.
 
     A model fails with any `ModelError`, whether asking it again could help or not, when a content filter withholds its
     answer, or when its turn would come too late (`DeadlineWouldPass`). Once a piece of a reply has been streamed, a
@@ -138,7 +138,7 @@ class FallbackModel(CombinedModel):
 
 
 class RaceModel(CombinedModel):
-    """Asks all models at once and takes the first good answer.
+    """A model that asks all its models at once and takes the first good answer.
 
     The others are cancelled, and their connections closed, before the answer comes back. A reply with neither text nor
     tool calls nor a refusal, and one that a content filter has cut, win only if there is no better one. When streaming,
@@ -203,7 +203,7 @@ class RaceModel(CombinedModel):
         return _outcome(tries, winner)
 
     def _affordable(self, request: ModelRequest) -> Sequence[Model]:
-        """The models that the budget allows to ask, charged; the first is by whoever asks us."""
+        """The models that the budget allows to ask, charged; the first was charged by the caller."""
         for count in range(1, len(self.models)):
             try:
                 request.charge()
@@ -213,7 +213,7 @@ class RaceModel(CombinedModel):
 
 
 class LimitedModel(CombinedModel):
-    """Lets only so many requests through to a model, first come, first served.
+    """A model that lets only so many requests at a time through to another, first come, first served.
 
     The limit holds over all runs that use this object, on any event loop and thread of the process. Waiting is no part
     of `Limits.request_timeout`. A wait for the rate that cannot end before the run's deadline is not begun.
@@ -257,7 +257,7 @@ class LimitedModel(CombinedModel):
 
 
 class _Try:
-    """One model at one question.
+    """The request to one of several models.
 
     Attributes:
         scope: Cancelled when its time is up, or when another one was faster.
@@ -282,7 +282,7 @@ class _Try:
         self._failure: RunError | None = None
 
     async def run(self) -> None:
-        """Ask; the reply and what fails are kept."""
+        """Ask the model; keep its reply or its exception."""
         if self.scope.cancel_called:  # the race was over before this one could start
             return
         with self.scope:
@@ -292,7 +292,7 @@ class _Try:
                 self._failure = error
 
     def failed(self) -> RunError:
-        """Why there is no reply of use."""
+        """The reason why the try has no usable reply."""
         if self.reply is not None:
             return ContentFiltered("the endpoint's content filter withheld the answer")
         return self._failure or RequestTimedOut(f"the model did not begin to answer within {self._seconds:g} s")
@@ -311,7 +311,7 @@ class _Try:
 
 
 class _Line(Gate):
-    """A gate that says how many are there, on either side of it."""
+    """A gate that counts those in it and those waiting."""
 
     @property
     def length(self) -> int:
@@ -319,7 +319,7 @@ class _Line(Gate):
 
 
 class _Rate:
-    """At most so many starts within any window of time.
+    """A limit of starts within any window of time.
 
     Attributes:
         what: What is waited for, in words.
@@ -333,7 +333,7 @@ class _Rate:
         self.line = _Line(1, self.what)
 
     async def take_turn(self, waiting: Waiting) -> None:
-        """Wait until one more may start.
+        """Wait until another start is allowed.
 
         Args:
             waiting: Around each wait, which is no time of the request's.
@@ -348,7 +348,7 @@ class _Rate:
             self._starts.append(_now())
 
     def require_time(self, ahead: int) -> float:
-        """Seconds until one may start that has so many ahead of it.
+        """Seconds until a start is allowed that has so many ahead of it.
 
         Raises:
             DeadlineWouldPass: That is later than the deadline.
@@ -363,7 +363,7 @@ _behind: RunVar[float] = RunVar("fractal_clock_behind")
 
 
 def _now() -> float:
-    """Seconds, on a clock that all event loops share, but running as the one of this loop does."""
+    """Seconds on a clock that all event loops share, and that runs as the one of this loop does."""
     here = anyio.current_time()
     try:
         return here + _behind.get()
@@ -399,7 +399,7 @@ def _charge(request: ModelRequest, failure: RunError) -> None:
 
 
 def _outcome(tries: Sequence[_Try], winner: _Try | None) -> Reply:
-    """What a race came to: the winner's reply, else a poor one, else why there is none."""
+    """The outcome of a race: the winner's reply, else a poor one, else an error."""
     if winner is not None and winner.reply is None:
         raise winner.failed()
     for one in tries if winner is None else [winner]:
@@ -413,7 +413,7 @@ def _is_poor(reply: Reply) -> bool:
 
 
 def _one_of(failures: Sequence[RunError]) -> RunError:
-    """One error for all."""
+    """One error for all failures."""
     limits = [error for error in failures if not isinstance(error, ModelError)]
     spent = [error for error in limits if isinstance(error, BudgetExceeded)]
     if len(limits) == len(failures) or spent:

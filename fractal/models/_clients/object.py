@@ -29,7 +29,7 @@ _REQUEST = "a request by a blocking client"
 
 
 class ObjectWire:
-    """Calls `create`, with the request as its keyword arguments.
+    """A wire that calls `create`, with the request as its keyword arguments.
 
     Args:
         create: The function.
@@ -109,7 +109,7 @@ def _is_completion(answer: Any) -> bool:
 
 
 def _chunks_of(answer: Any) -> _Chunks:
-    """How to read what `create(stream=True)` returned.
+    """The chunks that `create(stream=True)` returned, whatever form they have.
 
     Raises:
         BadReply: It is neither a completion nor a stream of chunks.

@@ -42,7 +42,7 @@ Copy: TypeAlias = Callable[[Any], Any]
 
 
 class BoundSdkWire:
-    """A user's `AsyncOpenAI` with an HTTP client of his own; it stays with the first event loop it was used from.
+    """A user's `AsyncOpenAI` with an HTTP client of its own, bound to the first event loop it was used from.
 
     Args:
         client: The user's client.
@@ -56,11 +56,11 @@ class BoundSdkWire:
         self._copy = Copies(client)
 
     async def respond(self, request: ModelRequest) -> Reply:
-        """Send it through the SDK, read the raw answer."""
+        """Send the request through the SDK, and read the raw answer."""
         return await _respond(self._client_here(), request, self._bounds)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
-        """Send it through the SDK, read the raw stream."""
+        """Send the request through the SDK, and read the raw stream."""
         return await _stream(self._client_here(), request, sink, self._bounds)
 
     def _client_here(self) -> Any:
@@ -91,13 +91,13 @@ class SdkWire:
         self._copy, self._bounds, self._max_connections = copy, bounds, max_connections
 
     async def respond(self, request: ModelRequest) -> Reply:
-        """Send it through the SDK, read the raw answer."""
+        """Send the request through the SDK, and read the raw answer."""
         pool = await pool_of_this_loop(self, self._max_connections)
         async with pool.slot(request):
             return await _respond(self._copy(pool.client), request, self._bounds)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
-        """Send it through the SDK, read the raw stream."""
+        """Send the request through the SDK, and read the raw stream."""
         pool = await pool_of_this_loop(self, self._max_connections)
         async with pool.slot(request):
             return await _stream(self._copy(pool.client), request, sink, self._bounds)
@@ -134,7 +134,7 @@ class ThreadWire:
         self._copy = Copies(client)
 
     async def respond(self, request: ModelRequest) -> Reply:
-        """Send it from a worker thread."""
+        """Send the request from a worker thread."""
         client, body = self._client_now(), request.body()
         sending = _sending(client, request, self._bounds)
 
@@ -147,7 +147,7 @@ class ThreadWire:
             return await read_body(response.status_code, response.headers, data, self._bounds, sending.secrets)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
-        """Send it from a worker thread, which hands over what comes until nobody wants it any more."""
+        """Send the request from a worker thread, which hands over what comes until nobody wants any more."""
         client, body = self._client_now(), request.body()
         sending = _sending(client, request, self._bounds)
         reader: AnswerReader | None = None
@@ -181,7 +181,7 @@ class ThreadWire:
 
 
 async def _called(work: Callable[[ThreadCall[Any]], T], request: ModelRequest, sending: Sending) -> T:
-    """What a function returns that is called in a worker thread, and may call back from there."""
+    """The return value of a function called in a worker thread, which may call back from there."""
     made: list[T] = []
 
     async def charge() -> None:
@@ -219,7 +219,7 @@ def _post(client: Any, model: str, body: bytes) -> Any:
 
 
 def _path(client: Any, model: str) -> str:
-    """Where the SDK is to post; Azure has the deployment in the path, which the SDK adds only for JSON bodies."""
+    """The path that the SDK posts to; Azure's holds the deployment, which the SDK adds only for JSON bodies."""
     azure = hasattr(client, "_api_version")
     if azure and "/deployments" not in client.base_url.path:
         if model.strip(".") == "":
@@ -235,12 +235,12 @@ def _has_default_http(client: Any) -> bool:
 
 
 def copier(client: Any) -> Copy | None:
-    """How to copy an async client for another HTTP client; None if its own has to stay."""
+    """A function that copies an async client for another HTTP client; None if its own has to stay."""
     return Copies(client) if _has_default_http(client) else None
 
 
 def async_copy_maker(client: Any, openai: Any) -> Copy | None:
-    """How to make the async copy of a blocking client; None if something of it would be lost."""
+    """A function that makes the async copy of a blocking client; None if some of its settings would be lost."""
     kinds = {openai.OpenAI: openai.AsyncOpenAI, openai.AzureOpenAI: openai.AsyncAzureOpenAI}
     kind = kinds.get(type(client))
     if kind is None or not _has_default_http(client):
@@ -262,7 +262,7 @@ def async_copy_maker(client: Any, openai: Any) -> Copy | None:
 
 
 class Copies:
-    """Makes clients that say in all what a user's says now, and send through another HTTP client.
+    """A maker of clients that have a user's client's present settings, and send through another HTTP client.
 
     The SDK's own `copy` makes it from what it was made of, so that what has changed since, or what a class of the
     user's has added, would be lost. The blocking kind and the async one know themselves by the same names.
@@ -277,7 +277,7 @@ class Copies:
         self._last = client
 
     def __call__(self, http: Any) -> Any:
-        """Make one."""
+        """Make a client."""
         # What kind of machine this is, the SDK finds out in a thread at the first request of each client.
         known = {"_client": http, "_platform": getattr(self._last, "_platform", None)}
         copy = self._kind.__new__(self._kind)

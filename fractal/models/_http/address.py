@@ -34,7 +34,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 class SecretText(Protocol):
-    """A key that does not show itself: pydantic's `SecretStr`, or another library's."""
+    """A key that hides its text: pydantic's `SecretStr`, or another library's."""
 
     def get_secret_value(self) -> str | bytes:
         """The key."""
@@ -46,7 +46,7 @@ class Url(Protocol):
 
     @property
     def scheme(self) -> str:
-        """What it begins with, such as `https`."""
+        """The scheme, such as `https`."""
         ...
 
 
@@ -60,7 +60,7 @@ Key: TypeAlias = str | Callable[[], Any] | None
 
 
 def plain_key(value: object) -> Key:
-    """What was given as `api_key`.
+    """The text of a key given as `api_key`.
 
     Args:
         value: Text, bytes, a `SecretStr` of pydantic's, or a function, plain or async, that returns one of these. None:
@@ -81,7 +81,7 @@ def plain_key(value: object) -> Key:
 
 
 def plain_url(value: object) -> str | None:
-    """What was given as `base_url`.
+    """The text of a URL given as `base_url`.
 
     Args:
         value: Text, bytes, or a URL of some library. None: nothing was given.
@@ -103,7 +103,7 @@ def plain_url(value: object) -> str | None:
 
 
 async def ask_for_key(function: Callable[[], Any]) -> Any:
-    """The key that a function makes; a plain one is called in a worker thread."""
+    """The key that a user's function makes; a plain function is called in a worker thread."""
     if inspect.iscoroutinefunction(function):
         return await function()
     # In a list: a thread must not hand over a bare coroutine on trio.
@@ -114,7 +114,7 @@ async def ask_for_key(function: Callable[[], Any]) -> Any:
 def address_of(
     base_url: str, key: object, organization: str | None, project: str | None, *, is_key_given: bool
 ) -> Address:
-    """Where a request goes, and its headers.
+    """The address of a request, with its headers.
 
     Args:
         base_url: The endpoint.

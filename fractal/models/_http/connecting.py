@@ -43,7 +43,7 @@ _RECORD_HEAD = 5  # bytes: what a record of TLS is, and how long
 
 
 class Link(ByteStream):
-    """A stream whose writing may be given up, and whose reading goes on then.
+    """A stream whose writing may be given up while its reading goes on.
 
     An endpoint that takes no more of a request has mostly said why. Where writing fails, asyncio closes the socket
     with what has come there, and where it fails or is cancelled, AnyIO's TLS does not read any more. So what is long
@@ -66,7 +66,7 @@ class Link(ByteStream):
         self.is_cut = self.is_full = False
 
     async def send(self, item: bytes) -> None:
-        """Write, until all is written, or until there is no use in it."""
+        """Write until all is written, or until writing is given up."""
         with anyio.CancelScope() as self._writing:
             try:
                 if self._socket is None or (len(item) <= WRITTEN_AT_ONCE and not self.is_full):
@@ -79,7 +79,7 @@ class Link(ByteStream):
         self.is_cut |= self._writing.cancelled_caught
 
     def send_at_once(self, item: bytes) -> bytes:
-        """Write what the system takes without a wait.
+        """Write as much as the system takes without a wait.
 
         Returns:
             What is left for `send`. Nothing, too, if the other side takes no more.
@@ -102,7 +102,7 @@ class Link(ByteStream):
             self._writing.cancel()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """Read what comes."""
+        """Read the next bytes."""
         return await self._stream.receive(max_bytes)
 
     async def send_eof(self) -> None:
@@ -115,14 +115,14 @@ class Link(ByteStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """Those of the stream."""
+        """The attributes of the stream below."""
         stream: Any = self._stream
         attributes: Mapping[Any, Callable[[], Any]] = stream.extra_attributes
         return attributes
 
 
 class _BelowTls(Link):
-    """A link that TLS reads from; knows whether TLS has been given a part of a record, which nothing else tells."""
+    """The link below TLS, which knows whether TLS has been given only a part of a record."""
 
     def __init__(self, stream: ByteStream) -> None:
         super().__init__(stream)
@@ -135,7 +135,7 @@ class _BelowTls(Link):
         return self._missing > 0 or bool(self._head)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """Read what comes, and look how far it goes."""
+        """Read the next bytes, and note whether a record ends with them."""
         data = await self._stream.receive(max_bytes)
         if len(data) <= self._missing:
             self._missing -= len(data)
@@ -170,14 +170,14 @@ class Wired(NamedTuple):
 
 
 class _Proxy(Protocol):
-    """A proxy, as far as opening a stream goes."""
+    """A proxy, as far as opening a stream needs it."""
 
     address: tuple[str, int]
 
     async def passage(
         self, stream: ByteStream, origin: Origin, make_tls: MakeTls, looks: list[Callable[[], bool]], /
     ) -> tuple[ByteStream, Link | None]:
-        """Make of a stream to the proxy one to an endpoint."""
+        """Turn a stream to the proxy into one to an endpoint."""
         ...
 
 
@@ -211,7 +211,7 @@ async def connect(origin: Origin, proxy: _Proxy | None, make_tls: MakeTls) -> Wi
 async def secured(
     stream: ByteStream, host: str, tls: ssl.SSLContext, looks: list[Callable[[], bool]]
 ) -> tuple[TLSStream, Link]:
-    """A stream with TLS, and what it is read from.
+    """A stream with TLS, and the link below it.
 
     Args:
         stream: The stream.
@@ -263,7 +263,7 @@ def _any(looks: list[Callable[[], bool]]) -> Callable[[], bool]:
 
 
 def _look_at_tls(stream: TLSStream, link: _BelowTls) -> Callable[[], bool]:
-    """Tells whether TLS has something to read: decrypted, or in what it was given undecrypted."""
+    """A function that tells whether TLS has bytes to read: decrypted ones, or others not decrypted yet."""
     read = stream.extra(TLSAttribute.ssl_object).read
 
     def has_news() -> bool:
@@ -288,7 +288,7 @@ def _looks_at_anyio(stream: SocketStream) -> list[Callable[[], bool]]:
 
 
 def _readable(sock: socket.socket) -> Callable[[], bool]:
-    """Tells whether there is something to read at a socket, the end too."""
+    """A function that tells whether a socket has bytes to read, or its end."""
     if sys.platform == "win32" or not hasattr(select, "poll"):
         return lambda: bool(select.select([sock], [], [], 0)[0])
     poll = cast("Any", select).poll()  # unlike `select`, it takes any number of a socket

@@ -102,7 +102,7 @@ OF_THE_BODY = (b"content-length", b"transfer-encoding")
 
 
 class Connection:
-    """A connection, for one request after another.
+    """An HTTP/1.1 connection, for one request after another.
 
     Args:
         lane: What it is for: `Template.lane` of its requests.
@@ -124,7 +124,7 @@ class Connection:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the endpoint has closed it, or said something that nobody has asked for."""
+        """Whether the endpoint has closed the connection, or sent bytes that nobody asked for."""
         wired = self._wired
         return wired is None or wired.has_read_ahead() or wired.is_readable()
 
@@ -151,7 +151,7 @@ class Connection:
         return Answer(self, request, incoming.head, sending.bounds)
 
     async def next_piece(self, request: Template) -> bytes:
-        """As much of the body as has come, as soon as there is any; nothing at its end.
+        """The next bytes of the body, as soon as there are any; empty at the end.
 
         Raises:
             httpx2.RequestError: Nothing comes, or it is no HTTP.
@@ -170,7 +170,7 @@ class Connection:
         return b""
 
     async def aclose(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self.is_idle = False
         self._incoming.close()
         if self._wired is not None:
@@ -189,7 +189,7 @@ class Connection:
         raise httpx2.ConnectTimeout("", request=request.request)
 
     async def _send_at_once(self, data: bytes) -> bytes:
-        """Write what can be written without a wait, mostly all of it; returns what cannot. With TLS that is all."""
+        """Write what can be written without a wait, mostly all of it; returns the rest. With TLS the rest is all."""
         assert self._wired is not None
         link = self._wired.link
         if self._wired.patient is not link:
@@ -199,7 +199,7 @@ class Connection:
         return link.send_at_once(data)
 
     async def _exchange(self, request: Template, data: bytes) -> bytes:
-        """Write a request, and read the first that comes; under one scope, which costs as much as the parsing."""
+        """Write a request, and read the first bytes; under one scope, since one costs as much as the parsing."""
         assert self._wired is not None
         late: type[httpx2.TimeoutException] = httpx2.WriteTimeout
         with move_on_after(request.timeout("write")) as scope:
@@ -218,7 +218,7 @@ class Connection:
         raise late("", request=request.request)
 
     async def _exchange_long(self, request: Template, data: bytes) -> None:
-        """Write a request that may take its time, and read meanwhile: an endpoint that takes no more says why."""
+        """Write a long request and read meanwhile, since an endpoint that takes no more says why."""
         assert self._wired is not None
         has_come = anyio.Event()
         late: type[httpx2.TimeoutException] = httpx2.WriteTimeout
@@ -235,7 +235,7 @@ class Connection:
                 raise late("", request=request.request)
 
     async def _hear(self, request: Template, has_come: anyio.Event) -> None:
-        """Read the head of an answer, and see to it that no more is written if it is a refusal."""
+        """Read the head of an answer, and stop the writing if it is a refusal."""
         assert self._wired is not None
         while self._incoming.head is None:
             self._feed(request, await self._receive(request))
@@ -244,7 +244,7 @@ class Connection:
             self._wired.link.give_up()
 
     async def _read(self, request: Template) -> bytes:
-        """What comes next; nothing, if the endpoint has closed the connection."""
+        """The next bytes; empty if the endpoint has closed the connection."""
         backend, seconds = self._backend, request.timeout("read")
         deadline = math.inf if seconds is None else backend.current_time() + seconds
         with backend.create_cancel_scope(deadline=deadline):
@@ -271,7 +271,7 @@ class Connection:
 
 
 class Answer:
-    """The answer to a request: as much of an `httpx2.Response` as is read here, with the same names.
+    """The answer to a request: the part of an `httpx2.Response` that is needed here, under the same names.
 
     Its body is read once, as a whole or, as an iterator, piece by piece, and it is decompressed. Of an HTTP error the
     beginning is read, and if the rest does not come, it is an error all the same.
@@ -298,7 +298,7 @@ class Answer:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether it says to ask somewhere else."""
+        """Whether the answer is a redirect."""
         return sends_on(self.status_code, "location" in self.headers)
 
     async def aread(self) -> bytes:

@@ -35,7 +35,7 @@ KEEP_ALIVE = 5.0
 
 
 class Connections:
-    """Lends connections, opens them as they are needed, and closes those that nobody needs.
+    """The connections of an event loop: lent, opened as needed, and closed when idle.
 
     Args:
         make_tls: Makes what https needs, when it is needed first; called in a thread.
@@ -53,11 +53,11 @@ class Connections:
         self._next_look = 0.0  # none of them expires sooner
 
     def __len__(self) -> int:
-        """How many are open."""
+        """The number of open connections."""
         return len(self._open)
 
     def template(self, request: httpx2.Request) -> Template:
-        """A request as it is to be sent.
+        """A request ready to be sent, but for its body.
 
         Raises:
             httpx2.RequestError: It cannot be sent.
@@ -77,7 +77,7 @@ class Connections:
         return Exchange(self, request, body, sending, times)
 
     async def tls(self) -> ssl.SSLContext:
-        """What https needs.
+        """The TLS context for https.
 
         Raises:
             ConnectionFailed: The certificates that the environment names cannot be read.
@@ -135,7 +135,7 @@ class Connections:
             await connection.aclose()
 
     async def aclose(self) -> None:
-        """Close all, those in use too."""
+        """Close all connections, those in use too."""
         self._idle.clear()
         self._waiting.clear()
         for connection in list(self._open):
@@ -167,7 +167,7 @@ class Connections:
 
 
 class Exchange:
-    """A request and its answer, as a block; no generator, since every request has one.
+    """A request and its answer, as a block; a class and no generator for speed, since every request makes one.
 
     Args:
         connections: Lends the connection.
@@ -187,7 +187,7 @@ class Exchange:
         self._connection: Connection | None = None
 
     async def __aenter__(self) -> Answer:
-        """Send the request, to the address that the endpoint names if it sends it on.
+        """Send the request; if the endpoint redirects it, to the address it names.
 
         Raises:
             httpx2.RequestError: There is no answer.

@@ -26,7 +26,7 @@ _STEP = 256 * 1024  # bytes that are decompressed at a time, which takes about a
 
 
 class Decoder:
-    """The body of one answer: counts what comes, and decompresses it.
+    """The body of one answer: counts the bytes that come, and decompresses them.
 
     Args:
         coding: Its content coding: gzip or deflate; None if it has none.
@@ -47,7 +47,7 @@ class Decoder:
         self.is_enough = is_error and coding is not None and self._packed is None
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What some of the body is, in pieces of a quarter of a megabyte at most.
+        """The decoded bytes of a part of the body, in pieces of a quarter of a megabyte at most.
 
         Raises:
             ReplyTooLarge: The body is more than the bounds allow.
@@ -70,7 +70,7 @@ class Decoder:
                 self._fail(f"the endpoint's answer is not compressed with {self._coding}, as it says: {error}")
 
     def end(self) -> None:
-        """Note that nothing more comes.
+        """Note the end of the body.
 
         Raises:
             BadReply: What is compressed is not whole.
@@ -97,7 +97,7 @@ _WINDOWS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
 class _Packed:
-    """What is compressed, once: members of gzip one after another, or deflate with or without its frame."""
+    """A decompressor for one encoding: members of gzip in sequence, or deflate with or without its frame."""
 
     def __init__(self, coding: str) -> None:
         self._coding = coding
@@ -106,11 +106,11 @@ class _Packed:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing at the end."""
+        """Whether the data is complete."""
         return self._unpacker is not None and self._unpacker.eof
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What the bytes are, in pieces."""
+        """The decompressed bytes, in pieces."""
         if self._unpacker is None:
             data = self._begun + data
             if len(data) < 2:
@@ -173,7 +173,7 @@ class DecodedPieces:
 
 
 def decoder_for(status: int, codings: str, bounds: ReplyBounds) -> Decoder:
-    """How to read the body of an answer.
+    """The decoder for the body of an answer.
 
     Args:
         status: HTTP status of the answer.

@@ -49,7 +49,7 @@ def _is_address(host: str) -> bool:
 
 
 async def _addresses_of(host: str, port: int) -> list[str]:
-    """Its addresses: one of IPv6 first, then one of IPv4, then the others."""
+    """The addresses of a host: one of IPv6 first, then one of IPv4, then the others."""
     look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     found = await ThreadCall(look_up, f"the look-up of {host}", threads=lookup_threads, abandon=True).run()
     by_family: dict[socket.AddressFamily, list[str]] = {}

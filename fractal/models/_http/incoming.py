@@ -32,7 +32,7 @@ class Head(NamedTuple):
 
 
 class Incoming:
-    """Reads answers out of the bytes of a connection, one after another.
+    """A parser of the answers on a connection, one after another.
 
     The parser calls the methods whose names begin with `on_`. It does not know what was asked, only what comes: hints
     before the answer, which have heads of their own, and, after it, what nobody has asked for.
@@ -87,7 +87,7 @@ class Incoming:
         self.is_whole = False
 
     def feed(self, data: bytes) -> None:
-        """Read what has come; nothing: the server has closed the connection."""
+        """Parse bytes; empty bytes mean that the server has closed the connection."""
         if not data:
             self._end()
             return
@@ -104,7 +104,7 @@ class Incoming:
             self._hold_bounds(is_beginning=head is None)
 
     def close(self) -> None:
-        """Forget the parser, which holds on to this object."""
+        """Drop the parser, which refers back to this object."""
         self._parser = None
 
     def _new_parser(self) -> HttpResponseParser:
@@ -130,7 +130,7 @@ class Incoming:
                 self.fault = f"the answer is no HTTP: {why}"
 
     def _forgive(self) -> None:
-        """Read a head that the parser refuses, if there is but one way to read it."""
+        """Parse a head that the parser refuses, if there is only one way to read it."""
         from h11 import RemoteProtocolError  # most heads need none of it
 
         from fractal.models._http.heads import forgiven
@@ -167,15 +167,15 @@ class Incoming:
             self.is_whole = True
 
     def on_message_begin(self) -> None:
-        """Something begins: the answer, or what nobody has asked for."""
+        """Note the beginning of a message: the answer, or bytes that nobody asked for."""
         self.is_last |= self.is_whole
 
     def on_status(self, reason: bytes) -> None:
-        """A piece of the reason; mostly all of it."""
+        """Take a piece of the reason phrase, mostly all of it."""
         self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer, which nobody reads."""
+        """Take a header, or a trailer, which is ignored."""
         if self.head is None:
             value = value.rstrip(b" \t")  # those before it are no part of it to httptools either
             self._headers.append((name, value))
@@ -183,7 +183,7 @@ class Incoming:
                 self._is_coded |= value.lower() != b"chunked"
 
     def on_headers_complete(self) -> None:
-        """All of a head."""
+        """Take the end of a head."""
         assert self._parser is not None
         status = self._parser.get_status_code()
         if self._is_coded:
@@ -196,13 +196,13 @@ class Incoming:
         self._reason, self._headers = b"", []
 
     def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
+        """Take a piece of the body."""
         if not self.is_whole:
             self.pieces.append(data)
             self._unread = 0
 
     def on_message_complete(self) -> None:
-        """The end of the answer, or of a hint."""
+        """Note the end of the answer, or of an informational one."""
         assert self._parser is not None
         if self.head is not None:
             self.is_whole = True

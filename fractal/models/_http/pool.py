@@ -44,7 +44,7 @@ CONNECT_TIMEOUT = 15.0
 
 
 class Address:
-    """Where a request goes, and how it is signed.
+    """The URL of a request, and its signature.
 
     Args:
         url: The URL.
@@ -57,7 +57,7 @@ class Address:
 
 
 class HttpAnswer(Protocol):
-    """What is read of an HTTP answer; an `httpx2.Response` is one."""
+    """The part of an HTTP answer that is read here; an `httpx2.Response` is one."""
 
     @property
     def status_code(self) -> int:
@@ -66,7 +66,7 @@ class HttpAnswer(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers, to be asked for in lower case."""
+        """The headers, by names in lower case."""
         ...
 
     async def aread(self) -> bytes:
@@ -74,7 +74,7 @@ class HttpAnswer(Protocol):
         ...
 
     def aiter_bytes(self) -> AsyncIterator[bytes]:
-        """The body as it comes."""
+        """The body in pieces, as they come."""
         ...
 
 
@@ -98,43 +98,43 @@ class Pool:
         self._connections: Connections | None = None
 
     def is_entered_by(self, user: object) -> bool:
-        """Whether the pool is open, and knows of a user."""
+        """Whether the pool is open and has noted a user."""
         return self._is_open and user in self._users
 
     async def enter(self, user: object) -> None:
-        """Note who uses the pool; the first time, open it and have the loop close it at its end."""
+        """Note a user of the pool; the first time, open the pool and have the loop close it at its end."""
         if not self._is_open:
             await self._open_once()
         self._users.add(user)
 
     async def leave(self, user: object) -> None:
-        """Forget a user; without any, close once the requests that are here have ended. Others open another pool."""
+        """Forget a user; without any, close once the present requests have ended. Others open another pool."""
         self._users.discard(user)
         if not self._users:
             await self.end()
 
     def belong_to(self, owner: object) -> None:
-        """Not outlive somebody, who may be collected as garbage in any thread."""
+        """Close the pool once an object is collected as garbage, which may happen in any thread."""
         self._owner = finalize(owner, _end_soon, ref(self))
         self._owner.atexit = False
 
     def end_soon(self) -> None:
-        """End it, in a task of its event loop; from any thread."""
+        """Start, in any thread, a task of the pool's event loop that ends the pool."""
         spawn_later(self._token, self.end, CLOSING)
 
     async def end(self) -> None:
-        """Close once no request is on its way or waits; there will be no more."""
+        """Close once no request is under way or waits; no more will come."""
         _forget(self)
         self._is_left = True
         await self.close_if_idle()
 
     async def close_if_left(self) -> None:
-        """Close, if nobody uses it any more and this was the last request."""
+        """Close, if the pool has no user and this was the last request."""
         if self._is_left:
             await self.close_if_idle()
 
     async def close_if_idle(self) -> None:
-        """Close, if no request is on its way or waits."""
+        """Close, if no request is under way or waits."""
         if self._is_open and not (self._is_closing or self._slots.held or self._slots.waiting):
             self._is_closing = True
             await Background(self._keeper.aclose, CLOSING).result()
@@ -254,7 +254,7 @@ class _Pools:
         return iter([*([self.shared] if self.shared is not None else ()), *self.own.values()])
 
     def for_user(self, user: object, max_connections: int | None) -> Pool:
-        """The pool of a user, made if there is none; one of their own does not outlive them."""
+        """The pool of a user, made if there is none; a pool of the user's own does not outlive the user."""
         if max_connections is None:
             self.shared = self.shared or Pool(default_limit())
             return self.shared
@@ -265,7 +265,7 @@ class _Pools:
         return pool
 
     def forget(self, pool: Pool) -> None:
-        """Have the next request make another one."""
+        """Drop a pool, so that the next request makes another."""
         if pool is self.shared:
             self.shared = None
         for user in [user for user, each in self.own.items() if each is pool]:
@@ -289,7 +289,7 @@ async def pool_of_this_loop(user: object, max_connections: int | None = None) ->
 
 
 async def leave_pool(user: object) -> None:
-    """Say that this user is done; the last one closes the running loop's connections.
+    """Have a user leave; the last one closes the running loop's connections.
 
     Requests of others that are on their way, or wait, are let through to their end.
     """
@@ -299,14 +299,14 @@ async def leave_pool(user: object) -> None:
 
 
 async def close_idle_pools() -> None:
-    """Close those of the running loop's pools that no request uses now; the next one makes another."""
+    """Close the idle pools of the running loop; the next request makes another."""
     for pool in _pools_here():
         await pool.close_if_idle()
 
 
 @functools.cache
 def default_limit() -> int:
-    """Connections of a loop, if nobody says how many: not more than half of the files that the process may open."""
+    """The default number of connections of a loop: at most half of the files that the process may open."""
     try:
         import resource
     except ImportError:  # there is no such thing on Windows

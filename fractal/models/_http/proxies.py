@@ -43,7 +43,7 @@ class Proxies:
         self._made: dict[str, Proxy] = {}
 
     def for_url(self, url: httpx2.URL) -> Proxy | None:
-        """The proxy that is to be asked for a URL; None if there is none.
+        """The proxy for a URL; None if there is none.
 
         Raises:
             ConnectionFailed: There is one that cannot be used.
@@ -57,7 +57,7 @@ class Proxies:
 
 
 class Proxy:
-    """A way to endpoints.
+    """A proxy and its protocol.
 
     Args:
         url: The proxy, with its user and password if it has some; without a scheme it is one of http.
@@ -89,13 +89,13 @@ class Proxy:
         self.secrets = (password or user, token.decode()) if self._credentials else ()
 
     def forwards(self, scheme: str) -> bool:
-        """Whether the proxy is sent the request itself, with all of the URL, rather than asked for a tunnel."""
+        """Whether the proxy gets the request itself, with the whole URL, rather than a request for a tunnel."""
         return scheme == "http" and not self._scheme.startswith("socks")
 
     async def passage(
         self, stream: ByteStream, origin: Origin, make_tls: MakeTls, looks: list[Callable[[], bool]]
     ) -> tuple[ByteStream, Link | None]:
-        """Make of a stream to the proxy one to an endpoint.
+        """Turn a stream to the proxy into one to an endpoint.
 
         Args:
             stream: The stream.
@@ -142,7 +142,7 @@ class Proxy:
             self._fail(f"answered HTTP {status}", again=status >= 500 or status in _REFUSALS_THAT_PASS)
 
     async def _greet(self, stream: ByteStream) -> None:
-        """SOCKS 5: agree on how to say who asks, and say it (RFC 1928, 1929)."""
+        """Agree on a method of authentication, and authenticate (SOCKS 5: RFC 1928, 1929)."""
         method = 0 if self._credentials is None else 2
         await stream.send(bytes((5, 1, method)))
         if tuple(await _exactly(stream, 2)) != (5, method):
@@ -182,7 +182,7 @@ class Proxy:
 
 
 class _Exempt:
-    """What one entry of NO_PROXY is about.
+    """One entry of NO_PROXY.
 
     Args:
         entry: The entry: `*`, a host with its subdomains or, after `.` or `*.`, its subdomains alone, an address, a
@@ -198,7 +198,7 @@ class _Exempt:
         self._is_exact = bool(has_scheme) or self._host == "localhost"
 
     def covers(self, url: httpx2.URL) -> bool:
-        """Whether a URL goes past all proxies."""
+        """Whether a URL bypasses all proxies."""
         if self._scheme not in ("all", "", url.scheme) or self._port not in (None, url.port):
             return False
         host = _host_of(url)

@@ -17,12 +17,12 @@ _MADE_ANEW = (b"host", b"content-length", b"transfer-encoding")
 
 
 def sends_on(status: int, has_location: bool) -> bool:
-    """Whether an answer says to ask somewhere else."""
+    """Whether an answer is a redirect."""
     return 300 <= status < 400 and has_location
 
 
 def redirected(request: httpx2.Request, status: int, location: str, times: int) -> httpx2.Request:
-    """The request, for the address that an answer sends it on to.
+    """The request, for the address that a redirect names.
 
     Args:
         request: The request as it was sent.

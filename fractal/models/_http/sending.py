@@ -17,7 +17,7 @@ __all__ = ["Sending", "current_sending"]
 
 
 class Sending:
-    """What a request on its way may cost and bring back, and what no error of it may repeat.
+    """The bounds, counters and secrets of a request under way.
 
     Args:
         bounds: The most that is read of the answer.
@@ -47,7 +47,7 @@ _current: ContextVar[Sending | None] = ContextVar("fractal_sending", default=Non
 
 
 class current_sending:
-    """A block in which HTTP clients of an SDK send what they send with these.
+    """A block in which the HTTP clients of an SDK send with this `Sending`.
 
     Args:
         sending: What goes along.
@@ -66,5 +66,5 @@ class current_sending:
 
     @staticmethod
     def get() -> Sending:
-        """What goes along with a request that an HTTP client sends now."""
+        """The `Sending` of a request that an HTTP client sends now."""
         return _current.get() or Sending(DEFAULT_BOUNDS, _charge_nobody, Secrets())

@@ -29,7 +29,7 @@ _OF_THE_WIRE = (b"content-encoding", b"content-length", b"transfer-encoding", b"
 
 
 class Transport(httpx2.AsyncBaseTransport):
-    """Sends on the connections of an event loop.
+    """An httpx2 transport on the connections of an event loop.
 
     Args:
         connections: The connections.
@@ -39,7 +39,7 @@ class Transport(httpx2.AsyncBaseTransport):
         self._connections = connections
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request of the client's."""
+        """Send a request of the client."""
         sending = current_sending.get()
         sending.secrets.add_signed(request)
         _accept_what_is_read(request)
@@ -57,12 +57,12 @@ class Transport(httpx2.AsyncBaseTransport):
         return _response(head.status_code, head.headers, _Pieces(pieces, exchange), facts)
 
     async def aclose(self) -> None:
-        """Close the connections, all of them."""
+        """Close all connections."""
         await self._connections.aclose()
 
 
 class Passage(httpx2.AsyncBaseTransport):
-    """Sends through the HTTP client that a user has given to an SDK client.
+    """A transport around the HTTP client that a user has given to an SDK client.
 
     Args:
         client: An `AsyncClient` of httpx2, or of httpx.
@@ -72,7 +72,7 @@ class Passage(httpx2.AsyncBaseTransport):
         self._client = client
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request, as often as it is sent on."""
+        """Send a request, again at each redirect."""
         sending = current_sending.get()
         body, times = await request.aread(), 0
         while True:
@@ -93,7 +93,7 @@ class Passage(httpx2.AsyncBaseTransport):
 
 
 class BlockingPassage(httpx2.BaseTransport):
-    """Sends through the blocking HTTP client that a user has given to an SDK client.
+    """A transport around the blocking HTTP client that a user has given to an SDK client.
 
     Args:
         client: A `Client` of httpx2, or of httpx.
@@ -103,7 +103,7 @@ class BlockingPassage(httpx2.BaseTransport):
         self._client = client
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request, as often as it is sent on."""
+        """Send a request, again at each redirect."""
         sending = current_sending.get()
         body, times = request.read(), 0
         while True:
@@ -124,7 +124,7 @@ class BlockingPassage(httpx2.BaseTransport):
 
 
 class _Pieces(httpx2.AsyncByteStream):
-    """The body of an answer; when it is closed, so is the exchange that it belongs to."""
+    """The body of an answer; closing it closes the exchange that it belongs to."""
 
     def __init__(self, pieces: AsyncIterator[bytes], exchange: Exchange) -> None:
         self._pieces = pieces
@@ -182,7 +182,7 @@ def _accept_what_is_read(request: httpx2.Request) -> None:
 
 
 def _request_of(client: Any, request: httpx2.Request, body: bytes, sending: Sending) -> Any:
-    """A request as the user's client has it, with the headers and cookies that are the client's own."""
+    """A request in the form of the user's client, with that client's own headers and cookies."""
     headers = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in request.headers.raw

@@ -22,7 +22,7 @@ __all__ = ["HttpWire"]
 
 
 class HttpWire:
-    """Our own: one POST on a connection of the loop's pool.
+    """The wire of our own: one POST on a connection of the loop's pool.
 
     Args:
         base_url: The endpoint. None: `OPENAI_BASE_URL`, or OpenAI's own.
@@ -39,7 +39,7 @@ class HttpWire:
         self._known: tuple[_Facts, Address] | None = None
 
     async def respond(self, request: ModelRequest) -> Reply:
-        """Send it as it is encoded, read what comes back."""
+        """Send the request and read the answer."""
         address = await self._address_asked() if callable(self._api_key) else self._address(self._api_key)
         sending = Sending(self._bounds, request.charge, address.secrets, request.headers)
         with translated(address.secrets):
@@ -49,7 +49,7 @@ class HttpWire:
             return await read_body(answer.status_code, answer.headers, body, self._bounds, address.secrets)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
-        """Send it, read the reply as it comes."""
+        """Send the request and read the reply as it comes."""
         address = await self._address_asked() if callable(self._api_key) else self._address(self._api_key)
         sending = Sending(self._bounds, request.charge, address.secrets, request.headers)
         with translated(address.secrets):
@@ -65,7 +65,7 @@ class HttpWire:
         return self._address(key)
 
     def _address(self, key: object) -> Address:
-        """Where to send; the environment is read here and nowhere else, at each request."""
+        """The address of a request; the environment is read here and nowhere else, at each request."""
         facts: _Facts = (
             self._base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL,
             key or os.environ.get("OPENAI_API_KEY"),

@@ -30,7 +30,7 @@ _NO_FIELD = (b"{", b"[", b"<", b'"')
 
 
 class AnswerReader:
-    """Takes the body of an answer as it comes, and makes a reply of it.
+    """A reader that takes the body of an answer as it comes, and makes a reply of it.
 
     Args:
         status: HTTP status.
@@ -54,7 +54,7 @@ class AnswerReader:
 
     @property
     def is_done(self) -> bool:
-        """Whether a stream has said its last word."""
+        """Whether a stream has sent its final event."""
         return self._stream is not None and self._stream.is_done
 
     @property
@@ -104,7 +104,7 @@ class AnswerReader:
         return self._stream is not None and self._stream.can_do_without_the_rest(error)
 
     def _begins_stream(self, data: bytes) -> bool:
-        """Whether what has come is a stream; notes it if it is none."""
+        """Whether the bytes so far begin a stream; notes it if they do not."""
         self._begin = begin = (self._begin + data[:200]).removeprefix(_BOM).lstrip()[:_LONGEST_FIELD]
         if begin.startswith(_FIELDS):
             return True

@@ -17,7 +17,7 @@ class ErrorData(bytes):
 
 
 class EventReader:
-    """Cuts events out of a stream.
+    """A parser of server-sent events.
 
     Args:
         longest: Bytes that one event may have.

@@ -88,7 +88,7 @@ def _no_json(status: int, headers: Mapping[str, str], body: bytes, secrets: Secr
 
 
 def decoded(data: bytes, bounds: ReplyBounds) -> Any:
-    """The value of a JSON text, with texts that can be written again.
+    """The value of a JSON text, with texts that can be encoded again.
 
     Raises:
         ValueError: It is not JSON.
@@ -122,7 +122,7 @@ def _number(digits: str) -> int | float:
 
 
 def _is_deeper(value: object, depth: int) -> bool:
-    """Whether lists and objects are inside each other more often than so many times."""
+    """Whether a JSON value is nested deeper than a number of levels."""
     level: list[Any] = [value]
     for _ in range(depth):
         level = [
@@ -231,7 +231,7 @@ def reply_to_message(
 
 
 def _extra_of(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a message that nobody here knows."""
+    """The unknown fields of a message."""
     extra = {name: value for name, value in message.items() if name not in _READ and value is not None}
     if extra.get("annotations") == []:  # OpenAI's own endpoint says it with every message
         del extra["annotations"]
@@ -283,7 +283,7 @@ def _calls_in(message: Mapping[str, Any], bounds: ReplyBounds) -> tuple[ToolCall
 
 
 def _is_repeated(call: ToolCall, known: ToolCall) -> bool:
-    """Whether a call with the id of another is that other one, which some gateways tell twice."""
+    """Whether a call with the id of an earlier one is that call again, which some gateways send twice."""
     if call.name != known.name:
         return False
     return call.arguments == known.arguments or _same_json(call.arguments, known.arguments)
@@ -297,7 +297,7 @@ def _same_json(one: str, other: str) -> bool:
 
 
 def function_in(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a call calls, and with what."""
+    """The name and arguments of a call's function."""
     for name in ("function", "custom"):
         function = raw.get(name)
         if is_mapping(function):
@@ -331,7 +331,7 @@ def _call_of(raw: Mapping[str, Any], bounds: ReplyBounds) -> ToolCall:
 
 
 def _extra_of_call(raw: Mapping[str, Any], function: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a call that nobody here knows."""
+    """The unknown fields of a call."""
     if raw.keys() <= _READ_OF_CALL and function.keys() <= _READ_OF_FUNCTION:
         return {}
     extra = {key: value for key, value in raw.items() if key not in _READ_OF_CALL and value is not None}

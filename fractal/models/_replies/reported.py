@@ -83,7 +83,7 @@ def briefly(value: object) -> str:
 
 
 class _Said(NamedTuple):
-    """What an error object says, under whatever names."""
+    """The facts of an error object, under whatever names it has them."""
 
     message: str | None = None
     status: int | None = None
@@ -94,7 +94,7 @@ class _Said(NamedTuple):
 
 
 def status_error(status: int, headers: Mapping[str, str], body: object, secrets: Secrets = NO_SECRETS) -> StatusError:
-    """An HTTP error, with what the endpoint says of it.
+    """The error for an HTTP status, with the endpoint's own facts and text.
 
     Args:
         status: HTTP status, 400 or above.
@@ -226,7 +226,7 @@ def _reports(value: object) -> bool:
 
 
 def _said(value: object, depth: int = 0) -> _Said:
-    """What an error object says, wherever an endpoint or a gateway has put it."""
+    """The facts of an error object, wherever an endpoint or a gateway has put them."""
     if depth > _DEEPEST:
         return _Said()
     if is_list(value):
@@ -248,7 +248,7 @@ def _said(value: object, depth: int = 0) -> _Said:
 
 
 def _inner(value: Mapping[str, Any], depth: int) -> _Said:
-    """What is said one level deeper, in the first member that says anything."""
+    """The facts one level deeper, in the first member that has any."""
     found = _Said()
     for name in ("error", "errors", "message", "detail", "base_resp"):
         inner = value.get(name)
@@ -268,7 +268,7 @@ def _joined(found: _Said, raw: _Said, value: Mapping[str, Any]) -> _Said:
 
 
 def _said_in_text(text: str, depth: int) -> _Said:
-    """A sentence, or JSON in a text, as gateways write what they were told."""
+    """The facts in a text that is a sentence, or JSON as gateways quote it."""
     if text[:1] in ("{", "[") and len(text) <= _LONGEST_BODY:
         try:
             return _said(decode(text), depth + 1)
@@ -344,7 +344,7 @@ def _wait_of(value: Mapping[str, Any]) -> float | None:
 
 
 def _retry_after(headers: Mapping[str, str], otherwise: float | None) -> float | None:
-    """Seconds that the headers ask to wait; the other number, if they say nothing of it."""
+    """Seconds to wait by the headers; the other number, if they have none."""
     for prefix in _PREFIXES:
         seconds, milliseconds = headers.get(f"{prefix}retry-after"), headers.get(f"{prefix}retry-after-ms")
         if seconds is not None or milliseconds is not None:
@@ -382,7 +382,7 @@ def _number(value: str | None) -> float | None:
 
 
 def _value_of(body: object) -> object:
-    """The JSON of a body that may be bytes or read already."""
+    """The JSON value of a body that is bytes or decoded already."""
     if not isinstance(body, (bytes, str)):
         return body
     try:

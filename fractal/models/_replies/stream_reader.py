@@ -113,7 +113,7 @@ class ReplyReader:
                     await self._sink(piece)
 
     def _said(self, payload: bytes) -> list[Delta]:
-        """What an event adds."""
+        """The deltas of an event."""
         if payload.startswith(_DONE):
             self.is_done = True
         if self.is_done or not payload:  # an empty event only keeps the line open
@@ -127,7 +127,7 @@ class ReplyReader:
         return self._deltas(chunk)
 
     def _deltas(self, chunk: object) -> list[Delta]:
-        """What a chunk adds, piece by piece. A stream has hundreds of chunks, and nearly all add one piece of text."""
+        """The deltas of a chunk. A stream has hundreds of chunks, and nearly all add one piece of text."""
         if not is_mapping(chunk):
             error = reported_error(chunk, self._secrets)
             raise error or BadReply(
@@ -185,7 +185,7 @@ class ReplyReader:
 
 
 class _Choice:
-    """One answer of a stream, as far as it has come.
+    """One choice of a stream, as far as it has come.
 
     Attributes:
         finish_reason: The endpoint's word for why it stopped; None until it has said one.
@@ -208,11 +208,11 @@ class _Choice:
 
     @property
     def says_anything(self) -> bool:
-        """Whether there is a text or a call."""
+        """Whether the choice has a text or a call."""
         return bool(self._text or self.calls)
 
     def deltas(self, delta: Mapping[str, Any]) -> list[Delta]:
-        """What a piece of the message adds."""
+        """The deltas of a piece of the message."""
         content = delta.get("content")
         if isinstance(content, str) and self._parts is None and len(delta) == 1:  # as nearly all are
             text = self._text.add(content)
@@ -226,7 +226,7 @@ class _Choice:
         return found
 
     def message(self) -> dict[str, Any]:
-        """The whole message, as an endpoint that does not stream would have written it."""
+        """The whole message, as an endpoint that does not stream would have sent it."""
         extra = self._extra.value()
         for name, pieces in self._reasoning.items():
             extra[name] = pieces.whole()
@@ -318,7 +318,7 @@ class _Choice:
 
 
 class _Pieces:
-    """Text that comes in pieces; no half of a surrogate pair is handed out."""
+    """A text that comes in pieces, handed out without splitting surrogate pairs."""
 
     __slots__ = ("_half", "_pieces")
 
@@ -344,7 +344,7 @@ class _Pieces:
         return text
 
     def whole(self) -> str | None:
-        """All of it; None if there was not even an empty piece."""
+        """The whole text; None if there was no piece, not even an empty one."""
         return "".join(self._pieces) if self._pieces else None
 
 
@@ -370,7 +370,7 @@ class _Call:
         self._end = _EndOfObject()
 
     def add(self, arguments: str) -> str:
-        """Take a piece of the arguments; returns what of it can be shown now."""
+        """Take a piece of the arguments; returns the part of them that can be shown now."""
         self.size += len(arguments)
         self._end.add(arguments)
         return self._arguments.add(arguments)
@@ -396,7 +396,7 @@ class _Call:
 
 
 class _EndOfObject:
-    """Tells whether the JSON object in a growing text is complete; each character is looked at once, when asked."""
+    """A check whether the JSON object in a growing text is complete; looks at each character once, on demand."""
 
     __slots__ = ("_depth", "_escaped", "_in_text", "_pieces", "_was_open")
 

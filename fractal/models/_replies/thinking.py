@@ -87,5 +87,5 @@ class ThinkingSink:
 
 
 def _length_of_begin(text: str, tag: str) -> int:
-    """How many characters at the end of a text may be the beginning of a tag."""
+    """The number of characters at the end of a text that may begin a tag."""
     return next((length for length in range(len(tag) - 1, 0, -1) if text.endswith(tag[:length])), 0)

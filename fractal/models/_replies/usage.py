@@ -41,7 +41,7 @@ _REASONING = (
 
 
 class AnswerFacts:
-    """Gathers what one answer tells, which may come in several places and pieces."""
+    """The facts of one answer besides its message, which may come in several members and pieces."""
 
     __slots__ = ("_adds_cache", "_cached", "_input", "_output", "_reasoning", "_total", "_written", "id", "model")
 
@@ -58,7 +58,7 @@ class AnswerFacts:
         self.id = clean_text(name)[:200] if isinstance(name, str) and name else self.id
 
     def read_usage(self, answer: Mapping[str, Any]) -> None:
-        """Take the tokens a completion, or a chunk of one, tells; later ones count more than those told before."""
+        """Take the token counts of a completion or chunk; later ones replace earlier ones."""
         usage = answer.get("usage")
         if not usage or not is_mapping(usage):  # some endpoints send an empty one with every chunk
             usage = _usage_elsewhere(answer)
@@ -76,7 +76,7 @@ class AnswerFacts:
         self._total = _count(usage.get("total_tokens")) or self._total
 
     def tokens(self) -> dict[str, int]:
-        """The tokens, as the fields of a `Reply`; 0 for what was not told."""
+        """The token counts, as the fields of a `Reply`; 0 for those that are missing."""
         counts = {"input_tokens": self._input, "output_tokens": self._output}
         if self._adds_cache:
             counts["input_tokens"] += self._cached + self._written
@@ -94,7 +94,7 @@ class AnswerFacts:
 
 
 def _usage_elsewhere(answer: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The usage where Groq puts it, or beside a choice, as Moonshot does."""
+    """The usage in Groq's member, or beside a choice, as Moonshot has it."""
     groq, choices = answer.get("x_groq"), answer.get("choices")
     holders: list[Any] = [groq] if is_mapping(groq) else []
     holders += choices if is_list(choices) else []
@@ -103,7 +103,7 @@ def _usage_elsewhere(answer: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _found(usage: Mapping[str, Any], paths: tuple[tuple[str | None, str], ...]) -> int:
-    """A number of tokens, at the first of some paths where there is one."""
+    """A number of tokens, at the first of some paths that has one."""
     for inner, name in paths:
         holder: Any = usage if inner is None else usage.get(inner)
         if holder and is_mapping(holder) and (count := _count(holder.get(name))):
@@ -112,7 +112,7 @@ def _found(usage: Mapping[str, Any], paths: tuple[tuple[str | None, str], ...]) 
 
 
 def _count(value: object) -> int:
-    """A number of tokens; 0 for what can be none."""
+    """A number of tokens; 0 for a value that cannot be one."""
     if type(value) is int:
         return value if 0 <= value <= _MOST else 0
     return int(value) if isinstance(value, float) and 0 <= value <= _MOST else 0
