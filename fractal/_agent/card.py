@@ -15,7 +15,7 @@ __all__ = ["card"]
 
 
 def card(name: str, kind: str, model: str, toolkit: AgentToolkit) -> str:
-    """The agent in some lines.
+    """The card of an agent, in some lines.
 
     Args:
         name: Its name.
@@ -44,7 +44,7 @@ def _signature_line(tool: Tool) -> str:
 
 
 def _kind(facts: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    """What a parameter is, in a word or some: what its JSON Schema says."""
+    """The type of a parameter in a few words, by its JSON Schema."""
     if "$ref" in facts:
         name = str(facts["$ref"]).rpartition("/")[2]
         found = schema.get("$defs", {}).get(name, {})

@@ -20,7 +20,7 @@ Agent = TypeVar("Agent")
 
 
 def clone(agent: Agent) -> Agent:
-    """A new agent like one that there is.
+    """A copy of an agent, which shares the settings and values of the other.
 
     What is bound to the agent, tools and functions among its settings, is bound to the new one; other attributes are
     shared. `__init__` is not called.
@@ -32,7 +32,7 @@ def clone(agent: Agent) -> Agent:
 
 
 def deep_clone(agent: Agent, memo: dict[int, Any]) -> Agent:
-    """A new agent like one that there is, with deep copies of its attributes; clients and other settings are shared.
+    """A copy of an agent with deep copies of its attributes; clients and other settings are shared.
 
     Raises:
         TypeError: An attribute cannot be copied so.
@@ -51,7 +51,7 @@ def deep_clone(agent: Agent, memo: dict[int, Any]) -> Agent:
 
 
 def no_pickle(agent: object) -> TypeError:
-    """What to raise where somebody would pickle an agent."""
+    """The error for pickling an agent."""
     return TypeError(
         f"{type_name(agent)} cannot be pickled: agents hold functions, and clients with their keys. Make the agent"
         " where it is needed: give a function that makes it, and what that takes"
@@ -73,7 +73,7 @@ def _state(agent: object) -> dict[str, Any]:
 
 
 def _rebound(old: object, new: object, value: Any) -> Any:
-    """A function that is bound to an agent, or asks it, for another one; what is neither as it is."""
+    """A function that is bound to an agent, or asks it, for another agent; any other function as it is."""
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, new) if value.__self__ is old else value
     kind = kind_of(value)

@@ -38,7 +38,7 @@ _MEANT = {
 
 
 def constructor(init: Init) -> Init:
-    """Make a constructor of agents say what is wrong with its arguments, and take from the class what it is not given.
+    """Make a constructor of agents name what is wrong with its arguments, and use the defaults of the class.
 
     Args:
         init: It; all it takes are settings of agents, and `toolkit`.
@@ -93,7 +93,7 @@ def known_setting(name: str, kind: type[Any]) -> str:
 
 
 def take_settings(kind: type[Any]) -> None:
-    """Take what a new class of agents gives in its body for the settings it names.
+    """Take the settings that a new class of agents has in its body.
 
     Raises:
         InvalidArguments: A method or property of it has the name of a setting.
@@ -116,7 +116,7 @@ def take_settings(kind: type[Any]) -> None:
 
 
 def check_settings(kind: type[Any]) -> None:
-    """Refuse a class of agents of which a setting is hidden by what somebody has given the class later.
+    """Refuse a class of agents with a setting hidden by a later attribute of the class.
 
     Raises:
         InvalidArguments: One is; says what to do instead.
@@ -138,7 +138,7 @@ def check_settings(kind: type[Any]) -> None:
 
 
 def answers_of(form: object) -> Any:
-    """The output type that `BaseAgent[Order]` says; None for other types, and where it is not said."""
+    """The output type in `BaseAgent[Order]`; None for other types, and without one."""
     arguments = get_args(form)
     if getattr(get_origin(form), "__parameters__", ()) != (Content_co,) or len(arguments) != 1:
         return None
@@ -154,6 +154,6 @@ def _is_setting(value: object) -> bool:
 
 
 def _said_by(kind: type[Any], names: Iterable[str]) -> dict[str, Any]:
-    """What a class gives in its body, or one above it."""
+    """The value that a class has in its body, or one above it."""
     found = ((name, getattr(kind, name)) for name in names if name not in FIXED)
     return {name: value for name, value in found if not isinstance(value, Setting)}

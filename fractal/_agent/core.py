@@ -35,7 +35,7 @@ CORE = "_AgentDefinition__core"
 
 
 class AnyAgent(Protocol):
-    """An agent, as far as the modules that its class is made of know it."""
+    """An agent, as far as the modules that its class is made of need it."""
 
     name: Any  # a setting: text where it is read
 
@@ -73,7 +73,7 @@ class AgentCore:
         self._warn_of_prompt()
 
     def copied(self, rebound: Callable[[Any], Any]) -> AgentCore:
-        """The same settings and tools for another agent.
+        """A copy of the settings and tools, for another agent.
 
         Args:
             rebound: Makes of a function that is bound to this agent one that is bound to the other.
@@ -93,7 +93,7 @@ class AgentCore:
         return self._values[name]
 
     def assign(self, name: str, value: object) -> None:
-        """Check a setting, and have it hold from the next run on.
+        """Check a value and set it, for runs that begin from now on.
 
         Raises:
             InvalidArguments: It cannot be what was meant.
@@ -103,11 +103,11 @@ class AgentCore:
             self._warn_of_prompt()
 
     def add_validator(self, validator: Hook) -> None:
-        """Have one more function look at answers, from the next run on."""
+        """Add a validator of answers, for runs that begin from now on."""
         self._change(lambda values: {"validators": (*values["validators"], validator)})
 
     def add_hook(self, name: str, hook: Around | Guard) -> None:
-        """Have one more hook around tool calls or requests, or one more guard, from the next run on.
+        """Add a hook around tool calls or requests, or a guard, for runs that begin from now on.
 
         Args:
             name: The setting that holds it.
@@ -116,7 +116,7 @@ class AgentCore:
         self._change(lambda values: checked(name, (*values[name], hook)))
 
     def add_context(self, values: Mapping[str, object]) -> None:
-        """Set values for the placeholders of the system prompt, from the next run on."""
+        """Set values for placeholders of the system prompt, for runs that begin from now on."""
         held = self._values["system_context"]
         is_new = bool(values.keys() - held.keys())
         held.update(values)  # in place: whoever has read `system_context` holds this very dictionary
@@ -124,7 +124,7 @@ class AgentCore:
             self._warn_of_prompt()
 
     def facts(self) -> dict[str, Any]:
-        """What a run takes from the agent: fields of its `RunSettings`, made when they were last changed."""
+        """The fields of `RunSettings` that come from the agent, made anew after each change."""
         values, (made_of, facts) = self._values, self._made
         if made_of is not values:
             facts = self._made_of(values)
@@ -132,7 +132,7 @@ class AgentCore:
         return facts
 
     def tracing(self) -> TracingKit | None:
-        """What keeps what runs do; None if they are not traced."""
+        """The object that keeps the agent's traces; None if runs are not traced."""
         return self._tracing_of(self._values)
 
     def _tracing_of(self, values: Mapping[str, Any]) -> TracingKit | None:
@@ -194,7 +194,7 @@ class AgentCore:
 
 
 def _key_of(client: object) -> str | None:
-    """The key of a client, as far as it shows one."""
+    """The key of a client, if the client shows one."""
     try:
         key = getattr(client, "api_key", None)
     except Exception:  # of a user's class, whose attributes raise
@@ -207,7 +207,7 @@ def _prompt_of(values: Mapping[str, Any]) -> Prompt:
 
 
 def core_of(agent: object) -> AgentCore:
-    """What an agent holds.
+    """The core of an agent.
 
     Raises:
         InvalidArguments: It is no agent, or has not been made whole.

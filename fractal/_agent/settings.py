@@ -41,19 +41,19 @@ _UNSET: Any = object()
 
 
 class Holder(Protocol):
-    """What holds the settings of an agent."""
+    """An object that holds the settings of an agent."""
 
     def read(self, name: str) -> Any:
-        """The value of one."""
+        """The value of a setting."""
         ...
 
     def assign(self, name: str, value: object) -> None:
-        """Check a value, and have it hold from the next run on."""
+        """Check a value and set it, for runs that begin from now on."""
         ...
 
 
 class Setting(Generic[Given, Held]):
-    """One setting of an agent, as an attribute: read it, or assign it for the runs that begin from then on.
+    """One setting of an agent as an attribute; an assigned value holds for runs that begin from then on.
 
     Args:
         of: Finds what holds the settings of an agent.
@@ -75,13 +75,13 @@ class Setting(Generic[Given, Held]):
     def __get__(self, agent: object, kind: type[Any]) -> Held: ...
 
     def __get__(self, agent: object, kind: type[Any]) -> Any:
-        """The value; of the class, what a subclass has said in its body."""
+        """The value; read from the class, the default of a subclass."""
         if agent is None:
             return self if self.default is _UNSET else self.default
         return self._of(agent).read(self.name)
 
     def __set__(self, agent: object, value: Given) -> None:
-        """Have a value hold from the next run on.
+        """Set a value, for runs that begin from now on.
 
         Raises:
             InvalidArguments: It cannot be what was meant.
@@ -89,7 +89,7 @@ class Setting(Generic[Given, Held]):
         self._of(agent).assign(self.name, value)
 
     def with_default(self, default: object) -> Setting[Given, Held]:
-        """The setting for a subclass that gives it a value in its body."""
+        """The setting for a subclass that has a value for it in its body."""
         made = copy.copy(self)
         made.default = default
         return made
@@ -149,7 +149,7 @@ def _output_type(value: Any) -> Any:
 
 
 def checked_limits(limits: Any) -> Limits:
-    """The limits that are given, or those that limit nothing.
+    """The limits that are given, checked, or limits without a bound.
 
     Raises:
         InvalidArguments: They are no `Limits`.
@@ -162,7 +162,7 @@ def checked_limits(limits: Any) -> Limits:
 
 
 def checked_timeout(timeout: Any) -> float | None:
-    """The seconds that are given.
+    """The timeout that is given, checked, in seconds.
 
     Raises:
         InvalidArguments: It is no number from 0 up, nor None.
@@ -174,7 +174,7 @@ def checked_timeout(timeout: Any) -> float | None:
 
 
 def checked_retries(retries: Any) -> int:
-    """The number of further tries that is given.
+    """The number of retries that is given, checked.
 
     Raises:
         InvalidArguments: It is no whole number from 0 up.
@@ -186,7 +186,7 @@ def checked_retries(retries: Any) -> int:
 
 
 def checked_mode(mode: Any) -> OutputMode:
-    """The way of asking for answers that is given.
+    """The output mode that is given, checked.
 
     Raises:
         InvalidArguments: There is no such way.
@@ -199,7 +199,7 @@ def checked_mode(mode: Any) -> OutputMode:
 
 
 def checked_budget(budget: Any) -> SharedBudget | None:
-    """The budget that is given.
+    """The budget that is given, checked.
 
     Raises:
         InvalidArguments: It is no `SharedBudget`, nor None.
@@ -246,7 +246,7 @@ FIXED: Mapping[str, Callable[[Any], Any]] = {"prices": _prices, "budget": checke
 
 
 def checked(name: str, value: object) -> dict[str, Any]:
-    """What an agent holds for a setting.
+    """The value that an agent holds for a setting.
 
     Raises:
         InvalidArguments: It cannot be what was meant.

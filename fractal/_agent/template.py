@@ -16,7 +16,7 @@ _SPECIFICATION = re.compile(r"(?:.?[<>=^])?[-+ ]?z?#?0?\d*[,_]?(?:\.\d+)?[bcdeEf
 
 
 def warn_of_format(template: object, names: Collection[str]) -> None:
-    """Warn where the template is given if it has what only `str.format` reads, which would reach the model as it is.
+    """Warn of a template with fields that only `str.format` fills, which would reach the model unfilled.
 
     Args:
         template: A system prompt; only of text is there something to say.

@@ -22,7 +22,7 @@ __all__ = ["AroundSetting", "GuardSetting", "ToolkitSetting", "checked_tools"]
 
 
 class AgentTools(AgentToolkit):
-    """The tools of one agent: what is added here is added to the agent.
+    """The tools of one agent; a tool added here is added to the agent.
 
     Args:
         agent: The agent.
@@ -32,7 +32,7 @@ class AgentTools(AgentToolkit):
         self.__agent, self.__kit = agent, core_of(agent).toolkit
 
     def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> Any:
-        """Call one tool: the agent's own `execute_tool`, to be awaited if that is."""
+        """Call one tool by the agent's own `execute_tool`, which may have to be awaited."""
         agent: Any = self.__agent  # awaiting or blocking
         return agent.execute_tool(tool_name, **arguments)
 
@@ -42,7 +42,7 @@ class AgentTools(AgentToolkit):
         return self
 
     def remove_tool(self, name: str) -> Tool:
-        """Take a tool out; as the agent's own `remove_tool`."""
+        """Remove a tool; as the agent's own `remove_tool`."""
         return self.__kit.remove_tool(name)
 
     def schemas(self) -> ToolSchemas:
@@ -57,7 +57,7 @@ class AgentTools(AgentToolkit):
 
 
 class ToolkitSetting(Setting["AgentToolkit | None", AgentTools]):
-    """The setting `toolkit` of an agent, which is given once: tools are added to it."""
+    """The setting `toolkit` of an agent, which is given once; later tools are added to the toolkit."""
 
     @overload
     def __get__(self, agent: None, kind: type[Any]) -> ToolkitSetting: ...
@@ -70,7 +70,7 @@ class ToolkitSetting(Setting["AgentToolkit | None", AgentTools]):
         return super().__get__(None, kind) if agent is None else AgentTools(agent)
 
     def __set__(self, agent: object, value: AgentToolkit | None) -> Never:
-        """Refuse it.
+        """Refuse an assignment.
 
         Raises:
             InvalidArguments: Always.
@@ -81,7 +81,7 @@ class ToolkitSetting(Setting["AgentToolkit | None", AgentTools]):
 
 
 class AroundSetting(Setting[AroundHook | Sequence[AroundHook | Around] | None, Hooks]):
-    """A setting that holds hooks: read, it is a decorator as well, which adds one."""
+    """A setting that holds hooks; its value is also a decorator, which adds a hook."""
 
     @overload
     def __get__(self, agent: None, kind: type[Any]) -> AroundSetting: ...
@@ -97,12 +97,12 @@ class AroundSetting(Setting[AroundHook | Sequence[AroundHook | Around] | None, H
         return Hooks.of(core.read(self.name), partial(core.add_hook, self.name))
 
     def __call__(self, *given: Any, **options: Any) -> Never:
-        """Refuse to be the decorator of a method."""
+        """Refuse to decorate a method."""
         raise _no_decorator(self.name)
 
 
 class GuardSetting(Setting[Guard | Sequence[Guard] | None, Guards]):
-    """The setting that holds guards: read, it is a decorator as well, which adds one."""
+    """The setting that holds guards; its value is also a decorator, which adds a guard."""
 
     @overload
     def __get__(self, agent: None, kind: type[Any]) -> GuardSetting: ...
@@ -118,7 +118,7 @@ class GuardSetting(Setting[Guard | Sequence[Guard] | None, Guards]):
         return Guards.of(core.read(self.name), partial(core.add_hook, self.name))
 
     def __call__(self, *given: Any, **options: Any) -> Never:
-        """Refuse to be the decorator of a method."""
+        """Refuse to decorate a method."""
         raise _no_decorator(self.name)
 
 
@@ -130,7 +130,7 @@ def _no_decorator(name: str) -> InvalidArguments:
 
 
 def checked_tools(toolkit: Any) -> Iterable[Callable[..., Any] | Tool]:
-    """The tools that an agent is given to start with: those of a toolkit, or a list of functions.
+    """The tools that an agent is made with, checked: a toolkit's, or a list of functions.
 
     Raises:
         InvalidArguments: It is neither.

@@ -55,7 +55,7 @@ __all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "relea
 
 
 async def ask(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
-    """Have an agent answer one input, by its own `run` if it has one; what everybody calls but that verb.
+    """Have an agent answer one input, by its own `run` if it overrides that; every other verb calls this.
 
     Args:
         agent: The agent.
@@ -77,7 +77,7 @@ async def ask(agent: object, user_input: object, **options: Unpack[RunOptions]) 
 
 @contextmanager
 def _held_back(agent: object) -> Generator[Callable[[AgentResult], AgentResult]]:
-    """Keep what the model writes in runs that an agent's own `run` begins from who streams the run above it.
+    """Hide the texts of runs that an agent's own `run` begins from streams of the run above.
 
     What is given lets out a result that `run` has returned. A stream of the agent itself sees to that.
     """
@@ -114,7 +114,7 @@ def _hold_back(run: Run) -> list[HeldBack]:
 
 
 async def result_of(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
-    """Have an agent answer one input of several by its own `run`: what that raises is a failure like the model's."""
+    """Have an agent answer one of several inputs by its own `run`, whose exceptions count as failures of the model."""
     try:
         return await ask(agent, user_input, **options)
     except UserError:
@@ -146,7 +146,7 @@ def _failure(agent: object, error: RunError) -> AgentResult:
 
 
 async def answer(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
-    """Answer one input in the calling task: the verb `run` as it is ours.
+    """Answer one input in the calling task; our own form of the verb `run`.
 
     Args:
         agent: The agent.
@@ -165,7 +165,7 @@ async def answer(agent: object, user_input: object, **options: Unpack[RunOptions
 
 
 def begin(agent: object, user_input: object, **options: Unpack[RunOptions]) -> Run:
-    """Make the run that `drive` takes to its end; call it inside the event loop.
+    """Make the run that `drive` takes to its end; called inside the event loop.
 
     Raises:
         InvalidArguments: An option cannot be what was meant.
@@ -180,14 +180,14 @@ def begin(agent: object, user_input: object, **options: Unpack[RunOptions]) -> R
 
 
 def check(agent: object, **options: Unpack[RunOptions]) -> None:
-    """Raise what `begin` would raise because of the options, before there is an input."""
+    """Raise the errors of wrong options that `begin` would raise, before there is an input."""
     if override_of(agent, "run") is not None:
         options = _known(options)
     _checked(agent, options)
 
 
 def _known(options: RunOptions) -> RunOptions:
-    """Those of the options that are a run's: the agent's own `run` may take others."""
+    """The options of a run among those given; the agent's own `run` may take others."""
     return cast("RunOptions", {name: value for name, value in options.items() if name in RUN_OPTIONS})
 
 
@@ -238,7 +238,7 @@ def open_stream(
 
 
 async def use_tool(agent: object, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
-    """Call one tool by the agent's own `execute_tool` if it has one; what everybody calls but that verb."""
+    """Call one tool, by the agent's own `execute_tool` if it overrides that; every other verb calls this."""
     override = override_of(agent, "execute_tool")
     if override is None:
         return await call_tool(agent, tool_name, arguments)
@@ -248,7 +248,7 @@ async def use_tool(agent: object, tool_name: str, arguments: Mapping[str, Any]) 
 
 
 async def call_tool(agent: object, tool_name: str, arguments: Mapping[str, Any]) -> ToolResult:
-    """Call one tool as the model would: the verb `execute_tool` as it is ours."""
+    """Call one tool as the model would; our own form of the verb `execute_tool`."""
     if not isinstance(tool_name, str) or not tool_name:
         raise InvalidArguments('execute_tool takes the name of the tool first, by position: execute_tool("size", …)')
     tools, through = core_of(agent).toolkit.tools, _asked_about(agent, tool_name)
@@ -266,7 +266,7 @@ async def call_tool(agent: object, tool_name: str, arguments: Mapping[str, Any])
 
 
 def _asked_about(agent: object, tool_name: str) -> Call | None:
-    """The call of a tool that the agent's own `execute_tool` is asked about here, and has still to answer."""
+    """The open tool call that the agent's own `execute_tool` is working on in this context."""
     call = current_through.get()
     if call is None or call.run.agent is not agent or call.bound.name != tool_name or call.result is not None:
         return None
