@@ -16,7 +16,7 @@ __all__ = ["Block"]
 
 
 class Block:
-    """What blocking streams and batches share: an awaited block, entered and left from a thread.
+    """An async block entered and left from a thread; the base of blocking streams and batches.
 
     Args:
         awaited: The block.

@@ -151,7 +151,7 @@ class Entered(Generic[T]):
 
 
 class _Hold(Generic[T]):
-    """A context manager that is entered and left in one task, as cancel scopes and task groups demand."""
+    """A task that enters and leaves a context manager, since cancel scopes demand one task for both."""
 
     def __init__(self, manager: AbstractAsyncContextManager[T, bool | None]) -> None:
         self._manager = manager
@@ -162,11 +162,11 @@ class _Hold(Generic[T]):
 
     @property
     def is_in(self) -> bool:
-        """Whether it has been entered."""
+        """Whether the context manager has been entered."""
         return bool(self.value)
 
     async def run(self) -> bool:
-        """Enter it, and leave it when that is asked for; returns whether what ended the block goes no further.
+        """Enter the context manager and leave it on request; returns whether it suppresses the block's exception.
 
         When this is cancelled, the context manager is left with that, and has `GRACE` for it.
         """
@@ -179,11 +179,11 @@ class _Hold(Generic[T]):
         return self._goes_no_further
 
     async def entered(self) -> None:
-        """Wait until it is entered, or cannot be."""
+        """Wait until the context manager has been entered, or has failed to be."""
         await self._events()[0].wait()
 
     async def leave(self, reason: _Reason) -> None:
-        """Leave it, and wait for that.
+        """Leave the context manager, and wait for its end.
 
         Args:
             reason: What ended the block, as for `__aexit__`.

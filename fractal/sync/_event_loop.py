@@ -72,7 +72,7 @@ class EventLoop:
     # ---- from any thread
 
     def start(self) -> None:
-        """Start it, and wait until it is there.
+        """Start the event loop, and wait until it runs.
 
         Raises:
             FractalError: It cannot be started.
@@ -91,20 +91,20 @@ class EventLoop:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, or is in another process."""
+        """Whether the event loop has ended, or is in another process."""
         return self._over.is_open
 
     @property
     def takes_calls(self) -> bool:
-        """Whether a call that comes now would be begun."""
+        """Whether a call that comes now would be started."""
         return self._group is not None and not self._is_ending and not self._over.is_open
 
     def is_this_thread(self) -> bool:
-        """Whether the caller is in the loop's own thread."""
+        """Whether the caller is in the thread of the event loop."""
         return self._thread is threading.current_thread() and self._parent is None
 
     def running(self) -> Self:
-        """Itself, for a call that is to run nowhere else.
+        """The event loop itself, for a call that must run in no other.
 
         Raises:
             OtherProcess: It runs in the parent of this process.
@@ -121,16 +121,16 @@ class EventLoop:
         self._order(self._begin, call)
 
     def cancel(self, call: PortalCall[Any]) -> None:
-        """Cancel a call, begun or not; returns at once, and does nothing if it has ended."""
+        """Cancel a call, started or not; returns at once, and does nothing if it has ended."""
         self._order(self._cancel, call)
 
     def ask_to_end(self) -> None:
-        """Cancel all that runs, and end; returns at once."""
+        """Cancel all calls, and end; returns at once."""
         self._is_ending = True
         self._soon(self._stop)
 
     def end(self, until: float | None = None) -> None:
-        """Cancel all that runs, wait for it, and end the thread. What does not end in time is named in the log.
+        """Cancel all calls, wait for them, and end the thread; those that do not end in time are named in the log.
 
         Tools that are to be waited for (`on_cancel="wait"`) are, as long as it takes.
 
@@ -231,7 +231,7 @@ class EventLoop:
         return ", ".join(found) or "something that cannot be named"
 
     def forget_parent(self) -> None:
-        """Be of the past: this process is a fork of the one in which it runs."""
+        """Mark the event loop as past: this process is a fork of the one in which it runs."""
         if self.is_over:
             return
         if self.is_this_thread():
@@ -261,7 +261,7 @@ class EventLoop:
         self._ready.open()
 
     def _make_loop(self) -> Any:
-        """An event loop of asyncio's that only ends when it is to: not by what a task raises, nor by its own `stop`."""
+        """An event loop of asyncio's that only ends on request: not by a task's exception, nor by its own `stop`."""
         loop = import_module("uvloop" if self._use_uvloop else "asyncio").new_event_loop()
         loop.run_forever = partial(self._run_on, loop.run_forever)
         return loop
@@ -330,7 +330,7 @@ class EventLoop:
 
 
 class Runner(Protocol):
-    """Something that says in which event loop a call is to run."""
+    """An object that chooses the event loop for a call."""
 
     def running(self) -> EventLoop:
         """The event loop, started if need be.
@@ -357,7 +357,7 @@ class PortalCall(LoopCall[T]):
         self._errand: Errand | None = None  # of the run that the caller's thread works for
 
     def start(self) -> Self:
-        """Have it run; returns at once.
+        """Start the call; returns at once.
 
         Raises:
             FractalError: There is no event loop.
@@ -370,14 +370,14 @@ class PortalCall(LoopCall[T]):
         return self
 
     def start_anew(self) -> None:
-        """Have it run in the portal's next event loop."""
+        """Start the call in the portal's next event loop."""
         try:
             self.start()
         except FractalError as error:
             self.drop(error)
 
     def cancel_from_thread(self) -> None:
-        """Have it cancelled, started or not; returns at once, and does nothing if it has ended."""
+        """Cancel the call, started or not; returns at once, and does nothing if it has ended."""
         if self._loop is None:
             self.drop(RunCancelled())
         elif not self.has_ended:
@@ -389,7 +389,7 @@ class PortalCall(LoopCall[T]):
             self._errand.over()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait, in another thread than the loop's, until it has ended, cleanup included.
+        """Wait, in another thread than the event loop's, for the end of the call, cleanup included.
 
         Raises:
             SyncInAsyncError: The caller is in the event loop that would have to end it.
@@ -399,7 +399,7 @@ class PortalCall(LoopCall[T]):
         return super().wait(timeout)
 
     def result_or_cancel(self) -> T:
-        """Start it and wait for it, as a caller who lets nothing run on: an interrupted wait cancels it first.
+        """Start the call and wait for it; an interrupted wait cancels the call, and waits for that.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, after the cleanup; a second one does not wait for it.

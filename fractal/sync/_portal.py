@@ -32,7 +32,7 @@ _portals: WeakSet[Portal] = WeakSet()
 
 
 class Portal:
-    """An event loop in a thread of its own, started when it is first needed, and anew when it has ended.
+    """An event loop in a thread of its own, started on demand, and again after it has ended.
 
     It ends when it is closed, or nobody has the portal any more.
 
@@ -52,7 +52,7 @@ class Portal:
         _portals.add(self)
 
     def start(self) -> None:
-        """Start the event loop, if it does not run yet in this process.
+        """Start the event loop, unless it runs in this process already.
 
         Raises:
             FractalError: It cannot be started.
@@ -97,12 +97,12 @@ class Portal:
 
     @property
     def is_running(self) -> bool:
-        """Whether its event loop is there."""
+        """Whether the event loop runs."""
         return self._loop is not None and not self._loop.is_over
 
     @property
     def is_left(self) -> bool:
-        """Whether its block has been left, so that it does not start any more."""
+        """Whether the portal's block has been left, so that it starts no more."""
         return self._is_left
 
     def is_this_thread(self) -> bool:
@@ -110,7 +110,7 @@ class Portal:
         return self._loop is not None and self._loop.is_this_thread()
 
     def close(self) -> None:
-        """Cancel what still runs, wait for it, and end the thread. Does nothing if it does not run.
+        """Cancel the calls that still run, wait for them, and end the thread; does nothing without one.
 
         What does not end within 10 s is named in the log and left to itself; but a tool with `on_cancel="wait"` is
         waited for, as long as it takes. In the portal's own event loop, and in the garbage collector, nothing is waited
@@ -123,7 +123,7 @@ class Portal:
         self.leave(wait=False)  # nobody has it any more who could close it
 
     def leave(self, *, wait: bool = True) -> None:
-        """Close it, and have it start no more.
+        """Close the portal for good.
 
         Args:
             wait: Whether to wait for the end, as `close` does.
@@ -134,7 +134,7 @@ class Portal:
             loop.end() if wait else loop.ask_to_end()
 
     def forget_parent(self) -> None:
-        """Be as new: this process is a fork of the one in which the event loop runs."""
+        """Reset the portal: this process is a fork of the one in which its event loop runs."""
         self._starting = threading.RLock()
         self._loop = None
 
@@ -152,7 +152,7 @@ def _start_anew() -> None:
 
 
 class _Choice:
-    """A portal that a block has chosen, and the context in which it was entered."""
+    """The portal that a block has chosen, and the context in which the block was entered."""
 
     def __init__(self, portal: Portal) -> None:
         self.portal, self.outer = portal, _chosen.get()
@@ -161,11 +161,11 @@ class _Choice:
         self._token: Token[_Choice | None] | None = None
 
     def make(self) -> None:
-        """Have the context choose it."""
+        """Set the portal in the context."""
         self._token = _chosen.set(self)
 
     def undo(self) -> bool:
-        """Have the context choose again what it chose before; not possible in any other than the one of the block."""
+        """Restore the former portal; only possible in the context of the block."""
         if self._token is None:  # Ctrl-C has come in the moment in which it was chosen, or before
             _chosen.set(self.outer)
             return True
@@ -176,7 +176,7 @@ class _Choice:
 
 
 class _Block:
-    """What has to be done at the end of a portal's block, also where Ctrl-C ends it in the moment of leaving."""
+    """The end of a portal's block, which must happen even if Ctrl-C comes while the block is left."""
 
     _is_left = True
 
@@ -185,7 +185,7 @@ class _Block:
         self._is_left = False
 
     def leave(self) -> None:
-        """Have the portal end, and wait for that."""
+        """End the portal, and wait for its end."""
         try:
             self._portal.leave()
         finally:
@@ -206,7 +206,7 @@ _chosen: ContextVar[_Choice | None] = ContextVar("fractal_portal", default=None)
 
 @contextmanager
 def portal(backend: Backend = "asyncio", *, use_uvloop: bool = False) -> Generator[Portal]:
-    """Use an event loop of its own for the blocking calls of a block, in place of the shared one.
+    """A block whose blocking calls use an event loop of their own, in place of the shared one.
 
     Threads that the block starts use the shared one, unless they are given the context (`contextvars.copy_context`).
 
@@ -283,7 +283,7 @@ def call_blocking(function: Callable[[], Awaitable[T]]) -> T:
 
 
 class Caller:
-    """Calls async functions for a blocking caller, always in the same event loop.
+    """A caller of async functions from blocking code, always in the same event loop.
 
     Args:
         thread_call: The tool call whose worker thread the caller is in, or None.
@@ -295,7 +295,7 @@ class Caller:
 
     @classmethod
     def here(cls) -> Self:
-        """The one for where the caller is now.
+        """The caller for the current thread.
 
         Raises:
             FractalError: There is no event loop.
@@ -312,14 +312,14 @@ class Caller:
         return PortalCall(function, self._loop).result_or_cancel()
 
     def call(self, function: Callable[[], Awaitable[T]]) -> JoinedCall[T] | PortalCall[T]:
-        """An async function that can be started and is not waited for."""
+        """A call that can be started and is not waited for."""
         if self._thread_call is not None:
             return self._thread_call.call(function)
         assert self._loop is not None
         return PortalCall(function, self._loop)
 
     def end(self, function: Callable[[], Awaitable[object]]) -> None:
-        """Call an async function that ends something, unless the event loop has ended, and has ended it.
+        """Call an async function that ends something, unless the end of the event loop has ended that already.
 
         Where the caller must not wait, in the garbage collector say, this returns at once.
         """
@@ -341,7 +341,7 @@ class Caller:
 
     @property
     def must_not_wait(self) -> bool:
-        """Whether the caller is in the event loop, or in the garbage collector, and would stop others by waiting."""
+        """Whether the caller is in the event loop, or in the garbage collector, and would block others by waiting."""
         return is_collecting() or (self._loop is not None and self._loop.is_this_thread())
 
     def _require_own_thread(self) -> None:

@@ -114,19 +114,19 @@ def execute_tool(agent: AgentDefinition[Any], tool_name: str = "", /, **argument
 
 
 def _blocking_override(agent: AgentDefinition[Any], name: str) -> Callable[..., Any] | None:
-    """What a blocking agent has in the place of a verb: called in the thread of whoever calls it, as that would be."""
+    """A blocking agent's override of a verb, called in the caller's thread, as a direct call would be."""
     return override_of(agent, name) if core_of(agent).blocks else None
 
 
 class _Started:
-    """A run, once there is an event loop for it."""
+    """A run that is made once there is an event loop for it."""
 
     def __init__(self, agent: AgentDefinition[Any], user_input: object, options: RunOptions) -> None:
         self._agent, self._input, self._options = agent, user_input, options
         self.run: Run | None = None
 
     async def go(self) -> AgentResult[Any]:
-        """Make it, and take it to its end."""
+        """Make the run, and take it to its end."""
         adopting.set(Adoption(self._agent, current_run.get(), self._take))
         return await verbs.ask(self._agent, self._input, **self._options)
 
@@ -151,7 +151,7 @@ class Handle(Generic[Content_co]):
         self._call.start()
 
     def give_out(self) -> Self:
-        """Be the starter's from now on: if they drop it, the run goes on."""
+        """Hand the run over to its starter: if the handle is dropped from now on, the run goes on."""
         self._is_given_out = True
         return self
 
@@ -434,7 +434,7 @@ class BaseAgent(AgentDefinition[Content_co]):
 
 @asynccontextmanager
 async def _opened(agent: Agent) -> AsyncGenerator[Agent]:
-    """An agent as its class opens and closes it; its connections are closed in any case."""
+    """An agent, opened and closed as its class does; its connections are closed in any case."""
     try:
         async with agent as opened:
             yield opened

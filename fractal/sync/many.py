@@ -174,7 +174,7 @@ class BatchStream(Block, Generic[Content_co]):
 
     @property
     def progress(self) -> Progress:
-        """How far the batch is; runs whose result waits to be read have ended."""
+        """The progress of the batch; runs whose result waits to be read count as ended."""
         return self._batch.progress
 
     def __next__(self) -> BatchItem[Content_co]:
