@@ -28,7 +28,7 @@ Validator = Callable[[Any, Any, Callable[[str], object]], Awaitable[Any]]
 
 
 class Offer(NamedTuple):
-    """What a request offers: tools that the model may call, and what it is told of them."""
+    """The tools that a request offers, and their schemas."""
 
     tools: Mapping[str, Tool]
     schemas: ToolSchemas
@@ -36,7 +36,7 @@ class Offer(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerSettings:
-    """What an agent, or one run of it, wants for an answer.
+    """The settings of an agent, or of one run, for the answer.
 
     Attributes:
         type: What answers are; None for text.
@@ -52,7 +52,7 @@ class AnswerSettings:
 
 
 class Answer:
-    """The answer that one run is to give.
+    """The answer of one run: how it is asked for, read, and checked.
 
     Args:
         settings: What it shall be.
@@ -97,16 +97,16 @@ class Answer:
         return self.type.request_fields(self._plan.way)
 
     def system(self, prompt: str | None) -> str | None:
-        """The system prompt, with what has to be said about the form of the answer."""
+        """The system prompt, with the instruction about the form of the answer."""
         words = self.type.instruction(self._plan.way, self.tool_name) if self.type and self._plan else None
         return "\n\n".join(filter(None, (prompt, words))) or None
 
     def closing_tools(self) -> ToolSchemas | None:
-        """What is on offer when only an answer is wanted."""
+        """The tools of the closing request."""
         return self._schema_of_tool() if self._is_tool_way() else None
 
     def refused(self, error: StatusError) -> bool:
-        """Whether the endpoint refuses the way it was asked in, and there is another, which is now the one."""
+        """Whether the endpoint refuses the way that was used, and another one was chosen."""
         if self._plan is None:
             return False
         if self._is_forced and error.is_refusal and (not error.names or "tool_choice" in error.names):
@@ -118,11 +118,11 @@ class Answer:
         return True
 
     def failure(self, error: StatusError) -> StatusError:
-        """What to raise when there is no other way."""
+        """The error to raise when there is no other way."""
         return self._plan.failure(error) if self._plan is not None else error
 
     def accepted(self) -> None:
-        """The endpoint has taken the way."""
+        """Note that the endpoint has taken the way."""
         if self._plan is not None:
             self._plan.accepted()
         self._is_forced = False
@@ -137,7 +137,7 @@ class Answer:
         return await self.approved(self.type.parse_text(text) if self.type is not None else text)
 
     async def approved(self, answer: Any) -> Any:
-        """The answer, after everybody has had a say in it.
+        """The answer, after all validators.
 
         Raises:
             AnswerRejected: A validator does not want it.
@@ -148,7 +148,7 @@ class Answer:
         return answer
 
     def reject(self, fault: str, text: str) -> str:
-        """Note that an answer was not accepted.
+        """Note a rejected answer.
 
         Returns:
             What the model is told.
@@ -185,7 +185,7 @@ class Answer:
 
 
 class _Written(dict[str, Any]):
-    """The arguments as the model wrote them, for whoever is shown the call, and the answer that they make."""
+    """Raw arguments, which events show, with the answer parsed from them."""
 
     answer: Any = None
 
@@ -201,7 +201,7 @@ class _AnswerParameters(Parameters):
         self.context_names = set[str]()
 
     def check(self, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments, with the answer that they make."""
+        """The raw arguments, with the answer parsed from them."""
         text = arguments if isinstance(arguments, str) else encode(dict(arguments)).decode()
         try:
             answer = self._kind.parse_arguments(text)
@@ -213,5 +213,5 @@ class _AnswerParameters(Parameters):
         return written
 
     def bind(self, arguments: Mapping[str, Any], context: object) -> tuple[list[Any], dict[str, Any]]:
-        """The answer, as it is passed."""
+        """The answer as the argument of the call."""
         return [cast("_Written", arguments).answer], {}

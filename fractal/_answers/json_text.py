@@ -31,7 +31,7 @@ NOT_JSON = "the answer is not valid JSON"
 
 
 class OutputFault(ValueError):
-    """An answer does not fit; the text is short and meant for the model."""
+    """The fault of an answer that does not fit; its text is short and meant for the model."""
 
 
 BLANK = " \t\r\n\ufeff"
@@ -45,7 +45,7 @@ OBJECT_OR_LIST = re.compile(r"\{(?=\s*[\"}])|\[(?=\s*(?:[\[\]{\"\d-]|(?:true|fal
 
 
 def bounded(text: str) -> str:
-    """The text of an answer, if it is none that takes too long to read.
+    """The text of an answer, unless reading it would take too long.
 
     Raises:
         OutputFault: It is longer than `LONGEST_ANSWER`.
@@ -77,7 +77,7 @@ _read_fast = functools.partial(from_json, allow_inf_nan=False)
 
 
 def unfenced(text: str) -> str:
-    """What is between the lines of a code fence, if the text is one."""
+    """The text inside a code fence; the text itself if it is not fenced."""
     opening, end = _OPENING.match(text), len(text) - len(_FENCE)
     if opening is None or not text.endswith(_FENCE) or end < opening.end():
         return text
@@ -85,13 +85,13 @@ def unfenced(text: str) -> str:
 
 
 def find_json(text: str, starts: re.Pattern[str], position: int = 0) -> int | None:
-    """Where a JSON value seems to begin, from a position on."""
+    """The position where a JSON value seems to begin, from another position on."""
     found = starts.search(text, position)
     return found.start() if found else None
 
 
 def end_of_json(text: str, start: int) -> int:
-    """Where a JSON value ends that begins at a position.
+    """The end of the JSON value that begins at a position.
 
     Raises:
         OutputFault: There is none.

@@ -66,7 +66,7 @@ WRAPPER = "result"
 
 
 class OutputType:
-    """A type that answers shall have: its JSON Schema, and how an answer becomes a value of it.
+    """The type of answers: its JSON Schema, and the way from an answer to a value.
 
     Endpoints want an object at the root. A type whose JSON is something else (a list, a number, a union) is asked for
     as `{"result": …}`, and taken out of that again.
@@ -115,7 +115,7 @@ class OutputType:
         self.strict_schema = strict_schema(schema)
 
     def request_fields(self, way: Way) -> dict[str, Any]:
-        """The fields that a way adds to a request."""
+        """The fields that a way of asking adds to a request."""
         if way != "native":
             return {}
         strict = self.strict_schema is not None
@@ -132,7 +132,7 @@ class OutputType:
         }
 
     def instruction(self, way: Way, tool_name: str = _TOOL_NAME) -> str | None:
-        """What the model is told beforehand about the form of its answer; None if the request says it."""
+        """The instruction to the model about the form of its answer; None if the request has it."""
         match way:
             case "native":
                 return None
@@ -145,7 +145,7 @@ class OutputType:
                 )
 
     def correction(self, fault: str, way: Way, tool_name: str = _TOOL_NAME) -> str:
-        """What the model is told of an answer that does not fit.
+        """The text for the model about an answer that does not fit.
 
         Args:
             fault: What is wrong with it.
@@ -163,7 +163,7 @@ class OutputType:
         return f"The answer was not accepted: {fault}. {again}"
 
     def parse_text(self, text: str) -> Any:
-        """The answer that a reply's text holds.
+        """The answer in a reply's text.
 
         The text may be in a code fence, and may have other text around one JSON value.
 
@@ -184,7 +184,7 @@ class OutputType:
         return self.check(json.dumps(text))
 
     def parse_arguments(self, text: str) -> Any:
-        """The answer that a call of the output tool holds.
+        """The answer in the arguments of the output tool.
 
         Returns:
             A value of the type.
@@ -195,7 +195,7 @@ class OutputType:
         return self.check(clean_text(bounded(text)).strip() or "{}")
 
     def check(self, text: str) -> Any:
-        """The value of one JSON text, which may come without the `{"result": …}` if it is no object.
+        """The value of one JSON text, in which `{"result": …}` may be missing around a value that is no object.
 
         Raises:
             OutputFault: It does not fit.
@@ -206,7 +206,7 @@ class OutputType:
         return self._checked(self.adapter, text, self._bare_schema)
 
     def start_of_json(self, text: str) -> int | None:
-        """Where the JSON begins in the text of an answer that is not complete; None if it has not begun."""
+        """The position where the JSON of an incomplete answer begins; None if it has not begun."""
         return find_json(text, self._starts)
 
     def _checked(self, adapter: TypeAdapter[Any], text: str, schema: Mapping[str, Any]) -> Any:
@@ -239,7 +239,7 @@ def _known(kind: Any, shown: str) -> OutputType:
 
 
 def output_for(kind: Any) -> OutputType | None:
-    """How to ask for answers of a type, built once for each.
+    """The output type for answers of a type, built once for each.
 
     Args:
         kind: A pydantic model, dataclass, TypedDict, NamedTuple, enum, `list[…]`, union, primitive: anything that has a
@@ -282,7 +282,7 @@ def _refuse(kind: Any, why: str) -> NoReturn:
 
 
 def _without_root_reference(schema: dict[str, Any]) -> dict[str, Any]:
-    """A type that contains itself is a reference at the root; endpoints want to see an object there."""
+    """A schema without a reference at its root, which a recursive type has and endpoints refuse."""
     reference = schema.get("$ref")
     if reference is None:
         return schema
@@ -296,7 +296,7 @@ def _wrapped(kind: Any) -> Any:
 
 
 def _takes(schema: object, word: str, root: Mapping[str, Any]) -> bool:
-    """Whether a schema lets JSON of a type through, as far as can be told without a value."""
+    """Whether a schema allows JSON of a type, as far as can be told without a value."""
     if not is_mapping(schema):
         return schema is True
     reference = schema.get("$ref")
@@ -312,7 +312,7 @@ def _takes(schema: object, word: str, root: Mapping[str, Any]) -> bool:
 
 
 def _name_of(kind: Any) -> str:
-    """A name as endpoints take them: what the type is called in its module, in 1 to 64 letters, digits, _ and -."""
+    """The name of a type, as endpoints take names: 1 to 64 letters, digits, _ and -."""
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     shown = kind.__name__ if isinstance(kind, type) else re.sub(r"[\w.<>]+\.(?=\w)", "", repr(kind))
@@ -323,7 +323,7 @@ def _name_of(kind: Any) -> str:
 
 
 class OutputMemory:
-    """What an endpoint has been seen to take and to refuse, for each model; shared by the runs of an agent."""
+    """The ways an endpoint has taken and refused, for each model; shared by the runs of an agent."""
 
     __slots__ = ("_lock", "_refused", "_taken")
 
@@ -356,7 +356,7 @@ class OutputMemory:
 
 
 class OutputPlan:
-    """In which way a run asks for its answer, and what comes next when the endpoint refuses that.
+    """The way in which a run asks for its answer, and the ways to try when the endpoint refuses that.
 
     The loop sends a request in the way of `way`. If it succeeds, `accepted()` is called; if it fails with a status,
     `refused(error)` says whether to send it again in the way that `way` then names. If not, `failure` is the error to
@@ -387,7 +387,7 @@ class OutputPlan:
         self.way: Way = self._left.pop(0)
 
     def refused(self, error: StatusError) -> bool:
-        """Whether the endpoint refuses the way, as far as the error tells, and there is another to try.
+        """Whether the endpoint refuses the way, as far as the error tells, and another can be tried.
 
         Only what is in fields counts, never words: a status that says the request is not what the endpoint takes, and
         no field named as the culprit but one that the way has added.
@@ -401,13 +401,13 @@ class OutputPlan:
         return True
 
     def accepted(self) -> None:
-        """The endpoint has answered: the way is right, and what was refused before was refused for what it is."""
+        """Note that the endpoint has taken the way, so that the earlier refusals were refusals of their ways."""
         if not self._accepted:
             self._accepted = True
             self._memory.note(self._model, self.way, self._errors)
 
     def failure(self, error: StatusError) -> StatusError:
-        """What to raise for an error after which nothing else was tried.
+        """The error to raise for one after which no other way was tried.
 
         If the endpoint refused every way, the fault is somewhere else, and its first answer is the one that was given
         to the request as it was meant.
@@ -431,7 +431,7 @@ _ADDED: dict[Way, set[str]] = {"native": {"response_format"}, "tool": {"tools", 
 
 
 def free_tool_name(taken: Container[str]) -> str:
-    """A name for the tool that takes the answer, which no other tool has."""
+    """A name for the output tool that no other tool has."""
     name, number = _TOOL_NAME, 1
     while name in taken:
         number += 1

@@ -40,7 +40,7 @@ _TYPE_NAMES: dict[Any, str] = {str: "string", bool: "boolean", int: "integer", f
 
 
 class _NotStrictError(Exception):
-    """The schema says something that the subset has no words for."""
+    """A schema cannot be expressed in the strict subset."""
 
 
 def strict_schema(schema: Mapping[str, Any]) -> Schema | None:
@@ -87,7 +87,7 @@ def _convert(schema: object) -> Schema:
 
 
 def _close(strict: Schema, schema: Mapping[str, Any]) -> None:
-    """Take the object's properties over, and no others."""
+    """Copy the properties of an object, and allow no others."""
     properties: Mapping[str, Any] | None = schema.get("properties")
     if schema.get("additionalProperties", properties is None) is not False:
         raise _NotStrictError  # it takes properties of any name
@@ -101,7 +101,7 @@ def _close(strict: Schema, schema: Mapping[str, Any]) -> None:
 
 
 def _or_null(strict: Schema) -> Schema:
-    """A property that may be left out: null says that it is."""
+    """An optional property, for which null stands for a missing value."""
     # A constant is what tells the members of a union apart; there is nothing to leave out.
     if "const" in strict or len(strict.get("enum", ())) == 1 or _takes_null(strict):
         return strict
@@ -115,7 +115,7 @@ def _takes_null(strict: Mapping[str, Any]) -> bool:
 
 
 def _as_any_of(schema: Mapping[str, Any]) -> Schema:
-    """The same with the one way of composition that there is."""
+    """The schema with `anyOf` in place of other compositions."""
     schema = dict(schema)
     if "anyOf" not in schema and "oneOf" in schema:
         schema["anyOf"] = schema.pop("oneOf")
@@ -144,7 +144,7 @@ def _is_enforced(key: str, value: object) -> bool:
 
 
 def _typed(strict: Schema) -> Schema:
-    """Every schema says its type; one with constants alone gets theirs."""
+    """The schema with its type; the type of its constants if it has nothing else."""
     if strict.keys() & {"type", "anyOf", "$ref"}:
         return strict
     constants: list[Any] = strict.get("enum", [strict["const"]] if "const" in strict else [])
