@@ -42,7 +42,7 @@ _HOLDERS = {property: "fget", functools.cached_property: "func", functools.singl
 
 
 def attribute_of(layer: Any, name: str) -> Any:
-    """An attribute as it is kept with an object or its class, or None."""
+    """An attribute as stored in an object or its class, without descriptors; or None."""
     if type(layer) is types.FunctionType:  # nearly all are, and their dictionary says all
         return layer.__dict__.get(name)
     found = inspect.getattr_static(layer, name, None)
@@ -55,7 +55,7 @@ def attribute_of(layer: Any, name: str) -> Any:
 
 
 def layers(function: Any) -> list[Any]:
-    """A callable and all that it ends in, from the outside in; of a class's attributes also what is no callable yet."""
+    """A callable and its layers from the outside in; of a class's attributes also those not callable yet."""
     if type(function) is types.FunctionType and not function.__dict__:  # most of what a class has
         return [function]
     found: list[Any] = []
@@ -69,7 +69,7 @@ def layers(function: Any) -> list[Any]:
 
 
 def path_of(function: Any) -> Iterator[Any]:
-    """A callable and, one by one, what its call is handed on to."""
+    """A callable and, one by one, the callables that its call is handed on to."""
     seen: list[Any] = []
     inner = [function]
     while inner and all(inner[0] is not each for each in seen):
@@ -104,7 +104,7 @@ def is_async(function: Any) -> bool:
 
 
 def is_plain(function: Callable[..., Any]) -> bool:
-    """Whether a function has done all it does when it returns: it is neither async nor a generator, in any form."""
+    """Whether a function has finished when it returns: neither async nor a generator, in any form."""
     inner: Any = function
     while isinstance(inner, functools.partial):
         inner = cast("Any", inner.func)
@@ -165,7 +165,7 @@ def fixed_names(function: Any) -> set[str]:
 
 
 def described(function: Any) -> Any:
-    """The callable as `inspect.signature` has to see it.
+    """The callable in the form that `inspect.signature` reads.
 
     That passes over a partial that has the `__wrapped__` of its function, and so over what the partial binds.
     """
@@ -185,7 +185,7 @@ def described(function: Any) -> Any:
 
 
 def has_overridden(layer: Any) -> list[Any]:
-    """What a method, or the `__call__` of an object, takes the place of in the classes above."""
+    """The attributes of one name along the class tree: a method, or an object's `__call__`, and those it overrides."""
     if _is(layer, _METHODS[:1]):
         receiver, name = layer.__self__, getattr(layer.__func__, "__name__", "")
         owner = receiver if inspect.isclass(receiver) else kind_of(receiver)
@@ -197,7 +197,7 @@ def has_overridden(layer: Any) -> list[Any]:
 
 
 def _inner(layer: Any) -> list[Any]:
-    """What a layer passes its calls on to; first what its call comes to in the end."""
+    """The callables that a layer passes its calls on to, the final one first."""
     kind = kind_of(layer)
     if issubclass(kind, _PARTIALS):
         return [layer.func]
@@ -218,7 +218,7 @@ def _is(layer: Any, kinds: _Kinds) -> bool:
 
 
 def _called_functions(function: Any) -> Iterator[Any]:
-    """A callable, or what it hands its call on to with the answer untouched; no object is looked at."""
+    """The callables that a call is handed on to with the answer untouched; objects are not looked at."""
     layer = function
     while layer is not None:
         if _is(layer, _PARTIALS):

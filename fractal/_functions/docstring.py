@@ -21,7 +21,7 @@ __all__ = ["Documentation", "ParameterText", "docstring_of", "read_docstring"]
 
 @dataclass(frozen=True, slots=True)
 class ParameterText:
-    """What is said of one parameter: its description, and its type if that is written there."""
+    """The description of one parameter, and its type if the docstring has one."""
 
     description: str | None = None
     type: str | None = None
@@ -45,7 +45,7 @@ def read_docstring(docstring: str | None) -> Documentation:
 
 
 def docstring_of(function: Any) -> str | None:
-    """What the author of a callable wrote for its reader: on this very thing, and not on a class above it.
+    """The docstring that a callable has itself, not one inherited from a class above.
 
     Python and libraries generate texts for dataclasses, named tuples and the like, with the values of defaults in them.
     """
@@ -100,7 +100,7 @@ class _Reader:
         self.parameters: dict[str, ParameterText] = {}
 
     def read(self) -> None:
-        """Read all of it."""
+        """Read the whole docstring."""
         while self._at < len(self._lines):
             if not (self._literal() or self._section() or self._field()):
                 self._keep(self._at + 1)
@@ -189,7 +189,7 @@ class _Reader:
         return True
 
     def _take(self, lines: Sequence[str], is_numpy: bool) -> bool:
-        """Take the items of a section; what is none of them is prose. Returns whether there are any."""
+        """Take the items of a section, leaving prose; returns whether there are any."""
         items = list(_items(lines, is_numpy))
         if not any(isinstance(item, _Item) for item in items):
             return False
@@ -211,7 +211,7 @@ class _Reader:
 
 @dataclass(slots=True)
 class _Item:
-    """A parameter in a section: its first line, and those that go on with it."""
+    """A parameter in a section: its first line, and the lines that continue it."""
 
     names: str
     kind: str | None

@@ -25,7 +25,7 @@ _MARK = "__fractal_tool__"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolOptions:
-    """How a function is offered and called: the arguments of `tool`."""
+    """The options of a tool: the arguments of `tool`."""
 
     name: str | None = None
     description: str | None = None
@@ -59,7 +59,7 @@ class ToolOptions:
 
 
 class _Mark(dict[str, Any]):
-    """What `tool` said of one callable: the options that were given, and no defaults."""
+    """The options that `tool` gave one callable, without defaults."""
 
 
 @overload
@@ -145,7 +145,7 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any: 
 
 
 def options_of(function: object, overridden: Iterable[object] = ()) -> ToolOptions | None:
-    """What `tool` said of a callable and of all that it ends in; None if nothing.
+    """The options that `tool` gave a callable and its layers; None without any.
 
     Args:
         function: Function, method, partial or object, or what a class holds.
@@ -174,7 +174,7 @@ _NEVER_MARKED = {  # most of what a class has
 
 
 def _said_of(function: object) -> dict[str, Any] | None:
-    """All that was said of a callable and of what it ends in; what was said further out goes before."""
+    """The options of a callable and its layers; an outer layer's take precedence."""
     marks = [mark for layer in layers(function) if (mark := _mark_of(layer)) is not None]
     return {name: value for mark in reversed(marks) for name, value in mark.items()} if marks else None
 

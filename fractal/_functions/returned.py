@@ -184,7 +184,7 @@ class _Reader:
         return other
 
     async def _changed(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        """What was read of the values of a mapping, where there was something to read."""
+        """The members of a mapping that reading has changed."""
         others = {key: each for key, each in values.items() if type(each) not in _ATOMS}
         read = {key: await self.read(each) for key, each in others.items()}
         return {key: each for key, each in read.items() if each is not others[key]}

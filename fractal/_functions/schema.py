@@ -57,7 +57,7 @@ class ArgumentsFault(ValueError):
 
 
 class Parameters:
-    """The parameters of one function: what the model is told of them, and how its arguments are checked.
+    """The parameters of one function: their JSON Schema for the model, and the check of arguments.
 
     Args:
         adapter: pydantic's view of the arguments, by name.
@@ -123,7 +123,7 @@ class Parameters:
         return {**self._checked(self._validator_without(known), arguments), **known}
 
     def sent(self, arguments: object) -> Mapping[str, Any]:
-        """What was sent, by name, before anything was checked or converted."""
+        """The arguments as sent, by name, before any check or conversion."""
         if isinstance(arguments, str):
             with suppress(ValueError):
                 arguments = decode(object_text(clean_text(arguments)) or "")
@@ -158,13 +158,13 @@ class Parameters:
         return checked
 
     def _refuse_fixed(self, names: Iterable[int | str]) -> None:
-        """Refuse what only the function itself gives a value, though it takes arguments of any name."""
+        """Refuse arguments that only the function itself sets, though it takes any names."""
         for name in self._fixed.intersection(names):
             there_are = ", ".join(self.shown_names.values()) or "none"
             raise ArgumentsFault(f"there is no parameter {name!r}, only {there_are}")
 
     def bind(self, arguments: Mapping[str, Any], context: object) -> tuple[list[Any], dict[str, Any]]:
-        """Checked arguments as they are passed in a call: positional ones, and the rest by name."""
+        """Checked arguments in the form of a call: positional ones, and the rest by name."""
         by_name = dict(arguments)
         for name, default in self._defaults.items():
             if name not in by_name:
@@ -201,7 +201,7 @@ def _paths_in(alias: Any) -> list[list[int | str]]:
 
 
 def shown_names(adapter: TypeAdapter[Any]) -> dict[str, str]:
-    """What the JSON Schema calls each parameter: the first of its names that is no path into something else."""
+    """The name of each parameter in the JSON Schema: the first of its aliases that is not a path."""
     aliases = _aliases_of(adapter)
     return {name: next((str(path[0]) for path in paths if len(path) == 1), name) for name, paths in aliases.items()}
 
@@ -216,7 +216,7 @@ def _other_paths(adapter: TypeAdapter[Any]) -> dict[tuple[int | str, ...], str]:
 
 @dataclass(slots=True)
 class _Arguments:
-    """What a signature takes by name, while it is read."""
+    """The arguments of a signature by name, while it is read."""
 
     tool_name: str
     documentation: Documentation
@@ -259,7 +259,7 @@ class _Arguments:
             self.others = others
 
     def adapter(self) -> TypeAdapter[dict[str, Any]]:
-        """Pydantic's view of them.
+        """Pydantic's type adapter for the arguments.
 
         Raises:
             InvalidTool: It cannot have one.
@@ -380,7 +380,7 @@ def _members_of(hint: Any) -> Iterator[Any]:
 
 
 def _parts_of(hint: Any) -> Generator[Any]:
-    """A type, and all that stand in it."""
+    """A type, and all types inside it."""
     yield hint
     for each in get_args(hint):
         yield from _parts_of(each)
@@ -399,7 +399,7 @@ def _unqualified(hint: Any) -> Any:
 
 
 def _type_from_text(text: str | None) -> Any:
-    """The type a docstring names, if it is one of the plain ones; else anything goes."""
+    """The type that a docstring names, if it is a plain one; else Any."""
     text = re.sub(r"\bor\b", "|", text or "")
     if not _TYPE_TEXT.fullmatch(text) or re.search(r"\b(and|not|if|else|in|is|for|lambda)\b", text):
         return Any

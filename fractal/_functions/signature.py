@@ -28,7 +28,7 @@ class SignatureFault(ValueError):
 def read_signature(
     function: Callable[..., Any], known_names: Mapping[str, Any] | None = None
 ) -> tuple[list[inspect.Parameter], dict[str, Any]]:
-    """The parameters of a function that are left for its caller, and their annotations as types, by name.
+    """The parameters of a function that its caller may give, with their types, by name.
 
     Args:
         function: The function as it will be called: bound, if it is a method.
@@ -79,14 +79,14 @@ def type_hints(annotated: Any, namespace: dict[str, Any] | None = None) -> dict[
 
 
 def _descriptions_of(kind: Any) -> dict[str, str]:
-    """What the fields of a pydantic class say of themselves, which its signature leaves out."""
+    """The descriptions of a pydantic class's fields, which its signature leaves out."""
     fields: dict[str, FieldInfo] = getattr(kind, "__pydantic_fields__", {}) if inspect.isclass(kind) else {}
     names = ((each.alias or name, each.description) for name, each in fields.items())
     return {name: text for name, text in names if text is not None}
 
 
 def type_arguments(function: Callable[..., Any]) -> Types:
-    """What the type variables of a generic class stand for in a method of an instance."""
+    """The types for the type variables of a generic class, in a method of an instance."""
     receiver, core = receiver_of(function), core_of(function)
     below = kind_of(receiver)
     if receiver is None or issubclass(below, type):
@@ -134,7 +134,7 @@ def with_types(hint: Any, arguments: Types) -> Any:
 
 
 def _namespace_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The names that the module of a function knows, and those of the functions around it."""
+    """The names visible in a function: those of its module, and of the functions around it."""
     namespace: dict[str, Any] = {}
     for layer in path_of(function):
         namespace |= _module_of(layer) if inspect.isclass(layer) else getattr(layer, "__globals__", {})

@@ -32,13 +32,13 @@ __all__ = [
 
 
 class PlainJsonSchema(GenerateJsonSchema):
-    """JSON Schema as a model needs it: no warnings on the way, no titles that repeat the names."""
+    """JSON Schema for models: no warnings, no titles that repeat the names."""
 
     def emit_warning(self, kind: Any, detail: str) -> None:
         """Nobody needs to hear that a default which JSON cannot take is not shown."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
-        """Titles repeat the names; a model does not need them twice."""
+        """Leave titles out, which only repeat the names."""
         return False
 
 
@@ -59,7 +59,7 @@ def adapter_for(kind: Any) -> TypeAdapter[Any]:
 
 
 def fresh_validator(core: Any) -> SchemaValidator:
-    """A validator of a core schema, in which models do not use those that they were made with."""
+    """A validator of a core schema in which models do not reuse the validators they were made with."""
     return SchemaValidator(core, **_FRESH)
 
 
@@ -75,7 +75,7 @@ _INNER = {
 
 
 def _rewritten(core: Any) -> Any:
-    """A core schema in which nothing is lazy and all that its JSON Schema shows is taken; itself where it is so."""
+    """A core schema without lazy parts that takes all that its JSON Schema shows; the same object if unchanged."""
     kind = kind_of(core)
     if kind is tuple:  # a choice that has a label
         new = _rewritten(core[0])
@@ -103,12 +103,12 @@ def _rewritten_inside(value: Any, key: str) -> Any:
 
 
 def _as_list(core: dict[str, Any]) -> dict[str, Any]:
-    """A list in place of an iterator, which is checked only as it is read, and can be read only once."""
+    """A list schema in place of an iterator's, whose items would be checked only when read."""
     return {**core, "type": "list"}
 
 
 def _with_values(core: dict[str, Any]) -> dict[str, Any]:
-    """A literal that takes the value of an Enum's member, which is what JSON has of it."""
+    """A literal that takes the value of an Enum's member, which is the member's form in JSON."""
     members = [each for each in core["expected"] if isinstance(each, enum.Enum)]
     if not members:
         return core
@@ -144,7 +144,7 @@ _RULES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 class Validator(Protocol):
-    """What checks values: a type adapter, or a validator of a core schema."""
+    """A type adapter, or a validator of a core schema."""
 
     def validate_json(self, data: str | bytes, /) -> Any:
         """The value of a JSON text."""
@@ -199,12 +199,12 @@ _MOST_NULLS = 1000  # a model that writes null for what it leaves out does so in
 
 
 def _nulls(error: ValidationError) -> list[_Location]:
-    """Where a value is null that may not be so."""
+    """The locations of nulls that are not allowed there."""
     return [fault["loc"] for fault in first_faults(error, _MOST_NULLS) if fault["input"] is None and fault["loc"]]
 
 
 def _without(nulls: Iterable[_Location], value: Any, schema: Mapping[str, Any]) -> Any:
-    """A value without the nulls that stand for what is left out, which they mean in strict schemas; None if none do."""
+    """A value without the nulls that stand for missing members in strict schemas; None if there are none."""
     optional = [location for location in nulls if _may_be_left_out(location, value, schema)]
     for location in optional:
         _leave_out(value, location)
@@ -229,7 +229,7 @@ def _is_key(step: int | str, value: Any) -> bool:
 
 
 def _alternatives(schema: object, root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What a schema may stand for: behind references, and each member of a union."""
+    """The schemas that a schema may stand for: behind references, and each member of a union."""
     if not is_mapping(schema):
         return []
     if "$ref" in schema:
@@ -260,7 +260,7 @@ def explain(
     part: str = "parameter",
     paths: Mapping[tuple[int | str, ...], str] | None = None,
 ) -> str:
-    """What is wrong with a value, as a short text for the model: at most ten faults.
+    """The faults of a value as a short text for the model: at most ten.
 
     Args:
         error: What the validator says.
@@ -278,7 +278,7 @@ def explain(
 
 
 def first_faults(error: ValidationError, most: int) -> list[dict[str, Any]]:
-    """The first faults of a value; there may be as many as it has members, and each costs something to look at."""
+    """The first faults of a value; there may be as many as members, and each costs time."""
     if error.error_count() > _FEW:
         with suppress(Exception):  # something in it has no form in JSON
             return list(islice(_members(error.json(include_url=False)), most))
@@ -290,7 +290,7 @@ _DECODER = json.JSONDecoder()
 
 
 def _members(text: str) -> Iterator[dict[str, Any]]:
-    """The faults in their JSON, each read when it is asked for."""
+    """The faults in their JSON, each decoded on demand."""
     end = 0
     while text[end] != "]":
         member, end = _DECODER.raw_decode(text, end + 1)
@@ -313,5 +313,5 @@ def _explain_one(fault: dict[str, Any], names: Sequence[str], whole: str, part: 
 
 
 def first_line(error: Exception) -> str:
-    """The part of an error's text that says what it is."""
+    """The part of an error's text that names the fault."""
     return str(error).splitlines()[0]
