@@ -28,7 +28,7 @@ _BAR_COLUMNS = 40  # at most
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a batch of runs is.
+    """The progress of a batch of runs.
 
     Attributes:
         total: Inputs there are; None if nobody knows, as with a generator.
@@ -58,7 +58,7 @@ class Progress:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds left if it goes on at this rate; None if that cannot be said."""
+        """Seconds left at the present rate; None if unknown."""
         if self.total is None:
             return None
         left = max(self.total - self.done, 0)
@@ -68,7 +68,7 @@ class Progress:
 
 
 async def shown(read: Callable[[], Progress], work: Callable[[], Awaitable[T]]) -> T:
-    """Await some work and show how far it is; the last picture stays.
+    """Await some work and show its progress; the last picture stays.
 
     In a notebook a bar is shown below the cell. Elsewhere it is on standard error: a bar needs rich, a terminal, and
     that no other bar is drawn there; else there is a line every few seconds. What cannot be shown is no reason for the
@@ -230,14 +230,14 @@ def _picture(progress: Progress, console: Console) -> RenderableType:
 
 
 def html_of(progress: Progress) -> str:
-    """How far a batch is, as a bar for a notebook."""
+    """The progress of a batch, as a bar for a notebook."""
     from fractal._html import of_progress
 
     return of_progress(described(progress), progress.done, progress.total)
 
 
 def described(progress: Progress) -> str:
-    """How far a batch is, as one line of text."""
+    """The progress of a batch, as one line of text."""
     total = "" if progress.total is None else f" of {progress.total}"
     facts = [f"{progress.done}{total} done"]
     if progress.failed:

@@ -95,7 +95,7 @@ def look_of(console: Console) -> Look:
 
 
 def is_live(console: Console) -> bool:
-    """Whether a picture on it can move: it is a terminal, and one that knows how."""
+    """Whether a console can show moving pictures: a terminal that is able to."""
     # A pipe may be given colours by the user's environment, but never a moving picture.
     return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
 
@@ -122,7 +122,7 @@ def _name(guides: str, part: Part, look: Look, colours: Mapping[str, str]) -> Te
 
 
 def result_table(tree: RunTree, look: Look, width: int = WIDEST) -> RenderableType:
-    """The tree at its end: who did what, how it ended, how long it took and what it used."""
+    """The tree of an ended run: agents, outcomes, times and usage."""
     colours = _colours(tree)
     table = Table(box=None, padding=(0, 2, 0, 0), width=min(width, WIDEST), header_style="dim", pad_edge=False)
     table.add_column("who did what", ratio=1, no_wrap=True)
@@ -160,7 +160,7 @@ def live_table(tree: RunTree, look: Look, width: int, height: int) -> Renderable
 
 
 def timeline(tree: RunTree, look: Look, width: int = WIDEST) -> RenderableType:
-    """What ran at the same time: a bar to scale for each part, below a scale in seconds."""
+    """The parts of a run in time: a bar to scale for each part, below a scale in seconds."""
     colours, wall = _colours(tree), max(tree.wall, 1e-3)
     width = min(width, WIDEST)
     names = min(max((len(guides) + len(part.label) for guides, part in tree.rows(look.guides)), default=0), width // 3)

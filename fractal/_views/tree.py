@@ -31,7 +31,7 @@ __all__ = ["Part", "RunTree"]
 
 @dataclass(slots=True, kw_only=True)
 class Part:
-    """Something that took time: a run, a request to the model, or a tool call.
+    """A part of a run that takes time: the run, a request to the model, or a tool call.
 
     Attributes:
         kind: Which of these.
@@ -59,16 +59,16 @@ class Part:
 
     @property
     def seconds(self) -> float:
-        """How long it took, so far if it goes on."""
+        """Seconds that the part took, or has taken so far."""
         return (self.ended if self.ended is not None else time.time()) - self.started
 
     def end(self, at: float, outcome: str) -> None:
-        """Give it its end; only the first counts."""
+        """Note the end of the part; only the first call counts."""
         if self.ended is None:
             self.ended, self.outcome = max(at, self.started), outcome
 
     def walk(self) -> Iterator[Part]:
-        """It and everything in it."""
+        """The part and all parts in it."""
         yield self
         for part in self.parts:
             yield from part.walk()
@@ -119,7 +119,7 @@ class RunTree:
 
     @property
     def work(self) -> float:
-        """Seconds of all requests and tool calls added up, as if one had waited for the other."""
+        """Seconds of all requests and tool calls added up, as if they had run one after the other."""
         return sum(part.seconds for part in self.walk() if not part.parts and part.kind != "run")
 
     @property
@@ -129,7 +129,7 @@ class RunTree:
 
     @property
     def start(self) -> float:
-        """When the first run began, in seconds since the epoch."""
+        """The start of the first run, in seconds since the epoch."""
         return min((root.started for root in self.roots), default=time.time())
 
     def walk(self) -> Iterator[Part]:

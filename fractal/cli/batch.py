@@ -39,7 +39,7 @@ _MOST_REASONS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Where results go. What is in a file already was paid for, and stays.
+    """The destination of results. Results that a file has already were paid for, and stay.
 
     Attributes:
         path: The file; None is standard output.
@@ -61,7 +61,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """How a file of inputs was answered.
+    """The outcome of answering a file of inputs.
 
     Attributes:
         progress: How many runs there were.
@@ -74,7 +74,7 @@ class Done:
     unreadable: str | None
 
     def why(self) -> Iterator[str]:
-        """Why runs failed, in words."""
+        """The reasons why runs failed, in words."""
         for reason, count in self.reasons.most_common(_MOST_REASONS):
             yield f"{count} x {reason}"
         others = len(self.reasons) - _MOST_REASONS
@@ -126,7 +126,7 @@ def answer_file(
 
 
 class _Fault(ValueError):
-    """A line is no input; the text says why."""
+    """A line that is not an input; the text says why."""
 
 
 class _Inputs:
@@ -136,7 +136,7 @@ class _Inputs:
         self.path, self._as_json = path, as_json
 
     def count(self) -> int | None:
-        """How many there are; None if that cannot be said without taking them.
+        """The number of inputs; None if that is unknown without reading them.
 
         Raises:
             InvalidArguments: There is no such file.
@@ -148,7 +148,7 @@ class _Inputs:
                 return sum(1 for line in _lines_of(file) if line.strip())
 
     def keys(self) -> Counter[str]:
-        """How often each is there."""
+        """The number of times that each input occurs."""
         found: Counter[str] = Counter()
         if self.path != "-" and stat.S_ISREG(os.stat(self.path).st_mode):
             with self._file() as file:
@@ -161,7 +161,7 @@ class _Inputs:
         return found
 
     async def lines(self) -> AsyncGenerator[tuple[int, int, str]]:
-        """The lines that are not blank: place among them, number in the file, text."""
+        """The lines that are not blank: index among them, number in the file, text."""
         index = number = 0
         async with aclosing(_read_in_thread(self.path, self._file)) as lines:
             async for line in lines:
@@ -171,7 +171,7 @@ class _Inputs:
                     index += 1
 
     def parsed(self, line: str, number: int) -> object:
-        """The input that a line is.
+        """The input in a line.
 
         Raises:
             _Fault: It is none.
@@ -208,7 +208,7 @@ def _decoding_fault(line: str) -> str:
 
 
 def _lines_of(file: TextIO) -> Iterator[str]:
-    """The lines of a file; of one that is too long so much that this can be told."""
+    """The lines of a file; a line that is too long is cut just beyond the limit."""
     while line := file.readline(_LONGEST_LINE + 1):
         rest = line
         while len(rest) > _LONGEST_LINE and not rest.endswith("\n"):
@@ -243,7 +243,7 @@ class _FileBatch:
         self._unreadable: str | None = None
 
     async def work(self, total: int | None, is_quiet: bool, **options: Any) -> Done:
-        """Answer all of them."""
+        """Answer all inputs."""
         # An agent may open something of its own.
         async with (
             self._agent if isinstance(self._agent, (BaseAgent, sync.BaseAgent)) else nullcontext(),
@@ -311,12 +311,12 @@ def _line(index: int, item: BatchItem) -> str:
 
 
 def _key(value: object) -> str:
-    """What tells inputs apart, as they stand in a file of results."""
+    """The key that identifies an input in a file of results."""
     return json.dumps(decode(json_line(value)), sort_keys=True)
 
 
 async def _read_in_thread(path: str, open_file: Callable[[], TextIO]) -> AsyncGenerator[str]:
-    """The lines, each read when it is asked for, in a thread that may wait for it as long as it likes.
+    """The lines, each read on demand in a thread, which may wait for them without limit.
 
     It is a daemon, and no worker thread: nobody can cancel a read, and the program must not wait for one at its end.
     """
@@ -357,7 +357,7 @@ async def _read_in_thread(path: str, open_file: Callable[[], TextIO]) -> AsyncGe
 
 @contextmanager
 def _opened(to: Destination, source: str) -> Generator[tuple[Callable[[str], None], Counter[str]]]:
-    """What writes a line, and the inputs that have an answer already."""
+    """A function that writes a line, and the inputs that are answered already."""
     if to.path is None:
         yield _one_at_a_time(say_json), Counter()
         return

@@ -116,14 +116,14 @@ def save_messages(path: str, messages: list[Message]) -> None:
 
 
 def _entered(agent: AgentDefinition) -> AbstractContextManager[object]:
-    """Have an agent open for the whole conversation, in the loop that runs it."""
+    """Open an agent for the whole conversation, in the event loop that runs it."""
     if isinstance(agent, sync.BaseAgent):
         return agent
     return sync.enter(agent) if isinstance(agent, BaseAgent) else nullcontext()
 
 
 class _Interrupts:
-    """Ctrl-C as an exception where it is welcome; what comes elsewhere waits for the next such place.
+    """Ctrl-C as an exception where the program can take it; one that comes elsewhere waits until then.
 
     Until it is entered, Ctrl-C does what it does anyway.
     """
@@ -144,7 +144,7 @@ class _Interrupts:
 
     @contextmanager
     def welcome(self) -> Generator[None]:
-        """Wait for something, and be interrupted.
+        """A block that Ctrl-C may interrupt.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, here or since the last such place.
@@ -158,7 +158,7 @@ class _Interrupts:
             self._is_welcome = False
 
     def forget(self) -> None:
-        """Take Ctrl-C that nobody has been told of as not meant; a key pressed in haste comes several times."""
+        """Drop a pending Ctrl-C: a key pressed in haste comes several times."""
         self._is_noted = False
 
     def _on_signal(self, signal_number: int, frame: FrameType | None) -> None:
@@ -316,7 +316,7 @@ class _Talk:
                     return Deny(word)
 
     def _edited(self, arguments: Mapping[str, Any], keyboard: Keyboard) -> Mapping[str, Any] | None:
-        """Other arguments for a call; None if what was written are none."""
+        """The changed arguments for a call; None if the text holds none."""
         now = json_line(arguments)
         if not keyboard.has_editor:
             show(now)

@@ -71,7 +71,7 @@ class Keyboard:
 
 
 def _line_editor() -> ModuleType | None:
-    """What lets the user edit a line and go back to earlier ones, if it is here; `input` uses it once it is loaded."""
+    """The line editor, if installed; `input` uses it once it is loaded."""
     try:
         import readline
     except ImportError:
@@ -81,7 +81,7 @@ def _line_editor() -> ModuleType | None:
 
 
 def _marks_pasted(editor: ModuleType) -> bool:
-    """Have the terminal tell what is pasted from what is typed; whether it does."""
+    """Have the terminal mark pasted text; returns whether it does."""
     is_able = getattr(editor, "_READLINE_VERSION", 0) >= 0x0801 and "libedit" not in (editor.__doc__ or "")
     if not is_able or os.environ.get("TERM", "dumb") == "dumb":
         return False
@@ -90,7 +90,7 @@ def _marks_pasted(editor: ModuleType) -> bool:
 
 
 def _more_is_there() -> bool:
-    """Whether another line is there already: then it was pasted with the one before."""
+    """Whether another line has come already, so that it was pasted together with the one before."""
     try:
         return bool(select.select([sys.stdin], [], [], 0)[0])
     except (OSError, ValueError):  # it cannot be asked, as on Windows

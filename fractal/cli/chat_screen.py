@@ -29,7 +29,7 @@ _LONGEST_ASIDE = 100
 
 
 class Screen:
-    """Where the answer is written, with what happens on the way in dim lines; without a terminal, answers alone."""
+    """The output of a chat: answers, with events in dim lines; without a terminal, answers alone."""
 
     def __init__(self, is_terminal: bool) -> None:
         self._is_terminal = is_terminal
@@ -62,7 +62,7 @@ class Screen:
                 pass
 
     def end(self, result: AgentResult) -> None:
-        """Finish an answer: what has not been written piece by piece, and why there is none."""
+        """Finish an answer: write its rest, or why there is none."""
         if result.success and not self._is_terminal:
             say(_text(result))
         elif result.success and not self._has_written(result):
@@ -75,7 +75,7 @@ class Screen:
             self.note(f"{call.tool_name} could not be stopped and may still take effect")
 
     def note(self, text: str) -> None:
-        """Tell the user something that is no answer, in one line."""
+        """Show the user a line that is not an answer."""
         self.begin_line()
         text = " ".join(text.split())
         if self._is_terminal:
@@ -84,17 +84,17 @@ class Screen:
             tell(f"fractal chat: {text}")
 
     def note_key(self) -> None:
-        """Know that the terminal has shown a key, `^C`, where the cursor was."""
+        """Note that the terminal has shown a key, `^C`, at the cursor."""
         self._is_in_line = self._is_terminal
 
     def begin_line(self) -> None:
-        """Be at the beginning of a line."""
+        """Begin a new line, unless the cursor is at the beginning of one."""
         if self._is_in_line:
             show("")
         self._is_in_line = False
 
     def _has_written(self, result: AgentResult) -> bool:
-        """Whether the answer is what has been written piece by piece."""
+        """Whether the answer has been written piece by piece already."""
         written = "".join(self._written)
         if isinstance(result.content, str):
             return result.content.strip() == written.strip()
@@ -126,7 +126,7 @@ def _text(result: AgentResult) -> str:
 
 
 def call_text(name: str, arguments: object) -> str:
-    """A call as Python would write it, on one line; what does not show has escapes."""
+    """A call as Python would write it, on one line; invisible characters are escaped."""
     if not is_mapping(arguments):
         return f"{escaped(name)}({json_line(arguments)})"
     named = ((_name(key), json_line(value)) for key, value in arguments.items())
@@ -139,7 +139,7 @@ def _name(key: object) -> str:
 
 
 def usage_text(usage: Usage) -> str:
-    """What was used, in words."""
+    """The usage of a run, in words."""
     requests, calls = counted(usage.requests, "request"), counted(usage.tool_calls, "tool call")
     return f"{requests}, {calls}, {usage.input_tokens} tokens in, {usage.output_tokens} out"
 

@@ -52,14 +52,14 @@ class Question:
         return self._answer
 
     def answer(self, answer: Approval) -> None:
-        """Give it, from another thread; one that comes too late is dropped."""
+        """Give the answer, from another thread; one that comes too late is dropped."""
         self._answer = answer
         with suppress(RuntimeError):  # the loop has ended, and the run with it
             self._token.backend_class.run_sync_soon(self._answered.set, (), self._token.native_token)
 
 
 class Turn:
-    """One answer: a task in the event loop, and what it tells, for the main thread to iterate.
+    """One answer: a task in the event loop, whose events the main thread iterates.
 
     Args:
         stream: Makes the stream of the run, without a buffer; called with what prepares the run.
@@ -74,7 +74,7 @@ class Turn:
         self._call = PortalCall(self._tell_all, portal)
 
     def start(self) -> None:
-        """Have it run; returns at once."""
+        """Start the task; returns at once."""
         self._call.start()
 
     def __iter__(self) -> Iterator[Event | Question]:
@@ -88,20 +88,20 @@ class Turn:
             yield news
 
     def cancel(self) -> None:
-        """Have it end; returns at once."""
+        """Cancel the task; returns at once."""
         self._call.cancel_from_thread()
 
     def wait(self) -> None:
-        """Wait for its end, cleanup included."""
+        """Wait for the end of the task, cleanup included."""
         while not self.has_ended_within(_LOOK_UP):
             pass
 
     def has_ended_within(self, seconds: float) -> bool:
-        """Wait for its end, cleanup included, but no longer than that."""
+        """Wait a limited time for the end of the task, cleanup included; returns whether it came."""
         return self._call.wait(seconds)
 
     def result(self) -> AgentResult | None:
-        """How the run ended, also one that was cancelled; None if it had not begun.
+        """The result of the run, also of a cancelled one; None if it had not begun.
 
         Raises:
             UserError: It could not be carried out.

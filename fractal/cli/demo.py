@@ -192,7 +192,7 @@ def _gourmet(results: Mapping[str, list[str]]) -> _Played:
 
 
 def _results(messages: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """What the tools told, by name and in call order."""
+    """The results of the tools, by name and in call order."""
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     names = {call["id"]: call["function"]["name"] for call in calls}
     results: dict[str, list[str]] = {}
@@ -214,7 +214,7 @@ def _endpoint(base_url: str | None) -> Generator[Endpoint | None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftovers:
-    """What was still there after the run.
+    """Tasks and threads that remain after the run.
 
     Attributes:
         tasks: Tasks of the event loop, counted when the run had returned.
@@ -228,7 +228,7 @@ class Leftovers:
 
     @property
     def is_clean(self) -> bool:
-        """Whether there was nothing."""
+        """Whether nothing remains."""
         return not (self.tasks or self.threads or self.connections)
 
     def __str__(self) -> str:
@@ -282,7 +282,7 @@ def _threads_since(before: set[threading.Thread]) -> int:
 
 
 def _is_idle(thread: threading.Thread) -> bool:
-    """Whether it is one of those that are kept for ten seconds, for the next call in any loop."""
+    """Whether a thread is one of the idle workers that are kept for ten seconds."""
     return _KEPT.fullmatch(thread.name) is not None and line_in_thread(thread) is None
 
 

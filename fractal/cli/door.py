@@ -33,7 +33,7 @@ __all__ = [
 
 
 def say(text: str) -> None:
-    """Write what somebody else wrote to standard output."""
+    """Write text of others to standard output."""
     _write(sys.stdout, (printable(text) if is_terminal(sys.stdout) else text) + "\n")
 
 
@@ -54,12 +54,12 @@ def show(text: str, end: str = "\n", *, dim: bool = False) -> None:
 
 
 def tell(text: str) -> None:
-    """Tell the user something on standard error, which humans read, terminal or not."""
+    """Write a message for the user to standard error."""
     _write(sys.stderr, printable(text) + "\n")
 
 
 def tell_traceback(error: BaseException) -> None:
-    """Show where an exception came from; its text has escapes, as code would have them."""
+    """Show the traceback of an exception; its text has escapes, as code would have them."""
     try:
         text = "".join(traceback.format_exception(error))
     except Exception:  # of a user's class, whose attributes raise
@@ -74,7 +74,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def json_line(value: object) -> str:
-    """A value as one line of JSON, in which escapes stand for what a terminal would not show as it is."""
+    """A value as one line of JSON, with characters escaped that a terminal would not show as they are."""
     return escaped(encode(jsonable(value)).decode())
 
 
@@ -86,7 +86,7 @@ def json_text(value: object) -> str:
 
 @contextmanager
 def reports_shown(least: int = logging.WARNING) -> Generator[None]:
-    """Let what Python itself reports come through the door: logs that nobody handles, warnings, ends of threads.
+    """Escape what Python itself reports: logs without a handler, warnings, exceptions of threads.
 
     Args:
         least: Level from which on the package's own log is shown.
@@ -103,7 +103,7 @@ def reports_shown(least: int = logging.WARNING) -> Generator[None]:
 
 
 class _LastResort(logging.Handler):
-    """Writes to what is standard error at the time, as the one of `logging` does."""
+    """A handler that writes to the present standard error, as the last resort of `logging` does."""
 
     def __init__(self, least: int) -> None:
         super().__init__(logging.WARNING)

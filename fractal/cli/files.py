@@ -25,7 +25,7 @@ LONGEST_FILE = 64 * 2**20
 
 
 def check_writable(path: str) -> None:
-    """See whether a file may be written or replaced, before it is needed.
+    """Check that a file may be written or replaced, before it is needed.
 
     Raises:
         OSError: It may not: it is a link or no regular file, or there is no such directory.
@@ -62,7 +62,7 @@ def replace(path: str, text: str) -> None:
 
 
 def create(path: str) -> TextIO:
-    """Open a file that is not there yet, for its owner alone.
+    """Create a new file that only its owner can read.
 
     Raises:
         FileExistsError: It is there.
@@ -72,7 +72,7 @@ def create(path: str) -> TextIO:
 
 
 def append_to(path: str) -> TextIO:
-    """Open a file to add whole lines to it; it is made if it is not there.
+    """Open a file to append whole lines; made if it is missing.
 
     Raises:
         OSError: It cannot be written, or is no regular file.
@@ -117,7 +117,7 @@ def _as_text(descriptor: int) -> TextIO:
 
 
 def _regular(path: Path) -> os.stat_result | None:
-    """Facts of a regular file; None if there is nothing.
+    """The status of a regular file; None if there is no file.
 
     Raises:
         OSError: It is something else.

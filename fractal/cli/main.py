@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell_what_goes_on(options: argparse.Namespace) -> None:
-    """Say which functions go on that nobody could stop; the program does not wait for them."""
+    """Name the functions that go on because they could not be stopped; the program does not wait for them."""
     for each in abandoned_threads():
         words = f"{each.name} could not be stopped and may still take effect"
         if each.where is not None:
@@ -438,7 +438,7 @@ def _has_rich() -> bool:
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """Only what was said: an agent may have a `run` of its own that knows less."""
+    """The options that were given, without defaults: an agent's own `run` may take fewer."""
     named = {"timeout": options.timeout, "max_iterations": options.max_iterations}
     return {name: value for name, value in named.items() if value is not None}
 

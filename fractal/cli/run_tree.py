@@ -27,7 +27,7 @@ def asked_and_drawn(
     is_wanted: bool,
     say: Callable[[AgentResult], None],
 ) -> AgentResult:
-    """Ask an agent, say what it answered, and show what it did.
+    """Ask an agent, and show its answer and the tree of its run.
 
     Args:
         agent: The agent.

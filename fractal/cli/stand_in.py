@@ -21,7 +21,7 @@ __all__ = ["play", "run_endpoint", "without_proxy"]
 
 
 def run_endpoint(port: int, command: Sequence[str]) -> int:
-    """Serve until Ctrl-C, or as long as a command runs that is told where.
+    """Serve until Ctrl-C, or as long as a command runs that gets the endpoint's address.
 
     Args:
         port: Where to listen; 0 leaves it to the system.
@@ -61,7 +61,7 @@ def _run_with(url: str, command: Sequence[str]) -> int:
 
 @contextmanager
 def _ending(process: subprocess.Popen[bytes]) -> Generator[None]:
-    """Have a process end with this one where that is ended by SIGTERM, which reaches this one alone."""
+    """End a process with this one when SIGTERM, which reaches only this one, ends it."""
 
     def end(*_: object) -> None:
         process.terminate()
@@ -75,7 +75,7 @@ def _ending(process: subprocess.Popen[bytes]) -> Generator[None]:
 
 @contextmanager
 def without_proxy() -> Generator[dict[str, str]]:
-    """Keep requests to this machine away from a proxy that the environment names; gives the environment."""
+    """Keep requests to this machine away from the environment's proxy; yields the environment."""
     before = {name: os.environ.get(name) for name in ("no_proxy", "NO_PROXY")}
     os.environ |= {name: ",".join(filter(None, (value, "127.0.0.1"))) for name, value in before.items()}
     try:
@@ -96,7 +96,7 @@ def _answer(request: RecordedRequest) -> answers.Answer:
 
 
 def play(request: RecordedRequest) -> answers.Answer:
-    """Answer as a model would that takes each question as simply as it can.
+    """Answer as a model that takes each question as simply as possible.
 
     It calls the tools that the question names, or the first one, with arguments out of the question; then it says what
     they said. Where the request wants an object, that is the answer.
@@ -139,13 +139,13 @@ _DEEPEST = 4  # values inside each other that are written of a type that contain
 
 
 class _Writer:
-    """Writes values of JSON Schemas, out of a question."""
+    """A writer of values for JSON Schemas, from a question."""
 
     def __init__(self, definitions: Mapping[str, Any], question: str) -> None:
         self._definitions, self._question = definitions, question
 
     def members(self, schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
-        """An object with the members that it has to have."""
+        """An object with its required members."""
         schema = self._resolved(schema)
         members = schema.get("properties", {})
         return {name: self._value(name, members.get(name, {}), depth + 1) for name in schema.get("required", ())}

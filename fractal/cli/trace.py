@@ -33,7 +33,7 @@ _UNFINISHED = "unfinished"
 
 
 class Trees:
-    """The trees of the newest runs of a trace, in the memory that these take.
+    """The trees of the newest runs in a trace, within a bound on memory.
 
     Args:
         run_id: Beginning of the id of the runs that are wanted; empty for all.
@@ -75,7 +75,7 @@ class Trees:
         return depths.get(event.run_id, 0) > _DEEPEST
 
     def __iter__(self) -> Iterator[tuple[str, RunTree, int]]:
-        """Each run's id, its tree, and how many of its events are left out; what had no end is unfinished."""
+        """The id and tree of each run, with the number of its events left out; parts without an end are unfinished."""
         for root, tree in self._trees.items():
             for part in tree.walk():
                 part.end(self._last[root], _UNFINISHED)
@@ -88,7 +88,7 @@ class Trees:
 
 
 def show_trees(reader: TraceReader, console: Console, run_id: str) -> bool:
-    """Draw the newest runs: who did what, and a bar of time for each part; returns whether there was one."""
+    """Draw the newest runs as trees, with a bar of time for each part; returns whether there was one."""
     from fractal._views.terminal import look_of, result_table, timeline
 
     trees = Trees(run_id)
@@ -110,7 +110,7 @@ def show_trees(reader: TraceReader, console: Console, run_id: str) -> bool:
 
 
 def show_errors(events: Iterable[TraceEvent], *, as_json: bool) -> None:
-    """Tell of each error, one on a line."""
+    """Show each error on a line."""
     for event in events:
         if event.event_type != "error":
             continue
@@ -123,7 +123,7 @@ def show_errors(events: Iterable[TraceEvent], *, as_json: bool) -> None:
 
 
 def show_summary(events: Iterable[TraceEvent], *, as_json: bool) -> None:
-    """Tell the numbers of a trace."""
+    """Show the numbers of a trace."""
     summary = Summary()
     for event in events:
         summary.take(event)

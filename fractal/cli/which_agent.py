@@ -30,7 +30,7 @@ OTHER_ENDPOINTS = (
 
 
 class WrongUse(Exception):
-    """The command line asks for something that cannot be; the text says what there is."""
+    """The command line was used in a way that cannot work; the text says what would."""
 
 
 def assistant(model: str | None, base_url: str | None) -> AgentDefinition:
