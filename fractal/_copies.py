@@ -25,7 +25,7 @@ _UNCHANGING = {
 
 
 def copied(value: Any) -> Any:
-    """A copy, down to the last part; what cannot be copied, such as a lock, as it is."""
+    """A deep copy; parts that cannot be copied, such as locks, are shared."""
     if type(value) in _UNCHANGING:
         return value
     try:
@@ -35,14 +35,14 @@ def copied(value: Any) -> Any:
 
 
 def copied_arguments(arguments: Any) -> Any:
-    """Arguments for somebody to look at, whatever is done to them."""
+    """A copy of arguments for listeners, which they may change."""
     if not is_mapping(arguments):
         return copied(arguments)
     return {name: copied(value) for name, value in arguments.items()}
 
 
 def with_own_content(result: Result) -> Result:
-    """A result for somebody to look at, while what is in it is still needed."""
+    """A result for listeners with its own copy of the content, which is still needed elsewhere."""
     return result.model_copy(update={"content": copied(getattr(result, "content", None))})
 
 
@@ -64,7 +64,7 @@ def recorded(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def copied_messages(messages: Iterable[Any]) -> list[Any]:
-    """Chat messages for somebody to look at: what is a list or a dict in them is copied."""
+    """A copy of chat messages for listeners: their lists and dicts are copied."""
     try:
         return [_recorded(message) for message in messages]
     except RecursionError:
@@ -81,7 +81,7 @@ def _recorded(value: Any) -> Any:
 
 
 def is_untouched(value: Any, original: Any) -> bool:
-    """Whether a value is equal to another and of its types, down to the last part."""
+    """Whether a value equals another in all parts, types included."""
     try:
         return _is_untouched(value, original)
     except RecursionError:
@@ -112,7 +112,7 @@ def _with_kinds(values: Collection[Any]) -> set[tuple[type, Any]]:
 
 
 def _state_of(value: object) -> Any:
-    """What an object would be pickled as; None if it cannot be."""
+    """The state that a pickle of an object would hold; None if it cannot be pickled."""
     try:
         return value.__reduce_ex__(4)[1:]
     except Exception:

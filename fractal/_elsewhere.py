@@ -22,7 +22,7 @@ _ELSEWHERE = {
 
 
 def no_such_name(module: str, name: str) -> AttributeError | ImportError:
-    """What to raise where a module is asked for a name that it has not.
+    """The error for a name that a module does not have.
 
     An import statement shows nothing of an `AttributeError`, so the hint is in an `ImportError` for it.
 

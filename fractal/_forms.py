@@ -48,12 +48,12 @@ class PortableModel(BaseModel):
     model_config = ConfigDict(defer_build=True)
 
     def __repr_str__(self, join_str: str) -> str:
-        """What `repr()` and `str()` show of the fields."""
+        """The text of the fields for `repr()` and `str()`."""
         named = ((name, shown(value)) for name, value in self.__repr_args__())
         return join_str.join(text if name is None else f"{name}={text}" for name, text in named)
 
     def __getstate__(self) -> dict[Any, Any]:
-        """What a pickle takes, without what none can take."""
+        """The state for a pickle, without values that cannot be pickled."""
         state = super().__getstate__()
         facts: dict[str, Any] = state["__dict__"]
         loose: dict[str, Any] = {name: portable(facts[name]) for name in ("content", "messages") if name in facts}
@@ -105,7 +105,7 @@ def _portable_error(error: BaseException | None) -> BaseException | None:
 
 
 def _sent(value: Any) -> Any:
-    """What another process would get."""
+    """A value as another process would get it."""
     import pickle  # few results are ever sent
 
     return pickle.loads(pickle.dumps(value))  # much can be written that cannot be read again

@@ -24,7 +24,7 @@ _WHO = frozenset({"run_id", "parent_id", "agent_name", "depth", "at", "kind"})
 
 
 def of_result(result: Any, title: str = "") -> str:
-    """How a run ended: its answer, its tool calls, what it used."""
+    """The card of a result: answer, tool calls, usage."""
     parts = [block(result.content if result.success else result.error)]
     if result.tool_results:
         parts.append(of_rows(("call", "outcome", "seconds", "result"), map(_row_of, result.tool_results)))
@@ -35,7 +35,7 @@ def of_result(result: Any, title: str = "") -> str:
 
 
 def of_tool_result(result: Any) -> str:
-    """How a tool call ended."""
+    """The card of a tool call's result."""
     title = f"<b>{line(result.tool_name)}</b>{line(_given(result))} {line(result.outcome)}, {result.elapsed:.2f} s"
     return card(title, block(result.content if result.error is None else result.error))
 
@@ -46,7 +46,7 @@ def of_agent(agent: object) -> str:
 
 
 def of_event(event: Any) -> str:
-    """An event: whose it is, and its facts in a line each."""
+    """The card of an event: its agent, and its facts in a line each."""
     facts = {each.name: getattr(event, each.name) for each in fields(event) if each.name not in _WHO}
     result: Any = facts.pop("result", None)
     kind = line(getattr(event, "kind", type(event).__name__))
@@ -57,7 +57,7 @@ def of_event(event: Any) -> str:
 
 
 def of_progress(text: str, done: int, total: int | None) -> str:
-    """How far something is, as a bar."""
+    """The progress of some work, as a bar."""
     value = "" if total is None else f' max="{max(total, 1)}" value="{done}"'
     return card("", f"<progress{value}></progress> {line(text)}")
 

@@ -87,7 +87,7 @@ def jsonable(value: object) -> Any:
 
 
 def text_of(value: object) -> str:
-    """What a model sees of a Python value: text as it is, anything else as JSON; never an error.
+    """The text of a Python value for a model: text as it is, anything else as JSON; never an error.
 
     Models, dataclasses, dates, sets, ranges, enums and the like have a JSON form; bytes are text if they are UTF-8 and
     base64 if not; an object without a JSON form is shown by its `str()`. All this holds at every depth.
@@ -130,7 +130,7 @@ _LISTS = (set, frozenset, deque, *_VIEWS)
 
 
 def _form_of(part: object) -> Any:
-    """The form of what pydantic has none for."""
+    """The JSON form of a value that pydantic has none for."""
     kind = type(part)
     if issubclass(kind, _VIEWS):
         return [*cast("Collection[Any]", part)]
@@ -172,7 +172,7 @@ def _leaf(value: object) -> Any:
 
 
 def _inside(value: Any) -> Any:
-    """What is in an object, one level down."""
+    """The members of an object, one level down."""
     if is_a(value, _BYTES):
         return _text_of_bytes(cast("bytes", value))
     if is_a(value, BaseModel):

@@ -150,7 +150,7 @@ else:
     _OF_TRACING = ("TraceEvent", "TracingKit")
 
     def __getattr__(name: str) -> object:
-        """A name of `fractal.tracing`, which is loaded for those alone who trace their runs."""
+        """A name of `fractal.tracing`, which is imported only where runs are traced."""
         if name in _OF_TRACING:
             return getattr(_import_module("fractal.tracing"), name)
         raise AttributeError(name)

@@ -43,7 +43,7 @@ def without_nulls(given: Any) -> Any:
 
 
 def complete_run(result: Any) -> None:
-    """Find what was not said of a run: whether it succeeded, and of a failure why, and its text.
+    """Fill in facts of a run that were not given: success, and the reason and text of a failure.
 
     Raises:
         ValueError: It is said to have succeeded, and to have failed.
@@ -62,7 +62,7 @@ def complete_run(result: Any) -> None:
 
 
 def complete_call(result: Any) -> None:
-    """Find what was not said of a tool call: its outcome, and the text of one that is not `ok`.
+    """Fill in facts of a tool call that were not given: its outcome, and the text of one that is not `ok`.
 
     Raises:
         ValueError: It is said to be `ok`, and has an error.
@@ -76,7 +76,7 @@ def complete_call(result: Any) -> None:
 
 
 def _reason_in(metadata: dict[str, Any]) -> StopReason | None:
-    """Why a run failed, as metadata of the older form say."""
+    """The reason of a failure in metadata of the older form."""
     names = (metadata.get("reason"), metadata.get("error_type"))
     return next((_STOP_REASONS[name] for name in names if isinstance(name, str) and name in _STOP_REASONS), None)
 

@@ -46,7 +46,7 @@ Validator = TypeVar("Validator", bound=Callable[..., Any])
 
 
 class AgentDefinition(Generic[Content_co]):
-    """What an agent is, apart from how it is called: `BaseAgent` awaits, `fractal.sync.BaseAgent` blocks.
+    """An agent, apart from how it is called: `BaseAgent` awaits, `fractal.sync.BaseAgent` blocks.
 
     One object serves any number of runs at once, from any event loop and thread: no run changes it. Its settings are
     attributes of the same names. One that is assigned is checked as here, and holds for the runs that begin from then
@@ -236,7 +236,7 @@ class AgentDefinition(Generic[Content_co]):
 
     @property
     def tracing(self) -> TracingKit | None:
-        """What the agent's runs did, if they are traced; else None."""
+        """The traces of the agent's runs; None if they are not traced."""
         return core_of(self).tracing()
 
     if not TYPE_CHECKING:  # type checkers would let through any name
@@ -330,7 +330,7 @@ class AgentDefinition(Generic[Content_co]):
         return self
 
     def output_validator(self, function: Validator) -> Validator:
-        """Have a function look at each answer before it is the result; a decorator.
+        """Add a function that checks each answer before it is the result; a decorator.
 
         It is called with the answer, a value of the agent's `output_type`, and with the run's `RunContext` if it has a
         second parameter. What it returns takes the answer's place; None keeps it. It may be plain or async, and there
@@ -737,7 +737,7 @@ _blocks: RunVar[dict[int, int]] = RunVar("fractal_blocks")
 
 
 def _blocks_here() -> dict[int, int]:
-    """How many blocks `async with agent:` are open in this event loop, by the id of the agent."""
+    """The numbers of open `async with agent:` blocks in this event loop, by the id of the agent."""
     try:
         return _blocks.get()
     except LookupError:

@@ -26,7 +26,7 @@ class PendingCall:
     description: str
 
     def with_arguments(self, /, **changes: Any) -> PendingCall:
-        """The same call with some of its arguments changed.
+        """A copy of the call with some of its arguments changed.
 
         Args:
             **changes: The new values, by name.

@@ -40,7 +40,7 @@ Guard = Callable[..., Any]
 
 
 class NextCall(Protocol):
-    """What a hook around tool calls goes on with: the hooks inside of it, and then the tool itself.
+    """The callable that a hook around tool calls goes on with: the inner hooks, and then the tool.
 
     Called without arguments it makes the call as the hook was shown it. It may be called several times.
     """
@@ -61,7 +61,7 @@ class NextCall(Protocol):
 
 
 class NextRequest(Protocol):
-    """What a hook around requests goes on with: the hooks inside of it, and then the model, asked again if need be.
+    """The callable that a hook around requests goes on with: the inner hooks, and then the model, with retries.
 
     Called without arguments it sends what the hook was shown. It may be called several times, one after the other.
     """
@@ -84,7 +84,7 @@ class NextRequest(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """A hook, with what is said of it; where only the function matters, a bare function does.
+    """A hook with options; where there are none, the bare function will do.
 
     Args:
         function: The hook.
@@ -111,7 +111,7 @@ class Around:
 
 
 def check_called(function: Any, what: str, form: str) -> None:
-    """Refuse what cannot be called with what the library gives it.
+    """Refuse a function that cannot be called with the arguments of the library.
 
     Args:
         function: What is given as a function.
@@ -137,7 +137,7 @@ def check_called(function: Any, what: str, form: str) -> None:
 
 
 class Shown:
-    """A list for somebody to look at: copied at the first look, and compared afterwards.
+    """A list for hooks to look at: copied at the first look, and compared afterwards.
 
     Args:
         make: Makes the list, whose parts are somebody else's.
@@ -158,7 +158,7 @@ class Shown:
 
     @property
     def is_touched(self) -> bool:
-        """Whether anything about the copy is different."""
+        """Whether the copy has been changed."""
         return self._seen is not None and not is_untouched(self._seen, self._make())
 
 
@@ -249,7 +249,7 @@ class PendingRequest:
 
 
 def is_changed(request: PendingRequest, name: str, original: PendingRequest) -> bool:
-    """Whether an attribute of a request is another than that of the one that was shown first."""
+    """Whether an attribute of a request differs from that of the request first shown."""
     if name not in ("messages", "tools"):
         return getattr(request, name) is not getattr(original, name)
     held, first = getattr(request, f"_{name}"), getattr(original, f"_{name}")

@@ -39,7 +39,7 @@ class _RunFacts(Protocol):
 
 
 class RunContext(Generic[Deps]):
-    """What a tool sees of the run that calls it.
+    """The view that a tool has of the run that calls it.
 
     A tool asks for it by annotating a parameter with it, under any name; the model is not shown that parameter.
 
@@ -74,7 +74,7 @@ class RunContext(Generic[Deps]):
 
     @property
     def usage(self) -> Usage:
-        """What the run, with everything below it, has used so far."""
+        """The usage of the run, with everything below it, so far."""
         return self._run.usage
 
     @property

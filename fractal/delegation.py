@@ -64,7 +64,7 @@ def delegate_tool(
 
 
 def _asking(delegate: AnyAgent, parameters: Mapping[str, Mapping[str, Any]] | None) -> Callable[..., Any]:
-    """A function that asks another agent, and that can be made for one more agent."""
+    """A function that asks another agent, and can be copied for yet another one."""
     function = _asking_one(delegate) if parameters is None else _asking_structured(delegate, parameters)
     function.__annotations__.pop("return", None)
     vars(function).update({DELEGATE: delegate, FOR_ANOTHER: functools.partial(_asking, parameters=parameters)})
@@ -126,7 +126,7 @@ async def run_delegate(delegate: AnyAgent, query: object, run: Run | None) -> Ag
 
 
 def _known(delegate: AnyAgent, result: AgentResult) -> str:
-    """Why a delegate failed, and the last thing it said."""
+    """The reason why a delegate failed, and the last text of it."""
     said = [text_of(m["content"]) for m in result.messages if m["role"] == "assistant" and m.get("content")]
     last = f" Its last words: {said[-1][:500]}" if said and result.stop_reason != "refusal" else ""
     return f"agent {delegate.name!r} gave no answer ({result.stop_reason}): {result.error}.{last}"
@@ -138,7 +138,7 @@ def _identifier(name: str) -> str:
 
 
 def _names_of(parameters: object) -> dict[str, str]:
-    """What Python calls each parameter: JSON has names that Python has not, such as `class` and `max-rows`."""
+    """The Python name of each parameter: JSON has names that Python has not, such as `class` and `max-rows`."""
     if not is_mapping(parameters):
         raise TypeError(f"parameters is a dict of name to description, not {type(parameters).__name__}")
     names: dict[str, str] = {}

@@ -274,7 +274,7 @@ class AnswerRejected(FractalError):
 
 
 class RunError(FractalError):
-    """Why a run did not succeed.
+    """The reason why a run did not succeed.
 
     Attributes:
         result: The run's `AgentResult` with all it had done so far, once there is one.
@@ -397,7 +397,7 @@ class StatusError(ModelError):
 
     @property
     def is_refusal(self) -> bool:
-        """Whether it may say that the endpoint does not take requests of this form, by its status and code."""
+        """Whether the endpoint, by status and code, may not take requests of this form."""
         is_busy = self.status == 500 and self.retry_after is not None
         return self.status in _REFUSALS and self.code not in _NO_REFUSALS and not is_busy
 
@@ -516,7 +516,7 @@ class ToolFailed(RunError):
 
 
 class ToolErrors(RunError, ExceptionGroup[RunError]):
-    """The tool calls of one reply failed in more than one way, and none of the failures is worth less than the others.
+    """Several tool calls of one reply failed in different ways, all of which are kept.
 
     A group, so that `except* ToolFailed` finds every failed tool whether there is one or more. Its text has a line for
     each member.
@@ -543,7 +543,7 @@ class ToolErrors(RunError, ExceptionGroup[RunError]):
         self.args = (tuple(errors),)  # what pickling makes it from
 
     def derive(self, errors: Sequence[RunError], /) -> ToolErrors:  # type: ignore[override]
-        """The same of some of the members, for `split`, `subgroup` and `except*`."""
+        """A group of some of the members, for `split`, `subgroup` and `except*`."""
         part = ToolErrors(errors)
         part.result = self.result
         return part
@@ -672,7 +672,7 @@ class BudgetExceeded(LimitReached):
 
 
 class ContextWindowExceeded(LimitReached):
-    """What a request cannot do without is longer than the context window.
+    """The parts that a request cannot do without are longer than the context window.
 
     That is all of the request but the transcript, and of the transcript the system messages at its start, the
     question, and the newest message with what belongs to it.

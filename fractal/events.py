@@ -49,13 +49,13 @@ _Kind = TypeVar("_Kind")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def _event(kind: type[_Kind]) -> type[_Kind]:
-    """A frozen dataclass. What all have alike is in their base class: to compile it for each takes most of the time."""
+    """Make a frozen dataclass; shared methods are in the base class, since compiling them for each takes time."""
     return dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)(kind)
 
 
 @_event
 class RunEvent:
-    """What every event says.
+    """The facts that all events have.
 
     Attributes:
         run_id: The run it happened in.
@@ -298,7 +298,7 @@ class ToolStarted(RunEvent):
 
 @_event
 class ApprovalRequested(RunEvent):
-    """A tool call waits for somebody's word.
+    """A tool call waits for approval.
 
     Attributes:
         tool_name: The tool.
@@ -314,7 +314,7 @@ class ApprovalRequested(RunEvent):
 
 @_event
 class ApprovalAnswered(RunEvent):
-    """The word was given; a call that is denied, or that nobody answered for, is not made.
+    """The approver has answered; a call that was denied, or got no answer, is not made.
 
     Attributes:
         tool_name: The tool.
@@ -451,7 +451,7 @@ class RunObserver:
         """Take an event; called in the run's own task."""
 
     def wants_run(self) -> bool:
-        """Whether it is told of the run that is about to begin, and of those below; asked in the run's own task.
+        """Whether to send the events of the run that is about to begin; asked in the run's own task.
 
         A run that nobody wants to be told of costs nothing.
         """
@@ -464,14 +464,14 @@ class RunObserver:
         """
 
     def request_headers(self, run_id: str) -> Mapping[str, str]:
-        """HTTP headers that a request gets which is about to be sent, once `ModelRequested` has told of it.
+        """HTTP headers for the request that the last `ModelRequested` announced.
 
         They are for tracing, such as `traceparent`: those that sign a request, or say how long it is, are left out.
         """
         return {}
 
     async def settle(self, run_id: str) -> None:
-        """Finish what was begun for a run that has ended; awaited before the run returns, cancelled or not.
+        """Finish the work for a run that has ended; awaited before the run returns, cancelled or not.
 
         It has a second; then it is cancelled.
         """

@@ -27,7 +27,7 @@ Resource = Literal["requests", "tool_calls", "tokens", "cost"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a run, and every run it delegates to, may use.
+    """The limits of a run and of every run it delegates to.
 
     Give them to an agent, to one run, or to both: a field set for the run goes before the agent's. `None` means
     "not said here", and for counts no limit; `math.inf` lifts a limit that the agent has.
@@ -86,7 +86,7 @@ class Limits:
                 raise InvalidArguments(f"Limits.{field.name} is {value!r}: give a number from 0 up, or None")
 
     def over(self, other: Limits | None) -> Limits:
-        """These limits, and the other's where these say nothing."""
+        """The limits of both; where both have one, that of this object."""
         return self if other is None else _merged(self, other)
 
 
@@ -97,7 +97,7 @@ def _merged(first: Limits, second: Limits) -> Limits:
 
 
 def limit_of_iterations(max_iterations: int) -> Limits:
-    """Limits that say only this; kept, since nearly every run gives the same and checking costs a twentieth of it."""
+    """Limits of iterations alone; cached, since nearly every run has the same and a check takes time."""
     return _of_iterations(max_iterations) if isinstance(max_iterations, int) else Limits(max_iterations=max_iterations)
 
 
@@ -108,7 +108,7 @@ def _of_iterations(max_iterations: int) -> Limits:
 
 @functools.lru_cache(maxsize=256)
 def limits_below(above: Limits) -> Limits:
-    """What holds for a run below another where its own limits say nothing.
+    """The limits of a run below another, whose limits hold where the run has none of its own.
 
     The counts of both are in the ledger, and the run above says how deep the whole may get.
     """
@@ -119,7 +119,7 @@ DEFAULT_LIMITS = Limits(max_iterations=10, max_depth=8, grace=DEFAULT_GRACE, res
 
 
 class Budget:
-    """The ledger of a run: what it has reserved and spent, inside the ledgers of the runs above it.
+    """The ledger of a run: its reservations and expenses, inside the ledgers of the runs above.
 
     A reservation is checked against every ledger up to the root and entered into all of them in one step, with no
     await between, so no schedule of parallel runs can spend what is not there. The lock is for runs on several event
@@ -189,7 +189,7 @@ class Budget:
         return resource not in self._limited
 
     def add_reply(self, reply: Reply, cost: int | None) -> None:
-        """Note what the endpoint reported of a reply, here and above.
+        """Note the usage that the endpoint reported with a reply, here and above.
 
         Args:
             reply: The reply.
@@ -218,7 +218,7 @@ class Budget:
                 self._enter(resource, amount)
 
     def gates_of_money(self) -> list[Gate]:
-        """Where replies wait that may cost any amount: one gate for each ledger that limits money, in one order."""
+        """The gates for replies of unknown cost: one for each ledger that limits money, in a fixed order."""
         with _lock:
             limiting = [ledger for ledger in self._line if ledger._allowed["cost"] < math.inf]
             for ledger in limiting:
@@ -226,7 +226,7 @@ class Budget:
         return sorted((ledger._gate for ledger in limiting if ledger._gate is not None), key=id)
 
     def usage(self) -> Usage:
-        """What is used so far."""
+        """The usage so far."""
         from fractal.results import Usage
 
         return Usage(
@@ -255,7 +255,7 @@ _TOKENS = (
 
 
 class SharedBudget(Budget):
-    """A budget that several runs hold together, one after the other or at once: those of a tenant, or of a day.
+    """A budget that several runs share, one after the other or at once: that of a tenant, or of a day.
 
     Give it to agents, to runs, or to both, as `budget=`: what each of them uses, with its delegates, is taken from it
     too, before it is used. It may be shared by runs in several event loops and threads.
@@ -317,7 +317,7 @@ class Reservation:
         self._amount = amount
 
     def commit(self, actual: int | None = None) -> None:
-        """Spend it.
+        """Spend the amount.
 
         Args:
             actual: What was really used, if that is known better than when it was reserved.

@@ -286,7 +286,7 @@ class BatchStream(FeedBlock[BatchItem[Answer]], Generic[Answer]):
 
     @property
     def progress(self) -> Progress:
-        """How far the batch is; runs whose result waits to be read have ended."""
+        """The progress of the batch; runs whose result waits to be read count as ended."""
         return self._batch.progress
 
     async def __anext__(self) -> BatchItem[Answer]:
@@ -309,7 +309,7 @@ _NAME = "fractal batch"
 
 
 class _Batch:
-    """What `run_many` and `stream_many` have in common: inputs are taken one by one, each run is a task."""
+    """A batch of runs, of `run_many` or `stream_many`: inputs are taken one by one, each run is a task."""
 
     def __init__(
         self,
@@ -337,13 +337,13 @@ class _Batch:
 
     @property
     def progress(self) -> Progress:
-        """How far it is; from any thread."""
+        """The progress of the batch; read from any thread."""
         started, ended = self._started_at, self._ended_at
         elapsed = 0.0 if started is None else (ended or time.monotonic()) - started
         return Progress(total=self._total, done=self._done, failed=self._failed, running=self._running, elapsed=elapsed)
 
     def check_options(self) -> None:
-        """Have a wrong option told before an input comes."""
+        """Raise the errors of wrong options before the first input."""
         verbs.check(self._agent, **self._options)
 
     async def run(self, deliver: Callable[[BatchItem[Any]], None]) -> None:
@@ -356,12 +356,12 @@ class _Batch:
         await self.origin.do(partial(self.go, deliver), _NAME, on_cancel=self.cut, on_more_time=self.has_until)
 
     def cut(self) -> None:
-        """Stop what its runs do."""
+        """Stop the work of the runs."""
         for run in self._runs:
             run.cut()
 
     def has_until(self, deadline: float) -> None:
-        """Note that there is more time around the batch."""
+        """Note that the deadline around the batch has moved to a later time."""
         for run in self._runs:
             run.has_until(deadline)
 
@@ -459,7 +459,7 @@ class _Batch:
 
 @asynccontextmanager
 async def _source(inputs: Iterable[object] | AsyncIterable[object]) -> AsyncGenerator[Callable[[], Awaitable[object]]]:
-    """Something to await for the next input, or for `_END`."""
+    """A function whose result is awaited for the next input, or for `_END`."""
     if isinstance(inputs, AsyncIterable):
         later: AsyncIterator[object] = aiter(inputs)
         async with _closed_here(later):
@@ -475,7 +475,7 @@ async def _source(inputs: Iterable[object] | AsyncIterable[object]) -> AsyncGene
 
 @asynccontextmanager
 async def _closed_here(inputs: AsyncIterator[object]) -> AsyncGenerator[None]:
-    """Close what is a generator: left to the garbage collector, its scopes would be closed in another task."""
+    """Close a generator in this task: the garbage collector would close its scopes in another one."""
     # Around all of the generator's life: scopes that it holds open while it waits at a `yield` have to be inside.
     with anyio.CancelScope() as scope:
         try:

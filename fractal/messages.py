@@ -18,7 +18,7 @@ Message = dict[str, Any]
 
 
 class MessageForm(NamedTuple):
-    """How assistants' messages are sent to an endpoint that does not take them as they were written.
+    """The form of assistants' messages for an endpoint that refuses the one in which they were written.
 
     Attributes:
         content: What stands for no content beside tool calls: `"as_written"`, `"blank"` for an empty text in place of
@@ -44,7 +44,7 @@ _STANDARD_OF_CALL = frozenset({"id", "type", "function"})
 
 
 def _in_form(message: Message, form: MessageForm) -> Message:
-    """A message of the transcript as it is sent.
+    """A message of the transcript in the form that is sent.
 
     Args:
         message: The message.
@@ -186,7 +186,7 @@ class Transcript:
         messages.append({**message})
 
     def _taken(self, message: Mapping[str, Any], *, is_reply: bool) -> Mapping[str, Any]:
-        """Check a message, and note what is in it; the message as it is kept."""
+        """Check a message, and note its calls; returns the message that is kept."""
         fault = self._fault(message)
         if fault is not None:
             raise InvalidMessages(len(self._messages), fault)
@@ -200,7 +200,7 @@ class Transcript:
         return message
 
     def _noted(self, message: Mapping[str, Any], *, is_reply: bool) -> Mapping[str, Any]:
-        """Note what is in a message besides a text; the message as it is kept."""
+        """Note the parts and calls of a message; returns the message that is kept."""
         self._open_calls.extend(call["id"] for call in message.get("tool_calls") or ())
         if self._open_calls:
             self.has_calls, message = True, message if is_reply else with_object_arguments(message)
@@ -240,7 +240,7 @@ class Transcript:
         return fragments
 
     def sent(self, kept: Sequence[int] | None, form: MessageForm) -> list[Message]:
-        """The messages as they are sent.
+        """The messages in the form that is sent.
 
         Args:
             kept: Positions of those that are sent. None: all.
@@ -252,7 +252,7 @@ class Transcript:
         return [message for position in positions for message in self._sent(position, form)]
 
     def _sent(self, position: int, form: MessageForm) -> list[Message]:
-        """The message at a position as it is sent, after what has to stand before it."""
+        """The message at a position in the form that is sent, after what must stand before it."""
         message = self._messages[position]
         follows_tool = position > 0 and self._messages[position - 1]["role"] == "tool"
         if form.between == "turn" and message["role"] == "user" and follows_tool:

@@ -135,7 +135,7 @@ class ToolSchemas:
         return self._encoded
 
     def plus(self, other: ToolSchemas) -> ToolSchemas:
-        """These tools and the other ones; what is encoded already is not encoded again."""
+        """The tools of both; what is encoded already is not encoded again."""
         both = ToolSchemas([*self.schemas, *other.schemas])
         if self.schemas and other.schemas:
             both._encoded = self.encoded()[:-1] + b"," + other.encoded()[1:]
@@ -143,14 +143,14 @@ class ToolSchemas:
 
 
 class RequestControl(Protocol):
-    """The run's side of a request: what a model that does more than ask once has to tell it."""
+    """The run's side of a request, for a model that does more than ask once."""
 
     def charge(self) -> None:
         """Spend one more request."""
         ...
 
     def paused(self, waiting_for: str) -> AbstractContextManager[None]:
-        """Stop the clock of the request's own time, and know what is waited for if the run's is over meanwhile."""
+        """Stop the clock of the request in a block, and note its wait if the run's time ends in it."""
         ...
 
 
@@ -188,7 +188,7 @@ class ModelRequest:
     control: RequestControl | None = field(default=None, repr=False, compare=False)
 
     def charge(self) -> None:
-        """Count one more request; a model that sends several for one question calls it before each but the first.
+        """Count one more request; a model that sends several for one question calls this before each but the first.
 
         Raises:
             BudgetExceeded: The run's budget has no request left; nothing may be sent.
@@ -248,7 +248,7 @@ class ModelRequest:
         return fields | dict(self.fields)
 
     def opening(self) -> list[Message]:
-        """What stands before the conversation: at most one system message, since many endpoints take no second."""
+        """The messages before the conversation: at most one system message, since many endpoints take no second."""
         summary = self._system_text(self.summary) if self.summary is not None else None
         others = [self.summary] if self.summary is not None and summary is None else []
         said = "\n\n".join(filter(None, (self.system, summary, self.instruction)))
@@ -292,7 +292,7 @@ class ToolCall:
 
 @functools.lru_cache(maxsize=256)
 def _meaning(finish_reason: str | None) -> Literal["whole", "cut", "filtered", "unknown"]:
-    """What an endpoint's word for why it stopped says of the answer."""
+    """The meaning of an endpoint's finish reason."""
     word = (finish_reason or "stop").lower()
     if word in _WHOLE:
         return "whole"
@@ -301,7 +301,7 @@ def _meaning(finish_reason: str | None) -> Literal["whole", "cut", "filtered", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What a model answered.
+    """The reply of a model.
 
     Attributes:
         text: The text, or None.
@@ -337,17 +337,17 @@ class Reply:
 
     @property
     def is_cut(self) -> bool:
-        """Whether it ends where the token limit was, and not where the model meant to."""
+        """Whether the reply ends at the token limit, and not where the model meant to."""
         return _meaning(self.finish_reason) == "cut"
 
     @property
     def is_filtered(self) -> bool:
-        """Whether the endpoint's filter has withheld it, or the rest of it."""
+        """Whether the endpoint's filter has withheld the reply, or the rest of it."""
         return _meaning(self.finish_reason) == "filtered"
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether the endpoint's word for why it stopped does not tell that it is whole, nor that it is not."""
+        """Whether the finish reason leaves open that the reply is whole."""
         return _meaning(self.finish_reason) == "unknown"
 
     @property
@@ -357,7 +357,7 @@ class Reply:
 
     @property
     def media(self) -> list[str]:
-        """What it holds besides text: the kinds of its parts, and `audio` or `images` beside the content."""
+        """The content besides text: the kinds of the parts, and `audio` or `images` beside the content."""
         parts = self.content if isinstance(self.content, list) else ()
         kinds = {str(part.get("type")) for part in parts if is_mapping(part)} - {"text", "thinking", "reasoning"}
         return sorted(kinds | {name for name in ("audio", "images") if self.extra.get(name)})
@@ -398,7 +398,7 @@ Sink = Callable[[Delta], Awaitable[None]]
 
 @runtime_checkable
 class Model(Protocol):
-    """Anything that answers requests; give one to an agent as `client=`.
+    """A model of any kind that answers requests; given to an agent as `client=`.
 
     A model raises `ModelError` when it cannot answer; the loop decides whether to ask again. It must let
     cancellation pass and must leave nothing running when it does.
@@ -444,7 +444,7 @@ class StreamingModel(Model, Protocol):
 
 
 async def ask_model(model: Model, request: ModelRequest, sink: Sink | None) -> Any:
-    """Ask a model, which may be anybody's: with its grace, and its failures told from a cancellation.
+    """Ask a model, which may be a user's: with its grace, and with failures told from a cancellation.
 
     Args:
         model: Who is asked.
@@ -464,7 +464,7 @@ async def ask_model(model: Model, request: ModelRequest, sink: Sink | None) -> A
 
 
 async def stream_or_respond(model: Model, request: ModelRequest, sink: Sink) -> Reply:
-    """Stream a model's reply if it can do that, else hand out the text of its whole reply as one piece.
+    """Stream a model's reply if the model can; else hand out the text of the whole reply as one piece.
 
     Args:
         model: Who is asked.

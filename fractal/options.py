@@ -22,7 +22,7 @@ __all__ = ["RUN_OPTIONS", "AgentOptions", "PlainAgentOptions", "PlainBounds", "P
 
 
 class PlainBounds(TypedDict, total=False):
-    """What bounds one run and what its tools find, whatever its answer has to be.
+    """The bounds of one run and of what its tools find, whatever its answer has to be.
 
     Attributes:
         timeout: Seconds the run may take. None or left out: the agent's own.
@@ -48,7 +48,7 @@ class PlainBounds(TypedDict, total=False):
 
 
 class RunBounds(PlainBounds, total=False):
-    """What bounds one run, what its tools find and what its answer has to be; for every verb that starts one.
+    """The bounds of one run, of what its tools find and of its answer; for every verb that starts one.
 
     Attributes:
         output_type: What the answer has to be. None or left out: the agent's; `str` for text after all. The agent's
@@ -80,7 +80,7 @@ RUN_OPTIONS = frozenset(RunOptions.__annotations__)
 
 
 class PlainAgentOptions(TypedDict, total=False):
-    """What `BaseAgent(…)` takes by name alone, whatever its answers have to be."""
+    """The keyword arguments of `BaseAgent(…)`, whatever its answers have to be."""
 
     toolkit: AgentToolkit | None
     temperature: float | None
@@ -107,7 +107,7 @@ class PlainAgentOptions(TypedDict, total=False):
 
 
 class AgentOptions(PlainAgentOptions, total=False):
-    """All that `BaseAgent(…)` takes besides `name` and `system_prompt`; for `__init__` methods that pass it on.
+    """The arguments of `BaseAgent(…)` besides `name` and `system_prompt`; for `__init__` methods that pass them on.
 
     The arguments of `BaseAgent` say what each is.
 

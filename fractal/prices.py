@@ -20,7 +20,7 @@ _PER_TOKEN = MONEY // 10**6  # prices are for a million tokens
 
 
 def amount_of(money: float | None) -> float:
-    """Money as ledgers count it: a whole number, or infinity.
+    """An amount of money as ledgers count it: a whole number, or infinity.
 
     Args:
         money: In the currency of the prices. None: no limit.
@@ -30,7 +30,7 @@ def amount_of(money: float | None) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """What a model's tokens cost: money for a million of them, in any one currency.
+    """The price of a model's tokens: money for a million of them, in any one currency.
 
     Args:
         input: Of the prompt.
@@ -73,7 +73,7 @@ class Price:
         object.__setattr__(self, "_rates", tuple(round(rate * _PER_TOKEN) for rate in rates))
 
     def amount(self, input_tokens: int, output_tokens: int, cached: int = 0, written: int = 0) -> int:
-        """What a request costs, as ledgers count money.
+        """The cost of a request, as ledgers count money.
 
         Args:
             input_tokens: Prompt tokens, those that a cache served or took included.
@@ -86,12 +86,12 @@ class Price:
         return plain * rates[0] + cached * rates[1] + written * rates[2] + output_tokens * rates[3]
 
     def of_reply(self, reply: Reply) -> int:
-        """What a reply cost, as ledgers count money."""
+        """The cost of a reply, as ledgers count money."""
         cached, written = reply.cached_input_tokens, reply.cache_write_input_tokens
         return self.amount(reply.input_tokens, reply.output_tokens, cached, written)
 
     def most(self, input_tokens: int, output_tokens: int) -> int:
-        """What a request costs at most, whatever a cache does, as ledgers count money."""
+        """The highest cost of a request, whatever a cache does, as ledgers count money."""
         rates = self._for(input_tokens)._rates
         return input_tokens * max(rates[:3]) + output_tokens * rates[3]
 
@@ -103,7 +103,7 @@ class Price:
         cached_input_tokens: int = 0,
         cache_write_input_tokens: int = 0,
     ) -> float:
-        """What a request costs.
+        """The cost of a request.
 
         Args:
             input_tokens: Prompt tokens, those that a cache served or took included.
@@ -114,7 +114,7 @@ class Price:
         return self.amount(input_tokens, output_tokens, cached_input_tokens, cache_write_input_tokens) / MONEY
 
     def _for(self, input_tokens: int) -> Price:
-        """The price that holds for a request of so many prompt tokens."""
+        """The price for a request of so many prompt tokens."""
         found, start = self, 0
         for above, price in self.above:
             if start <= above < input_tokens:

@@ -26,7 +26,7 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The system prompt of an agent, as the agent was given it.
+    """The system prompt of an agent, in the form that the agent was given.
 
     Attributes:
         source: Text, or the function that makes it.
@@ -39,7 +39,7 @@ class Prompt:
     agent_name: str
 
     def now(self) -> Prompt:
-        """The prompt with the values of this moment."""
+        """The prompt with its values of this moment."""
         is_template = isinstance(self.source, str) and "{" in self.source
         return replace(self, values=dict(self.values)) if is_template else self
 

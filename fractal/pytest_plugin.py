@@ -111,7 +111,7 @@ def fractal_cancel_everywhere() -> Callable[..., CancelReport]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Watch the tests themselves that shall leave nothing, in whatever event loop a plugin runs them."""
+    """Wrap the tests themselves that shall leave nothing, in whatever event loop a plugin runs them."""
     for item in items:
         if type(item).__name__ == "TestCaseFunction" or not isinstance(item, pytest.Function):
             continue  # unittest looks for its methods itself

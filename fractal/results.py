@@ -40,7 +40,7 @@ _LONGEST_TRANSCRIPT = 1000
 
 
 class Usage(PortableModel):
-    """What a run used, together with every run it delegated to.
+    """The usage of a run, with every run it delegated to.
 
     Example:
         >>> (Usage(input_tokens=3, output_tokens=4) + Usage(output_tokens=1)).total_tokens
@@ -67,7 +67,7 @@ class Usage(PortableModel):
         return self.input_tokens + self.output_tokens
 
     def __add__(self, other: Usage) -> Usage:
-        """What both used together."""
+        """The usage of both together."""
         counts = {
             name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields if name != "cost"
         }
@@ -76,7 +76,7 @@ class Usage(PortableModel):
 
 
 class _Made(PortableModel):
-    """What the engine makes often, and of values that it knows to fit."""
+    """Base of the results that the engine makes often, of values that are known to fit."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,7 +85,7 @@ class _Made(PortableModel):
 
     @classmethod
     def of_facts(cls, exception: BaseException | None, /, **facts: Any) -> Self:
-        """Make one of all its fields, in their order, without a look at them: validation would copy a transcript."""
+        """Make a result of all its fields, in their order, unchecked: validation would copy a transcript."""
         made = cls.__new__(cls)
         set_attribute = object.__setattr__  # what `model_construct` does too, once it has asked each field for defaults
         set_attribute(made, "__dict__", facts)
@@ -95,7 +95,7 @@ class _Made(PortableModel):
         return made
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy it, so that what refers to it refers to the copy: before 2.14.2, pydantic's own copies do not."""
+        """Copy the result so that references to it lead to the copy; pydantic before 2.14.2 does not do so."""
         memo = {} if memo is None else memo
         made = memo[id(self)] = type(self).__new__(type(self))
         made.__setstate__(deepcopy(BaseModel.__getstate__(self), memo))
@@ -109,7 +109,7 @@ def _names_of(kind: type[BaseModel]) -> set[str]:
 
 
 class ToolResult(_Made):
-    """How one tool call ended.
+    """The result of one tool call.
 
     Example:
         >>> ToolResult(content=[1, 2], tool_name="numbers").outcome
@@ -151,7 +151,7 @@ class ToolResult(_Made):
 
 
 class AgentResult(_Made, Generic[Content_co]):
-    """How a run ended, with all it did; the same for every way it can end.
+    """The result of a run, with all it did; one class for every way a run can end.
 
     For type checkers `AgentResult[Order]` has an `Order` as its content: what a run with that `output_type` gives, if
     it succeeds and no tool with `terminate=True` ends it. For Python and pydantic it is `AgentResult` itself.
@@ -195,7 +195,7 @@ class AgentResult(_Made, Generic[Content_co]):
     if not TYPE_CHECKING:
 
         def __class_getitem__(cls, _content: Any) -> type[Self]:
-            """The class itself: pydantic would make another one, which no result that a run gives is of."""
+            """The class itself: pydantic would make another one, of which no result is an instance."""
             return cls
 
     @model_validator(mode="after")
@@ -226,7 +226,7 @@ class AgentResult(_Made, Generic[Content_co]):
         return self._exception
 
     def raise_for_error(self) -> Self:
-        """Raise what went wrong, if something did.
+        """Raise the error of a failed run; do nothing after a success.
 
         Returns:
             The result itself, so that `(await agent.run("…")).raise_for_error().content` reads well.

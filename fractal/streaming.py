@@ -60,7 +60,7 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
         prepare: Callable[[Run], None] | None = None,
         is_held_back: bool = False,
     ) -> None:
-        """Make it.
+        """Make the stream of a run.
 
         Args:
             begin: Makes the run.
@@ -180,7 +180,7 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
         return PartialStream(self, self.partials())
 
     def partials(self) -> Partials:
-        """What makes the values of `partial` from events; for other ways to iterate.
+        """The maker of `partial`'s values from events; for other ways to iterate.
 
         Raises:
             InvalidArguments: The run has no `output_type`.
@@ -193,7 +193,7 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
         return Partials(self.run_id, answer.type, answer.tool_name)
 
     async def result(self) -> AgentResult[Content_co]:
-        """How the run ended.
+        """The result of the run.
 
         Inside the block this lets the run go on to its end, dropping the events that nobody has read. After the block
         it says how far the run came: a run that was left early has the stop reason `"cancelled"`.
@@ -212,7 +212,7 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
 
     @property
     def ended(self) -> AgentResult[Content_co] | None:
-        """How the run ended, once it has, cleanup included; None while it goes on, or if `result` would raise."""
+        """The result of the run once it has ended, cleanup included; None before that, or if `result` would raise."""
         return (self._returned or self._begun.result) if self.is_settled else None
 
     def _inner_html(self) -> str:

@@ -204,7 +204,7 @@ class AgentToolkit:
         return self._add(changed, replace)
 
     def remove_tool(self, name: str) -> Tool:
-        """Take a tool out.
+        """Remove a tool.
 
         Args:
             name: Name the model sees.
@@ -328,7 +328,7 @@ def _is_same(one: Tool, other: Tool) -> bool:
 
 
 def _agent_behind(function: Callable[..., Any]) -> str | None:
-    """What to call an agent that is given as a function, as itself, as its class or by one of its verbs."""
+    """The name of an agent that is given as a function: itself, its class, or one of its verbs."""
     owner = function.__self__ if isinstance(function, types.MethodType) else function
     kind: Any = owner if isinstance(owner, type) else kind_of(owner)
     if not hasattr(kind, "register_delegate") or issubclass(kind, AgentToolkit):
@@ -348,7 +348,7 @@ _known_gates: WeakKeyDictionary[Any, dict[int, Gate]] = WeakKeyDictionary()
 
 
 def _read(function: Callable[..., Any], name: str) -> tuple[Documentation, Parameters]:
-    """What a function's docstring and signature say, read once per function: making agents stays cheap."""
+    """The docstring and signature of a function, read once per function, so that making agents stays cheap."""
     # Bound methods of all instances share it.
     inner, is_bound = unbound(function), inspect.ismethod(function)
     is_kept = kind_of(inner) is types.FunctionType and not type_arguments(function)
@@ -367,7 +367,7 @@ def _read(function: Callable[..., Any], name: str) -> tuple[Documentation, Param
 
 
 def _gate_of(function: Callable[..., Any], options: ToolOptions) -> Gate | None:
-    """The limit of a function: one for all partials, instances and tools that end in it and ask for the same."""
+    """The gate of a function: one for all partials, instances and tools that end in it with the same limit."""
     limit = options.max_concurrency
     if limit is None:
         return None

@@ -142,7 +142,7 @@ class RunStream(Block, Generic[Content_co]):
         return (value for event in self if (value := partials.see(event)) is not NOTHING)
 
     def result(self) -> AgentResult[Content_co]:
-        """How the run ended.
+        """The result of the run.
 
         Inside the block this lets the run go on to its end, dropping the events that nobody has read. After the block
         it says how far the run came: a run that was left early has the stop reason `"cancelled"`.

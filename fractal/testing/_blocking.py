@@ -19,7 +19,7 @@ __all__ = ["RealRequestBlocked", "block_real_requests"]
 
 
 class RealRequestBlocked(BaseException):
-    """A model wanted to reach something else than this machine.
+    """A model tried to reach another machine.
 
     Like Ctrl-C it is no `Exception`: no retry, fallback or tool shall make an answer of it.
 
@@ -108,7 +108,7 @@ def _is_loopback(host: str) -> bool:
 
 @functools.cache
 def _patches() -> list[Patch]:
-    """What has all ways to an endpoint ask before they send."""
+    """The patches that make every way to an endpoint ask before it sends."""
     from fractal.models._http.connections import Connections
 
     found = [Patch(Connections, "send", _ask_first)]

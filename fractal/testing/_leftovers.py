@@ -43,7 +43,7 @@ _FILES = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(pa
 
 
 def running_tasks() -> list[anyio.TaskInfo]:
-    """The tasks of the running event loop that somebody has started and nobody has joined.
+    """The tasks of the running event loop that were started and not joined.
 
     Not among them are those of the loop itself: for what others have left to the garbage collector, a generator of
     another library or a model of the user's, and on trio for the last word of a thread that nobody waits for.
@@ -58,14 +58,14 @@ def _is_the_loops_own(task: anyio.TaskInfo) -> bool:
 
 
 class Belongings:
-    """The threads and open files of the process as they are now, to see later what has come to them."""
+    """The threads and open files of the process at one time, to find later ones."""
 
     def __init__(self) -> None:
         self._threads = set(threading.enumerate())
         self._files = set(_open_files())
 
     def left(self, *, in_loop: bool = False) -> list[str]:
-        """What is there now and was not then, a line each; threads that are listed as abandoned may be there.
+        """The threads and files that have come since, a line each; threads listed as abandoned do not count.
 
         Args:
             in_loop: Whether an event loop goes on, which keeps its idle threads.
@@ -101,7 +101,7 @@ def _open_files() -> Iterator[tuple[int, str]]:
 
 
 class Complaints:
-    """What Python says of things that nobody closed or awaited, while `watched` is on."""
+    """Python's warnings of objects that nobody closed or awaited, while `watched` is on."""
 
     def __init__(self) -> None:
         self._warnings: list[warnings.WarningMessage] = []
@@ -109,7 +109,7 @@ class Complaints:
 
     @contextmanager
     def watched(self) -> Generator[None]:
-        """Take them here, and not where they would go otherwise."""
+        """Take the warnings here, and not where they would go otherwise."""
         hook, sys.unraisablehook = sys.unraisablehook, self._note_unraisable
         gc.collect()
         gc.freeze()  # what is collected after each run is then what that run has made, which is quick
@@ -125,7 +125,7 @@ class Complaints:
             sys.unraisablehook = hook
 
     def taken(self) -> list[str]:
-        """Have the garbage collected, and take what was said since the last time."""
+        """Collect the garbage, and take the warnings since the last time."""
         gc.collect()
         said = [str(each.message) for each in self._warnings if _is_of_a_leak(each)] + self._unraisable
         self._warnings.clear()
@@ -147,7 +147,7 @@ def _is_of_a_leak(warning: warnings.WarningMessage) -> bool:
 
 
 def _described(number: int, what: str) -> str:
-    """What is open, in words: of a socket its addresses, unless it is closed meanwhile."""
+    """An open object in words: of a socket its addresses, unless it has been closed."""
     ends: list[str] = []
     if what.startswith("socket:"):
         with suppress(OSError), socket.socket(fileno=os.dup(number)) as copy:

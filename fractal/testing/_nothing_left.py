@@ -102,7 +102,7 @@ def assert_nothing_left(*, within: float = 5.0) -> NothingLeft:
 
 @functools.cache
 def _warm_up() -> None:
-    """Have a pipe opened that uvloop opens once, and never closes; a block may be the first to use it."""
+    """Open the pipe that uvloop opens once and never closes; a block may be the first to use it."""
     if find_spec("uvloop") is not None:
         uvloop: Any = import_module("uvloop")
         uvloop.new_event_loop().close()
@@ -131,7 +131,7 @@ def _line(task: anyio.TaskInfo) -> str:
 
 
 async def _put_away_and_look() -> list[str]:
-    """In the shared portal: close what nobody uses, and say who goes on."""
+    """Close unused resources in the shared portal, and name the tasks that go on there."""
     await close_idle_pools()
     own = anyio.get_current_task()
     return [

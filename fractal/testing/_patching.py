@@ -45,7 +45,7 @@ class Patch:
                 self._give_back()
 
     def _own(self) -> Any:
-        """What the owner itself has, and no class above it."""
+        """The attribute of the owner itself, not of a class above."""
         return cast("dict[str, Any]", vars(self._owner)).get(self._name)
 
     def _put(self) -> None:

@@ -27,7 +27,7 @@ __all__ = ["EventRecorder", "assert_well_formed", "record_events"]
 
 
 class EventRecorder(list[Event]):
-    """The events of runs, a list in the order in which they were told.
+    """The events of runs, a list in the order in which they were emitted.
 
     As an observer it keeps the events of one agent and of what runs below it. As a context manager it keeps those of
     every run of the process that begins in its block, without a change to any agent.
@@ -77,7 +77,7 @@ class EventRecorder(list[Event]):
         return [event.kind for event in self]
 
     def results(self, agent_name: str | None = None) -> list[AgentResult]:
-        """How the runs ended that have ended.
+        """The results of the runs that have ended.
 
         Args:
             agent_name: Only those of this agent.
@@ -130,7 +130,7 @@ def assert_well_formed(events: Iterable[Event]) -> None:
 
 
 class _Fault(Exception):
-    """An event that cannot be, where it is."""
+    """An event that is impossible where it is."""
 
 
 def _require(holds: bool, fault: str) -> None:
@@ -142,7 +142,7 @@ _Part = tuple[str, ...]
 
 
 class _Tree:
-    """Runs, and what is open in them."""
+    """Runs, and their open parts."""
 
     def __init__(self) -> None:
         self.starts: dict[str, RunStarted] = {}

@@ -24,7 +24,7 @@ def tools_of(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class ScriptedRequest(dict[str, Any]):
-    """What a `ScriptedModel` was asked: the fields of the request, and what of it is looked at most.
+    """A request to a `ScriptedModel`: its fields, and those of them that tests look at most.
 
     Everything else of the `ModelRequest` can be read as well, such as `request.transcript` and `request.settings`.
 

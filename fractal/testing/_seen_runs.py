@@ -32,7 +32,7 @@ class SeenRuns:
                 run_watchers.remove(self._runs.append)
 
     def taken(self) -> list[str]:
-        """What was wrong with the runs that were seen since the last time, in words; all of them should have ended."""
+        """The faults of the runs seen since the last time, in words; all of them should have ended."""
         faults = [fault for run in self._runs for fault in _faults_of(run)]
         try:
             assert_well_formed(self._events)
@@ -65,12 +65,12 @@ class Slots:
         self._before = {gate: (gate.held, gate.waiting) for gate in list(all_gates)}
 
     def note_new(self) -> None:
-        """Note the limits that were made since; those of an event loop are gone after its end."""
+        """Note the gates that were made since; those of an event loop are gone after its end."""
         for gate in list(all_gates):
             self._before.setdefault(gate, (0, 0))
 
     def left(self) -> list[str]:
-        """Say at which of them there are more now than at first, and than abandoned threads can hold."""
+        """The gates with more slots taken or tasks waiting than at first, beyond those of abandoned threads."""
         abandoned = len(abandoned_threads())
         return [
             f"a limit has {gate.held - held} more places taken and {gate.waiting - waiting} more tasks waiting"

@@ -69,7 +69,7 @@ class Visit:
         self.faults: list[str] = []
 
     def run(self) -> None:
-        """Run it to its end, in this thread."""
+        """Run the scenario to its end, in this thread."""
         way = WAYS[self.backend][self.way]
         if self.backend == "trio":
             with _same_order():
@@ -98,7 +98,7 @@ class Visit:
             self.faults.append(f"check() failed: {kind}{error}")
 
     def arm(self, *cuts: Callable[[], object], is_ours: Callable[[str], bool] = lambda said: True) -> None:
-        """Say what cancels the scenario: the first at its point, the second, if any, soon after.
+        """Set the functions that cancel the scenario: the first at its point, the second, if any, soon after.
 
         Args:
             *cuts: What cancels it.
@@ -138,7 +138,7 @@ class Visit:
             self.faults.append(f"tasks left: {'; '.join(lines)}")
 
     def after_step(self, coroutine: object) -> None:
-        """Count a step, and cut the scenario if it is the one."""
+        """Count a step, and cancel the scenario after the chosen one."""
         if not self._is_on:
             return
         self.count += 1
@@ -159,7 +159,7 @@ class Visit:
             self._got_cancellation = True
 
     def whereabouts(self) -> str:
-        """Where the scenario is now, as far as that can be said from another thread."""
+        """The line that the scenario is at, as far as another thread can see that."""
         coroutine = getattr(self.main, "coro", None) or (self.main.get_coro() if self.main is not None else None)
         return _line_of(coroutine) or "a place unknown"
 
@@ -301,7 +301,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class _Task(asyncio.Task[Any]):
-    """A task that tells when it is cancelled."""
+    """A task that reports its cancellations."""
 
     def __init__(self, coroutine: Any, visit: Visit, **options: Any) -> None:
         self._visit = visit
@@ -315,7 +315,7 @@ class _Task(asyncio.Task[Any]):
 
 
 class _Stepped(Coroutine[Any, Any, Any]):
-    """A coroutine that tells of each of its steps."""
+    """A coroutine that reports each of its steps."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], visit: Visit) -> None:
         self._coroutine, self._visit = coroutine, visit
@@ -347,7 +347,7 @@ class _Stepped(Coroutine[Any, Any, Any]):
 
 @contextmanager
 def _same_order() -> Generator[None]:
-    """Have trio run tasks in the same order each time, which it otherwise shuffles; what it has for hypothesis."""
+    """Have trio run tasks in the same order each time, as for hypothesis, and not in a random one."""
     inside: Any = import_module("trio._core._run")
     was_on, state = inside._ALLOW_DETERMINISTIC_SCHEDULING, inside._r.getstate()
     inside._ALLOW_DETERMINISTIC_SCHEDULING = True

@@ -38,7 +38,7 @@ _MOST_IDLE_TURNS = 10
 
 
 class NotInVirtualTime(UserError):
-    """Something in a scenario needs real time: a thread, a socket, or somebody outside who wakes it."""
+    """A scenario needs real time: a thread, a socket, or a wake-up from outside."""
 
 
 _ADVICE = "virtual time would jump over that: use async functions and a ScriptedModel, or test it in real time"
@@ -126,7 +126,7 @@ def virtual_time() -> VirtualTime:
 
 
 class _Guard:
-    """Ends a run in virtual time when something in it needs real time; the half that does not need trio's classes."""
+    """The part without trio's classes of a guard that ends a run in virtual time when it needs real time."""
 
     def __init__(self) -> None:
         self.refusal: NotInVirtualTime | None = None
@@ -171,7 +171,7 @@ def _guard_class() -> type[_Guard]:
                     self.refuse(f"a socket or a pipe is waited for at {line_of(task.coro) or task.name}; {_ADVICE}")
 
         def before_io_wait(self, timeout: float) -> None:
-            """See that something will ever happen: if not, trio would look again and again, without an end."""
+            """Check that some wake-up is due: without one, trio would poll without an end."""
             facts = trio.lowlevel.current_statistics()
             nothing_comes = not facts.tasks_runnable and facts.seconds_to_next_deadline == math.inf
             self._idle_turns = self._idle_turns + 1 if nothing_comes and timeout == 0 else 0
@@ -197,7 +197,7 @@ def _ask_first(start: Callable[..., None], *arguments: Any, **named: Any) -> Non
 
 
 def _asker(frame: FrameType | None) -> str:
-    """Who wants a thread, in words."""
+    """The function that needs a thread, in words."""
     inner = frame
     while frame is not None:
         if frame.f_code is _RUN:

@@ -70,7 +70,7 @@ class ToolCallAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one request is answered.
+    """The answer to one request.
 
     Example:
         ```python

@@ -25,7 +25,7 @@ _ENDS_IN_A_ROW = 2  # threads make schedules vary: a run that is shorter by chan
 
 @dataclass(frozen=True, slots=True)
 class CancelReport:
-    """Where a scenario was cancelled, each time without a fault.
+    """The numbers of cancellations of a scenario, all without a fault.
 
     Attributes:
         points: How many checkpoints were visited, by backend and way: `{("asyncio", "scope"): 41, …}`.
@@ -39,7 +39,7 @@ class CancelReport:
 
     @property
     def total(self) -> int:
-        """How many times the scenario was cancelled."""
+        """The number of times that the scenario was cancelled."""
         return sum(self.points.values())
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class CancelReport:
 
 @dataclass(frozen=True, slots=True)
 class CancellationFault:
-    """What was wrong after a scenario had been cancelled.
+    """One fault after a cancellation of a scenario.
 
     Attributes:
         backend: `"asyncio"` or `"trio"`.
@@ -189,7 +189,7 @@ class _Search:
         return point
 
     def _visit(self, backend: str, way: str, point: int) -> Visit:
-        """Run the scenario once, and see what it has left."""
+        """Run the scenario once, and note what it has left."""
         slots = Slots()
         visit = self._make(backend, way, point, slots.note_new, *self._checks)
         before = Belongings()
@@ -202,7 +202,7 @@ class _Search:
         return visit
 
     def _news(self) -> list[str]:
-        """What was said since the last time of what nobody closed, and of runs."""
+        """The new faults of unclosed objects, and of runs."""
         return [*self.complaints.taken(), *self.runs.taken()]
 
     def _make(self, backend: str, way: str, point: int, *checks: Callable[[], object]) -> Visit:

@@ -169,11 +169,11 @@ class Endpoint:
 
     @property
     def answers_left(self) -> int:
-        """How many answers of the script nobody has asked for."""
+        """The number of answers of the script that nobody has asked for."""
         return len(self._script)
 
     def start(self) -> Self:
-        """Start to listen; does nothing if it listens already.
+        """Start to listen; does nothing if the endpoint listens already.
 
         Raises:
             EndpointError: It could not listen.

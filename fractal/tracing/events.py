@@ -28,13 +28,13 @@ _STOP_REASONS = frozenset(get_args(StopReason))
 
 
 def event_of(event: TraceEvent) -> Event | None:
-    """The event of a run that an event of a trace tells of; None if it is about none that takes time."""
+    """The run's event for an event of a trace; None if that is about nothing that takes time."""
     make = _makers.get(event.event_type)
     return make(event, _who(event)) if make is not None else None
 
 
 def _who(event: TraceEvent) -> dict[str, Any]:
-    """What every event says; in traces that do not say which run it was, runs are told apart by agent and depth."""
+    """The facts that every event has; in traces without ids of runs, runs are told apart by agent and depth."""
     run, above = event.metadata.get("run"), event.metadata.get("parent_run")
     if run is None:
         run = f"{event.run_id}/{event.agent_name}/{event.delegation_depth}"

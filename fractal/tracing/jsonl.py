@@ -67,14 +67,14 @@ class LineWriter:
         self._troubled: set[str] = set()
 
     def begin_anew(self) -> None:
-        """Be as new, in a forked process, which has no thread: what waits to be written is the other's."""
+        """Reset the writer in a forked process, which has no thread: waiting lines are the parent's."""
         for descriptor in self._files.values():
             with suppress(OSError):
                 os.close(descriptor)
         self._begin()
 
     def write(self, path: str, line: bytes) -> None:
-        """Have a line appended to a file; returns at once.
+        """Append a line to a file; returns at once.
 
         Args:
             path: The file; it is made, and its folder too, if need be.
@@ -146,7 +146,7 @@ class LineWriter:
                 return
 
     def _take(self) -> tuple[list[tuple[str, bytes]], list[tuple[EventLoopToken, anyio.Event]]]:
-        """What is to be written now, and who waits for it."""
+        """The lines to be written now, and the callers that wait for them."""
         with self._lock:
             batch, waiters = list(self._lines), list(self._waiters.items())
             self._lines.clear()

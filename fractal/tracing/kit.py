@@ -42,7 +42,7 @@ Redact = Callable[[TraceEvent], "TraceEvent | None"]
 
 
 class TracingKit(RunObserver):
-    """Keeps what runs did, for as many runs at once as there are, and writes it to a file as lines of JSON.
+    """A keeper of traces, for any number of runs at once, which also writes them to a file as lines of JSON.
 
     An agent has one with `enable_tracing=True`; give one to several agents as `observers=[kit]`. All that happens below
     a run is in its trace: delegates, at any depth, need no tracing of their own.
@@ -121,7 +121,7 @@ class TracingKit(RunObserver):
             await writer.settle()
 
     def get_trace(self, run_id: str | None = None) -> list[TraceEvent]:
-        """The events that are kept, in the order in which they happened.
+        """The kept events, in the order in which they happened.
 
         Args:
             run_id: Id of a run that was begun by no other one, as in its result: only of that, and of what is below
@@ -148,7 +148,7 @@ class TracingKit(RunObserver):
         return summary_of(self.get_trace(run_id)) | {"dropped_events": self._dropped}
 
     def export_json(self, path: str | Path, run_id: str | None = None) -> None:
-        """Write the events that are kept to a file; what was in it is gone.
+        """Write the kept events to a file, whose former content is lost.
 
         Args:
             path: The file. One that ends in `.jsonl` gets a line of JSON for each event, as `output_file` does; any

@@ -55,7 +55,7 @@ class TraceReader:
         self._first = b""
 
     def __iter__(self) -> Iterator[TraceEvent]:
-        """The events, in the order in which they stand there.
+        """The events, in the order of the file.
 
         Raises:
             TraceUnreadable: The file cannot be read, or there is no event in it.
@@ -69,7 +69,7 @@ class TraceReader:
             raise TraceUnreadable(self.path, self._why_empty())
 
     def complaints(self) -> list[str]:
-        """What was odd about the file, a line each."""
+        """The oddities of the file, a line each."""
         said: list[str] = []
         if self.broken:
             said.append(f"{_counted(self.broken, 'line')} not JSON, passed over")

@@ -31,7 +31,7 @@ TYPES = (
 
 @dataclass(slots=True)
 class TraceEvent:
-    """Something that happened in a run, as it stands in a trace.
+    """An event of a run, as a trace holds it.
 
     Attributes:
         timestamp: When, in seconds since the epoch.
@@ -68,11 +68,11 @@ class TraceEvent:
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields."""
+        """The fields."""
         return asdict(self)
 
     def to_json(self) -> str:
-        """Its line in a file, without the end."""
+        """The line in a file, without its end."""
         return encode(self.to_dict()).decode()
 
     @classmethod

@@ -59,7 +59,7 @@ class Row:
         self.longest = max(self.longest, other.longest)
 
     def times(self) -> dict[str, Any]:
-        """How often, and how long."""
+        """The count and the time."""
         return {"count": self.count, "failed": self.failed, "seconds": self.seconds, "longest": self.longest}
 
     def add_cost(self, cost: Any) -> None:
@@ -70,7 +70,7 @@ class Row:
 
 @dataclass(slots=True)
 class Summary:
-    """What a trace has in it.
+    """The contents of a trace, in numbers.
 
     Attributes:
         events: How many events.
@@ -118,7 +118,7 @@ class Summary:
 
     @property
     def of_models(self) -> Row:
-        """All replies together."""
+        """The sum of all replies."""
         whole = Row()
         for row in self.models.values():
             whole.plus(row)

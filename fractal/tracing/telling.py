@@ -45,7 +45,7 @@ _NO_CALL = b',"tool_name":null,"tool_call_id":null,"parallel_group_id":null'
 
 @dataclass(slots=True, kw_only=True)
 class RunFacts:
-    """What is known of a run while it goes on.
+    """The known facts of a run while it goes on.
 
     Attributes:
         run_id: Its id.
@@ -121,7 +121,7 @@ class RunFacts:
             self._group = b'"%b-%d"' % (self.run_id[:12].encode(), self._replies)
 
     def call(self, name: str, call_id: str, *, is_last: bool = False) -> bytes:
-        """What stands in each line about a tool call."""
+        """The facts of a tool call for each of its lines."""
         part = self._calls.pop(call_id, None) if is_last else self._calls.get(call_id)
         if part is None:
             group = self._group if call_id in self._asked else _NULL
@@ -132,11 +132,11 @@ class RunFacts:
         return part
 
     def delegation(self, call_id: str | None) -> bytes:
-        """What stands in each line about a delegation: the call that makes it, if one does."""
+        """The facts of a delegation for each of its lines: the call that makes it, if there is one."""
         return self._calls.get(call_id or "", _NO_CALL)
 
     def changed(self, request: ModelRequested, payload: Payload) -> bytes:
-        """What a request says beside the conversation, as far as the one before did not."""
+        """The parts of a request beside the conversation that differ from those of the one before."""
         said = b""
         if request.opening != self._opening:
             self._opening = request.opening
@@ -312,7 +312,7 @@ def _warning(event: WarningRaised, run: RunFacts, payload: Payload) -> Lines:
 
 
 def _arguments(arguments: object) -> Any:
-    """What a tool is called with: by name, or as the model wrote it where that does not fit."""
+    """The arguments of a tool: by name, or as the model wrote them where that does not fit."""
     return arguments if is_mapping(arguments) else {"arguments": arguments}
 
 

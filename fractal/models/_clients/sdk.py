@@ -209,7 +209,7 @@ def _sending(client: Any, request: ModelRequest, bounds: ReplyBounds) -> Sending
 
 
 def _post(client: Any, model: str, body: bytes) -> Any:
-    """Have an SDK client post; what comes back is the HTTP response, its body not yet read, or an awaitable of it."""
+    """Have an SDK client post; returns the HTTP response, its body not yet read, or an awaitable of it."""
     import httpx2
 
     # Its own retries are off: ours look at the deadline and at the budget.
