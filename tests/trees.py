@@ -347,10 +347,11 @@ class Grown:
 
     Args:
         tree: What it grows from.
+        observers: Who watches it, too.
     """
 
-    def __init__(self, tree: Tree) -> None:
-        self.tree, self.watcher = tree, Watcher()
+    def __init__(self, tree: Tree, observers: Sequence[Any] = ()) -> None:
+        self.tree, self.watcher, self.observers = tree, Watcher(), observers
         self.children: dict[BaseAgent, list[BaseAgent]] = {}
         self.root = self._grow(tree.root)
         self.end: AgentResult | ToolIgnoredCancellation | None = None  # None: it was cancelled
@@ -368,7 +369,7 @@ class Grown:
             limits=plan.limits,
             timeout=plan.timeout,
             approve=_approver(plan.approval),
-            observers=[self.watcher],
+            observers=[self.watcher, *self.observers],
         )
         for number, child in enumerate(children):
             agent.register_delegate(child, f"below_{number}")

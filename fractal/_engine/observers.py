@@ -74,7 +74,8 @@ def interested(observers: Iterable[Observer], others: Sequence[Observer]) -> tup
     """The observers that want a run's events, each once, without those of another list."""
     found: list[Observer] = []
     for observer in observers:
-        is_listed = any(is_same(observer, other) for other in (*found, *others))
+        # Most often there is nobody else.
+        is_listed = (found or others) and any(is_same(observer, other) for other in (*found, *others))
         if not is_listed and (not is_a(observer, RunObserver) or _asked(observer.wants_run)):
             found.append(observer)
     return tuple(found)

@@ -520,6 +520,8 @@ class Run:
 
     def _add_observers(self, observers: tuple[Observer, ...]) -> None:
         own = interested(observers, self._observers)
+        if not own:
+            return
         taking_part = companions_of(own)
         self._observers = (*own, *self._observers)
         self.own_companions += taking_part

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fractal._concurrency.forks import lock
-from fractal._json import decode, encode, jsonable
+from fractal._json import decode, encode
 from fractal._log import log
 from fractal._texts import repr_of
 from fractal.errors import InvalidArguments
 from fractal.events import Event, RunEvent, RunFinished, RunObserver, RunStarted
 from fractal.tracing.jsonl import writer
 from fractal.tracing.record import TraceEvent
-from fractal.tracing.redact import Redactor, capped, secrets_of_environment
+from fractal.tracing.redact import DEFAULT_TEXT, PayloadWriter
 from fractal.tracing.telling import RunFacts, lines_by_kind
 
 if TYPE_CHECKING:
@@ -26,16 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["TracingKit"]
 
 DEFAULT_EVENTS = 10_000
-DEFAULT_TEXT = 20_000
 
 _MOST_BYTES = 32 * 2**20
 """Of the events that are kept in memory, as JSON."""
-
-_LONG_NUMBER = re.compile(rb"\d{1000}")
-"""What no reader of JSON takes, if it is a number."""
-
-_TEXTS_OF_A_PAYLOAD = 10
-"""The texts of one value together may be so many times as long as one of them."""
 
 Redact = Callable[[TraceEvent], "TraceEvent | None"]
 """Has the last word on an event before it is kept and written: returns it, changed or not, or None to leave it out."""
@@ -91,9 +83,8 @@ class TracingKit(RunObserver):
         if isinstance(secrets, str) or not all(isinstance(secret, str) for secret in secrets):
             raise InvalidArguments("secrets: give a list of texts")
         self.output_file = _path_of(output_file)
-        self._redact, self._max_text = redact, max_text
-        self._secrets = tuple(secrets)
-        self._redactor: Redactor | None = None
+        self._redact = redact
+        self._payload = PayloadWriter(secrets, max_text)
         self._kept: deque[tuple[str | None, bytes]] = deque()
         self._max_events, self._size, self._dropped = max_events, 0, 0
         self._lock = lock()  # runs on several event loops may share a kit
@@ -211,18 +202,6 @@ class TracingKit(RunObserver):
         if type(event) is RunStarted:  # after its end some things may still be told
             self._runs[event.run_id] = run
         return run
-
-    def _payload(self, value: Any) -> bytes:
-        """A value as JSON: of bounded size, and without secrets."""
-        if self._redactor is None:  # the environment may be set after the kit is made
-            self._redactor = Redactor((*self._secrets, *secrets_of_environment()))
-        text = encode(value)
-        if _LONG_NUMBER.search(text):
-            text = encode(jsonable(value))
-        text = self._redactor.without_known(text)
-        if len(text) > self._max_text:
-            text = encode(capped(decode(text), self._max_text, self._max_text * _TEXTS_OF_A_PAYLOAD))
-        return self._redactor.without_forms(text)
 
     def _keep(self, run: RunFacts, at: float, line: bytes) -> None:
         wanted = line if self._redact is None else self._as_wanted(line, self._redact)

@@ -10,11 +10,20 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from fractal._json import decode, encode, is_list, is_mapping
+from fractal._json import decode, encode, is_list, is_mapping, jsonable
 
-__all__ = ["REDACTED", "Redactor", "capped", "redacted", "secrets_of_environment"]
+__all__ = ["DEFAULT_TEXT", "REDACTED", "PayloadWriter", "Redactor", "capped", "redacted", "secrets_of_environment"]
 
 REDACTED = "[redacted]"
+
+DEFAULT_TEXT = 20_000
+"""Characters of one text that is kept."""
+
+_LONG_NUMBER = re.compile(rb"\d{1000}")
+"""What no reader of JSON takes, if it is a number."""
+
+_TEXTS_OF_A_PAYLOAD = 10
+"""The texts of one value together may be so many times as long as one of them."""
 
 _SHORTEST_SECRET = 4  # characters: what is shorter is found in ordinary words
 _SHORTEST_OF_ENVIRONMENT = 8
@@ -88,6 +97,31 @@ class Redactor:
     def without_forms(self, text: bytes) -> bytes:
         """JSON without what looks like a secret."""
         return encode(redacted(decode(text))) if _MARK.search(text.decode().lower()) else text
+
+
+class PayloadWriter:
+    """Writes values that a user, a tool or a model made: as JSON, of bounded size, without secrets.
+
+    Args:
+        secrets: Values that are known to be secret, besides those of the environment.
+        max_text: Characters of one text; longer ones are cut, and the cut is marked.
+    """
+
+    def __init__(self, secrets: Iterable[str] = (), max_text: int = DEFAULT_TEXT) -> None:
+        self._secrets, self._max_text = tuple(secrets), max_text
+        self._redactor: Redactor | None = None
+
+    def __call__(self, value: Any) -> bytes:
+        """Write a value."""
+        if self._redactor is None:  # the environment may be set after this is made
+            self._redactor = Redactor((*self._secrets, *secrets_of_environment()))
+        text = encode(value)
+        if _LONG_NUMBER.search(text):
+            text = encode(jsonable(value))
+        text = self._redactor.without_known(text)
+        if len(text) > self._max_text:
+            text = encode(capped(decode(text), self._max_text, self._max_text * _TEXTS_OF_A_PAYLOAD))
+        return self._redactor.without_forms(text)
 
 
 def redacted(value: Any) -> Any:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_json
 
 from fractal._json import encode, is_mapping
-from fractal._texts import type_name
 from fractal.events import (
     ApprovalAnswered,
     ApprovalRequested,
@@ -30,6 +29,7 @@ from fractal.events import (
     ToolStarted,
     WarningRaised,
 )
+from fractal.tracing.content import shown
 
 if TYPE_CHECKING:
     from fractal.limits import Limits
@@ -187,7 +187,7 @@ def _run_finished(event: RunFinished, run: RunFacts, payload: Payload) -> Lines:
     if result.abandoned:
         metadata["abandoned"] = [each.call_id for each in result.abandoned]
     if result.success:
-        content = payload(_shown(result.content))
+        content = payload(shown(result.content))
         return (run.line(event.at, b"agent_end", metadata, result=content, elapsed=result.elapsed),)
     error = payload(result.error)
     metadata["error_type"] = kind = result.metadata.get("error_type")
@@ -257,7 +257,7 @@ def _tool_finished(event: ToolFinished, run: RunFacts, payload: Payload) -> Line
         b"tool_result",
         {"success": result.error is None, "outcome": result.outcome},
         call=call,
-        result=payload(_shown(result.content)) if result.content is not None else _NULL,
+        result=payload(shown(result.content)) if result.content is not None else _NULL,
         error=error,
         elapsed=result.elapsed,
     )
@@ -295,7 +295,7 @@ def _delegation_finished(event: DelegationFinished, run: RunFacts, payload: Payl
             b"delegation_end",
             metadata,
             call=run.delegation(event.call_id),
-            result=payload(_shown(result.content)) if result is not None and result.success else _NULL,
+            result=payload(shown(result.content)) if result is not None and result.success else _NULL,
             error=payload(error) if error is not None else _NULL,
             elapsed=run.since_delegated(event.call_id, event.at),
         ),
@@ -314,11 +314,6 @@ def _warning(event: WarningRaised, run: RunFacts, payload: Payload) -> Lines:
 def _arguments(arguments: object) -> Any:
     """The arguments of a tool: by name, or as the model wrote them where that does not fit."""
     return arguments if is_mapping(arguments) else {"arguments": arguments}
-
-
-def _shown(content: object) -> Any:
-    """A value to be written down; what can be read only once is not read."""
-    return f"[{type_name(content)}]" if hasattr(type(content), "__next__") else content
 
 
 lines_by_kind: dict[type, Callable[[Any, RunFacts, Payload], Lines]] = {

@@ -18,6 +18,8 @@ import pytest
 from fractal import BaseAgent, Reply, sync
 from fractal.models import ModelRequest, ToolCall
 from fractal.testing import Endpoint, ScriptedModel, answers
+from fractal.tracing import Instrumentation
+from tests.spans import Telemetry
 
 StartEndpoint = Callable[..., Endpoint]
 
@@ -56,6 +58,15 @@ class Looker:
         return self.last if request.transcript.messages[-1]["role"] == "tool" else self.first
 
 
+class Brief:
+    """A model that answers at once."""
+
+    reply = Reply(text="hello")
+
+    async def respond(self, request: ModelRequest) -> Reply:
+        return self.reply
+
+
 async def look(place: str) -> str:
     """Look out of the window."""
     return f"rain in {place}"
@@ -78,6 +89,19 @@ async def test_a_run_of_two_requests_and_three_tools(backend: str) -> None:
     agent = BaseAgent("A", "a", client=Looker()).add_tool(look)
     calls = await calls_of(lambda: agent.run("go"))
     assert calls < {"asyncio": 1620, "trio": 2320}[backend]  # 1 295 and 1 850
+
+
+@pytest.mark.parametrize("model", [Looker(), Brief()], ids=["tools", "smallest"])
+async def test_opentelemetry_without_an_sdk_costs_a_fiftieth_at_most(model: Any) -> None:
+    agents = [BaseAgent("A", "a", client=model, observers=given).add_tool(look) for given in ([], [Instrumentation()])]
+    without, with_it = [await calls_of(lambda agent=agent: agent.run("go")) for agent in agents]
+    assert with_it - without < 12  # 9, of 427 in the smallest run
+
+
+async def test_opentelemetry_with_an_sdk(backend: str) -> None:
+    agent = BaseAgent("A", "a", client=Looker(), observers=[Telemetry().instrumentation]).add_tool(look)
+    calls = await calls_of(lambda: agent.run("go"))
+    assert calls < {"asyncio": 4600, "trio": 5100}[backend]
 
 
 async def test_a_run_over_our_own_connections(backend: str, endpoint: StartEndpoint) -> None:
