@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -36,10 +37,14 @@ def check_writable(path: str) -> None:
     _regular(target)
 
 
-def replace(path: str, text: str) -> None:
+def replace(path: str, text: str | Iterable[str]) -> None:
     """Write a whole file in one step: it is the new one or, if it cannot be written, the old one.
 
     It keeps its mode and its owner; a new one is for its owner alone.
+
+    Args:
+        path: The file.
+        text: What is to be in it, or its pieces, as they come.
 
     Raises:
         OSError: It cannot be written; what is there is as it was.
@@ -50,7 +55,7 @@ def replace(path: str, text: str) -> None:
     descriptor = _open(draft, os.O_CREAT | os.O_EXCL)
     try:
         with _as_text(descriptor) as file:
-            file.write(text)
+            file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             _take_over(descriptor, before)
             os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The command line: `fractal demo`, `run`, `chat`, `run-many`, `trace` and `endpoint`.
+"""The command line: `fractal demo`, `run`, `chat`, `run-many`, `trace`, `trace export` and `endpoint`.
 
 Exit status: 0 success, 1 the run gave no answer, 2 wrong use, 130 interrupted by Ctrl-C.
 """
@@ -37,6 +37,8 @@ FAILED = 1
 WRONG_USE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
+EXPORT = "trace export"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -51,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: The arguments cannot be read, or ask for help or the version.
     """
     parser = _parser()
-    options = parser.parse_args(arguments)
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
+    if given[:2] == EXPORT.split():  # for argparse a command is one word
+        given[:2] = [EXPORT]
+    options = parser.parse_args(given)
     if options.name is None:
         parser.print_help(sys.stderr)
         raise SystemExit(WRONG_USE)
@@ -142,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(commands.add_parser("chat", help="talk with an agent", description=_CHAT))
     _add_run_many(commands.add_parser("run-many", help="ask an agent every line of a file", description=_RUN_MANY))
     _add_trace(commands.add_parser("trace", help="show what a trace file tells", description=_TRACE))
+    _add_export(commands.add_parser(EXPORT, help="write a trace file for other viewers", description=_EXPORT))
     _add_endpoint(
         commands.add_parser("endpoint", help="serve a stand-in for a model, to try things", description=_ENDPOINT)
     )
@@ -161,6 +167,9 @@ _RUN = "Ask an agent one question and print its answer: text as it is, anything 
 
 _TRACE = """Show what a trace file tells: of each of the newest runs who did what, and a bar of time for each part, so
 that what ran side by side stands side by side."""
+
+_EXPORT = """Write a trace file in the form that other viewers read: otlp, lines of JSON for Jaeger, Grafana and
+collectors of OpenTelemetry; perfetto, JSON for ui.perfetto.dev and chrome://tracing."""
 
 _ENDPOINT = """Serve chat completions on this machine until Ctrl-C, or as long as a command runs, which finds the
 endpoint in OPENAI_BASE_URL. No model answers: tools that the question names are called, and what they return is the
@@ -218,6 +227,13 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--errors", action="store_true", help="the errors, one on a line")
     what.add_argument("--run", default="", metavar="ID", help="only the runs whose ids begin so")
     parser.add_argument("--json", action="store_true", help="numbers or errors as JSON; without --errors the numbers")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_trace_export)
+    parser.add_argument("file", help="file of a TracingKit, or of tracing_output_file=")
+    parser.add_argument("--format", required=True, choices=("otlp", "perfetto"), help="what to write")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write it there; default: to standard output")
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -394,13 +410,11 @@ def _run_many(options: argparse.Namespace) -> int:
 
 
 def _trace(options: argparse.Namespace) -> int:
-    from fractal.cli.trace import show_errors, show_summary, show_trees
-    from fractal.tracing import TraceReader, TraceUnreadable
+    from fractal.cli.trace import reading, show_errors, show_summary, show_trees
 
     if options.json and options.run:
         raise WrongUse("--json is for the numbers or the errors of a whole file: leave out --run")
-    reader = TraceReader(options.file)
-    try:
+    with reading(options.file) as reader:
         if options.errors:
             show_errors(reader, as_json=options.json)
         elif options.summary or options.json:
@@ -412,11 +426,13 @@ def _trace(options: argparse.Namespace) -> int:
 
             if not show_trees(reader, Console(highlight=False), options.run):
                 raise WrongUse(f"{options.file}: there is no run in it whose id begins with {options.run!r}")
-    except TraceUnreadable as error:
-        raise WrongUse(str(error)) from None
-    finally:
-        for complaint in reader.complaints():
-            tell(f"fractal trace: {complaint}")
+    return 0
+
+
+def _trace_export(options: argparse.Namespace) -> int:
+    from fractal.cli.trace import export
+
+    export(options.file, options.format, options.output)
     return 0
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fractal._texts import one_line
 from fractal._views.tree import RunTree
-from fractal.cli.door import json_line, json_text, say, say_json
-from fractal.tracing import TraceEvent, TraceReader
+from fractal.cli.door import json_line, json_text, say, say_json, tell
+from fractal.cli.files import replace
+from fractal.cli.which_agent import WrongUse
+from fractal.tracing import TraceEvent, TraceReader, TraceUnreadable
 from fractal.tracing.events import event_of
+from fractal.tracing.otlp import otlp_lines
+from fractal.tracing.perfetto import perfetto_lines
 from fractal.tracing.summary import Row, Summary, numbers_of
 
 if TYPE_CHECKING:
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 
     from fractal.events import Event
 
-__all__ = ["Trees", "show_errors", "show_summary", "show_trees"]
+__all__ = ["Trees", "export", "reading", "show_errors", "show_summary", "show_trees"]
 
 MOST_RUNS = 20
 """Runs that are drawn, the newest of a file."""
@@ -120,6 +126,51 @@ def show_errors(events: Iterable[TraceEvent], *, as_json: bool) -> None:
         at = time.strftime("%H:%M:%S", time.localtime(event.timestamp))
         where = one_line(event.agent_name) + (f" {one_line(event.tool_name)}" if event.tool_name else "")
         say(f"{at}  {where}: {one_line(event.error or '', 1000)}")
+
+
+def export(path: str, form: str, to: str | None) -> None:
+    """Write a trace in the form that other viewers read.
+
+    Args:
+        path: The file.
+        form: `"otlp"` or `"perfetto"`.
+        to: File to write; None: standard output.
+
+    Raises:
+        WrongUse: There is no trace, or the other file cannot be written; what was there is as it was.
+    """
+    with reading(path) as reader:
+        lines = (otlp_lines if form == "otlp" else perfetto_lines)(reader)
+        if to is None:
+            for line in lines:
+                say_json(line)
+            return
+        try:
+            if os.path.samefile(path, os.path.expanduser(to)):
+                raise WrongUse(f"-o {to}: that is the trace itself")
+        except OSError:
+            pass  # one of them is not there
+        try:
+            replace(to, (line + "\n" for line in lines))
+        except OSError as error:
+            raise WrongUse(f"-o {to}: {error.strerror or error}") from None
+
+
+@contextmanager
+def reading(path: str) -> Generator[TraceReader]:
+    """Read a trace file, and tell what was odd about it.
+
+    Raises:
+        WrongUse: It is no trace.
+    """
+    reader = TraceReader(path)
+    try:
+        yield reader
+    except TraceUnreadable as error:
+        raise WrongUse(str(error)) from None
+    finally:
+        for complaint in reader.complaints():
+            tell(f"fractal trace: {complaint}")
 
 
 def show_summary(events: Iterable[TraceEvent], *, as_json: bool) -> None:

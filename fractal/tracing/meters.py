@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fractal.tracing import names
+import fractal.tracing.names as names
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram, Meter

@@ -16,6 +16,7 @@ from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+import fractal.tracing.names as names
 from fractal._texts import clean_text, repr_of, type_name
 from fractal.errors import InvalidArguments
 from fractal.events import (
@@ -28,7 +29,6 @@ from fractal.events import (
     ToolFinished,
     ToolStarted,
 )
-from fractal.tracing import names
 from fractal.tracing.content import instructions_of, message_in_parts, shown
 from fractal.tracing.live import Conversation, Open, OpenChat, OpenRun
 from fractal.tracing.meters import Meters
