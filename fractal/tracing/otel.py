@@ -8,12 +8,12 @@ and nothing of it reaches a reader's task.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from opentelemetry import context as contexts, metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
-from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import fractal.tracing.names as names
@@ -152,11 +152,9 @@ class Instrumentation(RunObserver):
         contexts.attach(part.context)
 
     def _context_above(self, event: RunStarted) -> Context:
-        """The context that a run is below: what is current, or that of its caller, if none came along."""
         above = self._runs.get(event.parent_id or "")
-        if above is None:
-            return contexts.get_current()
-        return _current_or(above.calls.get(event.call_id or "", above.part).context)
+        around = above.calls.get(event.call_id or "", above.part).context if above is not None else None
+        return self._context_here(around)
 
     def _run_finished(self, event: RunFinished) -> None:
         run, result = self._runs.pop(event.run_id, None), event.result
@@ -266,7 +264,7 @@ class Instrumentation(RunObserver):
             names.TOOL_CALL_ID: clean_text(event.call_id),
             names.RUN_ID: event.run_id,
         }
-        call = self._begin(names.TOOL, tool, _current_or(run.part.context), event.at, facts)
+        call = self._begin(names.TOOL, tool, self._context_here(run.part.context), event.at, facts)
         if self._includes_content and call.span.is_recording():
             call.span.set_attribute(names.TOOL_ARGUMENTS, self._written(event.arguments))
         run.calls[event.call_id] = call
@@ -308,7 +306,26 @@ class Instrumentation(RunObserver):
             attributes={names.OPERATION: operation, **facts},
             start_time=_nanoseconds(at),
         )
-        return Open(span, trace.set_span_in_context(span, within), at)
+        context = trace.set_span_in_context(span, within)
+        return Open(span, contexts.set_value(_MADE, _Made(self, span, within), context), at)
+
+    def _context_here(self, own: Context | None) -> Context:
+        """The context that what begins now is within.
+
+        That is the current one, so that spans of the user's are in between. But if none came along, or another
+        Instrumentation has put its span there, it is the one that is given.
+
+        Args:
+            own: The context of what is around it, as far as that is known here; None if nothing is.
+        """
+        current = contexts.get_current()
+        while (made := _made(current)) is not None and made.by is not self:
+            if own is not None:
+                return own
+            current = made.within
+        if own is None or trace.get_current_span(current).get_span_context().is_valid:
+            return current
+        return own
 
     def _end(
         self, part: Open, at: float, facts: Mapping[str, Any], error: str | None = None, said: str | None = None
@@ -352,10 +369,10 @@ def _is_stand_in(provider: object, no_op: type) -> bool:
     return _is_silent(provider) and not isinstance(provider, no_op)
 
 
-def _current_or(context: Context) -> Context:
-    """The current context, or another one if there is no span in it."""
-    current = contexts.get_current()
-    return current if trace.get_current_span(current).get_span_context().is_valid else context
+def _made(context: Context) -> _Made | None:
+    """Who has made the current span of a context, if an Instrumentation has."""
+    made = contexts.get_value(_MADE, context)
+    return made if isinstance(made, _Made) and made.span is trace.get_current_span(context) else None
 
 
 def _kind_of(error: BaseException | None) -> str | None:
@@ -365,6 +382,16 @@ def _kind_of(error: BaseException | None) -> str | None:
 def _nanoseconds(at: float) -> int:
     return int(at * 1e9)
 
+
+class _Made(NamedTuple):
+    """Who has made a span, and in which context."""
+
+    by: Instrumentation
+    span: Span
+    within: Context
+
+
+_MADE = contexts.create_key("fractal.made")
 
 _Provider = TypeVar("_Provider")
 

@@ -94,7 +94,8 @@ async def test_a_run_of_two_requests_and_three_tools(backend: str) -> None:
 @pytest.mark.parametrize("model", [Looker(), Brief()], ids=["tools", "smallest"])
 async def test_opentelemetry_without_an_sdk_costs_a_fiftieth_at_most(model: Any) -> None:
     agents = [BaseAgent("A", "a", client=model, observers=given).add_tool(look) for given in ([], [Instrumentation()])]
-    without, with_it = [await calls_of(lambda agent=agent: agent.run("go")) for agent in agents]
+    # The least of some: trio now and then has work of its own to do.
+    without, with_it = [min([await calls_of(lambda a=a: a.run("go")) for _ in range(5)]) for a in agents]
     assert with_it - without < 12  # 9, of 427 in the smallest run
 
 

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import copy_context
 from typing import Any
@@ -42,6 +43,7 @@ from fractal import (
 )
 from fractal.models import ModelRequest
 from fractal.testing import Endpoint, ScriptedModel, answers
+from fractal.testing._leftovers import running_tasks
 from fractal.tracing import Instrumentation
 from tests.spans import Telemetry, parent_of, size_of, tree_of_events, tree_of_spans
 from tests.trees import Grown, Tree, trees
@@ -295,6 +297,26 @@ async def test_a_stream_that_is_dropped_in_a_foreign_generator_leaves_no_context
     assert tree_of_spans(told.spans, context.span_id) == tree_of_events(told.events)
 
 
+async def test_nor_does_one_that_nobody_closes(told: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
+    async def pieces(agent: BaseAgent) -> AsyncGenerator[object]:
+        async with agent.stream("go") as stream:
+            async for event in stream:
+                yield event
+
+    with caplog.at_level(logging.DEBUG), told.tracer.start_as_current_span("reader") as reader:
+        generator: Any = pieces(team(told))
+        with anyio.fail_after(10), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # trio's, about the generator
+            before = len(running_tasks())
+            await anext(generator)
+            del generator
+            while not told.spans or len(running_tasks()) > before:
+                gc.collect()
+                await anyio.sleep(0)
+        assert trace.get_current_span() is reader
+    assert not [record for record in caplog.records if "opentelemetry" in record.name]
+
+
 async def test_traceparent_is_sent_where_it_is_wanted(endpoint: StartEndpoint) -> None:
     one = endpoint([answers.failure(503), "hi", "hi"])
     model = OpenAIModel(base_url=one.url, api_key="sk-test")
@@ -538,6 +560,17 @@ async def test_without_an_sdk_runs_are_not_observed() -> None:
     assert not Instrumentation().wants_run()
 
 
+async def test_two_do_not_mix_up_their_spans() -> None:
+    one, other = Telemetry(), Telemetry()
+    agent = team(one)
+    agent.observers = [*one.observers, other.instrumentation]
+    with one.tracer.start_as_current_span("outside") as outside:
+        await by_run(agent)
+    for told in (one, other):
+        tree = tree_of_spans(told.spans, outside.get_span_context().span_id)
+        assert tree == tree_of_events(one.events)
+
+
 async def test_metrics_alone_do_and_spans_alone_do() -> None:
     told = Telemetry()
     with_metrics = Instrumentation(trace.NoOpTracerProvider(), told.meter_provider)
@@ -574,6 +607,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from fractal import BaseAgent
 from fractal.testing import ScriptedModel
+from fractal.testing._leftovers import running_tasks
 from fractal.tracing import Instrumentation
 agents = [
     BaseAgent("A", "a", client=ScriptedModel(lambda r: "hi"), observers=[Instrumentation(given)])
