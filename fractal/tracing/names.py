@@ -48,6 +48,9 @@ NO_BEGINNING = "fractal.no_beginning"
 AGENT, CHAT, TOOL = "invoke_agent", "chat", "execute_tool"
 """The operations; their spans are called by them and by what they are about."""
 
+ANY_PROVIDER = "openai"
+"""What `gen_ai.provider.name` is where nobody says it: of all endpoints that speak OpenAI's language."""
+
 TIMEOUT, CANCELLED, OTHER = "timeout", "cancelled", "_OTHER"
 """Values of `error.type`; others are names of classes, outcomes, or types of errors."""
 

@@ -72,7 +72,7 @@ class Instrumentation(RunObserver):
         *,
         older_names: bool = False,
         send_traceparent: bool = False,
-        provider_name: str = "openai",
+        provider_name: str = names.ANY_PROVIDER,
     ) -> None:
         _check("tracer_provider", tracer_provider, TracerProvider)
         _check("meter_provider", meter_provider, MeterProvider)

@@ -69,7 +69,7 @@ def _written(span: Span) -> dict[str, Any]:
 def _facts(span: Span) -> dict[str, Any]:
     facts: dict[str, Any] = {names.OPERATION: span.kind, **span.facts, names.ERROR_TYPE: span.error_type}
     if span.kind == names.CHAT:
-        facts |= {names.PROVIDER: "openai", names.ATTEMPTS: span.attempts}
+        facts |= {names.PROVIDER: names.ANY_PROVIDER, names.ATTEMPTS: span.attempts}
     if span.outcome == UNFINISHED:
         facts[names.UNFINISHED] = True
     if not span.has_beginning:

@@ -98,12 +98,13 @@ class _Lanes:
         if process is None:
             self._count += 1
             process = self._processes[span.root] = _Process(self._count)
-            yield _named("process_name", process, 0, f"run {span.root[:8]}: {span.agent}")
+            yield _named("process_name", process, 0, {"name": f"run {span.root[:8]}: {span.agent}"})
         lanes = process.lanes
         lane = process.take(_microseconds(span.begin))
         self._places[span.span_id] = process, lane
         if lane > lanes:
-            yield _named("thread_name", process, lane, f"lane {lane}")
+            yield _named("thread_name", process, lane, {"name": f"lane {lane}"})
+            yield _named("thread_sort_index", process, lane, {"sort_index": lane})
         above = self._places.get(span.parent_id) if span.kind == names.AGENT else None
         if above is not None:
             self._arrows += 1
@@ -146,8 +147,8 @@ def _facts(span: Span) -> dict[str, Any]:
     return facts | {name: value[:_MOST_SAID] for name, value in span.said.items()}
 
 
-def _named(what: str, process: _Process, lane: int, name: str) -> dict[str, Any]:
-    return {"ph": "M", "name": what, "pid": process.number, "tid": lane, "args": {"name": name}}
+def _named(what: str, process: _Process, lane: int, facts: dict[str, Any]) -> dict[str, Any]:
+    return {"ph": "M", "name": what, "pid": process.number, "tid": lane, "args": facts}
 
 
 def _microseconds(at: float) -> int:

@@ -227,7 +227,7 @@ def test_importing_the_agent_class_loads_no_sdk_no_backend_and_no_extra():
     code = "import sys; from fractal import BaseAgent; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     unwanted = {"openai", "trio", "httpx2", "httpcore2", "httpx", "h11", "griffe", "rich", "uvloop", "aiohttp"}
-    unwanted |= {"httptools"}
+    unwanted |= {"httptools", "opentelemetry"}
     assert not (unwanted | {"fastapi"}) & {*loaded}
 
 
