@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -203,7 +203,7 @@ class Played:
             toolkit=TOOLKIT,
             limits=plan.limits,
             timeout=plan.timeout,
-            observers=[self.watcher],
+            observers=[self.watcher, *self._stage.observers],
         )
         self.children[agent] = children
         _AT_WORK[agent] = self, plan
@@ -486,10 +486,11 @@ class Stage:
     Args:
         loop: `"asyncio"`, `"uvloop"` or `"trio"`.
         portal: Where blocking calls go.
+        observers: Who watches all runs, too.
     """
 
-    def __init__(self, loop: str, portal: Portal | None) -> None:
-        self._loop, self._portal = loop, portal
+    def __init__(self, loop: str, portal: Portal | None, observers: Sequence[Any] = ()) -> None:
+        self._loop, self._portal, self.observers = loop, portal, observers
         self._endpoint: Endpoint | None = None
         self._plans: dict[str, AgentPlan] = {}
         self.runs = 0

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from fractal import Event
 from fractal.tracing import Instrumentation
+from fractal.tracing.names import AGENT, CHAT, OPERATION, RUN_ID, TOOL, TOOL_CALL_ID
 
 Tree = Any
 """A name, and what is below it: `(name, {tree: how often})`, with the latter as a frozen set of items."""
@@ -115,3 +116,31 @@ def _counted(trees: Iterable[Tree]) -> frozenset[Any]:
 def size_of(tree: frozenset[Any]) -> int:
     """How many spans are in it."""
     return sum(count * (1 + size_of(below)) for (_, below), count in tree)
+
+
+def assert_parents(spans: Iterable[ReadableSpan], events: Iterable[Event]) -> None:
+    """Each part is in its run, and each run in the call that began it or, if that had ended, in its run."""
+    facts = {span.context.span_id: (span, dict(span.attributes or {})) for span in spans if span.context}
+
+    def around(span: ReadableSpan, *operations: str) -> dict[str, Any]:
+        """What is told of the nearest span around one that is of such an operation."""
+        above = facts.get(parent_of(span) or 0)
+        if above is None:
+            return {}
+        return above[1] if above[1].get(OPERATION) in operations else around(above[0], *operations)
+
+    runs: dict[str, ReadableSpan] = {}
+    for span, about in facts.values():
+        if about[OPERATION] == AGENT:
+            assert about[RUN_ID] not in runs
+            runs[about[RUN_ID]] = span
+        elif about[OPERATION] == CHAT:
+            assert around(span, AGENT, TOOL) == facts[parent_of(span) or 0][1]
+            assert around(span, AGENT)[RUN_ID] == about[RUN_ID]
+    for event in events:
+        # One that nobody waits for, begun where a call was left behind after its run, is below nothing but its context.
+        if event.kind == "run_started" and event.parent_id is not None:
+            above = around(runs[event.run_id], AGENT, TOOL)
+            if event.call_id is not None:
+                assert (above[RUN_ID], above[TOOL_CALL_ID]) == (event.parent_id, event.call_id)
+            assert around(runs[event.run_id], AGENT).get(RUN_ID) == event.parent_id

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import nullcontext
 from contextvars import copy_context
 from typing import Any
 
@@ -45,7 +46,10 @@ from fractal.models import ModelRequest
 from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.testing._leftovers import running_tasks
 from fractal.tracing import Instrumentation
-from tests.spans import Telemetry, parent_of, size_of, tree_of_events, tree_of_spans
+from tests.played import Stage
+from tests.programs import LOOP_KINDS, make
+from tests.spans import Telemetry, assert_parents, parent_of, size_of, tree_of_events, tree_of_spans
+from tests.support import LOOPS
 from tests.trees import Grown, Tree, trees
 
 StartEndpoint = Callable[..., Endpoint]
@@ -149,6 +153,20 @@ def test_they_are_of_random_trees_however_these_are_cut(backend: str, tree: Tree
     assert tree_of_spans(told.spans) == tree_of_events(told.events)
     assert size_of(tree_of_spans(told.spans)) == len(told.spans)
     assert repr(told.instrumentation) == "<Instrumentation: 0 runs go on>"
+
+
+@pytest.mark.parametrize("kind", LOOP_KINDS)
+def test_they_are_of_random_programs_that_begin_runs_in_every_way(kind: str, told: Telemetry) -> None:
+    loop, *is_virtual = kind.split()
+    if loop not in LOOPS:
+        pytest.skip(f"{loop} is not here")
+    with nullcontext() if is_virtual else sync.portal(**LOOPS[loop]) as portal:
+        stage = Stage(loop, portal, told.observers)
+        for seed in range(8):
+            stage.play(make(kind, seed))
+        stage.close()
+    assert_parents(told.spans, told.events)
+    assert len(told.spans) == size_of(tree_of_spans(told.spans)) == size_of(tree_of_events(told.events)) > 30
 
 
 async def test_a_run_that_is_cut_ends_its_spans(told: Telemetry) -> None:
