@@ -137,7 +137,7 @@ class Budget:
         is_priced: Whether `cost` has all of it in it: each reply reported its tokens, and its model has a price.
     """
 
-    __slots__ = ("_allowed", "_gate", "_limited", "_line", "cost", "is_priced", "tokens", "used")
+    __slots__ = ("_above", "_allowed", "_gate", "_limited", "cost", "is_priced", "tokens", "used")
 
     def __init__(self, limits: Limits, parent: Budget | None = None, shared: tuple[Budget, ...] = ()) -> None:
         self._allowed: dict[Resource, float] = {
@@ -147,17 +147,22 @@ class Budget:
             "cost": amount_of(limits.max_cost),
         }
         above = parent._line if parent is not None else ()
-        # All that an entry goes into. A delegate may have a shared budget that a run above it has too.
-        self._line: tuple[Budget, ...] = (self, *above)
-        if shared:
-            self._line += tuple(each for each in dict.fromkeys(shared) if each not in above)
+        if shared:  # a delegate may have a shared budget that a run above it has too
+            above += tuple(each for each in dict.fromkeys(shared) if each not in above)
+        self._above: tuple[Budget, ...] = above
         self._limited = {resource for resource, most in self._allowed.items() if most != math.inf}
-        for ledger in self._line[1:]:
+        for ledger in above:
             self._limited |= ledger._limited
         self._gate: Gate | None = None
         self.used: dict[Resource, int] = {"requests": 0, "tool_calls": 0, "tokens": 0, "cost": 0}
         self.tokens: dict[str, int] = dict.fromkeys(_TOKENS, 0)
         self.cost, self.is_priced = 0, True
+
+    @property
+    def _line(self) -> tuple[Budget, ...]:
+        """All ledgers that an entry goes into."""
+        # Not kept: a ledger that knew itself would stay, with the run, until the garbage collector came.
+        return (self, *self._above)
 
     def reserve(self, resource: Resource, amount: int = 1) -> Reservation:
         """Set an amount aside, here and in every ledger above.
@@ -178,11 +183,13 @@ class Budget:
             BudgetExceeded: One of the ledgers has not that much left; nothing was spent.
         """
         needed = amount or 1  # an estimate of nothing still needs something left to spend
+        line = self._line
         with _lock:
-            for ledger in self._line:
+            for ledger in line:
                 if ledger.used[resource] + needed > ledger._allowed[resource]:
                     raise ledger._exceeded(resource)
-            self._enter(resource, amount)
+            for ledger in line:
+                ledger.used[resource] += amount
 
     def is_unlimited(self, resource: Resource) -> bool:
         """Whether neither this ledger nor one above limits a resource."""
@@ -215,7 +222,8 @@ class Budget:
         """Add or, if negative, give back an amount without asking whether it fits."""
         if amount:
             with _lock:
-                self._enter(resource, amount)
+                for ledger in self._line:
+                    ledger.used[resource] += amount
 
     def gates_of_money(self) -> list[Gate]:
         """The gates for replies of unknown cost: one for each ledger that limits money, in a fixed order."""
@@ -239,10 +247,6 @@ class Budget:
     def _exceeded(self, resource: Resource) -> BudgetExceeded:
         scale = MONEY if resource == "cost" else 1
         return BudgetExceeded(resource, self._allowed[resource] / scale, self.used[resource] / scale)
-
-    def _enter(self, resource: Resource, amount: int) -> None:
-        for ledger in self._line:
-            ledger.used[resource] += amount
 
 
 _TOKENS = (

@@ -139,7 +139,7 @@ class _Question:
             return await self._send(request)
 
     async def _send(self, request: ModelRequest) -> Reply:
-        run, self._asked = self._run, request
+        run = self._run
         with run.budget.reserve("tokens", self._estimate(request)) as tokens:
             with run.budget.reserve("requests") as reserved:
                 if run.has_listeners:
@@ -206,7 +206,11 @@ class _Question:
 
     async def _ask_model(self, request: ModelRequest) -> Reply:
         model = self._run.settings.model
-        reply = await ask_model(model, request, self._show if self._run.feeds else None)
+        self._asked = request
+        try:
+            reply = await ask_model(model, request, self._show if self._run.feeds else None)
+        finally:
+            self._asked = None  # it knows this question: both, and the run, would stay for the garbage collector
         if not isinstance(reply, Reply):
             raise InvalidArguments(f"the model {model!r} answered with {reply!r}, not a Reply")
         return reply

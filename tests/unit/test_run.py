@@ -15,7 +15,18 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from fractal import AgentResult, BaseAgent, DeadlineExceeded, RunCancelled, sync, tool
+from fractal import (
+    AgentResult,
+    BaseAgent,
+    DeadlineExceeded,
+    Limits,
+    Price,
+    RunCancelled,
+    SharedBudget,
+    run_many,
+    sync,
+    tool,
+)
 from fractal._agent import verbs
 from fractal._concurrency.background import Background
 from fractal._engine.below import Below
@@ -131,6 +142,49 @@ class Contexts:
 
     def agent(self) -> BaseAgent:
         return BaseAgent("A", "a", client=ScriptedModel(self.answer))
+
+
+def garbage() -> set[str]:
+    """Names of the classes of ours whose objects only the garbage collector finds now."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        return {type(each).__qualname__ for each in gc.garbage if type(each).__module__.startswith("fractal")}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+@pytest.mark.parametrize("is_limited", [False, True])
+@pytest.mark.parametrize("way", ["run", "stream", "run_many"])
+async def test_a_run_leaves_the_garbage_collector_nothing_to_do(way: str, is_limited: bool):
+    @tool
+    async def look() -> str:
+        return "rain"
+
+    child = BaseAgent("child", "c", "m", ScriptedModel(lambda _: "done"))
+    both = answers.calls(answers.call("look"), answers.call("delegate_to_child", {"query": "go"}))
+    agent = BaseAgent("parent", "p", "m", ScriptedModel([both, "done"]), prices={"m": Price(input=1.0, output=2.0)})
+    agent.add_tool(look).register_delegate(child)
+    options: dict[str, Any] = {}
+    if is_limited:
+        limits = Limits(max_cost=1.0, max_tokens=1000, request_timeout=9.0, tool_timeout=9.0, reserve=1.0)
+        options = {"limits": limits, "budget": SharedBudget(max_requests=9), "timeout": 20.0}
+    gc.collect()
+    gc.disable()
+    try:
+        if way == "stream":
+            async with agent.stream("go", **options) as stream:
+                assert (await stream.result()).success
+            del stream
+        elif way == "run":
+            assert (await agent.run("go", **options)).success
+        else:
+            assert (await run_many(agent, ["go"], **options))[0].success
+        await anyio.wait_all_tasks_blocked()
+        assert garbage() == set()
+    finally:
+        gc.enable()
 
 
 async def test_contexts_that_outlive_a_run_do_not_keep_it():
