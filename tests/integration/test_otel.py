@@ -261,6 +261,48 @@ async def test_a_model_and_a_hook_see_the_spans_they_are_called_in(told: Telemet
     assert {who: by_id[span_id] for who, span_id in seen.items()} == {"model": "chat m", "system": "invoke_agent A"}
 
 
+async def test_guards_and_hooks_around_have_the_spans_of_what_they_are_around(told: Telemetry) -> None:
+    seen: dict[str, set[int]] = {}
+
+    def note(who: str) -> None:
+        seen.setdefault(who, set()).add(trace.get_current_span().get_span_context().span_id)
+
+    async def around_tool(ctx: Any, call: Any, next: Any) -> Any:
+        note("around the tool")
+        return await next(call)
+
+    async def around_model(ctx: Any, request: Any, next: Any) -> Any:
+        note("around the model")
+        return await next(request)
+
+    async def guard(ctx: Any) -> None:
+        note("guard")
+        await anyio.sleep(0)
+
+    script = [answers.call("look", {"place": "x"}), "done"]
+    hooks: dict[str, Any] = {"around_tool": around_tool, "around_model": around_model, "guard": guard}
+    agent = BaseAgent("A", "a", "m", ScriptedModel(script), observers=told.observers, **hooks)
+    await by_run(agent.add_tool(look))
+    by_id = {span.context.span_id: span.name for span in told.spans if span.context}
+    assert {who: {by_id[span_id] for span_id in ids} for who, ids in seen.items()} == {
+        "around the tool": {"execute_tool look"},
+        "around the model": {"invoke_agent A"},
+        "guard": {"invoke_agent A"},
+    }
+    assert tree_of_spans(told.spans) == tree_of_events(told.events)
+
+
+async def test_a_run_that_a_guard_stops_ends_its_spans(told: Telemetry) -> None:
+    async def guard(ctx: Any) -> None:
+        await anyio.sleep(0.01)
+        raise LookupError("no")
+
+    agent = BaseAgent("A", "a", "m", ScriptedModel([answers.hang()]), observers=told.observers, guard=guard)
+    assert not (await agent.run("go")).success
+    assert tree_of_spans(told.spans) == tree_of_events(told.events)
+    assert {span.name for span in told.spans if "error.type" in (span.attributes or {})} == {"chat m", "invoke_agent A"}
+
+
 async def test_a_run_is_below_the_request_that_it_serves(told: Telemetry) -> None:
     inbound = extract({"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"})
     token = contexts.attach(inbound)
