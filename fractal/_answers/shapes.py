@@ -95,11 +95,11 @@ class Shape:
         return self.open_string(value) if isinstance(value, str) else self.open_frame(value, depth)
 
     def open_string(self, value: str) -> Any:
-        """The same, of a string."""
+        """A string as far as it is written, or NOTHING."""
         return NOTHING
 
     def open_frame(self, frame: Frame, depth: int) -> Any:
-        """The same, of an object or list."""
+        """An object or list as far as it is written, or NOTHING."""
         return NOTHING
 
     def score(self, frame: Frame) -> int | None:
@@ -107,7 +107,7 @@ class Shape:
         return -1 if self.core["type"] in _SCALARS else None
 
     def default(self) -> Any:
-        """Its default; None without one."""
+        """The default of the type; None without one."""
         found = _attempt(self.validator.get_default_value)
         return None if found is None or found is NOTHING else found.value
 
@@ -310,30 +310,30 @@ class _Set(_Items):
 
 
 class _Row(_Container):
-    """A tuple or named tuple: a list with a type for each place."""
+    """A tuple or named tuple: a list with a type for each index."""
 
     takes_objects = False
 
     def __init__(
-        self, schema: _Schema, core: _Schema, config: CoreConfig | None, world: _World, places: Iterable[_Schema]
+        self, schema: _Schema, core: _Schema, config: CoreConfig | None, world: _World, items: Iterable[_Schema]
     ) -> None:
         super().__init__(schema, core, config, world)
-        self._places = list(places)
+        self._items = list(items)
         self._shapes: dict[int, Shape] = {}
 
     def member(self, key: str | None, index: int) -> tuple[Any, Shape] | None:
-        return (index, self._shape(index)) if index < len(self._places) else None
+        return (index, self._shape(index)) if index < len(self._items) else None
 
     def _shape(self, index: int) -> Shape:
         if index not in self._shapes:
-            self._shapes[index] = self.world.shape_of(self._places[index], self.config)
+            self._shapes[index] = self.world.shape_of(self._items[index], self.config)
         return self._shapes[index]
 
     def build(self, values: dict[Any, Any], members: _Members) -> Any:
         if self.core["type"] == "named-tuple":
-            places = range(len(self._places))
+            indices = range(len(self._items))
             return self.core["cls"](
-                *(values[place] if place in values else members.default(place, self._shape(place)) for place in places)
+                *(values[index] if index in values else members.default(index, self._shape(index)) for index in indices)
             )
         arrived: list[Any] = []
         while len(arrived) in values:  # what does not fit would move the others out of their places
@@ -497,8 +497,8 @@ def _with_fields(schema: _Schema, core: _Schema, config: CoreConfig | None, worl
 
 def _without_fields(schema: _Schema, core: _Schema, config: CoreConfig | None, world: _World) -> Shape | None:
     match core:
-        case {"type": "tuple", "items_schema": places} if "variadic_item_index" not in core:
-            return _Row(schema, core, config, world, places)  # one type for each place
+        case {"type": "tuple", "items_schema": items} if "variadic_item_index" not in core:
+            return _Row(schema, core, config, world, items)  # one type for each index
         case {"type": "tuple", "items_schema": [_]}:
             return _Items(schema, core, config, world)
         case {"type": "named-tuple", "fields": fields}:

@@ -336,8 +336,8 @@ class Instrumentation(RunObserver):
             span.set_attributes({name: value for name, value in facts.items() if value is not None})
             if error is not None:
                 span.set_attribute(names.ERROR_TYPE, error)
-                told = self._written(said)[1:-1] if said is not None and self._includes_content else None
-                span.set_status(Status(StatusCode.ERROR, told))
+                text = self._written(said)[1:-1] if said is not None and self._includes_content else None
+                span.set_status(Status(StatusCode.ERROR, text))
         span.end(_nanoseconds(max(at, part.began)))
         return max(at - part.began, 0.0)
 

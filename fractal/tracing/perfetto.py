@@ -89,7 +89,7 @@ class _Process:
 class _Lanes:
     def __init__(self) -> None:
         self._processes: dict[str, _Process] = {}
-        self._places: dict[str, tuple[_Process, int]] = {}  # of the spans that go on
+        self._lanes: dict[str, tuple[_Process, int]] = {}  # of the spans that go on
         self._count = self._arrows = 0
 
     def begin(self, span: Span) -> Iterator[dict[str, Any]]:
@@ -101,26 +101,26 @@ class _Lanes:
             yield _named("process_name", process, 0, {"name": f"run {span.root[:8]}: {span.agent}"})
         lanes = process.lanes
         lane = process.take(_microseconds(span.begin))
-        self._places[span.span_id] = process, lane
+        self._lanes[span.span_id] = process, lane
         if lane > lanes:
             yield _named("thread_name", process, lane, {"name": f"lane {lane}"})
             yield _named("thread_sort_index", process, lane, {"sort_index": lane})
-        above = self._places.get(span.parent_id) if span.kind == names.AGENT else None
+        above = self._lanes.get(span.parent_id) if span.kind == names.AGENT else None
         if above is not None:
             self._arrows += 1
             at = _microseconds(span.begin)
             yield self._arrow("s", above, at)
             yield self._arrow("f", (process, lane), at) | {"bp": "e"}
 
-    def _arrow(self, phase: str, place: tuple[_Process, int], at: int) -> dict[str, Any]:
+    def _arrow(self, phase: str, where: tuple[_Process, int], at: int) -> dict[str, Any]:
         """One end of an arrow, which belongs to what is in the lane then."""
-        process, lane = place
+        process, lane = where
         about = {"id": self._arrows, "cat": "delegation", "name": "delegation"}
         return {"ph": phase, "pid": process.number, "tid": lane, "ts": at, **about}
 
     def end(self, span: Span) -> Iterator[dict[str, Any]]:
         """Draw a span."""
-        process, lane = self._places.pop(span.span_id)
+        process, lane = self._lanes.pop(span.span_id)
         begin, end = _microseconds(span.begin), _microseconds(span.end)
         process.leave(lane, end)
         if not process.open:  # what comes later of this run has a process of its own

@@ -26,7 +26,7 @@ _MOST_FRESH = 2**20
 """Bytes of messages that a request is shown to have brought; further ones are left out."""
 
 _MOST_ENDED = 10_000
-"""Runs that are known to have ended; what is told of one after that is passed over."""
+"""Runs that are known to have ended; what is emitted of one after that is passed over."""
 
 Step = tuple[Literal["begin", "end"], "Span"]
 
@@ -97,7 +97,7 @@ class _Run:
         iteration: The turn of the request.
         fresh: Messages that have come since the last request, as JSON.
         usage: What its replies used.
-        last: When it was last told of.
+        last: When it was last emitted of.
         weight: Bytes that all this takes, roughly.
     """
 
@@ -179,51 +179,51 @@ class _Steps:
         self._weight = 0
 
     def of(self, events: Iterable[TraceEvent]) -> Iterator[Step]:
-        for told in events:
-            if told.event_type == "agent_start" or told.event_type in _OF_PARTS:
-                yield from self._take(told)
+        for event in events:
+            if event.event_type == "agent_start" or event.event_type in _OF_PARTS:
+                yield from self._take(event)
             while self._weight > MOST_OPEN:
                 yield from self._give_up(next(iter(self._runs)))
         for run_id in reversed([*self._runs]):
             yield from self._give_up(run_id)
 
-    def _take(self, told: TraceEvent) -> Iterator[Step]:
-        run_id, above = run_of(told)
-        run, is_start = self._runs.get(run_id), told.event_type == "agent_start"
+    def _take(self, event: TraceEvent) -> Iterator[Step]:
+        run_id, above = run_of(event)
+        run, is_start = self._runs.get(run_id), event.event_type == "agent_start"
         if run is not None and is_start:
             yield from self._give_up(run_id)
         if run is None and not is_start and run_id in self._ended:
             return
         if run is None or is_start:
-            run = self._begin(told, run_id, above)
+            run = self._begin(event, run_id, above)
             yield "begin", run.span
         before = run.weight
-        run.last = max(run.last, told.timestamp)
+        run.last = max(run.last, event.timestamp)
         if not is_start:
-            yield from _OF_PARTS[told.event_type](run, told)
+            yield from _OF_PARTS[event.event_type](run, event)
         self._weight += run.weight - before
-        if told.event_type == "agent_end":
+        if event.event_type == "agent_end":
             self._forget(run)
 
-    def _begin(self, told: TraceEvent, run_id: str, above: str | None) -> _Run:
-        root, is_start = told.run_id or "trace", told.event_type == "agent_start"
-        brought = [*_brought(told)] if is_start else []
+    def _begin(self, event: TraceEvent, run_id: str, above: str | None) -> _Run:
+        root, is_start = event.run_id or "trace", event.event_type == "agent_start"
+        brought = [*_brought(event)] if is_start else []
         span = Span(
             kind=names.AGENT,
-            name=told.agent_name,
-            agent=told.agent_name,
+            name=event.agent_name,
+            agent=event.agent_name,
             root=root,
             run=run_id,
             trace_id=root if _IS_TRACE_ID(root) and root.strip("0") else _digits(16, root),
             span_id=_digits(8, root, run_id),
-            begin=told.timestamp if is_start else _begin_of(told),
+            begin=event.timestamp if is_start else _begin_of(event),
             has_beginning=is_start,
-            facts={names.AGENT_NAME: told.agent_name, names.RUN_ID: run_id},
+            facts={names.AGENT_NAME: event.agent_name, names.RUN_ID: run_id},
             said={names.INPUT_MESSAGES: _messages(brought[-1:])} if brought else {},
         )
         if above is not None and above != run_id:
             over = self._runs.get(above)
-            call = text_of(told.metadata.get("call"))
+            call = text_of(event.metadata.get("call"))
             span.parent = over.calls.get(call, over.span) if over is not None else None
             span.parent_id = span.parent.span_id if span.parent is not None else _digits(8, root, above)
         run = self._runs[run_id] = _Run(span, brought)
@@ -250,16 +250,16 @@ class _Steps:
             del self._ended[next(iter(self._ended))]
 
 
-def _brought(told: TraceEvent) -> Iterator[object]:
+def _brought(event: TraceEvent) -> Iterator[object]:
     """The messages that a run begins with."""
-    history = told.metadata.get("history")
+    history = event.metadata.get("history")
     yield from history if is_list(history) else ()
-    yield {"role": "user", "content": told.arguments.get("user_input") if is_mapping(told.arguments) else None}
+    yield {"role": "user", "content": event.arguments.get("user_input") if is_mapping(event.arguments) else None}
 
 
-def _begin_of(told: TraceEvent) -> float:
+def _begin_of(event: TraceEvent) -> float:
     """When that began of which only the end is there."""
-    return told.timestamp - max(told.elapsed_time or 0.0, 0.0)
+    return event.timestamp - max(event.elapsed_time or 0.0, 0.0)
 
 
 def _ended(span: Span, at: float, outcome: str, error_type: str | None = None, error: str | None = None) -> Step:
@@ -271,41 +271,41 @@ def _ended(span: Span, at: float, outcome: str, error_type: str | None = None, e
 # ---- what each type of event does
 
 
-def _agent_end(run: _Run, told: TraceEvent) -> Iterator[Step]:
-    facts, span = told.metadata, run.span
+def _agent_end(run: _Run, event: TraceEvent) -> Iterator[Step]:
+    facts, span = event.metadata, run.span
     reason, kind = (_text(facts.get(name)) for name in ("stop_reason", "error_type"))
-    error = names.error_of_run(bool(facts.get("success", told.error is None)), reason, kind, None)
+    error = names.error_of_run(bool(facts.get("success", event.error is None)), reason, kind, None)
     outcome = "ok" if error is None else error if error in (names.TIMEOUT, names.CANCELLED) else "error"
     for part in run.close_all():
-        yield _ended(part, told.timestamp, outcome if error else UNFINISHED, error, told.error)
+        yield _ended(part, event.timestamp, outcome if error else UNFINISHED, error, event.error)
     span.facts[names.STOP_REASON] = reason
     span.facts |= {name: run.usage.get(name) for name in (names.INPUT_TOKENS, names.OUTPUT_TOKENS)}
-    if told.result is not None:
-        span.said[names.OUTPUT_MESSAGES] = _messages([{"role": "assistant", "content": told.result}])
-    yield _ended(span, told.timestamp, outcome, error, told.error)
+    if event.result is not None:
+        span.said[names.OUTPUT_MESSAGES] = _messages([{"role": "assistant", "content": event.result}])
+    yield _ended(span, event.timestamp, outcome, error, event.error)
 
 
-def _model_request(run: _Run, told: TraceEvent) -> Iterator[Step]:
-    facts = told.metadata
+def _model_request(run: _Run, event: TraceEvent) -> Iterator[Step]:
+    facts = event.metadata
     iteration, added = facts.get("iteration"), facts.get("added")
     run.bring(added if is_list(added) else ())
     if run.chat is not None and run.iteration == iteration:
         run.chat.attempts += 1
         return
     if run.chat is not None:  # it was given up for this one
-        yield _ended(run.close(run.chat), told.timestamp, names.CANCELLED, names.CANCELLED)
+        yield _ended(run.close(run.chat), event.timestamp, names.CANCELLED, names.CANCELLED)
     model, run.iteration = _text(facts.get("model")) or "", iteration
     said = {names.INPUT_MESSAGES: run.take_fresh()}
     if "opening" in facts:
         said[names.INSTRUCTIONS] = _json(instructions_of(facts["opening"]))
-    run.chat = run.open(names.CHAT, model, told.timestamp, {names.REQUEST_MODEL: model or None}, said)
+    run.chat = run.open(names.CHAT, model, event.timestamp, {names.REQUEST_MODEL: model or None}, said)
     yield "begin", run.chat
 
 
-def _model_response(run: _Run, told: TraceEvent) -> Iterator[Step]:
-    facts, chat = told.metadata, run.chat
+def _model_response(run: _Run, event: TraceEvent) -> Iterator[Step]:
+    facts, chat = event.metadata, run.chat
     if chat is None:
-        chat = run.open(names.CHAT, _text(facts.get("model")) or "", _begin_of(told), {}, {})
+        chat = run.open(names.CHAT, _text(facts.get("model")) or "", _begin_of(event), {}, {})
         chat.has_beginning = False
         yield "begin", chat
     run.chat = None
@@ -320,47 +320,47 @@ def _model_response(run: _Run, told: TraceEvent) -> Iterator[Step]:
         names.FIRST_CHUNK: _number(facts.get("first_piece")),
         names.COST: _number(facts.get("cost")),
     }
-    chat.said[names.OUTPUT_MESSAGES] = _messages([told.result])
-    yield _ended(run.close(chat), told.timestamp, "ok")
+    chat.said[names.OUTPUT_MESSAGES] = _messages([event.result])
+    yield _ended(run.close(chat), event.timestamp, "ok")
 
 
-def _tool_call(run: _Run, told: TraceEvent) -> Iterator[Step]:
-    call_id = _call_id(told)
+def _tool_call(run: _Run, event: TraceEvent) -> Iterator[Step]:
+    call_id = _call_id(event)
     before = run.calls.pop(call_id, None)
     if before is not None:
-        yield _ended(run.close(before), told.timestamp, UNFINISHED)
-    said = {names.TOOL_ARGUMENTS: _json(told.arguments)}
-    run.calls[call_id] = call = run.open(names.TOOL, told.tool_name or "tool", told.timestamp, _of_call(told), said)
+        yield _ended(run.close(before), event.timestamp, UNFINISHED)
+    said = {names.TOOL_ARGUMENTS: _json(event.arguments)}
+    run.calls[call_id] = call = run.open(names.TOOL, event.tool_name or "tool", event.timestamp, _of_call(event), said)
     yield "begin", call
 
 
-def _tool_result(run: _Run, told: TraceEvent) -> Iterator[Step]:
-    call = run.calls.pop(_call_id(told), None)
+def _tool_result(run: _Run, event: TraceEvent) -> Iterator[Step]:
+    call = run.calls.pop(_call_id(event), None)
     if call is None:
-        call = run.open(names.TOOL, told.tool_name or "tool", _begin_of(told), _of_call(told), {})
+        call = run.open(names.TOOL, event.tool_name or "tool", _begin_of(event), _of_call(event), {})
         call.has_beginning = False
         yield "begin", call
-    outcome = _text(told.metadata.get("outcome")) or ""
+    outcome = _text(event.metadata.get("outcome")) or ""
     if outcome not in _OUTCOMES:
-        outcome = "ok" if told.error is None else "error"
+        outcome = "ok" if event.error is None else "error"
     call.facts[names.OUTCOME] = outcome
-    if told.result is not None:
-        call.said[names.TOOL_RESULT] = _json(told.result)
-    content = told.result if told.error is None else told.error
-    run.bring([{"role": "tool", "tool_call_id": told.tool_call_id, "content": content}])
-    yield _ended(run.close(call), told.timestamp, outcome, names.error_of_call(outcome), told.error)
+    if event.result is not None:
+        call.said[names.TOOL_RESULT] = _json(event.result)
+    content = event.result if event.error is None else event.error
+    run.bring([{"role": "tool", "tool_call_id": event.tool_call_id, "content": content}])
+    yield _ended(run.close(call), event.timestamp, outcome, names.error_of_call(outcome), event.error)
 
 
-def _call_id(told: TraceEvent) -> str:
-    return told.tool_call_id or told.tool_name or "tool"
+def _call_id(event: TraceEvent) -> str:
+    return event.tool_call_id or event.tool_name or "tool"
 
 
-def _of_call(told: TraceEvent) -> dict[str, Any]:
+def _of_call(event: TraceEvent) -> dict[str, Any]:
     return {
-        names.TOOL_NAME: told.tool_name or "tool",
+        names.TOOL_NAME: event.tool_name or "tool",
         names.TOOL_TYPE: "function",
-        names.TOOL_CALL_ID: told.tool_call_id,
-        names.GROUP: told.parallel_group_id,
+        names.TOOL_CALL_ID: event.tool_call_id,
+        names.GROUP: event.parallel_group_id,
     }
 
 

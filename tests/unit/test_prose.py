@@ -16,9 +16,6 @@ import fractal
 PACKAGE = Path(fractal.__file__).parent
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 
-# Modules whose docstrings have still to be gone through.
-NOT_YET = {"_answers/shapes.py"}
-
 HIDES_ITS_SUBJECT = re.compile(r"(The same|Same|It|Its|They|Those|Like above|As above)\b")
 
 # Each says something that another word says better: listeners, other loop, same loop, duplicates, stop reading,
@@ -29,8 +26,8 @@ HOME_MADE = re.compile(
 
 # A slot, a source line, an index and an origin have names of their own.
 PLACE = re.compile(r"_*places?(_\w+)?|_*Places?", re.ASCII)
-# A public field; a loop over the members of a tuple.
-WITH_PLACE = {"testing/cancelling.py", "_answers/shapes.py"}
+# A public field.
+WITH_PLACE = {"testing/cancelling.py"}
 
 
 def first_lines(source: str) -> Iterator[tuple[str, str]]:
@@ -52,7 +49,7 @@ def names_like(pattern: re.Pattern[str], source: str) -> set[str]:
 
 
 def test_docstrings_name_their_object_first():
-    found = {name: hidden_subjects(source) for name, source in SOURCES.items() if name not in NOT_YET}
+    found = {name: hidden_subjects(source) for name, source in SOURCES.items()}
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
