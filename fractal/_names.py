@@ -17,10 +17,7 @@ from fractal._engine.window import (
     count_tokens as count_tokens,
 )
 from fractal._views.progress import Progress as Progress
-from fractal.agent import (
-    AgentDefinition as AgentDefinition,
-    BaseAgent as BaseAgent,
-)
+from fractal.agent import BaseAgent as BaseAgent
 from fractal.approval import (
     Allow as Allow,
     Approval as Approval,
@@ -37,6 +34,7 @@ from fractal.around import (
     PendingRequest as PendingRequest,
 )
 from fractal.context import RunContext as RunContext
+from fractal.definition import AgentDefinition as AgentDefinition
 from fractal.errors import (
     AllModelsFailed as AllModelsFailed,
     AnswerRejected as AnswerRejected,

@@ -38,7 +38,7 @@ from fractal._json import is_mapping
 from fractal._log import log
 from fractal._texts import described, repr_of
 from fractal._views.progress import Progress, html_of, shown
-from fractal.agent import AgentDefinition
+from fractal.definition import AgentDefinition
 from fractal.errors import InvalidArguments
 from fractal.results import Content, Content_co
 
@@ -46,9 +46,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from fractal._engine.run import Run
-    from fractal.agent import RunOptions
     from fractal.errors import RunError
-    from fractal.options import PlainOptions
+    from fractal.options import PlainOptions, RunOptions
     from fractal.results import AgentResult
 
 __all__ = ["BatchItem", "BatchStream", "OnError", "Progress", "run_many", "stream_many"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fractal.around import Around, Guard
     from fractal.tracing import TracingKit
 
-__all__ = ["CORE", "AgentCore", "AnyAgent", "core_of"]
+__all__ = ["CORE", "AgentCore", "AnyAgent", "Awaited", "core_of"]
 
 CORE = "_AgentDefinition__core"
 """The attribute of an agent that holds its core."""
@@ -42,6 +42,12 @@ class AnyAgent(Protocol):
     def register_delegate(self, agent: Any, /, *arguments: Any, **options: Any) -> Any:
         """Offer another agent as a tool."""
         ...
+
+
+class Awaited:
+    """Agents whose verbs are awaited; those of others block."""
+
+    __slots__ = ()
 
 
 class AgentCore:

@@ -21,9 +21,10 @@ from fractal._concurrency.feed import Feed
 from fractal._json import decode, is_mapping
 from fractal._texts import one_line, said_by
 from fractal._views.progress import shown
-from fractal.agent import AgentDefinition, BaseAgent
+from fractal.agent import BaseAgent
 from fractal.cli.door import json_line, say_json
 from fractal.cli.files import append_to, check_writable, create
+from fractal.definition import AgentDefinition
 from fractal.errors import InvalidArguments
 from fractal.many import BatchItem, OnError, Progress, stream_many
 from fractal.results import AgentResult

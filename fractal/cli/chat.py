@@ -24,13 +24,14 @@ from fractal import sync
 from fractal._agent import verbs
 from fractal._json import decode, encode, is_list, is_mapping
 from fractal._texts import escaped, said_by
-from fractal.agent import AgentDefinition, BaseAgent
+from fractal.agent import BaseAgent
 from fractal.approval import Allow, Approval, Deny
 from fractal.cli.chat_input import Keyboard
 from fractal.cli.chat_screen import Screen, call_text, counted, usage_text
 from fractal.cli.chat_turn import Question, Turn
 from fractal.cli.door import json_line, reports_shown, show
 from fractal.cli.files import read_bounded, replace
+from fractal.definition import AgentDefinition
 from fractal.errors import FractalError, InvalidMessages
 from fractal.messages import Message, Transcript
 from fractal.results import Usage

@@ -22,10 +22,11 @@ from fractal._agent import verbs
 from fractal._concurrency.scopes import leaves
 from fractal._concurrency.threads import abandoned_threads
 from fractal._texts import described, is_a, printable, said_by, str_of
-from fractal.agent import AgentDefinition, BaseAgent
+from fractal.agent import BaseAgent
 from fractal.cli.door import json_text, reports_shown, say, say_json, tell, tell_traceback
 from fractal.cli.files import check_writable
 from fractal.cli.which_agent import OTHER_ENDPOINTS, WrongUse, agent_at, assistant, checked_url
+from fractal.definition import AgentDefinition
 from fractal.errors import FractalError, InvalidArguments, MissingCredentials, UserError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from fractal._views.terminal import look_of, result_table, watch
 from fractal._views.tree import RunTree
 
 if TYPE_CHECKING:
-    from fractal.agent import AgentDefinition
+    from fractal.definition import AgentDefinition
     from fractal.results import AgentResult
 
 __all__ = ["asked_and_drawn"]

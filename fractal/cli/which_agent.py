@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from typing_extensions import TypeIs
 
 from fractal._texts import described, message_of, type_name
-from fractal.agent import AgentDefinition, BaseAgent
+from fractal.agent import BaseAgent
+from fractal.definition import AgentDefinition
 from fractal.models.openai import OpenAIModel
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from fractal._agent.core import core_of
 from fractal._concurrency.current import current_run
 from fractal._engine.overrides import Adoption, adopting, override_of, returned_as, verb
 from fractal._texts import described
-from fractal.agent import AgentDefinition, RunBounds, RunOptions
+from fractal.definition import AgentDefinition
 from fractal.delegation import run_delegate
 from fractal.errors import RunCancelled
-from fractal.options import PlainBounds, PlainOptions
+from fractal.options import PlainBounds, PlainOptions, RunBounds, RunOptions
 from fractal.results import AgentResult, Content, Content_co, ToolResult
 from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._entered import Entered, enter

@@ -14,8 +14,8 @@ from fractal.sync._block import Block
 from fractal.sync._portal import call_blocking
 
 if TYPE_CHECKING:
-    from fractal.agent import AgentDefinition, RunOptions
-    from fractal.options import PlainOptions
+    from fractal.definition import AgentDefinition
+    from fractal.options import PlainOptions, RunOptions
     from fractal.results import AgentResult
 
 __all__ = ["BatchStream", "run_many", "stream_many"]

@@ -19,9 +19,9 @@ from fractal.sync._block import Block
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fractal.agent import AgentDefinition, RunOptions
+    from fractal.definition import AgentDefinition
     from fractal.events import Event
-    from fractal.options import PlainOptions
+    from fractal.options import PlainOptions, RunOptions
     from fractal.results import AgentResult
 
 __all__ = ["RunStream", "stream"]

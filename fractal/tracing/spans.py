@@ -97,7 +97,7 @@ class _Run:
         iteration: The turn of the request.
         fresh: Messages that have come since the last request, as JSON.
         usage: What its replies used.
-        last: When it was last emitted of.
+        last: Time of its last event.
         weight: Bytes that all this takes, roughly.
     """
 

@@ -33,7 +33,7 @@ ROWS = [
     ["_engine"],
     ["options", "prompt", "streaming", "tracing"],
     ["_agent"],
-    ["delegation", "agent"],
+    ["delegation", "definition", "agent"],
     ["_views", "many", "fastapi"],
     ["sync"],
     ["_names"],
