@@ -24,7 +24,7 @@ from typing_extensions import TypeForm, TypeVar, Unpack
 
 from fractal._agent import verbs
 from fractal._checks import is_count
-from fractal._concurrency.background import Background
+from fractal._concurrency.background import Background, Unstarted
 from fractal._concurrency.feed import Feed
 from fractal._concurrency.feed_block import FeedBlock
 from fractal._concurrency.grace import settled
@@ -60,6 +60,8 @@ DEFAULT_CONCURRENCY = 8
 
 DEFAULT_BUFFER = 16
 """Results that may wait for their reader."""
+
+_RUN_NAME = "fractal run of a batch"
 
 _CLOSE_SECONDS = 5.0
 """Seconds that a generator of inputs has to clean up when the batch ends before it."""
@@ -396,7 +398,7 @@ class _Batch:
                 user_input = await settled(take(), "the iterator of inputs")
                 if user_input is _END:
                     return
-                self._group.start_soon(self._run, index, user_input, deliver)
+                self._group.start_soon(Unstarted, self._run, index, user_input, deliver, name=_RUN_NAME)
                 index += 1
 
     async def _run(self, index: int, user_input: object, deliver: Callable[[BatchItem[Any]], None]) -> None:

@@ -6,6 +6,7 @@ import contextvars
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -20,13 +21,14 @@ from fractal._texts import is_a
 from fractal.errors import RunCancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from anyio.lowlevel import EventLoopToken
 
 __all__ = [
     "Background",
     "Joinable",
+    "Unstarted",
     "current_task_of",
     "end_all",
     "spawn",
@@ -35,6 +37,50 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+class Unstarted(Coroutine[Any, Any, T]):
+    """A call of an async function whose coroutine is made at its first step; for tasks of AnyIO's groups.
+
+    Such a group makes the coroutine before the task begins. If asyncio cancels the task before its first step, as when
+    all tasks are cancelled at once, Python warns of a coroutine that was never awaited.
+
+    Args:
+        function: The function.
+        arguments: Its arguments.
+
+    Example:
+        >>> async def add(a: int, b: int) -> int:
+        ...     return a + b
+        >>> anyio.run(Unstarted, add, 1, 2)
+        3
+    """
+
+    __slots__ = ("_arguments", "_begun", "_function")
+
+    def __init__(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> None:
+        self._function, self._arguments = function, arguments
+        self._begun: Coroutine[Any, Any, T] | None = None
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._function(*self._arguments).__await__()
+
+    def send(self, value: Any) -> Any:
+        """Make a step of the coroutine; where nobody awaits this, but steps it."""
+        self._begun = self._begun or self._function(*self._arguments)
+        return self._begun.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise an exception where the coroutine is; before its first step, here."""
+        if self._begun is None:
+            raise error[0]
+        return self._begun.throw(*error)
+
+    def close(self) -> None:
+        """End the coroutine."""
+        if self._begun is not None:
+            self._begun.close()
+
 
 _MOMENT = 0.1
 _SHORT = 0.01

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from fractal._concurrency.background import Unstarted
 from fractal._concurrency.scopes import single_error
 from fractal._engine.explain import explain
 from fractal._engine.hooks import call_user
@@ -53,7 +54,7 @@ async def ask_guarded(run: Run, guards: Sequence[Guard], ask: Callable[[Run], Aw
     with single_error():
         async with anyio.create_task_group() as group:
             for guard in guards:
-                group.start_soon(look, guard)
+                group.start_soon(Unstarted, look, guard, name="fractal guard")
             try:
                 replies.append(await ask(run))
             except Exception as error:

@@ -16,6 +16,7 @@ import anyio
 from anyio.lowlevel import RunVar, checkpoint
 
 from fractal._checks import is_count, is_number
+from fractal._concurrency.background import Unstarted
 from fractal._concurrency.gates import Gate, Waiting
 from fractal._concurrency.scopes import move_on_after, require_time, single_error, stop_if_cancelled
 from fractal._log import log
@@ -196,7 +197,7 @@ class RaceModel(CombinedModel):
         with single_error():
             async with anyio.create_task_group() as group:
                 for one in tries:
-                    group.start_soon(run, one)
+                    group.start_soon(Unstarted, run, one, name="fractal model in a race")
                 await over.wait()
         if broken is not None:
             raise broken

@@ -101,6 +101,16 @@ def serving() -> Iterator[Server]:
         thread.join(10)
 
 
+async def ask_until_answered(server: Server, number: int, way: str) -> tuple[AgentResult | BaseException, float]:
+    """Ask; and again where the server closed the connection of an answer before, while this was on its way."""
+    answer = hostile_answer(number)
+    for _ in range(5):
+        result, seconds = await ask(server, number, way)
+        if answer.content is None or answer.cut or not is_cut_off(result):
+            break
+    return result, seconds
+
+
 async def ask(server: Server, number: int, way: str) -> tuple[AgentResult | BaseException, float]:
     model = OpenAIModel(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="any")
 
@@ -154,14 +164,8 @@ async def test_hostile_answers_end_in_right_answers_or_typed_errors(way: str):
 
     async def worker() -> None:
         for number in numbers:
-            answer = hostile_answer(number)
-            # The server may close the connection of an answer before, while this request is on its way: that answer
-            # has ended as it should, and this question is asked again.
-            for _ in range(5):
-                result, seconds = await ask(server, number, way)
-                if answer.content is None or answer.cut or not is_cut_off(result):
-                    break
-            if seconds > TIMEOUT + LATE or (seconds > TIMEOUT and answer.kind == "a good one"):
+            result, seconds = await ask_until_answered(server, number, way)
+            if seconds > TIMEOUT + LATE or (seconds > TIMEOUT and hostile_answer(number).kind == "a good one"):
                 late.append(number)  # or the machine was busy with something else: it is asked again alone
             else:
                 assert_right(number, result)
@@ -171,7 +175,7 @@ async def test_hostile_answers_end_in_right_answers_or_typed_errors(way: str):
             for _ in range(AT_A_TIME):
                 group.start_soon(worker)
         for number in late:
-            result, seconds = await ask(server, number, way)
+            result, seconds = await ask_until_answered(server, number, way)
             assert_right(number, result)
             assert seconds < TIMEOUT + LATE
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -448,3 +449,24 @@ async def test_a_call_out_of_a_tools_thread_that_is_cancelled_before_its_first_s
         loop.set_task_factory(None)
     [told] = result.tool_results
     assert (told.outcome, result.content) == ("error", "done")
+
+
+@pytest.mark.parametrize("kind", ["batch", "race"])
+async def test_a_part_that_is_cancelled_before_its_first_step_is_no_coroutine_that_nobody_awaits(kind: str):
+    loop = asyncio.get_running_loop()
+
+    def cancelled_at_once(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        if coroutine.__qualname__ == "TaskHandle._run_coro":  # of a group of AnyIO's
+            task.cancel()
+        return task
+
+    models = [ScriptedModel(lambda request: "done") for _ in range(2)]
+    agent = BaseAgent("A", "a", client=RaceModel(*models) if kind == "race" else models[0])
+    loop.set_task_factory(cancelled_at_once)
+    try:
+        with anyio.fail_after(5):
+            await asyncio.gather(agent.run("?") if kind == "race" else run_many(agent, ["?"]), return_exceptions=True)
+    finally:
+        loop.set_task_factory(None)
+    gc.collect()  # which would warn of it

@@ -13,6 +13,7 @@ import h11
 import httpx2
 from anyio.lowlevel import checkpoint, current_token
 
+from fractal._concurrency.background import Unstarted
 from fractal._concurrency.scopes import move_on_after, single_error
 from fractal.errors import ReplyTooLarge
 from fractal.models._http.connecting import LAST_PORT, PORTS, WRITTEN_AT_ONCE, connect
@@ -224,7 +225,7 @@ class Connection:
         late: type[httpx2.TimeoutException] = httpx2.WriteTimeout
         with single_error():
             async with anyio.create_task_group() as group:
-                group.start_soon(self._hear, request, has_come)
+                group.start_soon(Unstarted, self._hear, request, has_come, name="fractal answer")
                 with move_on_after(request.timeout("write")):
                     await self._wired.patient.send(data)
                     late = httpx2.ReadTimeout

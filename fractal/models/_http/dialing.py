@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from fractal._concurrency.background import Unstarted
 from fractal._concurrency.gates import lookup_threads
 from fractal._concurrency.threads import ThreadCall
 
@@ -76,7 +77,7 @@ async def _first_of(addresses: list[str], port: int) -> SocketStream:
         async with anyio.create_task_group() as group:
             for address in addresses:
                 is_over = anyio.Event()
-                group.start_soon(attempt, address, is_over)
+                group.start_soon(Unstarted, attempt, address, is_over, name="fractal dialing")
                 with anyio.move_on_after(HEAD_START):
                     await is_over.wait()
     except BaseException:
