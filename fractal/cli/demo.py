@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -26,10 +27,12 @@ from fractal._views.terminal import WIDEST, look_of, result_table, timeline, wat
 from fractal._views.tree import RunTree
 from fractal.agent import BaseAgent
 from fractal.cli.stand_in import without_proxy
+from fractal.cli.visualize import write_page
 from fractal.models.openai import OpenAIModel
 from fractal.testing import answers
 from fractal.testing.endpoint import Endpoint, RecordedRequest
 from fractal.toolkit import tool
+from fractal.tracing import TracingKit
 
 if TYPE_CHECKING:
     from fractal.model import Model
@@ -237,7 +240,13 @@ class Leftovers:
 
 
 def run_demo(
-    console: Console, *, backend: Backend, base_url: str | None, model: str | None, timeout: float | None
+    console: Console,
+    *,
+    backend: Backend,
+    base_url: str | None,
+    model: str | None,
+    timeout: float | None,
+    trace: str | None = None,
 ) -> tuple[AgentResult, Leftovers]:
     """Run the demo and show it.
 
@@ -247,6 +256,7 @@ def run_demo(
         base_url: Endpoint to talk to. None: that of the environment, or one inside this process that plays the models.
         model: Name of the model there.
         timeout: Seconds the planner has, or None.
+        trace: File that a page of the run is written to, or None.
 
     Returns:
         The planner's result, and what was left of its run.
@@ -256,6 +266,9 @@ def run_demo(
         # A server of one's own needs no key: without one, no such header is sent.
         wire = OpenAIModel(base_url=endpoint.url if endpoint else base_url)
         planner = make_planner(wire, model, tree)
+        kit = TracingKit()
+        if trace is not None:
+            planner.observers = (*planner.observers, kit)
         models = "played by this process, no key and no network" if endpoint else one_line(planner.model)
         _show_opening(console, planner, models)
 
@@ -268,6 +281,9 @@ def run_demo(
         result, tasks = anyio.run(main, backend=backend)
         left = Leftovers(tasks=tasks, threads=_threads_since(threads), connections=_connections(endpoint))
     _show_closing(console, backend, tree, result, left)
+    if trace is not None:
+        write_page(kit.get_trace(), trace, "fractal demo")
+        console.print(Text(f"to look at in a browser: {Path(trace).expanduser().absolute()}"))
     return result, left
 
 

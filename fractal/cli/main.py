@@ -1,4 +1,4 @@
-"""The command line: `fractal demo`, `run`, `chat`, `run-many`, `trace`, `trace export` and `endpoint`.
+"""The command line: `fractal demo`, `run`, `chat`, `run-many`, `trace`, `trace export`, `visualize` and `endpoint`.
 
 Exit status: 0 success, 1 the run gave no answer, 2 wrong use, 130 interrupted by Ctrl-C.
 """
@@ -148,7 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(commands.add_parser("chat", help="talk with an agent", description=_CHAT))
     _add_run_many(commands.add_parser("run-many", help="ask an agent every line of a file", description=_RUN_MANY))
     _add_trace(commands.add_parser("trace", help="show what a trace file tells", description=_TRACE))
+    _add_trace(commands.add_parser("view", help="show it, by another name", description=_TRACE))
     _add_export(commands.add_parser(EXPORT, help="write a trace file for other viewers", description=_EXPORT))
+    _add_visualize(
+        commands.add_parser("visualize", help="write a page that shows a trace in a browser", description=_VISUALIZE)
+    )
     _add_endpoint(
         commands.add_parser("endpoint", help="serve a stand-in for a model, to try things", description=_ENDPOINT)
     )
@@ -172,6 +176,9 @@ that what ran side by side stands side by side."""
 _EXPORT = """Write a trace file in the form that other viewers read: otlp, lines of JSON for Jaeger, Grafana and
 collectors of OpenTelemetry; perfetto, JSON for ui.perfetto.dev and chrome://tracing."""
 
+_VISUALIZE = """Write one page of HTML that shows a trace in a browser, without a network: who did what, side by side
+and nested, what models saw, what it cost and why it ended. Of a directory, the runs of all its .jsonl files."""
+
 _ENDPOINT = """Serve chat completions on this machine until Ctrl-C, or as long as a command runs, which finds the
 endpoint in OPENAI_BASE_URL. No model answers: tools that the question names are called, and what they return is the
 answer."""
@@ -183,6 +190,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible endpoint to talk to")
     parser.add_argument("--model", metavar="NAME", help="model there; default: OPENAI_MODEL, or gpt-4o-mini")
     parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds the planner has")
+    parser.add_argument("--trace", metavar="FILE", help="write a page there that shows the run in a browser")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -235,6 +243,12 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="file of a TracingKit, or of tracing_output_file=")
     parser.add_argument("--format", required=True, choices=("otlp", "perfetto"), help="what to write")
     parser.add_argument("-o", "--output", metavar="FILE", help="write it there; default: to standard output")
+
+
+def _add_visualize(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_visualize)
+    parser.add_argument("trace", metavar="FILE|DIR", help="file of a TracingKit, or a directory of such")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the page there; default: to standard output")
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -297,14 +311,18 @@ def _demo(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fractal.cli.demo import run_demo
+    from fractal.cli.visualize import check_output
 
     checked_url(options.base_url)
+    if options.trace is not None:
+        check_output("--trace", options.trace)
     result, left = run_demo(
         Console(highlight=False),
         backend=options.backend,
         base_url=options.base_url,
         model=options.model,
         timeout=options.timeout,
+        trace=options.trace,
     )
     if not result.success:
         return _no_answer(options, result)
@@ -434,6 +452,13 @@ def _trace_export(options: argparse.Namespace) -> int:
     from fractal.cli.trace import export
 
     export(options.file, options.format, options.output)
+    return 0
+
+
+def _visualize(options: argparse.Namespace) -> int:
+    from fractal.cli.visualize import visualize
+
+    visualize(options.trace, options.output)
     return 0
 
 

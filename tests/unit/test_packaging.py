@@ -71,6 +71,6 @@ def test_no_text_advises_to_install_what_the_index_has_under_our_name():
     assert others == set()
 
 
-@pytest.mark.parametrize("name", ["setup", "check", "test", "test-lowest", "demo", "bench"])
+@pytest.mark.parametrize("name", ["setup", "check", "test", "test-lowest", "demo", "bench", "pictures"])
 def test_scripts_can_be_called(name: str):
     assert (ROOT / "scripts" / name).stat().st_mode & 0o100
