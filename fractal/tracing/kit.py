@@ -15,7 +15,7 @@ from fractal._texts import repr_of
 from fractal.errors import InvalidArguments
 from fractal.events import Event, RunEvent, RunFinished, RunObserver, RunStarted
 from fractal.tracing.jsonl import writer
-from fractal.tracing.record import TraceEvent
+from fractal.tracing.record import Trace, TraceEvent
 from fractal.tracing.redact import DEFAULT_TEXT, PayloadWriter
 from fractal.tracing.telling import RunFacts, lines_by_kind
 
@@ -111,14 +111,17 @@ class TracingKit(RunObserver):
         if self.output_file is not None:
             await writer.settle()
 
-    def get_trace(self, run_id: str | None = None) -> list[TraceEvent]:
+    def get_trace(self, run_id: str | None = None) -> Trace:
         """The kept events, in the order in which they happened.
 
         Args:
             run_id: Id of a run that was begun by no other one, as in its result: only of that, and of what is below
                 it. None: all.
+
+        Returns:
+            A list, which a notebook shows as a table.
         """
-        return [TraceEvent.of(decode(line)) for line in self._lines(run_id)]
+        return Trace(TraceEvent.of(decode(line)) for line in self._lines(run_id))
 
     def get_summary(self, run_id: str | None = None) -> dict[str, Any]:
         """Numbers about the events that are kept.

@@ -23,7 +23,7 @@ from fractal._views.page_lanes import lanes_of, waited_for
 from fractal._views.page_spans import LONGEST_TEXT, RunSpans, Span
 from fractal.testing import ScriptedModel, answers
 from fractal.tracing import TraceReader, TraceUnreadable
-from fractal.tracing.record import TYPES
+from fractal.tracing.record import TYPES, Trace
 
 AT = 1_800_000_000.0
 HOSTILE = (
@@ -430,3 +430,24 @@ def test_the_rows_of_a_page_tell_what_a_run_used():
     [row] = Scripts(page(*real())).data["page"]["rows"]
     assert (row["agent"], row["input"], row["reason"]) == ("Chief", "go on", "finished")
     assert (row["agents"], row["requests"], row["tools"], row["errors"]) == (2, 4, 3, 1)
+
+
+# ---- in a notebook
+
+
+def test_a_notebook_shows_a_trace_as_a_table_of_texts():
+    kit = TracingKit()
+    agent = BaseAgent("<b>A</b>", "a", client=ScriptedModel(["done <script>alert(1)</script>\u202e"]), observers=[kit])
+    assert anyio.run(agent.run, HOSTILE).success
+    trace = kit.get_trace()
+    assert trace == [*trace]
+    shown = trace._repr_html_()
+    assert "4 events" in shown
+    assert "&lt;b&gt;A&lt;/b&gt;" in shown
+    assert [each for each in ("<script", "<img", "<b>A", "\u202e") if each in shown] == []
+    assert TracingKit().get_trace()._repr_html_().startswith('<div class="fractal"><div><b>0 events</b>')
+
+
+def test_a_notebook_shows_the_beginning_of_a_long_trace():
+    trace = Trace(told("warning", n) for n in range(1000))
+    assert "and 950 more" in trace._repr_html_()
