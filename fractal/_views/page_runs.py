@@ -75,16 +75,22 @@ class Row:
                 if self.agents == 1:
                     said = event.arguments.get("user_input") if is_mapping(event.arguments) else None
                     self.agent, self.input = event.agent_name, one_line(text_of("" if said is None else said), 160)
-            case "agent_end" if event.delegation_depth == 0:
-                self.outcome, self.reason = end_of_run(event)
+            case "agent_end":
+                self._ended(event)
             case "model_response":
                 self._replied(event.metadata)
             case "tool_call":
                 self.tools += 1
-            case "error":
-                self.errors += 1
+            case "tool_result":
+                self.errors += event.error is not None and event.metadata.get("outcome") not in ("cancelled", "skipped")
             case _:
                 pass
+
+    def _ended(self, event: TraceEvent) -> None:
+        outcome, reason = end_of_run(event)
+        self.errors += outcome in ("error", "timeout")
+        if event.delegation_depth == 0:
+            self.outcome, self.reason = outcome, reason
 
     def _replied(self, facts: dict[str, Any]) -> None:
         self.requests += 1

@@ -12,7 +12,7 @@ import pytest
 
 from fractal import TraceEvent
 from fractal._views.page import PageRuns, page_of
-from tests.unit.test_page import HOSTILE, real, told
+from tests.pages import HOSTILE, real, told
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not here: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -297,6 +297,14 @@ def test_several_runs_are_a_table_and_a_click_opens_one(opened: Any):
     playwright.expect(page.page.locator("#runs")).to_be_visible()
     page.page.go_back()
     page.until("#title", "question 1")
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_the_table_of_runs_fits_its_window(width: int, opened: Any):
+    events = [told("agent_start", n, run_id=f"{n:032x}", arguments={"user_input": "word " * 30}) for n in range(3)]
+    page = opened(events, width=width)
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.page.locator("#run-rows .badge.unfinished").count() == 3
 
 
 def test_texts_can_be_selected_and_copied(opened: Any):

@@ -17,7 +17,7 @@ from fractal import BaseAgent
 from fractal.cli import visualize
 from fractal.cli.main import main
 from fractal.testing import ScriptedModel
-from tests.unit.test_page import Scripts, told
+from tests.pages import Scripts, told
 
 
 def data_of(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 from collections.abc import Iterable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,10 @@ from fractal._views import page_runs
 from fractal._views.page import PageRuns, page_of
 from fractal._views.page_lanes import lanes_of, waited_for
 from fractal._views.page_spans import LONGEST_TEXT, RunSpans, Span
-from fractal.testing import ScriptedModel, answers
+from fractal.testing import ScriptedModel
 from fractal.tracing import TraceReader, TraceUnreadable
 from fractal.tracing.record import TYPES, Trace
-
-AT = 1_800_000_000.0
-HOSTILE = (
-    "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> \u2028 \u2029 \u202e javascript:alert(1) & '\""
-)
-
-
-def told(kind: str, at: float = 0.0, **values: Any) -> TraceEvent:
-    metadata = {"run": "r", **values.pop("metadata", {})}
-    return TraceEvent(
-        **{"timestamp": AT + at, "event_type": kind, "agent_name": "A", "run_id": "r", **values}, metadata=metadata
-    )
+from tests.pages import AT, HOSTILE, Scripts, real, told
 
 
 def spans_of(*events: TraceEvent) -> RunSpans:
@@ -51,55 +39,6 @@ def page(*events: TraceEvent, complaints: Iterable[str] = ()) -> str:
     for event in events:
         runs.take(event)
     return "".join(page_of(runs, "t", [*complaints]))
-
-
-class Scripts(HTMLParser):
-    """The scripts of a page, as a browser finds them: by type, id and text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, str, str]] = []
-        self.tags: set[str] = set()
-        self.policy = ""
-        self._now: tuple[str, str] | None = None
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.tags.add(tag)
-        if given.get("http-equiv") == "Content-Security-Policy":
-            self.policy = given["content"] or ""
-        if tag == "script":
-            assert "src" not in given
-            self._now = given.get("type") or "", given.get("id") or ""
-
-    def handle_data(self, data: str) -> None:
-        if self._now is not None:
-            self.found.append((*self._now, data))
-
-    def handle_endtag(self, tag: str) -> None:
-        self._now = None
-
-    @property
-    def data(self) -> dict[str, Any]:
-        return {name: json.loads(text) for kind, name, text in self.found if kind == "application/json"}
-
-
-async def search(query: str) -> str:
-    """Search."""
-    if query == "nothing":
-        raise LookupError("nothing there")
-    return f"found {query}"
-
-
-def real() -> list[TraceEvent]:
-    kit = TracingKit()
-    below = BaseAgent("Below", "b", "small", ScriptedModel([answers.call("search", {"query": "nothing"}), "deep"]))
-    calls = [answers.call("search", {"query": "x"}), answers.call("ask", {"query": "why?"})]
-    agent = BaseAgent("Chief", "You lead.", "large", ScriptedModel([answers.calls(*calls), "done"]), observers=[kit])
-    agent.add_tool(search).register_delegate(below.add_tool(search), tool_name="ask")
-    assert anyio.run(agent.run, "go on").success
-    return kit.get_trace()
 
 
 # ---- spans
@@ -430,6 +369,18 @@ def test_the_rows_of_a_page_tell_what_a_run_used():
     [row] = Scripts(page(*real())).data["page"]["rows"]
     assert (row["agent"], row["input"], row["reason"]) == ("Chief", "go on", "finished")
     assert (row["agents"], row["requests"], row["tools"], row["errors"]) == (2, 4, 3, 1)
+
+
+def test_runs_and_calls_that_failed_are_counted_in_traces_without_events_of_errors_too():
+    data = Scripts(
+        page(
+            told("agent_start"),
+            told("tool_result", 1, tool_name="t", error="Boom"),
+            told("tool_result", 2, tool_name="t", error="cancelled", metadata={"outcome": "cancelled"}),
+            told("agent_end", 3, error="over", metadata={"success": False, "stop_reason": "deadline"}),
+        )
+    ).data
+    assert data["page"]["rows"][0]["errors"] == 2
 
 
 # ---- in a notebook
