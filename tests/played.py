@@ -423,19 +423,17 @@ class Played:
 
     def _facade(self) -> None:
         handle = fractal.sync.start(self.root, "go")
-        for cut in self.program.cuts:
-            try:
-                handle.result(timeout=cut.at)
-                return
-            except TimeoutError:
-                handle.cancel()
-            except RunCancelled:
-                return
         try:
+            for cut in self.program.cuts:
+                try:
+                    handle.result(timeout=cut.at)
+                    return
+                except TimeoutError:
+                    handle.cancel()
             handle.result()
         except RunCancelled:
             return
-        except RunError as error:
+        except RunError as error:  # such as of a tool that was left to itself, which outranks a cancellation
             self._check_error(error)
 
     # ---- what must hold
