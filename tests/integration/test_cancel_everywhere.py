@@ -13,7 +13,7 @@ from tests.streams import Watch
 
 WAYS = [
     pytest.param(["scope"], id="by a scope"),
-    pytest.param(["native", "native twice", "wait_for", "again"], id="in other ways", marks=pytest.mark.slow),
+    pytest.param(["native", "native twice", "wait_for", "again"], id="in other ways", marks=[pytest.mark.slow, pytest.mark.timeout(240)]),
 ]
 
 
