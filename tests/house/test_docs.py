@@ -37,7 +37,7 @@ import fractal.sync
 import fractal.testing
 from fractal.cli.stand_in import play
 from fractal.testing import Endpoint
-from tests.unit.test_architecture import ROWS
+from tests.house.test_architecture import ROWS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -30,8 +30,8 @@ from fractal import (
     tool,
 )
 from fractal.testing import ScriptedModel, answers
+from tests.engine.test_stubborn import HOLD, Stubborn
 from tests.hooked import DIRECT, OF_HOOKS, RUNS, Looks, agent_of, by_decorator, in_thread
-from tests.integration.test_stubborn import HOLD, Stubborn
 from tests.support import assert_continuable, outcomes, shown
 
 KINDS: list[Any] = [BaseAgent, sync.BaseAgent]

@@ -13,7 +13,11 @@ from tests.streams import Watch
 
 WAYS = [
     pytest.param(["scope"], id="by a scope"),
-    pytest.param(["native", "native twice", "wait_for", "again"], id="in other ways", marks=[pytest.mark.slow, pytest.mark.timeout(240)]),
+    pytest.param(
+        ["native", "native twice", "wait_for", "again"],
+        id="in other ways",
+        marks=[pytest.mark.slow, pytest.mark.timeout(240)],
+    ),
 ]
 
 

@@ -29,7 +29,7 @@ from fractal.tracing import TraceReader
 from fractal.tracing.otlp import otlp_lines
 from fractal.tracing.perfetto import perfetto_lines
 from fractal.tracing.spans import _Steps
-from tests.integration.test_trace_command import ODD, STEERING, line, written
+from tests.cli.test_trace_command import ODD, STEERING, line, written
 from tests.spans import tree_of_events
 
 FORMATS = ["otlp", "perfetto"]
