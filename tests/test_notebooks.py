@@ -161,7 +161,7 @@ async def test_a_batch_shows_how_far_it_is() -> None:
 
 
 def test_blocking_streams_batches_and_handles_show_where_they_are() -> None:
-    with sync.stream(agent(), "go") as stream:
+    with sync.stream(agent(), "go", buffer=0) as stream:  # which waits for its reader
         assert "goes on" in read(stream)
         stream.result()
     assert "sunny" in read(stream)

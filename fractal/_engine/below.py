@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import anyio
+
 from fractal._concurrency.background import Background, Joinable, end_all, task_here
 from fractal._concurrency.current import current_run
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import anyio
     from anyio.lowlevel import EventLoopToken
 
 
@@ -74,10 +75,16 @@ class Below:
                 await self._join(None)  # what another thread has noted in this moment
 
     async def _join(self, key: str | None) -> None:
+        interrupted: BaseException | None = None
         while tasks := self._begun_by(key):
-            await end_all([*tasks])
+            try:
+                await end_all([*tasks])
+            except anyio.get_cancelled_exc_class() as error:
+                interrupted = error  # meanwhile a thread may have begun more
             for task in tasks:  # in an event loop that has ended it does not say so
                 self._tasks.pop(task, None)
+        if interrupted is not None:
+            raise interrupted
 
     def leave(self, key: str) -> None:
         """Cancel the tasks that a tool call has begun, without waiting for them."""

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +50,8 @@ def _run_with(url: str, command: Sequence[str]) -> int:
     with without_proxy() as environment:
         # The SDK wants a key, whatever it is.
         variables = {"OPENAI_API_KEY": "none"} | environment | {"OPENAI_BASE_URL": url}
-        with subprocess.Popen(command, env=variables) as process, _ending(process):
+        with _passing_on_sigterm() as name, subprocess.Popen(command, env=variables) as process:
+            name(process)
             while True:
                 try:
                     status = process.wait()
@@ -60,15 +61,24 @@ def _run_with(url: str, command: Sequence[str]) -> int:
 
 
 @contextmanager
-def _ending(process: subprocess.Popen[bytes]) -> Generator[None]:
-    """End a process with this one when SIGTERM, which reaches only this one, ends it."""
+def _passing_on_sigterm() -> Generator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Pass SIGTERM, which reaches only this process, on to another; yields what names that one, once it has begun."""
+    named: list[subprocess.Popen[bytes]] = []
+    came: list[bool] = []
 
     def end(*_: object) -> None:
-        process.terminate()
+        came.append(True)
+        for process in named:
+            process.terminate()
+
+    def name(process: subprocess.Popen[bytes]) -> None:
+        named.append(process)
+        if came:  # before it was named
+            process.terminate()
 
     before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        yield name
     finally:
         signal.signal(signal.SIGTERM, before)
 

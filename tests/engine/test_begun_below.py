@@ -18,7 +18,9 @@ import trio
 
 import fractal.sync
 from fractal import AgentResult, BaseAgent, DepthExceeded, Limits, RunCancelled, run_many, stream_many, tool
+from fractal._concurrency.background import Background
 from fractal._concurrency.current import current_run
+from fractal._engine import below as engine_below
 from fractal.events import RunFinished, RunStarted
 from fractal.testing import ScriptedModel, answers
 from tests.support import in_thread
@@ -574,6 +576,34 @@ async def test_a_deadline_that_the_clock_lets_fire_early_is_over_for_what_a_clea
     model = ScriptedModel([answers.call("work"), "done"])
     await BaseAgent("A", "a", client=model).add_tool(work).run("go", timeout=0.1)
     assert told == ["told"]
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {})], ids=["asyncio"])
+async def test_what_is_begun_while_a_join_is_cancelled_is_joined_as_well():
+    below, ended = engine_below.Below(), list[str]()
+
+    async def first() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                joining.cancel()
+                await anyio.sleep(0.01)
+                below.note(Background(second, "second"), "call", is_reached=False)
+
+    async def second() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append("second")
+
+    below.note(Background(first, "first"), "call", is_reached=False)
+    await anyio.sleep(0.01)
+    joining = asyncio.ensure_future(below.end("call"))
+    with anyio.fail_after(5), pytest.raises(asyncio.CancelledError):
+        await joining
+    assert ended == ["second"]
+    assert not below
 
 
 # ---- how deep

@@ -322,6 +322,7 @@ def test_a_block_that_is_cancelled_while_it_is_left_is_left_all_the_same(loop: s
     assert began.wait(5)
     assert block._call is not None
     block._call.cancel_from_thread()
+    sync.call(anyio.lowlevel.checkpoint)  # the event loop has heard of it
     release.set()
     thread.join(10)
     assert len(errors) == 1
