@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TypeGuard
 
 __all__ = ["is_count", "is_number"]
@@ -15,4 +14,4 @@ def is_count(value: object, least: int = 0) -> TypeGuard[int]:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a number, whole or not; neither a `bool` nor NaN."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value

@@ -28,3 +28,8 @@ def test_whole_and_broken_numbers_are_numbers(value: float) -> None:
 @pytest.mark.parametrize("value", [True, math.nan, "1", None, 1j])
 def test_a_bool_and_what_is_not_a_number_are_none(value: Any) -> None:
     assert not is_number(value)
+
+
+def test_a_number_may_be_too_large_for_a_float():
+    assert is_number(10**400)
+    assert is_number(-(10**400))

@@ -58,6 +58,7 @@ Way = Literal["native", "tool", "prompt"]
 
 _WAYS: tuple[Way, ...] = ("native", "tool", "prompt")
 _MODES = ("auto", *_WAYS)
+_END_OF_THINKING = re.compile(r"</think(?:ing)?>|\[/THINK\]", re.IGNORECASE)
 _TOOL_NAME = "final_answer"
 WRAPPER = "result"
 
@@ -174,6 +175,16 @@ class OutputType:
             OutputFault: It holds no answer, more than one, or one that does not fit.
         """
         text = unfenced(clean_text(bounded(text)).strip(BLANK))
+        thought = [*_END_OF_THINKING.finditer(text)]
+        try:
+            return self._parsed(text)
+        except OutputFault:
+            if not thought:
+                raise
+        # A draft in the thinking, which some servers leave in the text, is no answer.
+        return self._parsed(unfenced(text[thought[-1].end() :].strip(BLANK)))
+
+    def _parsed(self, text: str) -> Any:
         is_scalar = not text.startswith(("{", "[", '"'))
         try:
             return self.check(self._single_value(text))
@@ -235,7 +246,7 @@ class OutputType:
 
 @functools.lru_cache(maxsize=256)
 def _known(kind: Any, shown: str) -> OutputType:
-    return OutputType(kind)
+    return _made(kind)
 
 
 def output_for(kind: Any) -> OutputType | None:
@@ -256,9 +267,18 @@ def output_for(kind: Any) -> OutputType | None:
     try:
         hash(kind)
     except TypeError:  # annotations with unhashable notes in them
-        return OutputType(kind)
+        return _made(kind)
     # `A | B` equals `B | A`; their schemas differ, and so do their texts.
     return _known(kind, repr(kind))
+
+
+def _made(kind: Any) -> OutputType:
+    try:
+        return OutputType(kind)
+    except InvalidArguments:
+        raise
+    except Exception as error:  # what pydantic and typing make of what is no type at all
+        _refuse(kind, f"it is no type ({described(error)})")
 
 
 def _read(kind: Any) -> tuple[TypeAdapter[Any], dict[str, Any]]:

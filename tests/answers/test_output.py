@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from decimal import Decimal
-from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, Optional, TypeVar, Union, get_args
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, NewType, Optional, TypeVar, Union, get_args
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -939,3 +939,23 @@ def test_a_longer_answer_is_not_read() -> None:
 )
 def test_what_is_in_a_fence(text: str, inside: str) -> None:
     assert unfenced(text) == inside
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<think>Maybe {"name": "Rome", "people": 1}? No.</think>\n{"name": "Rome", "people": 28}',
+        '[THINK]{"name": "R"}[/THINK]{"name": "Rome", "people": 28}',
+        '<think>{"name": "R"}</think>\n```json\n{"name": "Rome", "people": 28}\n```',
+    ],
+)
+def test_a_draft_in_the_thinking_is_no_answer(text: str):
+    output = output_for(dict[str, str | int])
+    assert output is not None
+    assert output.parse_text(text) == {"name": "Rome", "people": 28}
+
+
+@pytest.mark.parametrize("kind", [{}, Literal[()], Final[int], {"type": "object"}], ids=repr)
+def test_what_is_no_type_is_refused_by_an_error_of_ours(kind: Any):
+    with pytest.raises(InvalidArguments, match="output_type="):
+        output_for(kind)

@@ -99,3 +99,10 @@ def test_other_names_are_no_attributes(name: str):
     assert not hasattr(fractal.models, name)
     assert hasattr(fractal, name) == (name == "AgentResult")
     assert getattr(fractal.models, name, None) is None
+
+
+def test_the_nouns_of_models_are_found_where_they_were():
+    from fractal.models import base
+
+    assert base.Reply is fractal.model.Reply
+    assert {"Model", "ModelRequest", "ModelSettings", "ToolCall"} <= {*dir(base)}
