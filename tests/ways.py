@@ -17,6 +17,9 @@ import trio
 
 import fractal.sync
 from fractal import BaseAgent, RunError, run_many, stream_many
+from fractal._concurrency.background import (
+    Unstarted,  # AnyIO's groups leave a coroutine where asyncio cancels all tasks
+)
 
 if TYPE_CHECKING:
     from tests.played import Played
@@ -76,7 +79,7 @@ async def called(begun: Begun) -> None:
 async def in_a_group(begun: Begun) -> None:
     async with anyio.create_task_group() as group:
         for child in begun.children:
-            group.start_soon(child.run, "?")
+            group.start_soon(Unstarted, child.run, "?")
 
 
 async def all_in_a_scope(begun: Begun) -> None:
@@ -96,7 +99,7 @@ async def in_a_foreign_group(begun: Begun) -> None:
         finally:
             ended.set()
 
-    begun.played.foreign.start_soon(run)
+    begun.played.foreign.start_soon(Unstarted, run)
     await ended.wait()
 
 
@@ -104,7 +107,7 @@ async def forgotten_in_a_foreign_group(begun: Begun) -> None:
     if not begun.played.is_home:
         return await awaited(begun)
     for child in begun.children:
-        begun.played.foreign.start_soon(quietly, partial(child.run, "?"))
+        begun.played.foreign.start_soon(Unstarted, quietly, partial(child.run, "?"))
     await anyio.sleep(begun.patience if begun.patience < 0.01 else 0)
 
 
