@@ -58,7 +58,7 @@ Way = Literal["native", "tool", "prompt"]
 
 _WAYS: tuple[Way, ...] = ("native", "tool", "prompt")
 _MODES = ("auto", *_WAYS)
-_END_OF_THINKING = re.compile(r"</think(?:ing)?>|\[/THINK\]", re.IGNORECASE)
+_THINKING = re.compile(r"\A(?:<(think(?:ing)?)>.*?</\1>|\[THINK\].*?\[/THINK\])", re.DOTALL | re.IGNORECASE)
 _TOOL_NAME = "final_answer"
 WRAPPER = "result"
 
@@ -166,7 +166,7 @@ class OutputType:
     def parse_text(self, text: str) -> Any:
         """The answer in a reply's text.
 
-        The text may be in a code fence, and may have other text around one JSON value.
+        The text may begin with thinking in tags, be in a code fence, and have other text around one JSON value.
 
         Returns:
             A value of the type.
@@ -174,17 +174,9 @@ class OutputType:
         Raises:
             OutputFault: It holds no answer, more than one, or one that does not fit.
         """
-        text = unfenced(clean_text(bounded(text)).strip(BLANK))
-        thought = [*_END_OF_THINKING.finditer(text)]
-        try:
-            return self._parsed(text)
-        except OutputFault:
-            if not thought:
-                raise
-        # A draft in the thinking, which some servers leave in the text, is no answer.
-        return self._parsed(unfenced(text[thought[-1].end() :].strip(BLANK)))
-
-    def _parsed(self, text: str) -> Any:
+        # A draft in the thinking, which some servers leave before the answer, is no answer.
+        text = _THINKING.sub("", clean_text(bounded(text)).strip(BLANK), count=1)
+        text = unfenced(text.strip(BLANK))
         is_scalar = not text.startswith(("{", "[", '"'))
         try:
             return self.check(self._single_value(text))

@@ -955,6 +955,21 @@ def test_a_draft_in_the_thinking_is_no_answer(text: str):
     assert output.parse_text(text) == {"name": "Rome", "people": 28}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<think>Maybe {"name": "Rome", "people": 1}?</think>\nI cannot say.',
+        '{"notes": ["</think>"]}\n{"name": "Oslo", "people": 1}',
+    ],
+    ids=["a draft alone", "a tag in a string"],
+)
+def test_no_answer_is_made_of_what_is_only_thought_or_quoted(text: str):
+    output = output_for(dict[str, str | int])
+    assert output is not None
+    with pytest.raises(OutputFault):
+        output.parse_text(text)
+
+
 @pytest.mark.parametrize("kind", [{}, Literal[()], Final[int], {"type": "object"}], ids=repr)
 def test_what_is_no_type_is_refused_by_an_error_of_ours(kind: Any):
     with pytest.raises(InvalidArguments, match="output_type="):
