@@ -228,18 +228,7 @@ class Run:
         self.tool_results: list[ToolResult] = []
         self.abandoned: list[ToolResult] = []
         self.warnings: list[str] = []
-        self._observers: tuple[Observer, ...] = parent._observers if parent else ()
-        self.companions: tuple[RunObserver, ...] = parent.companions if parent else ()  # those that take part in it
-        self.own_companions: tuple[RunObserver, ...] = ()
-        if settings.observers:
-            self._add_observers(settings.observers)
-        self.feeds: tuple[Inlet[Event], ...] = ()
-        self._identity: dict[str, Any] = {  # what every event says
-            "run_id": self.run_id,
-            "parent_id": parent.run_id if parent else None,
-            "agent_name": settings.agent_name,
-            "depth": self.depth,
-        }
+        self._join_listeners(settings, parent)
         self._depth_limit: float = self.depth + (self.limits.max_depth or 0)
         self.result: AgentResult | None = None
         self.open_calls: dict[str, _OpenCall] = {}  # of tools that are at work
@@ -248,9 +237,6 @@ class Run:
         self._begun_by: str | None = None  # the call of the run above
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
-            self.feeds = (
-                parent.feeds if parent.is_same_loop(self) else tuple(feed.for_other_loop() for feed in parent.feeds)
-            )
         for watch in run_watchers:
             watch(self)
 
@@ -268,6 +254,23 @@ class Run:
         self.soft_deadline = self._own_deadline = math.inf  # the latter: the nearest of the runs' own
         self._was_closing = False
         self.waited_for: str | None = None  # what it was waiting for when its time was over
+
+    def _join_listeners(self, settings: RunSettings, parent: Run | None) -> None:
+        self._observers: tuple[Observer, ...] = parent._observers if parent else ()
+        self.companions: tuple[RunObserver, ...] = parent.companions if parent else ()  # those that take part in it
+        self.own_companions: tuple[RunObserver, ...] = ()
+        if settings.observers:
+            self._add_observers(settings.observers)
+        self.feeds: tuple[Inlet[Event], ...] = ()
+        if parent is not None:
+            is_same_loop = parent.is_same_loop(self)
+            self.feeds = parent.feeds if is_same_loop else tuple(feed.for_other_loop() for feed in parent.feeds)
+        self._identity: dict[str, Any] = {  # what every event says
+            "run_id": self.run_id,
+            "parent_id": parent.run_id if parent else None,
+            "agent_name": settings.agent_name,
+            "depth": self.depth,
+        }
 
     def _answer_of(self, settings: RunSettings, own: Offer) -> Answer:
         assert settings.answer is not None
