@@ -209,8 +209,12 @@ async def test_contexts_of_a_run_below_do_not_keep_the_run_whose_plain_tool_bega
     parent = BaseAgent("parent", "p", client=ScriptedModel([answers.call("ask"), "done"])).add_tool(ask)
     with runs_made() as runs:
         assert (await parent.run("go")).content == "done"
-        gc.collect()
-        assert (len(contexts.kept), len(runs)) == (1, 0)
+        # The worker thread hands its result over before it lets go of the context that it has called in.
+        with anyio.fail_after(30):
+            while runs:
+                await anyio.sleep(0.001)
+                gc.collect()
+        assert len(contexts.kept) == 1
 
 
 async def test_what_begins_in_a_context_that_outlives_a_run_is_not_below_it():
