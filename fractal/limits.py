@@ -13,12 +13,12 @@ from fractal._concurrency.gates import Gate
 from fractal._concurrency.grace import DEFAULT_GRACE
 from fractal.errors import BudgetExceeded, InvalidArguments
 from fractal.prices import MONEY, amount_of
+from fractal.results import Usage
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from fractal.model import Reply
-    from fractal.results import Usage
 
 __all__ = ["Budget", "Limits", "Reservation", "Resource", "SharedBudget", "limit_of_iterations", "limits_below"]
 
@@ -140,29 +140,18 @@ class Budget:
     __slots__ = ("_above", "_allowed", "_gate", "_limited", "cost", "is_priced", "tokens", "used")
 
     def __init__(self, limits: Limits, parent: Budget | None = None, shared: tuple[Budget, ...] = ()) -> None:
-        self._allowed: dict[Resource, float] = {
-            "requests": _or_unlimited(limits.max_requests),
-            "tool_calls": _or_unlimited(limits.max_tool_calls),
-            "tokens": _or_unlimited(limits.max_tokens),
-            "cost": amount_of(limits.max_cost),
-        }
-        above = parent._line if parent is not None else ()
+        self._allowed, self._limited = _allowed_by(limits)
+        above = (parent, *parent._above) if parent is not None else ()
         if shared:  # a delegate may have a shared budget that a run above it has too
             above += tuple(each for each in dict.fromkeys(shared) if each not in above)
+        # Without this one: a ledger that knew itself would stay, with the run, until the garbage collector came.
         self._above: tuple[Budget, ...] = above
-        self._limited = {resource for resource, most in self._allowed.items() if most != math.inf}
         for ledger in above:
             self._limited |= ledger._limited
         self._gate: Gate | None = None
         self.used: dict[Resource, int] = {"requests": 0, "tool_calls": 0, "tokens": 0, "cost": 0}
         self.tokens: dict[str, int] = dict.fromkeys(_TOKENS, 0)
         self.cost, self.is_priced = 0, True
-
-    @property
-    def _line(self) -> tuple[Budget, ...]:
-        """All ledgers that an entry goes into."""
-        # Not kept: a ledger that knew itself would stay, with the run, until the garbage collector came.
-        return (self, *self._above)
 
     def reserve(self, resource: Resource, amount: int = 1) -> Reservation:
         """Set an amount aside, here and in every ledger above.
@@ -182,12 +171,13 @@ class Budget:
         Raises:
             BudgetExceeded: One of the ledgers has not that much left; nothing was spent.
         """
-        needed = amount or 1  # an estimate of nothing still needs something left to spend
-        line = self._line
+        line = (self, *self._above)
         with _lock:
-            for ledger in line:
-                if ledger.used[resource] + needed > ledger._allowed[resource]:
-                    raise ledger._exceeded(resource)
+            if resource in self._limited:
+                needed = amount or 1  # an estimate of nothing still needs something left to spend
+                for ledger in line:
+                    if ledger.used[resource] + needed > ledger._allowed[resource]:
+                        raise ledger._exceeded(resource)
             for ledger in line:
                 ledger.used[resource] += amount
 
@@ -202,17 +192,14 @@ class Budget:
             reply: The reply.
             cost: What it cost, as ledgers count money; None if nobody knows.
         """
-        reported = {
-            "input_tokens": reply.input_tokens,
-            "output_tokens": reply.output_tokens,
-            "cached_input_tokens": reply.cached_input_tokens,
-            "cache_write_input_tokens": reply.cache_write_input_tokens,
-            "reasoning_tokens": reply.reasoning_tokens,
-        }
         with _lock:
-            for ledger in self._line:
-                for name in reported:
-                    ledger.tokens[name] += reported[name]
+            for ledger in (self, *self._above):
+                tokens = ledger.tokens
+                tokens["input_tokens"] += reply.input_tokens
+                tokens["output_tokens"] += reply.output_tokens
+                tokens["cached_input_tokens"] += reply.cached_input_tokens
+                tokens["cache_write_input_tokens"] += reply.cache_write_input_tokens
+                tokens["reasoning_tokens"] += reply.reasoning_tokens
                 if cost is None:
                     ledger.is_priced = False
                 else:
@@ -222,21 +209,19 @@ class Budget:
         """Add or, if negative, give back an amount without asking whether it fits."""
         if amount:
             with _lock:
-                for ledger in self._line:
+                for ledger in (self, *self._above):
                     ledger.used[resource] += amount
 
     def gates_of_money(self) -> list[Gate]:
         """The gates for replies of unknown cost: one for each ledger that limits money, in a fixed order."""
         with _lock:
-            limiting = [ledger for ledger in self._line if ledger._allowed["cost"] < math.inf]
+            limiting = [ledger for ledger in (self, *self._above) if ledger._allowed["cost"] < math.inf]
             for ledger in limiting:
                 ledger._gate = ledger._gate or Gate(1, "other replies that may cost any amount: max_tokens is not set")
         return sorted((ledger._gate for ledger in limiting if ledger._gate is not None), key=id)
 
     def usage(self) -> Usage:
         """The usage so far."""
-        from fractal.results import Usage
-
         return Usage(
             requests=self.used["requests"],
             tool_calls=self.used["tool_calls"],
@@ -306,6 +291,18 @@ class SharedBudget(Budget):
 _lock = lock()
 
 
+@functools.lru_cache(maxsize=256)
+def _allowed_by(limits: Limits) -> tuple[dict[Resource, float], frozenset[Resource]]:
+    """The most of each resource that limits allow, and the resources that they limit."""
+    allowed: dict[Resource, float] = {
+        "requests": _or_unlimited(limits.max_requests),
+        "tool_calls": _or_unlimited(limits.max_tool_calls),
+        "tokens": _or_unlimited(limits.max_tokens),
+        "cost": amount_of(limits.max_cost),
+    }
+    return allowed, frozenset(resource for resource, most in allowed.items() if most != math.inf)
+
+
 def _or_unlimited(limit: float | None) -> float:
     return math.inf if limit is None else limit
 
@@ -336,5 +333,6 @@ class Reservation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._budget.correct(self._resource, -self._amount)
-        self._amount = 0
+        if self._amount:
+            self._budget.correct(self._resource, -self._amount)
+            self._amount = 0

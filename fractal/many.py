@@ -422,7 +422,7 @@ class _Batch:
             return await verbs.result_of(self._agent, user_input, **self._options)
         run = verbs.begin(self._agent, user_input, **self._options)
         run.origin = self.origin
-        run.start_clock()
+        run.start_clock(anyio.current_effective_deadline())
         self._runs.add(run)
         try:
             return await conduct(run, converse)

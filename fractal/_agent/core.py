@@ -170,6 +170,7 @@ class AgentCore:
         kit = self._tracing_of(values)
         return {
             "agent_name": values["name"],
+            "deps": None,
             "model": values["answers"],
             "model_name": values["model"],
             "model_settings": ModelSettings(

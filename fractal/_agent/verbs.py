@@ -38,7 +38,7 @@ from fractal._engine.step import bind
 from fractal._log import log
 from fractal._texts import said_by
 from fractal.errors import InvalidArguments, RunError, UserError
-from fractal.limits import limit_of_iterations
+from fractal.limits import Limits, limit_of_iterations
 from fractal.messages import Transcript, user_message
 from fractal.models.combined import CombinedModel
 from fractal.models.openai import OpenAIModel
@@ -48,7 +48,6 @@ from fractal.streaming import RunStream
 
 if TYPE_CHECKING:
     from fractal._answers.answer import AnswerSettings
-    from fractal._answers.output import OutputMode
     from fractal._engine.call import Call
 
 __all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "release", "result_of", "use_tool"]
@@ -285,32 +284,41 @@ def _settings(agent: object, options: RunOptions) -> RunSettings:
         unknown = sorted(options.keys() - RUN_OPTIONS)
         raise InvalidArguments(f"a run has no options {unknown}, only {sorted(RUN_OPTIONS)}")
     check_settings(type(agent))
-    facts: dict[str, Any] = {**core_of(agent).facts(), "agent": agent, "deps": options.get("deps")}
+    facts: dict[str, Any] = {**core_of(agent).facts(), "agent": agent}
     facts["system_prompt"] = facts["system_prompt"].now()
-    facts["answer"] = _answer_settings(facts["answer"], options.get("output_type"), options.get("output_mode"))
-    limits, max_iterations = options.get("limits"), options.get("max_iterations")
-    if limits is not None:
-        facts["limits"] = checked_limits(limits).over(facts["limits"])
-    if max_iterations is not None:
-        if not is_count(max_iterations) and max_iterations != inf:
-            raise InvalidArguments(f"max_iterations={max_iterations!r}: give a whole number, or None for the agent's")
-        facts["limits"] = limit_of_iterations(max_iterations).over(facts["limits"])
-    if (timeout := options.get("timeout")) is not None:
-        facts["timeout"] = checked_timeout(timeout)
-    if (max_retries := options.get("max_retries")) is not None:
-        facts["max_retries"] = checked_retries(max_retries)
-    if (approve := options.get("approve")) is not None:
-        facts["approve"] = Hook(approve, "approve")
-    if (budget := checked_budget(options.get("budget"))) is not None:
-        facts["budgets"] = (*facts["budgets"], budget)
-    if "around_tool" in options or "around_model" in options or "guard" in options:
-        facts["hooks"] = facts["hooks"].plus(hooks_of(options))
+    given = {name: value for name, value in options.items() if value is not None}
+    if given:
+        _take_options(facts, given)
+    answer: AnswerSettings = facts["answer"]
+    if answer.type is None and not answer.validators:
+        facts["answer"] = None
     return RunSettings(**facts)
 
 
-def _answer_settings(settings: AnswerSettings, kind: Any, mode: OutputMode | None) -> AnswerSettings | None:
-    if kind is not None:
-        settings = replace(settings, type=output_for(kind), validators=())
-    if mode is not None:
-        settings = replace(settings, mode=checked_mode(mode))
-    return settings if settings.type is not None or settings.validators else None
+def _take_options(facts: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Let the options of a run, none of which is None, replace what its agent says."""
+    facts["deps"] = given.get("deps")
+    if "output_type" in given:
+        facts["answer"] = replace(facts["answer"], type=output_for(given["output_type"]), validators=())
+    if "output_mode" in given:
+        facts["answer"] = replace(facts["answer"], mode=checked_mode(given["output_mode"]))
+    if "limits" in given:
+        facts["limits"] = checked_limits(given["limits"]).over(facts["limits"])
+    if "max_iterations" in given:
+        facts["limits"] = _limit_of_iterations(given["max_iterations"]).over(facts["limits"])
+    if "timeout" in given:
+        facts["timeout"] = checked_timeout(given["timeout"])
+    if "max_retries" in given:
+        facts["max_retries"] = checked_retries(given["max_retries"])
+    if "approve" in given:
+        facts["approve"] = Hook(given["approve"], "approve")
+    if "budget" in given:
+        facts["budgets"] = (*facts["budgets"], checked_budget(given["budget"]))
+    if "around_tool" in given or "around_model" in given or "guard" in given:
+        facts["hooks"] = facts["hooks"].plus(hooks_of(given))
+
+
+def _limit_of_iterations(max_iterations: Any) -> Limits:
+    if not is_count(max_iterations) and max_iterations != inf:
+        raise InvalidArguments(f"max_iterations={max_iterations!r}: give a whole number, or None for the agent's")
+    return limit_of_iterations(max_iterations)

@@ -6,18 +6,27 @@ of a request for minutes after the request has ended. So what belongs to one run
 
 from __future__ import annotations
 
-import os
 from contextvars import ContextVar, Token
 from typing import Any, Generic, TypeVar
 from weakref import ReferenceType, ref
+
+from fractal._concurrency.forks import in_child
 
 __all__ = ["WeakVar", "current_call", "current_run"]
 
 T = TypeVar("T")
 
 
-_Named = tuple[ReferenceType[T], int]
+_Named = tuple[ReferenceType[T], object]
 """A thing, and the process it is in."""
+
+_process = object()  # which costs nothing to ask for, as the number of a process does
+
+
+@in_child
+def _note_process() -> None:
+    global _process
+    _process = object()
 
 
 class WeakVar(Generic[T]):
@@ -32,17 +41,17 @@ class WeakVar(Generic[T]):
     def get(self) -> T | None:
         """The object set in this context, if it still exists."""
         named = self._var.get()
-        return named[0]() if named is not None and named[1] == os.getpid() else None
+        return named[0]() if named is not None and named[1] is _process else None
 
     @property
     def is_in_parent(self) -> bool:
         """Whether this context was set, before a fork, to an object of the parent process."""
         named = self._var.get()
-        return named is not None and named[1] != os.getpid()
+        return named is not None and named[1] is not _process
 
     def set(self, value: T | None) -> Token[_Named[T] | None]:
         """Set an object in this context."""
-        return self._var.set((ref(value), os.getpid()) if value is not None else None)
+        return self._var.set((ref(value), _process) if value is not None else None)
 
     def reset(self, token: Token[_Named[T] | None]) -> None:
         """Restore the value from before `set`."""

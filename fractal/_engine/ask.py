@@ -19,6 +19,7 @@ from fractal._engine.observers import request_headers
 from fractal._texts import said_by
 from fractal.errors import DeadlineWouldPass, InvalidArguments, ModelError, RequestTimedOut, StatusError
 from fractal.events import ModelRequested, ModelResponded, ReasoningDelta, RetryScheduled, TextDelta, ToolCallDelta
+from fractal.limits import Reservation
 from fractal.model import Delta, ModelRequest, Reply, ask_model
 from fractal.prices import MONEY
 
@@ -140,13 +141,12 @@ class _Question:
 
     async def _send(self, request: ModelRequest) -> Reply:
         run = self._run
-        with run.budget.reserve("tokens", self._estimate(request)) as tokens:
-            with run.budget.reserve("requests") as reserved:
-                if run.has_listeners:
-                    await run.tell(ModelRequested, **self._facts(request))
-                    request = _with_headers(run, request)
-                # Before it is sent, and never given back: one that fails or is cut has still reached the endpoint.
-                reserved.commit()
+        with self._tokens_set_aside(request) as tokens:
+            # Spent before it is sent, and never given back: one that fails or is cut has still reached the endpoint.
+            if run.has_listeners:
+                request = await self._announced(request)
+            else:
+                run.budget.spend("requests")
             started = run.now()
             reply = await self._answer(request)
             if run.answer is not None:
@@ -156,6 +156,15 @@ class _Question:
             if run.has_listeners:
                 await run.tell(ModelResponded, **self._facts_of(reply, started, cost))
             return reply
+
+    async def _announced(self, request: ModelRequest) -> ModelRequest:
+        """Spend the request and emit it; returns it with the headers that observers add."""
+        run = self._run
+        with run.budget.reserve("requests") as reserved:
+            await run.tell(ModelRequested, **self._facts(request))
+            request = _with_headers(run, request)
+            reserved.commit()
+        return request
 
     def _settle(self, request: ModelRequest, reply: Reply) -> int | None:
         """Enter what a reply has used; returns its cost, None if that is unknown."""
@@ -307,11 +316,12 @@ class _Question:
             "elapsed": self._run.now() - started,
         }
 
-    def _estimate(self, request: ModelRequest) -> int:
-        """Tokens to set aside; not counted where no budget asks for them."""
-        if self._run.budget.is_unlimited("tokens"):
-            return 0
-        return _prompt_tokens(request) + request.reply_tokens
+    def _tokens_set_aside(self, request: ModelRequest) -> Reservation:
+        """The reservation of the tokens that a request can take; they are not counted where nothing limits them."""
+        budget = self._run.budget
+        if budget.is_unlimited("tokens"):
+            return Reservation(budget, "tokens", 0)
+        return budget.reserve("tokens", _prompt_tokens(request) + request.reply_tokens)
 
 
 def _with_headers(run: Run, request: ModelRequest) -> ModelRequest:

@@ -337,8 +337,13 @@ class Run:
         """Whether the run has begun, and so will have an end."""
         return self._task is not None
 
-    def start_clock(self) -> None:
-        """Start the run's clock; called in the task that begins the run."""
+    def start_clock(self, deadline_around: float = math.inf) -> None:
+        """Start the run's clock; called in the task that begins the run.
+
+        Args:
+            deadline_around: The nearest deadline around its scope. A task of the run's own has none.
+        """
+        self._deadline_around = deadline_around
         left, timeout, parent = self.time_left(), self.settings.timeout, self.parent
         if left != math.inf:
             self.scope.deadline = self.started + left
@@ -350,7 +355,6 @@ class Run:
 
     def enter(self) -> None:
         """Make this the current run of its task; `scope` is entered next."""
-        self._deadline_around = self._effective_deadline()
         if self.limits.reserve:
             self.soft_deadline = self.deadline - self.limits.reserve
         self._task = self.current_task()
@@ -373,13 +377,12 @@ class Run:
         Raises:
             DepthExceeded: It is too deep below the first one.
         """
-        try:
+        if self.has_listeners:
+            try:
+                await self.pace()
+            finally:
+                self._tell_beginning()  # also a run that is cancelled here has a beginning
             await self.pace()
-        finally:
-            # Also a run that is cancelled here has a beginning.
-            if self.has_listeners:
-                self._tell_beginning()
-        await self.pace()
         if self.parent is not None and self.depth > self.parent._depth_limit:
             raise DepthExceeded(int(self.parent._depth_limit))
 
@@ -555,7 +558,12 @@ class Run:
     @property
     def is_here(self) -> bool:
         """Whether the event loop of the run is that of this thread."""
-        return self.token.native_token is current_token().native_token
+        token = self.token
+        try:
+            # Not AnyIO's function of that name, which looks for the backend first.
+            return bool(token.backend_class.current_token() is token.native_token)
+        except RuntimeError:  # another backend's loop
+            return False
 
     def warn_late(self, message: str) -> None:
         """Warn, in any thread, in the nearest run upwards that has not ended, of what comes after this one's end.

@@ -310,9 +310,14 @@ class Answer:
             ReplyTooLarge: It is more than the bounds allow.
             BadReply: It cannot be decompressed.
         """
+        pieces = self.aiter_bytes()
         whole = bytearray()  # a list of what comes would be much longer, if it comes byte by byte
-        async for piece in self.aiter_bytes():
-            whole += piece
+        if pieces is self:  # as nearly always
+            while piece := await self._next_piece():
+                whole += piece
+        else:
+            async for piece in pieces:
+                whole += piece
         return bytes(whole)
 
     def aiter_bytes(self) -> AsyncIterator[bytes]:
@@ -328,9 +333,13 @@ class Answer:
 
     async def __anext__(self) -> bytes:
         # No generator: one that is left early has to be closed, and each piece has to pass through it.
-        piece = await self._connection.next_piece(self._request)
+        piece = await self._next_piece()
         if not piece:
             raise StopAsyncIteration
+        return piece
+
+    async def _next_piece(self) -> bytes:
+        piece = await self._connection.next_piece(self._request)
         self._room -= len(piece)
         if self._room < 0:
             raise ReplyTooLarge("body", self._bounds.body)

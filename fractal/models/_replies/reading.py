@@ -97,7 +97,7 @@ def decoded(data: bytes, bounds: ReplyBounds) -> Any:
     deep = False
     if len(data) > _SHORT:
         opened = data.count(b"[") + data.count(b"{")
-        if opened + data.count(b",") > bounds.values:
+        if len(data) > bounds.values and opened + data.count(b",") > bounds.values:
             raise ReplyTooLarge("values", bounds.values)
         deep = opened > bounds.depth
     try:

@@ -69,7 +69,7 @@ class AnswerFacts:
             self._adds_cache = "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage
         self._input = input_tokens or self._input
         self._output = _count(usage.get("completion_tokens")) or _count(usage.get("output_tokens")) or self._output
-        if not _PLAIN.issuperset(usage):  # most tell no more than these
+        if not usage.keys() <= _PLAIN:  # most tell no more than these
             self._cached = _found(usage, _CACHED) or self._cached
             self._written = _found(usage, _WRITTEN) or self._written
             self._reasoning = _found(usage, _REASONING) or self._reasoning
