@@ -1,0 +1,1 @@
+"""Agents behind HTTP; needs the extra `fastapi`."""
