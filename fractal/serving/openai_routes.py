@@ -6,34 +6,35 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-try:
-    from fastapi import APIRouter, Request
-    from starlette.requests import ClientDisconnect
-    from starlette.responses import JSONResponse, Response
-except ImportError as missing:  # pragma: no cover - installed wherever the tests run
-    raise ImportError("fractal.serving needs FastAPI: pip install 'fractal-anyio[fastapi]'") from missing
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from typing_extensions import Unpack
 
-from fractal.definition import AgentDefinition
-from fractal.errors import InvalidArguments
-from fractal.fastapi import CLIENT_HAS_GONE
-from fractal.limits import Limits
-from fractal.options import RunOptions
+from fractal.agent import BaseAgent
+from fractal.approval import Deny, PendingCall
 from fractal.serving._openai.answering import Answering, fault_response
 from fractal.serving._openai.asked import Asked, chat_asked, response_asked
-from fractal.serving._openai.faults import Fault, wrong
+from fractal.serving._openai.faults import Fault, fault_of, wrong
 from fractal.serving._openai.forms import ChatForm, Form, ResponseForm
+from fractal.serving.bodies import Bounds, read_bytes, request_id
+from fractal.serving.lifespan import serving_lifespan
+from fractal.serving.problems import Problem
+from fractal.serving.registry import ServedRuns, ServingOptions, served_runs
+from fractal.serving.route import ServingRoute
+from fractal.serving.run import RunAsked, ServedRun
 
 __all__ = ["openai_router"]
 
-MAX_BODY = 4 * 1024 * 1024
+Read = Callable[[bytes, Mapping[str, BaseAgent[Any]]], Asked]
 
 
 def openai_router(
-    agents: AgentDefinition | Mapping[str, AgentDefinition],
+    agents: BaseAgent[Any] | Mapping[str, BaseAgent[Any]] | ServedRuns,
     *,
-    timeout: float | None = None,
-    limits: Limits | None = None,
-    max_body: int = MAX_BODY,
+    max_body: int = 2**22,
+    body_timeout: float = 30.0,
+    **options: Unpack[ServingOptions],
 ) -> APIRouter:
     """Make the routes by which clients of OpenAI's talk to agents as to models.
 
@@ -42,10 +43,11 @@ def openai_router(
     a caller are refused, and calls of the agent's are not shown. A client that goes away ends its run.
 
     Args:
-        agents: One agent, which is the model of its name, or several by the names of models.
-        timeout: Seconds that each run may take. None: the agent's own.
-        limits: What each run may use; fields left at None are the agent's.
-        max_body: Bytes that a request may have.
+        agents: An agent, which is the model of its name; agents by the names of models; or `ServedRuns` that other
+            routers share.
+        max_body: Bytes that a request's body may have.
+        body_timeout: Seconds that it may take to come.
+        **options: Those of `ServedRuns`: `timeout`, `limits`, `max_concurrency`, `max_queue` and so on.
 
     Returns:
         The router, for `app.include_router`; with its `dependencies=` for authentication.
@@ -60,67 +62,67 @@ def openai_router(
         # OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none").chat.completions.create(model=agent.name, …)
         ```
     """
-    named = _named(agents)
-    options: RunOptions = {"timeout": timeout, "limits": limits}
-    router, at = APIRouter(tags=["OpenAI"]), int(time.time())
+    runs = served_runs(agents, options)
+    bounds, at = Bounds(max_body=max_body, seconds=body_timeout), int(time.time())
+    router = APIRouter(tags=["OpenAI"], route_class=ServingRoute, lifespan=serving_lifespan(runs))
 
-    async def answered(request: Request, read: Callable[..., Asked], form: Callable[[Asked], Form]) -> Response:
+    async def answered(request: Request, read: Read, form: type[Form]) -> Response:
         try:
-            asked = read(await _body(request, max_body), named)
+            asked = read(await read_bytes(request, bounds), runs.agents)
+            return Answering(runs, await _begun(runs, asked, request), asked, form(asked))
+        except Problem as problem:
+            return fault_response(fault_of(problem))
         except Fault as fault:
             return fault_response(fault)
-        except ClientDisconnect:
-            return Response(status_code=CLIENT_HAS_GONE)
-        return Answering(asked, form(asked), options)
 
-    @router.post("/v1/chat/completions", openapi_extra=_BODY, response_class=JSONResponse)
     async def create_chat_completion(request: Request) -> Response:
         """Answer the last message of a conversation, whole or streamed."""
         return await answered(request, chat_asked, ChatForm)
 
-    @router.post("/v1/responses", openapi_extra=_BODY, response_class=JSONResponse)
     async def create_response(request: Request) -> Response:
         """Answer an input, whole or streamed."""
         return await answered(request, response_asked, ResponseForm)
 
-    @router.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         """List the agents."""
-        return {"object": "list", "data": [_model(name, at) for name in named]}
+        return {"object": "list", "data": [_model(name, at) for name in runs.agents]}
 
-    @router.get("/v1/models/{model:path}", response_class=JSONResponse)
     async def retrieve_model(model: str) -> Response:
         """Tell of one agent."""
-        if model not in named:
+        if model not in runs.agents:
             return fault_response(wrong("there is no model of that name", "model", "model_not_found", 404))
         return JSONResponse(_model(model, at))
 
+    router.add_api_route("/v1/chat/completions", create_chat_completion, methods=["POST"], openapi_extra=_BODY)
+    router.add_api_route("/v1/responses", create_response, methods=["POST"], openapi_extra=_BODY)
+    router.add_api_route("/v1/models", list_models, methods=["GET"])
+    router.add_api_route("/v1/models/{model:path}", retrieve_model, methods=["GET"])
     return router
 
 
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
-def _named(agents: AgentDefinition | Mapping[str, AgentDefinition]) -> dict[str, AgentDefinition]:
-    if isinstance(agents, AgentDefinition):
-        return {agents.name: agents}
-    if not isinstance(agents, Mapping) or not agents:
-        raise InvalidArguments("openai_router takes an agent, or agents by the names that clients give as model")
-    for name, agent in agents.items():
-        if not isinstance(name, str) or not name or not isinstance(agent, AgentDefinition):
-            raise InvalidArguments(f"agents[{name!r}] is no agent with a name")
-    return dict(agents)
+async def _begun(runs: ServedRuns, asked: Asked, request: Request) -> ServedRun:
+    run = await runs.begin(
+        asked.model,
+        RunAsked(
+            input=asked.user_input,
+            messages=asked.messages,
+            is_streamed=asked.is_streamed,
+            options={"approve": _deny},
+            request_id=request_id.get(),
+        ),
+    )
+    assert isinstance(run, ServedRun)  # only a request with a key can be one that has ended
+    run.ends_with_clients = True  # nobody can come back to an answer of this kind
+    return run
+
+
+async def _deny(call: PendingCall) -> Deny:
+    """The answer about calls that need approval, for which there is nobody to ask here."""
+    return Deny("there is nobody to approve it")
 
 
 def _model(name: str, at: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": at, "owned_by": "fractal"}
-
-
-async def _body(request: Request, most: int) -> bytes:
-    pieces, size = list[bytes](), 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > most:
-            raise wrong(f"the body of the request has more than {most:,} bytes", code="request_too_large", status=413)
-        pieces.append(piece)
-    return b"".join(pieces)

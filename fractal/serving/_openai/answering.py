@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from starlette.responses import Response
 
-from fractal._agent import verbs
-from fractal._concurrency.scopes import single_error
 from fractal._json import encode, text_of
-from fractal._log import log
-from fractal.errors import Refused, UserError
-from fractal.events import Event, ModelRequested, TextDelta
+from fractal.errors import Refused
 from fractal.serving._openai.faults import Fault, fault_of
-from fractal.streaming import DEFAULT_BUFFER
+from fractal.serving.problems import Problem
+from fractal.serving.sse import STUCK_SECONDS, gone
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from fractal.options import RunOptions
     from fractal.results import AgentResult
     from fractal.serving._openai.asked import Asked
     from fractal.serving._openai.forms import Form
-    from fractal.streaming import RunStream
+    from fractal.serving.event_log import LoggedEvent
+    from fractal.serving.registry import ServedRuns
+    from fractal.serving.run import ServedRun
 
 __all__ = ["Answering", "fault_response"]
 
@@ -34,107 +32,85 @@ PATIENCE = 5.0
 KEEP_ALIVE = 15.0
 """Seconds of silence after which a stream sends a comment, so that nobody on the way takes it for dead."""
 
-_IS_BROKEN = Fault(500, "the agent cannot be run as it is", "server_error", None, None, {"x-should-retry": "false"})
 
-
-def fault_response(fault: Fault, run_id: str = "") -> Response:
-    """The response that tells a fault, of a run if there was one."""
-    headers = {**fault.headers, **({"x-request-id": run_id} if run_id else {})}
-    return Response(encode(fault.body()), fault.status, headers, "application/json")
+def fault_response(fault: Fault) -> Response:
+    """The response that tells a fault."""
+    return Response(encode(fault.body()), fault.status, dict(fault.headers), "application/json")
 
 
 class Answering(Response):
-    """A response that runs an agent while it is sent; the run ends when the client goes.
+    """A response that has a run carried out while it is sent; the run ends when the client goes.
 
     Args:
+        runs: Whose run it is.
+        run: The run.
         asked: What the client wants to know.
         form: The form of the answer.
-        options: Of the run.
     """
 
-    def __init__(self, asked: Asked, form: Form, options: RunOptions) -> None:
-        super().__init__()
-        self._asked, self._form = asked, form
-        self._options: RunOptions = {**options, "messages": asked.messages}
+    def __init__(self, runs: ServedRuns, run: ServedRun, asked: Asked, form: Form) -> None:
+        super().__init__(headers={"x-run-id": run.id, "cache-control": "no-store"})
+        del self.headers["content-length"]
+        if asked.ignored:
+            self.headers["x-fractal-ignored"] = ", ".join(asked.ignored)
+        self._runs, self._run, self._asked, self._form = runs, run, asked, form
+        form.of_run(run.id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the agent and send what it answers."""
-
-        async def answer() -> None:
+        """Have the agent run and send what it answers."""
+        async with self._runs.attended(self._run, lambda: gone(receive)) as client:
             if self._asked.is_streamed:
-                await self._streamed(send)
+                await self._stream(send)
             else:
-                await (await self._whole())(scope, receive, send)
+                await self._run.ended.wait()
+        if not self._asked.is_streamed and not client.has_gone:
+            await self._whole()(scope, receive, send)
 
-        await _while_client_stays(receive, answer)
+    def _whole(self) -> Response:
+        fault, result = _fault_of(self._run), self._run.result
+        if fault is not None or result is None:
+            return self._with_headers(fault_response(fault or fault_of(Problem(500, "error", "the run failed"))))
+        return self._with_headers(Response(encode(self._form.whole(result)), 200, None, "application/json"))
 
-    async def _whole(self) -> Response:
+    def _with_headers(self, response: Response) -> Response:
+        for name, value in self.headers.items():
+            response.headers[name] = value
+        return response
+
+    async def _stream(self, send: Send) -> None:
+        run, log = self._run, self._run.log
+        sending = _Sending(send, self._form, self._with_headers)
+        pieces = _Pieces(run.id, is_whole=self._asked.agent.output_type is not None)
+        after = 0
         try:
-            result = await verbs.result_of(self._asked.agent, self._asked.user_input, **self._options)
-        except UserError as error:
-            return fault_response(_broken(error))
-        if not _is_answer(result):
-            return fault_response(fault_of(result.exception), result.run_id)
-        self._form.of_run(result.run_id)
-        return Response(encode(self._form.whole(result)), 200, self._answer_headers(result.run_id), "application/json")
-
-    def _answer_headers(self, run_id: str) -> dict[str, str]:
-        headers = {"x-request-id": run_id, "cache-control": "no-store"}
-        if self._asked.ignored:
-            headers["x-fractal-ignored"] = ", ".join(self._asked.ignored)
-        return headers
-
-    async def _streamed(self, send: Send) -> None:
-        asked = self._asked
-        stream = verbs.open_stream(asked.agent, asked.user_input, DEFAULT_BUFFER, **self._options)
-        sending, pieces = _Sending(send, self._form), _Pieces(stream, is_whole=asked.agent.output_type is not None)
-        try:
-            async with stream:
-                self._form.of_run(stream.run_id)
-                sending.headers = self._answer_headers(stream.run_id)
-                while (events := await _next(stream, sending)) != []:
-                    await sending.pieces(map(pieces.of, events or ()))
-                result = await stream.result()
-        except Exception as error:  # wrong use, or what an agent's own `run` raises
-            await sending.fail(_broken(error))
+            while not run.is_over or after < log.last:
+                has_more = None
+                with anyio.move_on_after(KEEP_ALIVE if sending.has_begun else PATIENCE):
+                    has_more = await log.wait(after)
+                if has_more is None:
+                    await sending.keep_alive()
+                    continue
+                events = log.after(after)
+                after = events[-1].number
+                await sending.pieces(map(pieces.of, events))
+            await self._end(sending, pieces)
+        except (TimeoutError, OSError):  # the client does not read, or has gone
             return
-        if _is_answer(result):
+
+    async def _end(self, sending: _Sending, pieces: _Pieces) -> None:
+        fault, result = _fault_of(self._run), self._run.result
+        if fault is not None or result is None:
+            await sending.fail(fault or fault_of(Problem(500, "error", "the run failed")))
+        else:
             await sending.pieces([pieces.rest(result)])
             await sending.close(result)
-        else:
-            await sending.fail(fault_of(result.exception))
 
 
-async def _next(stream: RunStream[Any], sending: _Sending) -> list[Event] | None:
-    """The next events of a run, none at its end; None if there was nothing for long, which the client is told."""
-    with anyio.move_on_after(KEEP_ALIVE if sending.has_begun else PATIENCE):
-        return await stream.take()
-    await sending.keep_alive()
-    return None
-
-
-def _broken(error: Exception) -> Fault:
-    log.failure("an agent that is served could not be run", error)
-    return _IS_BROKEN
-
-
-def _is_answer(result: AgentResult) -> bool:
-    return result.success or isinstance(result.exception, Refused)
-
-
-async def _while_client_stays(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
-    """Do some work, and cancel it as soon as the client closes its connection."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        group.cancel_scope.cancel()
-
-    with single_error():
-        async with anyio.create_task_group() as group:
-            group.start_soon(watch)
-            await work()
-            group.cancel_scope.cancel()
+def _fault_of(run: ServedRun) -> Fault | None:
+    """Why a run that has ended gave no answer; None if it did. That a model declines is one."""
+    if run.problem is None or (run.result is not None and isinstance(run.result.exception, Refused)):
+        return None
+    return fault_of(run.problem)
 
 
 class _Pieces:
@@ -143,36 +119,43 @@ class _Pieces:
     What the model writes beside tool calls is a paragraph of its own. The last paragraph is the answer.
 
     Args:
-        stream: The run.
+        run_id: The run.
         is_whole: Whether the answer is shown when it is checked, in one piece.
     """
 
-    def __init__(self, stream: RunStream[Any], *, is_whole: bool) -> None:
-        self._stream, self._is_whole = stream, is_whole
+    def __init__(self, run_id: str, *, is_whole: bool) -> None:
+        self._run_id, self._is_whole = run_id, is_whole
         self._turn, self._has_before = "", False
 
-    def of(self, event: Event) -> str:
+    def of(self, event: LoggedEvent) -> str:
         """What an event adds to the text."""
-        if self._is_whole or not isinstance(event, (ModelRequested, TextDelta)):
+        if self._is_whole or event.kind not in ("model_requested", "text_delta", "events_skipped"):
             return ""
-        if not self._stream.is_own(event.run_id):
+        data = event.data
+        if data["run_id"] != self._run_id:
             return ""
-        if isinstance(event, ModelRequested):
-            self._has_before, self._turn = self._has_before or bool(self._turn), ""
-            return ""
-        return self._added(event.text)
+        if event.kind == "text_delta":
+            return self._added(data["text"])
+        if event.kind == "events_skipped":  # this client is slow: what it has missed of the text is in the event
+            return self._continued(data["text"])
+        self._begin_reply()
+        return ""
 
     def rest(self, result: AgentResult) -> str:
         """What is missing of the answer when the run has ended."""
         if not result.success:
             return ""
         content = text_of(result.content)
-        if content.startswith(self._turn):
-            return self._added(content.removeprefix(self._turn))
-        if content.strip() == self._turn.strip():
-            return ""
-        self._has_before, self._turn = True, ""  # a validator has put something in the place of what was written
-        return self._added(content)
+        return "" if content.strip() == self._turn.strip() else self._continued(content)
+
+    def _continued(self, text: str) -> str:
+        """What is missing of a text; all of it, if it is another than the one that has been sent."""
+        if not text.startswith(self._turn):
+            self._begin_reply()
+        return self._added(text.removeprefix(self._turn))
+
+    def _begin_reply(self) -> None:
+        self._has_before, self._turn = self._has_before or bool(self._turn), ""
 
     def _added(self, text: str) -> str:
         gap = "\n\n" if self._has_before and not self._turn and text else ""
@@ -184,13 +167,11 @@ class _Sending:
     """A streamed response: its head goes out with the first text, or when that has taken long.
 
     Attributes:
-        headers: Headers of the response.
         has_begun: Whether the head has gone out.
     """
 
-    def __init__(self, send: Send, form: Form) -> None:
-        self._send, self._form = send, form
-        self.headers: dict[str, str] = {}
+    def __init__(self, send: Send, form: Form, with_headers: Callable[[Response], Response]) -> None:
+        self._to, self._form, self._with_headers = send, form, with_headers
         self.has_begun = False
 
     async def keep_alive(self) -> None:
@@ -213,7 +194,7 @@ class _Sending:
             await self._write(self._form.failing, fault)
             await self._body(b"", more=False)
             return
-        response = fault_response(fault, self.headers.get("x-request-id", ""))
+        response = self._with_headers(fault_response(fault))
         await self._send({"type": "http.response.start", "status": fault.status, "headers": response.raw_headers})
         await self._body(bytes(response.body), more=False)
 
@@ -221,10 +202,14 @@ class _Sending:
         opening = b""
         if not self.has_begun:
             self.has_begun, opening = True, self._form.opening()
-            response = Response(None, 200, {**self.headers, "x-accel-buffering": "no"}, "text/event-stream")
-            head = [each for each in response.raw_headers if each[0] != b"content-length"]
-            await self._send({"type": "http.response.start", "status": 200, "headers": head})
+            response = self._with_headers(Response(None, 200, {"x-accel-buffering": "no"}, "text/event-stream"))
+            del response.headers["content-length"]
+            await self._send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
         await self._body(opening + (make if isinstance(make, bytes) else make(*given)), more=True)
 
     async def _body(self, body: bytes, *, more: bool) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _send(self, message: Any) -> None:
+        with anyio.fail_after(STUCK_SECONDS):
+            await self._to(message)

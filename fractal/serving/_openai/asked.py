@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fractal._json import decode, is_list, is_mapping
-from fractal.definition import AgentDefinition
+from fractal.agent import BaseAgent
 from fractal.errors import InvalidMessages
 from fractal.messages import Message, Transcript
 from fractal.serving._openai.faults import wrong
@@ -31,7 +31,7 @@ class Asked:
     """
 
     model: str
-    agent: AgentDefinition
+    agent: BaseAgent[Any]
     user_input: str | list[Any]
     messages: list[Message]
     is_streamed: bool
@@ -39,7 +39,7 @@ class Asked:
     ignored: tuple[str, ...] = ()
 
 
-Agents = Mapping[str, AgentDefinition]
+Agents = Mapping[str, BaseAgent[Any]]
 
 _Rule = tuple[Callable[[Any], bool], str]
 """Whether a value asks for nothing that is not there, and what the client is told otherwise."""
@@ -134,7 +134,7 @@ def _object(data: bytes) -> Mapping[str, Any]:
     return body
 
 
-def _agent_of(body: Mapping[str, Any], agents: Agents) -> tuple[str, AgentDefinition]:
+def _agent_of(body: Mapping[str, Any], agents: Agents) -> tuple[str, BaseAgent[Any]]:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise wrong(f"say with model which agent is asked: {_names(agents)}", "model", "missing_required_parameter")

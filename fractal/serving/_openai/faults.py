@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fractal._texts import said_by
-from fractal.errors import (
-    ContentFiltered,
-    ContextWindowExceeded,
-    DeadlineExceeded,
-    DeadlineWouldPass,
-    LimitReached,
-    ModelError,
-    RateLimited,
-    RequestTimedOut,
-    RunError,
-)
+from fractal.serving.problems import Problem
 
 __all__ = ["Fault", "fault_of", "wrong"]
 
-_ANSWERED_ALREADY = {"x-should-retry": "false"}
-"""The run has tried again where that could help: a client that does so too begins another run, three times over."""
+_NOT_BEGUN = frozenset({"too_many_runs", "shutting_down", "queue_timeout"})
+"""Nothing has been done yet. Any other run has tried again where that could help: a client that does so too, as
+OpenAI's do, would begin it anew, three times over."""
+
+_IN_OPENAI_WORDS = {"refusal": "content_filter", "context_window": "context_length_exceeded"}
 
 
 @dataclass
@@ -60,30 +51,22 @@ def wrong(message: str, param: str | None = None, code: str | None = None, statu
     return Fault(status, message, "invalid_request_error", code, param)
 
 
-def fault_of(error: RunError | None) -> Fault:
-    """The fault of a run that gave no answer; texts of endpoints and of users' code are not repeated."""
-    match error:
-        case ContentFiltered():
-            return wrong("a filter of the model did not let the request through", "messages", "content_filter")
-        case ContextWindowExceeded():
-            return wrong(said_by(error), "messages", "context_length_exceeded")
-        case RateLimited():
-            return _failed(429, "the model has too much to do", "rate_limit_error", "rate_limit_exceeded", error)
-        case DeadlineExceeded() | DeadlineWouldPass():
-            return _failed(504, said_by(error), "timeout_error", error.stop_reason)
-        case RequestTimedOut():
-            return _failed(504, "the model did not answer in time", "timeout_error", error.error_type)
-        case LimitReached():
-            return _failed(503, said_by(error), "server_error", error.stop_reason)
-        case ModelError():
-            return _failed(502, "the model did not answer", "server_error", error.error_type, error)
-        case _:
-            pass
-    reason = error.stop_reason if error is not None else None
-    return _failed(500, "the agent gave no answer", "server_error", reason)
+def fault_of(problem: Problem) -> Fault:
+    """The fault that a problem is for a client of OpenAI's."""
+    status, code = problem.status, problem.reason
+    if code in _IN_OPENAI_WORDS:
+        status, code = 400, _IN_OPENAI_WORDS[code]
+    elif status == 429:
+        code = "rate_limit_exceeded"
+    headers = {name.lower(): value for name, value in problem.headers.items()}
+    if problem.reason not in _NOT_BEGUN and status >= 429:
+        headers["x-should-retry"] = "false"
+    return Fault(status, problem.detail, _kind_of(status), code, None, headers)
 
 
-def _failed(status: int, message: str, kind: str, code: str | None, error: ModelError | None = None) -> Fault:
-    wait = error.retry_after if error is not None else None
-    headers = {"retry-after": f"{math.ceil(wait)}"} if wait is not None and math.isfinite(wait) else {}
-    return Fault(status, message, kind, code, None, {**_ANSWERED_ALREADY, **headers})
+def _kind_of(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    if status == 504:
+        return "timeout_error"
+    return "invalid_request_error" if status < 500 else "server_error"

@@ -1,0 +1,319 @@
+"""`ServedRun`: one run that was asked for over a network; it knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from fractal._agent import verbs
+from fractal._agent.core import core_of
+from fractal._engine.overrides import Adoption, adopting
+from fractal._json import encode, is_list, is_mapping
+from fractal._log import log
+from fractal.errors import RunCancelled
+from fractal.events import (
+    Event,
+    ModelRequested,
+    ModelResponded,
+    RunFinished,
+    TextDelta,
+)
+from fractal.serving.approvals import PendingApprovals
+from fractal.serving.event_log import EventLog
+from fractal.serving.problems import Problem, problem_of
+from fractal.serving.record import RunRecord
+from fractal.serving.wire import RunState, approval_json, event_json, result_json
+
+if TYPE_CHECKING:
+    from fractal._concurrency.gates import Gate
+    from fractal._engine.run import Run
+    from fractal.agent import BaseAgent
+    from fractal.limits import Limits
+    from fractal.options import RunOptions
+    from fractal.results import AgentResult
+    from fractal.serving.wire import ApprovalPending
+
+__all__ = ["RunAsked", "ServedRun", "wait_for"]
+
+EVENTS_AT_ONCE = 64
+"""Events that may wait between a run and its log, which takes them at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunAsked:
+    """What a client asks for.
+
+    Attributes:
+        input: The user's turn, as `BaseAgent.run` takes it.
+        messages: The conversation to go on with.
+        timeout: Seconds it may take, the wait for its turn included; None: as long as the server allows.
+        is_streamed: Whether the model is to show its answer piece by piece.
+        owner: Whose it is; None where everybody is the same.
+        deps: What tools find as `ctx.deps`.
+        options: More options of the run.
+        key: The client's own name of the request, so that a second one begins no second run; None without.
+        fingerprint: What two requests of the same name must have in common.
+        request_id: Id of the request.
+    """
+
+    input: object
+    messages: Sequence[Mapping[str, Any]] = ()
+    timeout: float | None = None
+    is_streamed: bool = False
+    owner: str | None = None
+    deps: Any = None
+    options: RunOptions = field(default_factory=lambda: {})
+    key: str | None = None
+    fingerprint: str = ""
+    request_id: str | None = None
+
+
+class ServedRun:
+    """A run on its way: its state, its events, the calls that wait for approval, and the means to end it.
+
+    Somebody's task has to `drive` it: that of the request, or one that outlives the request.
+
+    Attributes:
+        id: Its id, as in its events.
+        agent_name: Name by which the agent is served.
+        asked: What was asked for.
+        state: Where it is.
+        log: Its events.
+        approvals: Its calls that wait for approval.
+        result: How it ended, if it has begun and ended.
+        problem: Why there is no answer; None before the end, and after a success.
+        created_at: When it was asked for, in seconds since the epoch.
+        ended_at: When it ended, or None.
+        ended: Set when it has ended, and all of its tasks have.
+        has_begun: Set when the agent has begun, or never will.
+        limits: What it may use, over the agent's own limits.
+        clients: How many clients wait for it.
+        ends_with_clients: Whether to cancel it when the last client that waits for it has gone.
+    """
+
+    def __init__(self, agent_name: str, agent: BaseAgent[Any], asked: RunAsked, log_: EventLog, run_id: str) -> None:
+        self.id, self.agent_name, self.asked, self.log = run_id, agent_name, asked, log_
+        self._agent = agent
+        self.state: RunState = "queued"
+        self.approvals = PendingApprovals(self._tell_approval)
+        self.result: AgentResult[Any] | None = None
+        self.problem: Problem | None = None
+        self.created_at = time.time()
+        self.ended_at: float | None = None
+        self.ended = anyio.Event()
+        self.has_begun = anyio.Event()
+        self.limits: Limits | None = None
+        self.ends_with_clients = False
+        self.clients = 0
+        self._scope = anyio.CancelScope()
+        self._why_cancelled = "the run was cancelled"
+        self._has_shown_text = False
+        self._result_json: bytes | None = None
+
+    @staticmethod
+    def new_id() -> str:
+        """An id that nobody can guess."""
+        return f"run_{secrets.token_hex(16)}"
+
+    # ---- for those who wait for it
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self.ended.is_set()
+
+    def cancel(self, why: str = "the run was cancelled") -> None:
+        """Begin to end it; `ended` is set when its tasks have ended.
+
+        Args:
+            why: What clients are told.
+        """
+        if not self.is_over:
+            self._why_cancelled = why
+            self._scope.cancel()
+
+    @contextmanager
+    def attached(self) -> Generator[None]:
+        """Be one of the clients that wait for the run, for a block."""
+        self.clients += 1
+        try:
+            yield
+        finally:
+            self.clients -= 1
+            if not self.clients and self.ends_with_clients:
+                self.cancel("its client has gone")
+
+    def record(self) -> RunRecord:
+        """What is known of it now."""
+        return RunRecord(
+            id=self.id,
+            agent=self.agent_name,
+            state=self.state,
+            owner=self.asked.owner,
+            created_at=self.created_at,
+            ended_at=self.ended_at,
+            text=self.log.text,
+            pending=tuple(self.approvals.pending),
+            result_json=self._result_json,
+            problem=self.problem.facts() if self.problem else None,
+            events=self.log.events,
+            key=self.asked.key,
+            fingerprint=self.asked.fingerprint,
+            request_id=self.asked.request_id,
+        )
+
+    # ---- for the task that drives it
+
+    async def drive(self, turn: Gate, timeout: float) -> None:
+        """Carry the run out, to whatever end; only a cancellation from outside is raised again.
+
+        Args:
+            turn: Where it waits for its turn.
+            timeout: Seconds it may take, that wait included.
+        """
+        deadline = anyio.current_time() + timeout
+        try:
+            with self._scope:
+                await wait_for(turn, timeout)
+                try:
+                    self.state = "running"
+                    left = max(deadline - anyio.current_time(), 0.001)
+                    await (self._stream(left) if self.asked.is_streamed else self._ask(left))
+                finally:
+                    turn.release()
+        except Exception as error:
+            self.problem = problem_of(error, self.id)
+            if self.problem.status == 500:
+                log.failure(f"run {self.id} failed", error)
+
+    def end(self) -> None:
+        """Note that it has ended; called by whoever drives it, last of all."""
+        if self.is_over:
+            return
+        self.ended_at = time.time()
+        self._conclude()
+        result = self._result_json or b"null"
+        problem = encode(self.problem.facts()) if self.problem else b"null"
+        head = encode({"kind": "run_finished", "run_id": self.id, "at": self.ended_at, "state": self.state})
+        self.log.add("run_finished", head[:-1] + b',"result":' + result + b',"problem":' + problem + b"}")
+        self.log.close()
+        self.has_begun.set()
+        self.ended.set()
+
+    def _conclude(self) -> None:
+        result = self.result
+        if result is not None:
+            self._result_json = result_json(result)
+        if self.problem is None and result is not None and not result.success and result.exception is not None:
+            self.problem = problem_of(result.exception, self.id)
+        if result is not None and result.success and self.problem is None:
+            self.state = "finished"
+        elif self.problem is None or self.problem.reason == RunCancelled.stop_reason:
+            self.problem = Problem(409, "cancelled", self._why_cancelled, run_id=self.id)
+            self.state = "cancelled"
+        else:
+            self.state = "failed"
+
+    def _options(self, timeout: float) -> RunOptions:
+        options: RunOptions = {**self.asked.options, "messages": self.asked.messages, "timeout": timeout}
+        if self.limits is not None:
+            options["limits"] = self.limits
+        if self.asked.deps is not None:
+            options["deps"] = self.asked.deps
+        if "approve" not in options and core_of(self._agent).facts()["approve"] is None:
+            options["approve"] = self.approvals.ask
+        return options
+
+    async def _ask(self, timeout: float) -> None:
+        with self._adopting(self._take_and_watch):
+            self.result = await verbs.ask(self._agent, self.asked.input, **self._options(timeout))
+
+    async def _stream(self, timeout: float) -> None:
+        stream = self._agent.stream(self.asked.input, buffer=EVENTS_AT_ONCE, **self._options(timeout))
+        try:
+            async with AsyncExitStack() as stack:
+                with self._adopting(self._take):
+                    await stack.enter_async_context(stream)
+                while events := await stream.take():
+                    for event in events:
+                        self.tell(event)
+                await stream.result()
+        finally:
+            self.result = stream.ended
+
+    @contextmanager
+    def _adopting(self, take: Any) -> Generator[None]:
+        """Have the run that begins in the block take our id."""
+        adoption = Adoption(self._agent, None, take)
+        token = adopting.set(adoption)
+        try:
+            yield
+        finally:
+            adoption.is_over = True
+            adopting.reset(token)
+
+    def _take(self, run: Run) -> None:
+        if not self.has_begun.is_set():
+            run.take_id(self.id)
+            self.has_begun.set()
+
+    def _take_and_watch(self, run: Run) -> None:
+        self._take(run)
+        run.add_observer(self.tell)
+
+    # ---- its events
+
+    def tell(self, event: Event) -> None:
+        """Take an event of the run or of one below it into the log."""
+        if event.run_id == self.id:
+            self._note_own(event)
+            if isinstance(event, RunFinished):  # told at the very end, when all tasks have ended
+                self.result = event.result
+                return
+        json = event_json(event)
+        if json is not None:
+            self.log.add(event.kind, json)
+
+    def _note_own(self, event: Event) -> None:
+        match event:
+            case ModelRequested():
+                self.log.begin_reply()
+                self._has_shown_text = False
+            case TextDelta(text=text):
+                self.log.add_text(text)
+                self._has_shown_text = True
+            case ModelResponded(message=message) if not self._has_shown_text and (text := _text_of(message)):
+                # A model that was not asked to stream shows its text whole.
+                about = {"run_id": event.run_id, "parent_id": event.parent_id, "agent_name": event.agent_name}
+                self.tell(TextDelta(**about, depth=event.depth, text=text))
+            case _:
+                pass
+
+    def _tell_approval(self, approval: ApprovalPending) -> None:
+        self.log.add("approval_requested", approval_json(approval))
+
+
+async def wait_for(turn: Gate, seconds: float) -> None:
+    """Wait for a turn, and take it.
+
+    Raises:
+        Problem: It has not come in time.
+    """
+    with anyio.move_on_after(seconds) as scope:
+        await turn.acquire()
+    if scope.cancelled_caught:
+        raise Problem(503, "queue_timeout", "the run did not have its turn in time", retry_after=1)
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    """The text of an assistant's message, which may be in parts."""
+    content = message.get("content")
+    parts = content if is_list(content) else [{"text": content}]
+    texts = [part.get("text") for part in parts if is_mapping(part)]
+    return "".join(text for text in texts if isinstance(text, str))
