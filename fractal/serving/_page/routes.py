@@ -6,7 +6,7 @@ import html
 import json
 from collections.abc import Iterable
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -67,4 +67,4 @@ def _page(agents: str) -> str:
 
 @cache
 def _read(name: str) -> str:
-    return files(__package__).joinpath(name).read_text("utf-8")
+    return Path(__file__).with_name(name).read_text("utf-8")
