@@ -8,6 +8,7 @@ try:
 except ImportError as missing:  # pragma: no cover - installed wherever the tests run
     raise ImportError("fractal.serving needs FastAPI 0.135 or newer: pip install 'fractal-anyio[fastapi]'") from missing
 
+from fractal.serving.app import serving_app
 from fractal.serving.bodies import request_id
 from fractal.serving.event_log import EventLog, LoggedEvent
 from fractal.serving.lifespan import serving_lifespan
@@ -31,5 +32,6 @@ __all__ = [
     "agent_router",
     "openai_router",
     "request_id",
+    "serving_app",
     "serving_lifespan",
 ]

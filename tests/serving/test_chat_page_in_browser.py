@@ -178,7 +178,7 @@ class Steps:
         async def look(what: str) -> dict[str, Any]:
             """Look at something."""
             try:
-                while not self.go_on.is_set():
+                while not self.go_on.is_set():  # noqa: ASYNC110 - it is set in another thread
                     await anyio.sleep(0.01)
                 if what == "nothing":
                     raise LookupError("it is not there")
@@ -308,7 +308,7 @@ def test_a_reload_before_the_first_word_begins_no_second_run(chat: Any, endpoint
     page = chat(BaseAgent("Guide", "g"))
     page.ask("go")
     page.until("#state", "…")
-    one.wait_for_requests(1) if hasattr(one, "wait_for_requests") else page.page.wait_for_timeout(300)
+    one.wait_for_requests(1)
     page.page.reload()
     page.has_answered()
     assert page.text(".said") == "at last"
