@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from fractal._checks import is_count
 from fractal._concurrency.gates import Gate
 from fractal._concurrency.scopes import single_error
+from fractal._json import is_mapping
 from fractal._log import log
 from fractal._texts import repr_of
 from fractal.agent import BaseAgent
@@ -286,7 +287,7 @@ def checked_agents(agents: Any) -> dict[str, BaseAgent[Any]]:
     Raises:
         InvalidArguments: There is none, or something is no agent.
     """
-    given: dict[Any, Any] = dict(agents) if isinstance(agents, Mapping) else {getattr(agents, "name", ""): agents}
+    given: dict[Any, Any] = dict(agents) if is_mapping(agents) else {getattr(agents, "name", ""): agents}
     if not given:
         raise InvalidArguments("there is no agent to serve: give one, or several by name")
     for name, agent in given.items():

@@ -24,6 +24,7 @@ from fractal.events import (
     RunFinished,
     TextDelta,
 )
+from fractal.options import RunOptions
 from fractal.serving.approvals import PendingApprovals
 from fractal.serving.event_log import EventLog
 from fractal.serving.problems import Problem, problem_of
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from fractal._engine.run import Run
     from fractal.agent import BaseAgent
     from fractal.limits import Limits
-    from fractal.options import RunOptions
     from fractal.results import AgentResult
     from fractal.serving.wire import ApprovalPending
 
@@ -68,7 +68,7 @@ class RunAsked:
     is_streamed: bool = False
     owner: str | None = None
     deps: Any = None
-    options: RunOptions = field(default_factory=lambda: {})
+    options: RunOptions = field(default_factory=lambda: RunOptions())
     key: str | None = None
     fingerprint: str = ""
     request_id: str | None = None
@@ -290,8 +290,7 @@ class ServedRun:
                 self._has_shown_text = True
             case ModelResponded(message=message) if not self._has_shown_text and (text := _text_of(message)):
                 # A model that was not asked to stream shows its text whole.
-                about = {"run_id": event.run_id, "parent_id": event.parent_id, "agent_name": event.agent_name}
-                self.tell(TextDelta(**about, depth=event.depth, text=text))
+                self.tell(TextDelta(run_id=self.id, parent_id=None, agent_name=event.agent_name, depth=0, text=text))
             case _:
                 pass
 

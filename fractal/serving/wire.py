@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from fractal._json import encode
+from fractal._json import encode, is_list, is_mapping
 from fractal.errors import StopReason
 from fractal.events import (
     ApprovalAnswered,
@@ -40,7 +40,7 @@ __all__ = ["RunOutcome", "RunState", "approval_json", "event_json", "event_schem
 RunState = Literal["queued", "running", "finished", "failed", "cancelled"]
 """Where a run is: it waits for its turn, goes on, gave an answer, failed, or was cancelled."""
 
-_HIDDEN: Mapping[type[RunEvent], Any] = {
+_HIDDEN: Mapping[type[RunEvent], dict[str, Any] | None] = {
     RunStarted: {"history": True, "limits": True},
     ModelRequested: {"model": True, "opening": True, "added": True, "kept": True, "tools": True},
     TextDelta: None,
@@ -193,7 +193,7 @@ def _schema_of(kind: Any) -> dict[str, Any]:
     return TypeAdapter(kind).json_schema(mode="serialization")
 
 
-def _without(schema: dict[str, Any], hidden: Any) -> dict[str, Any]:
+def _without(schema: dict[str, Any], hidden: Mapping[str, Any] | None) -> dict[str, Any]:
     inlined = _resolved(schema)
     for name, inner in (hidden or {}).items():
         if inner is True:
@@ -210,12 +210,13 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
     definitions: dict[str, Any] = schema.pop("$defs", {})
 
     def inlined(part: Any) -> Any:
-        if isinstance(part, list):
-            return [inlined(each) for each in part]  # pyright: ignore[reportUnknownVariableType]
-        if not isinstance(part, dict):
+        if is_list(part):
+            return [inlined(each) for each in part]
+        if not is_mapping(part):
             return part
-        if isinstance(reference := part.get("$ref"), str):  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if isinstance(reference := part.get("$ref"), str):
             return inlined(definitions[reference.rpartition("/")[2]])
-        return {name: inlined(each) for name, each in part.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {name: inlined(each) for name, each in part.items()}
 
-    return inlined(schema)
+    resolved: dict[str, Any] = inlined(schema)
+    return resolved
