@@ -3,8 +3,10 @@
 Needs the extra `fastapi`.
 """
 
+from importlib import import_module
+
 try:
-    import fastapi.sse  # noqa: F401
+    import_module("fastapi.sse")
 except ImportError as missing:  # pragma: no cover - installed wherever the tests run
     raise ImportError("fractal.serving needs FastAPI 0.135 or newer: pip install 'fractal-anyio[fastapi]'") from missing
 

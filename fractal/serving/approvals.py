@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import anyio
+from anyio.lowlevel import current_token
 
 from fractal._json import jsonable
 from fractal.approval import Allow, Approval, Deny, PendingCall
@@ -19,8 +21,19 @@ __all__ = ["PendingApprovals"]
 
 class _Waiting:
     def __init__(self, shown: ApprovalPending) -> None:
-        self.shown, self.answered = shown, anyio.Event()
-        self.answer: Approval = False
+        self.shown = shown
+        self._answer: Approval = False
+        self._answered, self._token = anyio.Event(), current_token()
+
+    async def wait(self) -> Approval:
+        await self._answered.wait()
+        return self._answer
+
+    def answer(self, answer: Approval) -> None:
+        """Note the answer; a delegate may wait for it in an event loop of its own."""
+        self._answer = answer
+        with suppress(RuntimeError):  # that loop has ended
+            self._token.backend_class.run_sync_soon(self._answered.set, (), self._token.native_token)
 
 
 class PendingApprovals:
@@ -58,8 +71,7 @@ class PendingApprovals:
         )
         try:
             self._tell(waiting.shown)
-            await waiting.answered.wait()
-            return waiting.answer
+            return await waiting.wait()
         finally:
             self._waiting.pop(approval_id, None)
 
@@ -97,7 +109,6 @@ class PendingApprovals:
                 raise Problem(409, "already_answered", "that call does not wait any more")
             raise Problem(404, "unknown_approval", "no such call waits for approval")
         if decision == "allow":
-            waiting.answer = Allow(arguments)
+            waiting.answer(Allow(arguments))
         else:
-            waiting.answer = Deny(reason) if reason else Deny()
-        waiting.answered.set()
+            waiting.answer(Deny(reason) if reason else Deny())

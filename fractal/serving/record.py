@@ -58,6 +58,11 @@ class RunRecord:
         return len(self.text) + len(self.result_json or b"") + sum(len(event.json) + 100 for event in self.events)
 
     @property
+    def last(self) -> int:
+        """Number of its newest event; 0 if there is none."""
+        return self.events[-1].number if self.events else 0
+
+    @property
     def position(self) -> tuple[float, str]:
         """Where it stands among others: by time."""
         return self.created_at, self.id

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from fractal._checks import is_count
 from fractal._concurrency.gates import Gate
 from fractal._concurrency.scopes import single_error
+from fractal._json import is_mapping
 from fractal._log import log
 from fractal._texts import repr_of
 from fractal.agent import BaseAgent
@@ -47,14 +48,41 @@ SAVING_SECONDS = 5.0
 """Seconds that a store has to keep a run."""
 
 
+Gone = Callable[[], Awaitable[object]]
+
+
 class Client:
     """A client that waits for a run.
 
+    Args:
+        run: The run.
+        group: What ends with it.
+
     Attributes:
+        group: The same.
+        scope: Cancelled when it has gone.
         has_gone: Whether it has closed its connection.
     """
 
-    has_gone = False
+    def __init__(self, run: ServedRun, group: anyio.abc.TaskGroup) -> None:
+        self._run, self.group = run, group
+        self.scope = anyio.CancelScope()
+        self.has_gone = self._has_left = False
+        run.attach()
+
+    def leave(self, *, has_gone: bool = False) -> None:
+        """Wait for the run no longer.
+
+        Args:
+            has_gone: Whether it has closed its connection.
+        """
+        if self._has_left:
+            return
+        self._has_left = True
+        if has_gone:
+            self.has_gone = True
+            self.scope.cancel()
+        self._run.detach()
 
 
 class ServedRuns:
@@ -180,51 +208,76 @@ class ServedRuns:
 
     # ---- carrying them out
 
+    async def finished(self, run: ServedRun, gone: Gone) -> RunRecord | None:
+        """Wait for a run as a client of it; have it carried out, if that is not so yet.
+
+        Args:
+            run: The run.
+            gone: Returns when the client has closed its connection.
+
+        Returns:
+            What became of it; None if the client has gone first, and the run goes on.
+        """
+        async with self._client(run, gone) as client:
+            if self._is_to_be_driven(run):
+                await self.carry_out(run)
+            else:
+                with client.scope:
+                    await run.ended.wait()
+        return run.record() if run.is_over else None
+
     @asynccontextmanager
-    async def attended(self, run: ServedRun, gone: Callable[[], Awaitable[object]]) -> AsyncGenerator[Client]:
+    async def attended(self, run: ServedRun, gone: Gone) -> AsyncGenerator[Client]:
         """Be a client of a run for a block, which is cancelled when the client goes away.
 
-        The first block of a run has it carried out: in a task of the block or, where runs outlive their clients, in one
-        of their host. A block whose task it is ends when the run has ended.
+        Have the run carried out, if that is not so yet: in a task of the block, which then ends when the run has ended;
+        or in one of its host, where runs outlive their clients.
 
         Args:
             run: The run.
             gone: Returns when the client has closed its connection.
         """
-        client, watch = Client(), anyio.CancelScope()
+        async with self._client(run, gone) as client:
+            if self._is_to_be_driven(run):
+                client.group.start_soon(self.carry_out, run)
+            with client.scope:
+                yield client
+
+    @asynccontextmanager
+    async def _client(self, run: ServedRun, gone: Gone) -> AsyncGenerator[Client]:
         with single_error():
             async with anyio.create_task_group() as group:
-                self._have_driven(run, group)
-                with run.attached(), anyio.CancelScope() as block:
+                client, watch = Client(run, group), anyio.CancelScope()
 
-                    async def look() -> None:
-                        with watch:
-                            await gone()
-                            client.has_gone = True
-                            block.cancel()
+                async def look() -> None:
+                    with watch:
+                        await gone()
+                        client.leave(has_gone=True)
 
-                    group.start_soon(look)
-                    try:
-                        yield client
-                    finally:
-                        watch.cancel()
+                group.start_soon(look)
+                try:
+                    yield client
+                finally:
+                    watch.cancel()
+                    client.leave()
 
-    def _have_driven(self, run: ServedRun, group: anyio.abc.TaskGroup) -> None:
+    def _is_to_be_driven(self, run: ServedRun) -> bool:
+        """Whether a run has to be carried out by its client; one that has a host is begun there."""
         if run.id in self._driven or run.is_over:
-            return
+            return False
         self._driven.add(run.id)
         host = None if run.ends_with_clients else host_of(self.agents[run.agent_name])
         if host is not None:
             host.start(run, self.carry_out)
-        else:
-            group.start_soon(self.carry_out, run)
+        return host is None
 
     async def carry_out(self, run: ServedRun) -> None:
         """Carry out a run to its end, and keep what became of it."""
-        asked = run.asked.timeout
+        own = self.agents[run.agent_name].timeout
+        asked = run.asked.timeout or min(own or self.timeout, self.timeout)
         try:
             log.info(f"run {run.id} of agent {run.agent_name!r} begins for request {run.asked.request_id}")
-            await run.drive(self.turn, self.timeout if asked is None else asked)
+            await run.drive(self.turn, asked)
         finally:
             run.end()
             log.info(f"run {run.id} for request {run.asked.request_id} has ended: {run.state}")
@@ -301,7 +354,7 @@ def checked_agents(agents: Any) -> dict[str, BaseAgent[Any]]:
     Raises:
         InvalidArguments: There is none, or something is no agent.
     """
-    given: dict[Any, Any] = dict(agents) if isinstance(agents, Mapping) else {getattr(agents, "name", ""): agents}
+    given: dict[Any, Any] = dict(agents) if is_mapping(agents) else {getattr(agents, "name", ""): agents}
     if not given:
         raise InvalidArguments("there is no agent to serve: give one, or several by name")
     for name, agent in given.items():

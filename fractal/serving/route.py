@@ -15,7 +15,7 @@ from fractal.errors import FractalError
 from fractal.serving.bodies import request_id, request_id_of, shown_faults
 from fractal.serving.problems import PROBLEM_TYPE, Problem, problem_of
 
-__all__ = ["ServingRoute", "json_response", "problem_response"]
+__all__ = ["ServingRoute", "json_response", "problem_for", "problem_response"]
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -45,16 +45,20 @@ class ServingRoute(APIRoute):
 async def _answered(handle: Handler, request: Request) -> Response:
     try:
         return await handle(request)
-    except Problem as problem:
-        return problem_response(problem)
     except RequestValidationError as error:
         faults: Any = error.errors()
         return problem_response(
             Problem(422, "invalid_request", "the request does not fit: see errors", errors=shown_faults(faults))
         )
     except FractalError as error:
+        return problem_response(problem_for(error))
+
+
+def problem_for(error: FractalError) -> Problem:
+    """The problem that a failure of a request is; one that tells nothing is logged."""
+    if not isinstance(error, Problem):
         log.failure(f"request {request_id.get()} failed", error)
-        return problem_response(problem_of(error))
+    return problem_of(error)
 
 
 def problem_response(problem: Problem) -> Response:

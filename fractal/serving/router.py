@@ -20,7 +20,7 @@ from fractal.serving.registry import ServedRuns, ServingOptions, served_runs
 from fractal.serving.route import ServingRoute
 from fractal.serving.run_routes import RunRoutes
 from fractal.serving.tool_calls import ToolCalls
-from fractal.serving.views import EVENT_STREAM, PROBLEM_RESPONSES, Health, RunPage, RunView, ToolView
+from fractal.serving.views import PROBLEM_RESPONSES, Health, RunPage, RunView, ToolView, event_stream
 
 __all__ = ["agent_router"]
 
@@ -97,14 +97,14 @@ def _noting(name: str, dependency: Callable[..., Any] | None) -> Callable[..., A
 
 
 def _add_run_routes(router: APIRouter, routes: RunRoutes) -> None:
-    asks, one = _body(RunRequest.model_json_schema()), {"response_model": RunView}
+    asks = _body(RunRequest.model_json_schema())
     add = router.add_api_route
-    add("/runs", routes.run, methods=["POST"], openapi_extra=asks, **one)
-    add("/runs/stream", routes.stream, methods=["POST"], openapi_extra=asks, responses=EVENT_STREAM)
+    add("/runs", routes.run, methods=["POST"], openapi_extra=asks, response_model=RunView)
+    add("/runs/stream", routes.stream, methods=["POST"], openapi_extra=asks, responses=event_stream())
     add("/runs", routes.page, methods=["GET"], response_model=RunPage)
-    add("/runs/{run_id}", routes.one, methods=["GET"], **one)
-    add("/runs/{run_id}", routes.end, methods=["DELETE"], **one)
-    add("/runs/{run_id}/stream", routes.watch, methods=["GET"], responses=EVENT_STREAM)
+    add("/runs/{run_id}", routes.one, methods=["GET"], response_model=RunView)
+    add("/runs/{run_id}", routes.end, methods=["DELETE"], response_model=RunView)
+    add("/runs/{run_id}/stream", routes.watch, methods=["GET"], responses=event_stream())
     answers = _body(Decision.model_json_schema())
     path = "/runs/{run_id}/approvals/{call_id:path}"
     add(path, routes.answer, methods=["POST"], status_code=204, openapi_extra=answers)

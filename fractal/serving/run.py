@@ -7,12 +7,14 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.lowlevel import current_token
 
 from fractal._agent import verbs
-from fractal._agent.core import core_of
+from fractal._engine.hooks import Hook
 from fractal._engine.overrides import Adoption, adopting
 from fractal._json import encode, is_list, is_mapping
 from fractal._log import log
@@ -24,6 +26,7 @@ from fractal.events import (
     RunFinished,
     TextDelta,
 )
+from fractal.options import RunOptions
 from fractal.serving.approvals import PendingApprovals
 from fractal.serving.event_log import EventLog
 from fractal.serving.problems import Problem, problem_of
@@ -34,8 +37,9 @@ if TYPE_CHECKING:
     from fractal._concurrency.gates import Gate
     from fractal._engine.run import Run
     from fractal.agent import BaseAgent
+    from fractal.approval import Approval
+    from fractal.context import RunContext
     from fractal.limits import Limits
-    from fractal.options import RunOptions
     from fractal.results import AgentResult
     from fractal.serving.wire import ApprovalPending
 
@@ -68,7 +72,7 @@ class RunAsked:
     is_streamed: bool = False
     owner: str | None = None
     deps: Any = None
-    options: RunOptions = field(default_factory=lambda: {})
+    options: RunOptions = field(default_factory=lambda: RunOptions())
     key: str | None = None
     fingerprint: str = ""
     request_id: str | None = None
@@ -112,9 +116,11 @@ class ServedRun:
         self.ends_with_clients = False
         self.clients = 0
         self._scope = anyio.CancelScope()
+        self._thread, self._token = get_ident(), current_token()
         self._why_cancelled = "the run was cancelled"
         self._has_shown_text = False
         self._result_json: bytes | None = None
+        self._record: RunRecord | None = None
 
     @staticmethod
     def new_id() -> str:
@@ -138,19 +144,23 @@ class ServedRun:
             self._why_cancelled = why
             self._scope.cancel()
 
-    @contextmanager
-    def attached(self) -> Generator[None]:
-        """Be one of the clients that wait for the run, for a block."""
+    def attach(self) -> None:
+        """Count one more client that waits for the run."""
         self.clients += 1
-        try:
-            yield
-        finally:
-            self.clients -= 1
-            if not self.clients and self.ends_with_clients:
-                self.cancel("its client has gone")
+
+    def detach(self) -> None:
+        """Count one client less."""
+        self.clients -= 1
+        if not self.clients and self.ends_with_clients:
+            self.cancel("its client has gone")
 
     def record(self) -> RunRecord:
         """What is known of it now."""
+        if self._record is None or not self.is_over:
+            self._record = self._known()
+        return self._record
+
+    def _known(self) -> RunRecord:
         return RunRecord(
             id=self.id,
             agent=self.agent_name,
@@ -226,8 +236,6 @@ class ServedRun:
             options["limits"] = self.limits
         if self.asked.deps is not None:
             options["deps"] = self.asked.deps
-        if "approve" not in options and core_of(self._agent).facts()["approve"] is None:
-            options["approve"] = self.approvals.ask
         return options
 
     async def _ask(self, timeout: float) -> None:
@@ -262,6 +270,8 @@ class ServedRun:
         if not self.has_begun.is_set():
             run.take_id(self.id)
             self.has_begun.set()
+        if run.approve is None:  # nobody else has been named to be asked
+            run.approve = _AskClients(self.approvals)
 
     def _take_and_watch(self, run: Run) -> None:
         self._take(run)
@@ -270,7 +280,10 @@ class ServedRun:
     # ---- its events
 
     def tell(self, event: Event) -> None:
-        """Take an event of the run or of one below it into the log."""
+        """Take an event of the run, or of one below it that may be in another event loop, into the log."""
+        if get_ident() != self._thread:
+            self._token.backend_class.run_sync_soon(self.tell, (event,), self._token.native_token)
+            return
         if event.run_id == self.id:
             self._note_own(event)
             if isinstance(event, RunFinished):  # told at the very end, when all tasks have ended
@@ -290,13 +303,26 @@ class ServedRun:
                 self._has_shown_text = True
             case ModelResponded(message=message) if not self._has_shown_text and (text := _text_of(message)):
                 # A model that was not asked to stream shows its text whole.
-                about = {"run_id": event.run_id, "parent_id": event.parent_id, "agent_name": event.agent_name}
-                self.tell(TextDelta(**about, depth=event.depth, text=text))
+                self.tell(TextDelta(run_id=self.id, parent_id=None, agent_name=event.agent_name, depth=0, text=text))
             case _:
                 pass
 
     def _tell_approval(self, approval: ApprovalPending) -> None:
+        if get_ident() != self._thread:
+            self._token.backend_class.run_sync_soon(self._tell_approval, (approval,), self._token.native_token)
+            return
         self.log.add("approval_requested", approval_json(approval))
+
+
+class _AskClients(Hook):
+    """The approver of runs that have none of their own: whoever answers over the network."""
+
+    def __init__(self, approvals: PendingApprovals) -> None:
+        self._approvals = approvals  # nothing of a user's has to be looked at
+
+    async def __call__(self, value: Any, context: RunContext[Any], warn: object = None) -> Approval:
+        """Wait for the answer."""
+        return await self._approvals.ask(value, context)
 
 
 async def wait_for(turn: Gate, seconds: float) -> None:

@@ -12,7 +12,6 @@ from starlette.responses import Response
 from fractal._json import encode
 from fractal.fastapi import CLIENT_HAS_GONE
 from fractal.serving.bodies import Bounds, Decision, RunRequest, last_event_id, read, request_id
-from fractal.serving.event_log import EventLog
 from fractal.serving.problems import Problem
 from fractal.serving.record import RunRecord
 from fractal.serving.registry import ServedRuns
@@ -40,23 +39,21 @@ class RunRoutes:
 
     async def run(self, request: Request) -> Response:
         """Run an agent, and answer when it is done."""
-        run = await self._begun(request, is_streamed=False)
+        name, asked = await self._asked(request, is_streamed=False)
+        run = await self._runs.begin(name, asked)
         if isinstance(run, RunRecord):
             return _answer(run)
-        async with self._runs.attended(run, lambda: gone(request.receive)):
-            await run.ended.wait()
-        if not run.is_over:
+        record = await self._runs.finished(run, lambda: gone(request.receive))
+        if record is None:
             raise Problem(CLIENT_HAS_GONE, "client_gone", "the client has gone", run_id=run.id)
-        return _answer(run.record())
+        return _answer(record)
 
     async def stream(self, request: Request) -> Response:
         """Run an agent, and answer with its events as they come; with `Last-Event-ID`, go on with one."""
         if (last := last_event_id(request)) is not None:
             return await self._events(request, *last)
-        run = await self._begun(request, is_streamed=True)
-        if isinstance(run, RunRecord):
-            return self._streamed(_log_of(run), run.id, 0)
-        return self._streamed(run, run.id, 0, is_answer=True)
+        name, asked = await self._asked(request, is_streamed=True)
+        return self._streamed(lambda: self._runs.begin(name, asked))
 
     async def watch(self, run_id: str, request: Request) -> Response:
         """Watch a run, from its beginning or from the event that `Last-Event-ID` names."""
@@ -113,7 +110,7 @@ class RunRoutes:
 
     # ---- shared
 
-    async def _begun(self, request: Request, *, is_streamed: bool) -> ServedRun | RunRecord:
+    async def _asked(self, request: Request, *, is_streamed: bool) -> tuple[str | None, RunAsked]:
         key = request.headers.get("idempotency-key")
         if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
             raise Problem(400, "idempotency_key", f"an Idempotency-Key has 1 to {_LONGEST_KEY} printable characters")
@@ -130,26 +127,22 @@ class RunRoutes:
             fingerprint=fingerprint,
             request_id=request_id.get(),
         )
-        return await self._runs.begin(body.agent, asked)
+        return body.agent, asked
 
     async def _events(self, request: Request, run_id: str, after: int) -> Response:
         found = await self._runs.find(run_id, _owner(request))
-        log = found.log if isinstance(found, ServedRun) else _log_of(found)
-        if after > log.last:
+        last = found.log.last if isinstance(found, ServedRun) else found.last
+        if after > last:
             raise Problem(400, "last_event_id", "Last-Event-ID is no id of an event of this run", run_id=run_id)
-        return self._streamed(found if isinstance(found, ServedRun) else log, run_id, after)
+        return self._streamed(found, after)
 
-    def _streamed(self, run: ServedRun | EventLog, run_id: str, after: int, *, is_answer: bool = False) -> Response:
-        return RunEvents(self._runs, run, run_id, after=after, is_answer=is_answer, keep_alive=self._keep_alive)
+    def _streamed(self, run: Any, after: int = 0) -> Response:
+        return RunEvents(self._runs, run, after=after, keep_alive=self._keep_alive)
 
 
 def _owner(request: Request) -> str | None:
     owner: Any = getattr(request.state, "fractal_owner", None)
     return None if owner is None else str(owner)
-
-
-def _log_of(record: RunRecord) -> EventLog:
-    return EventLog.of_events(record.id, record.events, record.text)
 
 
 def _answer(record: RunRecord) -> Response:

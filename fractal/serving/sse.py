@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -10,12 +10,17 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from fractal.errors import FractalError
 from fractal.serving.event_log import EventLog, LoggedEvent
 from fractal.serving.problems import PROBLEM_TYPE, Problem
+from fractal.serving.record import RunRecord
 from fractal.serving.registry import ServedRuns
+from fractal.serving.route import problem_for
 from fractal.serving.run import ServedRun
 
 __all__ = ["RunEvents", "event_id", "frame", "gone"]
+
+Found = ServedRun | RunRecord
 
 _QUIET = frozenset({"run_started", "model_requested"})
 """Events that every run begins with: what follows says whether it works."""
@@ -47,10 +52,8 @@ class RunEvents(Response):
 
     Args:
         runs: Whose run it is.
-        run: The run; or the log of one that has ended.
-        run_id: Its id.
+        run: The run, or the function that begins it: that is called when there is somebody to carry it out.
         after: Number of the last event that the client knows; 0 for all.
-        is_answer: Whether the run was asked for by this very request, whose status tells of a run that fails at once.
         keep_alive: Seconds of silence after which a comment is sent.
     """
 
@@ -59,29 +62,40 @@ class RunEvents(Response):
     def __init__(
         self,
         runs: ServedRuns,
-        run: ServedRun | EventLog,
-        run_id: str,
+        run: Found | Callable[[], Awaitable[Found]],
         *,
         after: int = 0,
-        is_answer: bool = False,
         keep_alive: float = 15.0,
     ) -> None:
-        self._runs, self._run, self._run_id = runs, run, run_id
-        self._after, self._is_answer, self._keep_alive = after, is_answer, keep_alive
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "X-Run-Id": run_id})
+        self._runs, self._run = runs, run
+        self._after, self._keep_alive = after, keep_alive
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the events until the run has ended or the client has gone."""
-        run = self._run
-        if isinstance(run, EventLog):
-            await self._write(run, send)
+        run, problem = self._run, None
+        if callable(run):
+            try:
+                run = await run()
+            except FractalError as error:
+                await self._refuse(problem_for(error))(scope, receive, send)
+                return
+        self.headers["X-Run-Id"] = run.id
+        if isinstance(run, RunRecord):
+            await self._write(EventLog.of_events(run.id, run.events, run.text), run.id, send)
             return
         async with self._runs.attended(run, lambda: gone(receive)):
-            if self._is_answer and (problem := await self._first(run)) is not None:
-                await _problem_response(problem, self.headers)(scope, receive, send)
+            if callable(self._run):
+                problem = await self._first(run)
+            if problem is not None:
+                await self._refuse(problem)(scope, receive, send)
             else:
-                await self._write(run.log, send)
+                await self._write(run.log, run.id, send)
+
+    def _refuse(self, problem: Problem) -> Response:
+        kept = {name: value for name, value in self.headers.items() if name in ("x-request-id", "x-run-id")}
+        return Response(problem.json(), problem.status, {**kept, **problem.headers}, PROBLEM_TYPE)
 
     async def _first(self, run: ServedRun) -> Problem | None:
         """Wait until the run has something to tell; its problem, if that is all."""
@@ -96,7 +110,7 @@ class RunEvents(Response):
                 return run.problem
         return None
 
-    async def _write(self, log: EventLog, send: Send) -> None:
+    async def _write(self, log: EventLog, run_id: str, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         after = self._after
         while True:
@@ -108,7 +122,7 @@ class RunEvents(Response):
             elif has_more:
                 events = log.after(after)
                 after = events[-1].number
-                piece = b"".join(frame(self._run_id, event) for event in events)
+                piece = b"".join(frame(run_id, event) for event in events)
             else:
                 break
             if not await _sent(send, {"type": "http.response.body", "body": piece, "more_body": True}):
@@ -124,8 +138,3 @@ async def _sent(send: Send, message: Any) -> bool:
         except OSError:  # the client has gone
             return False
     return not scope.cancelled_caught
-
-
-def _problem_response(problem: Problem, headers: Mapping[str, str]) -> Response:
-    kept = {name: value for name, value in headers.items() if name in ("x-request-id", "x-run-id")}
-    return Response(problem.json(), problem.status, {**kept, **problem.headers}, PROBLEM_TYPE)

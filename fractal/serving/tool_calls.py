@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fractal._json import encode
+from fractal.agent import BaseAgent
 from fractal.errors import InvalidArguments
 from fractal.fastapi import CLIENT_HAS_GONE, ends_with_client
 from fractal.results import ToolResult
@@ -58,7 +59,7 @@ class ToolCalls:
             encode({"content": result.model_dump(mode="json")["content"], "outcome": "ok", "elapsed": result.elapsed})
         )
 
-    async def _called(self, agent: Any, name: str, arguments: dict[str, Any]) -> ToolResult:
+    async def _called(self, agent: BaseAgent[Any], name: str, arguments: dict[str, Any]) -> ToolResult:
         with anyio.move_on_after(self._runs.timeout):
             await wait_for(self._runs.turn, self._runs.timeout)
             try:

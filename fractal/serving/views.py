@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -10,7 +11,7 @@ from fractal._json import encode
 from fractal.serving.record import RunRecord
 from fractal.serving.wire import RunOutcome, RunState, event_schema
 
-__all__ = ["EVENT_STREAM", "PROBLEM_RESPONSES", "Health", "ProblemView", "RunPage", "RunView", "ToolView", "run_json"]
+__all__ = ["PROBLEM_RESPONSES", "Health", "ProblemView", "RunPage", "RunView", "ToolView", "event_stream", "run_json"]
 
 
 class RunView(BaseModel):
@@ -81,26 +82,12 @@ _PROBLEM = {"description": "Problem details", "model": ProblemView}
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": _PROBLEM, "5XX": _PROBLEM}
 """What the OpenAPI document says of answers that tell of problems."""
 
-EVENT_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The run's events, as they come",
-        "content": {
-            "text/event-stream": {
-                "itemSchema": {
-                    "type": "object",
-                    "properties": {
-                        "event": {"type": "string"},
-                        "id": {"type": "string"},
-                        "data": {
-                            "type": "string",
-                            "contentMediaType": "application/json",
-                            "contentSchema": event_schema(),
-                        },
-                    },
-                    "required": ["data"],
-                }
-            }
-        },
-    }
-}
-"""What the OpenAPI document says of streams."""
+
+@functools.cache
+def event_stream() -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says of streams."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": event_schema()}
+    facts = {"event": {"type": "string"}, "id": {"type": "string"}, "data": data}
+    item = {"type": "object", "properties": facts, "required": ["data"]}
+    content = {"text/event-stream": {"itemSchema": item}}
+    return {200: {"description": "The run's events, as they come", "content": content}}

@@ -6,13 +6,14 @@ models and prices, warnings, transcripts of delegates, and what exceptions say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from fractal._json import encode
+from fractal._json import encode, is_list, is_mapping
 from fractal.errors import StopReason
 from fractal.events import (
     ApprovalAnswered,
@@ -32,7 +33,7 @@ from fractal.events import (
     ToolFinished,
     ToolStarted,
 )
-from fractal.results import AgentResult, Usage
+from fractal.results import AgentResult, Outcome, Usage
 from fractal.serving.problems import said_of
 
 __all__ = ["RunOutcome", "RunState", "approval_json", "event_json", "event_schema", "result_json", "skipped_json"]
@@ -40,45 +41,63 @@ __all__ = ["RunOutcome", "RunState", "approval_json", "event_json", "event_schem
 RunState = Literal["queued", "running", "finished", "failed", "cancelled"]
 """Where a run is: it waits for its turn, goes on, gave an answer, failed, or was cancelled."""
 
-_HIDDEN: Mapping[type[RunEvent], Any] = {
-    RunStarted: {"history": True, "limits": True},
-    ModelRequested: {"model": True, "opening": True, "added": True, "kept": True, "tools": True},
-    TextDelta: None,
-    ReasoningDelta: None,
-    ToolCallDelta: None,
-    ModelResponded: {"message": True, "cost": True, "model": True, "response_id": True},
-    RetryScheduled: {"error": True},
-    ToolStarted: None,
-    ApprovalAnswered: None,
-    ToolFinished: {"result": {"metadata": True}},
-    DelegationStarted: None,
-    DelegationFinished: {"result": True},
-    LimitHit: None,
+_HIDDEN: Mapping[type[RunEvent], Collection[str]] = {
+    RunStarted: ("history", "limits"),
+    ModelRequested: ("model", "opening", "added", "kept", "tools"),
+    TextDelta: (),
+    ReasoningDelta: (),
+    ToolCallDelta: (),
+    ModelResponded: ("message", "cost", "model", "response_id"),
+    RetryScheduled: ("error",),
+    ToolStarted: (),
+    ApprovalAnswered: (),
+    ToolFinished: ("result",),
+    DelegationStarted: (),
+    DelegationFinished: ("result",),
+    LimitHit: (),
 }
 """The events that clients see, and what of each they do not. `WarningRaised` is for logs. The end of a run, and
 calls that wait for approval, are told by what serves them, which knows more."""
 
-_adapters: dict[type[RunEvent], TypeAdapter[Any]] = {}
+_SHOWN = {
+    kind: tuple(field.name for field in fields(kind) if field.name not in hidden) for kind, hidden in _HIDDEN.items()
+}
+
+_OF_EVENT = ("run_id", "parent_id", "agent_name", "depth", "at")
+_OF_CALL = ("content", "error", "outcome", "elapsed")
 
 
 def event_json(event: Event) -> bytes | None:
     """The JSON of an event for clients; None if they do not see it."""
-    kind = type(event)
-    if kind is RunFinished:
-        return _end_of_delegate(event)
-    if kind not in _HIDDEN:
-        return None
-    if (adapter := _adapters.get(kind)) is None:
-        adapter = _adapters[kind] = TypeAdapter(kind)
-    return adapter.dump_json(event, exclude=_HIDDEN[kind])
+    match event:
+        case RunFinished():
+            return encode(_end_of_delegate(event))
+        case ToolFinished(result=result):
+            shown = _facts(event, _SHOWN[ToolFinished])
+            return encode({**shown, "result": _facts(result, _OF_CALL)})
+        case _:
+            names = _SHOWN.get(type(event))
+            return encode(_facts(event, names)) if names is not None else None
 
 
-def _end_of_delegate(event: Any) -> bytes:
-    facts = {name: getattr(event, name) for name in ("run_id", "parent_id", "agent_name", "depth", "at")}
-    result: AgentResult[Any] = event.result
-    usage = result.usage.model_dump(mode="json", exclude={"cost"})
-    end = {"success": result.success, "stop_reason": result.stop_reason, "usage": usage, "elapsed": result.elapsed}
-    return encode({**facts, "kind": "delegate_finished", **end})
+def _facts(thing: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(thing, name) for name in names}
+
+
+def _end_of_delegate(event: RunFinished) -> DelegateFinished:
+    result = event.result
+    return {
+        "kind": "delegate_finished",
+        "run_id": event.run_id,
+        "parent_id": event.parent_id,
+        "agent_name": event.agent_name,
+        "depth": event.depth,
+        "at": event.at,
+        "success": result.success,
+        "stop_reason": result.stop_reason,
+        "usage": usage_facts(result.usage),
+        "elapsed": result.elapsed,
+    }
 
 
 # ---- what only a server tells
@@ -92,23 +111,28 @@ class RunOutcome(BaseModel):
     stop_reason: StopReason = Field(description="Why the run ended.")
     error: str | None = Field(description="What went wrong, for a human; null after a success.")
     messages: list[dict[str, Any]] = Field(description="The conversation. Send it as `messages` to go on.")
-    usage: Usage = Field(description="What was used, delegates included.")
+    usage: dict[str, int] = Field(description="What was used, delegates included.")
     elapsed: float = Field(description="Seconds it took.")
 
 
-_OF_RESULT = {"content", "messages", "usage", "elapsed", "success", "stop_reason"}
+def usage_facts(usage: Usage) -> dict[str, int]:
+    """What was used, but for its price."""
+    return {name: value for name, value in vars(usage).items() if name != "cost"}
 
 
 def result_json(result: AgentResult[Any]) -> bytes:
     """The result of a run for clients, as the JSON of a `RunOutcome`."""
-    if result.success:
-        shown = result.__pydantic_serializer__.to_json(
-            result, include=_OF_RESULT, exclude={"usage": {"cost"}}, by_alias=True
-        )
-        return shown[:-1] + b',"error":null}'
-    facts = result.model_dump(mode="json", include={"messages", "usage", "elapsed"}, exclude={"usage": {"cost"}})
-    said = said_of(result.stop_reason)
-    return encode({"content": None, "success": False, "stop_reason": result.stop_reason, "error": said, **facts})
+    return encode(
+        {
+            "success": result.success,
+            "content": result.content if result.success else None,
+            "stop_reason": result.stop_reason,
+            "error": None if result.success else said_of(result.stop_reason),
+            "messages": result.messages,
+            "usage": usage_facts(result.usage),
+            "elapsed": result.elapsed,
+        }
+    )
 
 
 class RunEnded(TypedDict):
@@ -120,6 +144,15 @@ class RunEnded(TypedDict):
     state: RunState
     result: RunOutcome | None
     problem: dict[str, Any] | None
+
+
+class CallResult(TypedDict):
+    """How a tool call ended."""
+
+    content: Any
+    error: str | None
+    outcome: Outcome
+    elapsed: float
 
 
 class DelegateFinished(TypedDict):
@@ -184,25 +217,19 @@ def skipped_json(gap: EventsSkipped) -> bytes:
 def event_schema() -> dict[str, Any]:
     """The JSON schema of the events of a stream, told apart by `kind`."""
     ours = (RunEnded, DelegateFinished, ApprovalPending, EventsSkipped)
-    schemas = [_without(_schema_of(kind), hidden) for kind, hidden in _HIDDEN.items()]
-    schemas += [_resolved(_schema_of(kind)) for kind in ours]
+    schemas = [_schema_of(kind, hidden) for kind, hidden in _HIDDEN.items()]
+    schemas += [_schema_of(kind) for kind in ours]
     return {"oneOf": schemas, "discriminator": {"propertyName": "kind"}}
 
 
-def _schema_of(kind: Any) -> dict[str, Any]:
-    return TypeAdapter(kind).json_schema(mode="serialization")
-
-
-def _without(schema: dict[str, Any], hidden: Any) -> dict[str, Any]:
-    inlined = _resolved(schema)
-    for name, inner in (hidden or {}).items():
-        if inner is True:
-            inlined["properties"].pop(name)
-            inlined["required"] = [each for each in inlined.get("required", ()) if each != name]
-        else:
-            inlined["properties"][name] = _without(inlined["properties"][name], inner)
-    inlined["required"] = sorted({*inlined.get("required", ()), "kind"})
-    return inlined
+def _schema_of(kind: Any, hidden: Collection[str] = ()) -> dict[str, Any]:
+    schema = _resolved(TypeAdapter(kind).json_schema(mode="serialization"))
+    for name in hidden:
+        schema["properties"].pop(name)
+    if kind is ToolFinished:
+        schema["properties"]["result"] = _schema_of(CallResult)
+    required = {*schema.get("required", ()), "kind", *_OF_EVENT} & schema["properties"].keys()
+    return {**schema, "required": sorted(required)}
 
 
 def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
@@ -210,12 +237,13 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
     definitions: dict[str, Any] = schema.pop("$defs", {})
 
     def inlined(part: Any) -> Any:
-        if isinstance(part, list):
-            return [inlined(each) for each in part]  # pyright: ignore[reportUnknownVariableType]
-        if not isinstance(part, dict):
+        if is_list(part):
+            return [inlined(each) for each in part]
+        if not is_mapping(part):
             return part
-        if isinstance(reference := part.get("$ref"), str):  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        if isinstance(reference := part.get("$ref"), str):
             return inlined(definitions[reference.rpartition("/")[2]])
-        return {name: inlined(each) for name, each in part.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {name: inlined(each) for name, each in part.items()}
 
-    return inlined(schema)
+    resolved: dict[str, Any] = inlined(schema)
+    return resolved
