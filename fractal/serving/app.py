@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -39,7 +40,8 @@ def serving_app(
         **options: Those of `ServedRuns`.
 
     Returns:
-        The application: the routes of `agent_router` and `openai_router`, the chat page at `/`, and `/openapi.json`.
+        The application: the routes of `agent_router` and `openai_router`, the chat page at `/`, and
+        `/openapi.json`; with the extra `ag-ui` those of `agui_router` too.
 
     Raises:
         InvalidArguments: An argument cannot be what was meant.
@@ -60,5 +62,9 @@ def serving_app(
     app.include_router(agent_router(runs))
     app.include_router(openai_router(runs))
     app.include_router(page_router(runs.agents))
+    if importlib.util.find_spec("ag_ui") is not None:
+        from fractal.serving.agui import agui_router
+
+        app.include_router(agui_router(runs))
     app.add_middleware(Access, token=token, hosts=hosts)
     return app
