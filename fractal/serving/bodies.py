@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -99,16 +100,22 @@ async def _read_bytes(request: Request, bounds: Bounds) -> bytes:
     pieces, size = list[bytes](), 0
     with anyio.move_on_after(bounds.seconds) as scope:
         try:
-            async for piece in request.stream():
-                size += len(piece)
-                if size > bounds.max_body:
-                    raise _too_long(bounds)
-                pieces.append(piece)
+            async with aclosing(_stream(request)) as stream:
+                async for piece in stream:
+                    size += len(piece)
+                    if size > bounds.max_body:
+                        raise _too_long(bounds)
+                    pieces.append(piece)
         except ClientDisconnect:
             raise Problem(CLIENT_HAS_GONE, "client_gone", "the client has gone") from None
     if scope.cancelled_caught:
         raise Problem(408, "too_slow", f"the body has not come within {bounds.seconds:g} s")
     return b"".join(pieces)
+
+
+def _stream(request: Request) -> AsyncGenerator[bytes]:
+    stream: Any = request.stream()  # that it is a generator, its type does not say
+    return stream
 
 
 def _too_long(bounds: Bounds) -> Problem:
