@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Annotated, Any, Literal, TypeVar
@@ -100,7 +100,7 @@ async def _read_bytes(request: Request, bounds: Bounds) -> bytes:
     pieces, size = list[bytes](), 0
     with anyio.move_on_after(bounds.seconds) as scope:
         try:
-            async with aclosing(_stream(request)) as stream:
+            async with aclosing(request.stream()) as stream:
                 async for piece in stream:
                     size += len(piece)
                     if size > bounds.max_body:
@@ -111,11 +111,6 @@ async def _read_bytes(request: Request, bounds: Bounds) -> bytes:
     if scope.cancelled_caught:
         raise Problem(408, "too_slow", f"the body has not come within {bounds.seconds:g} s")
     return b"".join(pieces)
-
-
-def _stream(request: Request) -> AsyncGenerator[bytes]:
-    stream: Any = request.stream()  # that it is a generator, its type does not say
-    return stream
 
 
 def _too_long(bounds: Bounds) -> Problem:

@@ -33,6 +33,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 import fractal
 import fractal.fastapi
+import fractal.serving
 import fractal.sync
 import fractal.testing
 from fractal.cli.stand_in import play
@@ -203,7 +204,7 @@ def test_every_page_can_be_reached_from_the_index():
 
 
 @pytest.mark.parametrize(
-    "module", [fractal, fractal.sync, fractal.fastapi, fractal.testing], ids=lambda module: module.__name__
+    "module", [fractal, fractal.sync, fractal.fastapi, fractal.serving, fractal.testing], ids=lambda module: module.__name__
 )
 def test_the_reference_has_every_public_name(module: types.ModuleType):
     section = _section(ROOT / "docs" / "reference.md", module.__name__)
@@ -212,7 +213,7 @@ def test_the_reference_has_every_public_name(module: types.ModuleType):
 
 
 @pytest.mark.parametrize(
-    "module", [fractal, fractal.sync, fractal.fastapi, fractal.testing], ids=lambda module: module.__name__
+    "module", [fractal, fractal.sync, fractal.fastapi, fractal.serving, fractal.testing], ids=lambda module: module.__name__
 )
 def test_the_reference_has_no_name_that_is_not_there(module: types.ModuleType):
     names_and_events, _, _ = _section(ROOT / "docs" / "reference.md", module.__name__).partition("### Verbs")
