@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -99,11 +100,12 @@ async def read_bytes(request: Request, bounds: Bounds) -> bytes:
     pieces, size = list[bytes](), 0
     with anyio.move_on_after(bounds.seconds) as scope:
         try:
-            async for piece in request.stream():
-                size += len(piece)
-                if size > bounds.max_body:
-                    raise _too_long(bounds)
-                pieces.append(piece)
+            async with aclosing(request.stream()) as stream:
+                async for piece in stream:
+                    size += len(piece)
+                    if size > bounds.max_body:
+                        raise _too_long(bounds)
+                    pieces.append(piece)
         except ClientDisconnect:
             raise Problem(CLIENT_HAS_GONE, "client_gone", "the client has gone") from None
     if scope.cancelled_caught:

@@ -156,9 +156,12 @@ class ServedRun:
 
     def record(self) -> RunRecord:
         """What is known of it now."""
-        if self._record is None or not self.is_over:
-            self._record = self._known()
-        return self._record
+        if self._record is not None:
+            return self._record
+        record = self._known()
+        if self.is_over:
+            self._record = record
+        return record
 
     def _known(self) -> RunRecord:
         return RunRecord(

@@ -33,7 +33,7 @@ from fractal.events import (
     ToolFinished,
     ToolStarted,
 )
-from fractal.results import AgentResult, Outcome, Usage
+from fractal.results import AgentResult, Outcome, ToolResult, Usage
 from fractal.serving.problems import said_of
 
 __all__ = ["RunOutcome", "RunState", "approval_json", "event_json", "event_schema", "result_json", "skipped_json"]
@@ -64,7 +64,8 @@ _SHOWN = {
 }
 
 _OF_EVENT = ("run_id", "parent_id", "agent_name", "depth", "at")
-_OF_CALL = ("content", "error", "outcome", "elapsed")
+_OF_CALL = ("content", "outcome", "elapsed")
+_TOOL_FAILED = "the tool failed"
 
 
 def event_json(event: Event) -> bytes | None:
@@ -73,11 +74,16 @@ def event_json(event: Event) -> bytes | None:
         case RunFinished():
             return encode(_end_of_delegate(event))
         case ToolFinished(result=result):
-            shown = _facts(event, _SHOWN[ToolFinished])
-            return encode({**shown, "result": _facts(result, _OF_CALL)})
+            shown = {**_facts(result, _OF_CALL), "error": _TOOL_FAILED if _has_raised(result) else result.error}
+            return encode({**_facts(event, _SHOWN[ToolFinished]), "result": shown})
         case _:
             names = _SHOWN.get(type(event))
             return encode(_facts(event, names)) if names is not None else None
+
+
+def _has_raised(result: ToolResult) -> bool:
+    """Whether a call is told of in the words of an exception, which may say anything."""
+    return result.outcome == "error" and result.exception is not None
 
 
 def _facts(thing: object, names: Iterable[str]) -> dict[str, Any]:
@@ -128,11 +134,23 @@ def result_json(result: AgentResult[Any]) -> bytes:
             "content": result.content if result.success else None,
             "stop_reason": result.stop_reason,
             "error": None if result.success else said_of(result.stop_reason),
-            "messages": result.messages,
+            "messages": _without_exceptions(result),
             "usage": usage_facts(result.usage),
             "elapsed": result.elapsed,
         }
     )
+
+
+def _without_exceptions(result: AgentResult[Any]) -> list[dict[str, Any]]:
+    """The conversation, without what exceptions of tools say: the model was told, and a client is not."""
+    raised = {each.call_id for each in result.tool_results if _has_raised(each)}
+    if not raised:
+        return result.messages
+    told = {"content": f"error: {_TOOL_FAILED}"}
+    return [
+        {**message, **told} if message.get("role") == "tool" and message.get("tool_call_id") in raised else message
+        for message in result.messages
+    ]
 
 
 class RunEnded(TypedDict):
