@@ -207,7 +207,7 @@ def test_tool_calls_are_cards_with_arguments_and_outcome(chat: Any, endpoint: St
     assert first.locator(".result").inner_text() == '{\n "seen": "the sea"\n}'
     assert "failed" in second.locator(".badge").inner_text()
     second.locator("summary").click()
-    assert "it is not there" in second.locator(".result").inner_text()
+    assert second.locator(".result").inner_text() == "the tool failed"
     assert page.page.locator(".said").all_inner_texts() == ["Let me look.", "Blue."]
     page.page.click(".times summary")
     assert page.count(".times .bar.model") == 2
@@ -514,3 +514,29 @@ def test_a_long_answer_is_drawn_as_fast_as_it_comes(chat: Any, endpoint: StartEn
     page.ask("go")
     page.has_answered()
     assert page.count(".said p") == 3000
+
+
+N = 20_000
+TEDIOUS = {
+    "stars": "*a " * N,
+    "brackets": "[" * N + "](" * N,
+    "ticks": "`a" * N,
+    "under a head": "|a|\n" + "-" * N + "x",
+    "rows": "|a|\n|-|\n" * 3000,
+    "quotes": "> " * N,
+    "items in items": "".join(" " * (2 * depth) + "- a\n" for depth in range(200)),
+    "addresses": "http://" * N + "<http://" * N,
+    "spaces": "# " + " " * N + "x",
+}
+
+
+def test_no_text_takes_the_page_long(chat: Any, endpoint: StartEndpoint):
+    endpoint("never")
+    page = chat(BaseAgent("Guide", "g"))
+    took = """async (text) => {
+        const { markdown } = await import("/chat/text.js"), began = performance.now();
+        markdown(text);
+        return performance.now() - began;
+    }"""
+    slow = {name: page.page.evaluate(took, text) for name, text in TEDIOUS.items()}
+    assert {name: ms for name, ms in slow.items() if ms > 1500} == {}

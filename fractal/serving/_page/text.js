@@ -25,7 +25,7 @@ const RULE = /^ {0,3}(?:(?:\* *){3,}|(?:- *){3,}|(?:_ *){3,})$/;
 const HEADING = /^ {0,3}(#{1,6})(?: +(.*?))?(?: +#+)? *$/;
 const QUOTE = /^ {0,3}> ?(.*)$/;
 const CELLS = /^ {0,3}\|.*\| *$/;
-const UNDER_HEAD = /^[ |:-]*-[ |:-]*$/;
+const isUnderHead = (line) => line !== undefined && /^[ |:-]+$/.test(line) && line.includes("-");
 
 /** Markdown as nodes. */
 export function markdown(text, depth = 0) {
@@ -44,7 +44,7 @@ function block(lines, at, to, depth) {
   if (RULE.test(line)) return put(to, document.createElement("hr"), at + 1);
   if (QUOTE.test(line) && depth < DEEPEST) return quoted(lines, at, to, depth);
   if (ITEM.test(line) && depth < DEEPEST) return listed(lines, at, to, depth);
-  if (CELLS.test(line) && UNDER_HEAD.test(lines[at + 1] ?? "")) return tabled(lines, at, to);
+  if (CELLS.test(line) && isUnderHead(lines[at + 1])) return tabled(lines, at, to);
   return paragraph(lines, at, to);
 }
 
@@ -112,7 +112,7 @@ function paragraph(lines, at, to) {
   for (at += 1; at < lines.length && lines[at].trim(); at += 1) {
     const line = lines[at];
     if (FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || ITEM.test(line)) break;
-    if (CELLS.test(line) && UNDER_HEAD.test(lines[at + 1] ?? "")) break;
+    if (CELLS.test(line) && isUnderHead(lines[at + 1])) break;
     inside.push(line.trimStart());
   }
   return put(to, inline(document.createElement("p"), inside.join("\n")), at);
@@ -141,7 +141,7 @@ function special(text, at, depth, missing) {
   switch (text[at]) {
     case "\\": return /[!-/:-@[-`{-~]/.test(text[at + 1] ?? "") ? { text: text[at + 1], end: at + 2 } : null;
     case "`": return code(text, at, missing);
-    case "\n": return text.slice(0, at).endsWith("  ") ? { node: document.createElement("br"), end: at + 1 } : null;
+    case "\n": return text[at - 1] === " " && text[at - 2] === " " ? { node: document.createElement("br"), end: at + 1 } : null;
     case "!": return text[at + 1] === "[" ? link(text, at + 1, depth, missing, true) : null;
     case "[": return link(text, at, depth, missing, false);
     case "<": return angled(text, at);
