@@ -5,7 +5,7 @@ Needs the extra `ag-ui`, besides `fastapi`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +24,7 @@ from fractal.errors import InvalidArguments
 from fractal.serving._agui.answering import AguiEvents
 from fractal.serving._agui.asked import Decided, conversation_of, decisions_of, read_input
 from fractal.serving._agui.translating import Translator
+from fractal.serving.askers import deps_of, noting, owner_of
 from fractal.serving.bodies import Bounds, read_bytes, request_id
 from fractal.serving.host import host_of
 from fractal.serving.lifespan import serving_lifespan
@@ -38,6 +39,8 @@ __all__ = ["agui_router"]
 def agui_router(
     agents: BaseAgent[Any] | Mapping[str, BaseAgent[Any]] | ServedRuns,
     *,
+    owner: Callable[..., Any] | None = None,
+    deps: Callable[..., Any] | None = None,
     max_body: int = 2**22,
     body_timeout: float = 30.0,
     **options: Unpack[ServingOptions],
@@ -49,6 +52,8 @@ def agui_router(
 
     Args:
         agents: An agent, agents by name, or `ServedRuns` that other routers share.
+        owner: As in `agent_router`.
+        deps: As in `agent_router`.
         max_body: Bytes that a request's body may have.
         body_timeout: Seconds that it may take to come.
         **options: Those of `ServedRuns`.
@@ -67,20 +72,25 @@ def agui_router(
     """
     runs = served_runs(agents, options)
     bounds = Bounds(max_body=max_body, seconds=body_timeout)
-    router = APIRouter(tags=["AG-UI"], route_class=ServingRoute, lifespan=serving_lifespan(runs))
+    router = APIRouter(
+        tags=["AG-UI"],
+        route_class=ServingRoute,
+        lifespan=serving_lifespan(runs),
+        dependencies=noting(owner, deps),
+    )
 
     async def answered(request: Request, name: str | None) -> Response:
         given = read_input(await read_bytes(request, bounds))
         if given.resume:
-            run, after = _resumed(runs, decisions_of(given.resume), _owner(request))
+            run, after = _resumed(runs, decisions_of(given.resume), owner_of(request))
         else:
             user_input, messages = conversation_of(given)
             asked = RunAsked(
                 input=user_input,
                 messages=messages,
                 is_streamed=True,
-                owner=_owner(request),
-                deps=getattr(request.state, "fractal_deps", None),
+                owner=owner_of(request),
+                deps=deps_of(request),
                 request_id=request_id.get(),
             )
             run, after = await _begun(runs, name, asked), 0
@@ -130,8 +140,3 @@ def _resumed(runs: ServedRuns, decisions: list[Decided], owner: str | None) -> t
         answer = each.answer
         run.approvals.answer(each.approval_id, answer.decision, reason=answer.reason, arguments=answer.arguments)
     return run, max(each.after for each in decisions)
-
-
-def _owner(request: Request) -> str | None:
-    owner: Any = getattr(request.state, "fractal_owner", None)
-    return None if owner is None else str(owner)

@@ -17,6 +17,7 @@ from fractal.serving._openai.answering import Answering, fault_response
 from fractal.serving._openai.asked import Asked, chat_asked, response_asked
 from fractal.serving._openai.faults import Fault, fault_of, wrong
 from fractal.serving._openai.forms import ChatForm, Form, ResponseForm
+from fractal.serving.askers import deps_of, noting, owner_of
 from fractal.serving.bodies import Bounds, read_bytes, request_id
 from fractal.serving.lifespan import serving_lifespan
 from fractal.serving.problems import Problem
@@ -32,6 +33,8 @@ Read = Callable[[bytes, Mapping[str, BaseAgent[Any]]], Asked]
 def openai_router(
     agents: BaseAgent[Any] | Mapping[str, BaseAgent[Any]] | ServedRuns,
     *,
+    owner: Callable[..., Any] | None = None,
+    deps: Callable[..., Any] | None = None,
     max_body: int = 2**22,
     body_timeout: float = 30.0,
     **options: Unpack[ServingOptions],
@@ -45,6 +48,8 @@ def openai_router(
     Args:
         agents: An agent, which is the model of its name; agents by the names of models; or `ServedRuns` that other
             routers share.
+        owner: As in `agent_router`.
+        deps: As in `agent_router`.
         max_body: Bytes that a request's body may have.
         body_timeout: Seconds that it may take to come.
         **options: Those of `ServedRuns`: `timeout`, `limits`, `max_concurrency`, `max_queue` and so on.
@@ -64,7 +69,12 @@ def openai_router(
     """
     runs = served_runs(agents, options)
     bounds, at = Bounds(max_body=max_body, seconds=body_timeout), int(time.time())
-    router = APIRouter(tags=["OpenAI"], route_class=ServingRoute, lifespan=serving_lifespan(runs))
+    router = APIRouter(
+        tags=["OpenAI"],
+        route_class=ServingRoute,
+        lifespan=serving_lifespan(runs),
+        dependencies=noting(owner, deps),
+    )
 
     async def answered(request: Request, read: Read, form: type[Form]) -> Response:
         try:
@@ -110,6 +120,8 @@ async def _begun(runs: ServedRuns, asked: Asked, request: Request) -> ServedRun:
             input=asked.user_input,
             messages=asked.messages,
             is_streamed=asked.is_streamed,
+            owner=owner_of(request),
+            deps=deps_of(request),
             options={"approve": _deny},
             request_id=request_id.get(),
         ),

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from fastapi import APIRouter, Depends
-from starlette.requests import Request
+from fastapi import APIRouter
 from typing_extensions import Unpack
 
 from fractal._checks import is_count
 from fractal._texts import repr_of
 from fractal.agent import BaseAgent
 from fractal.errors import InvalidArguments
+from fractal.serving.askers import noting
 from fractal.serving.bodies import Bounds, Decision, RunRequest
 from fractal.serving.lifespan import serving_lifespan
 from fractal.serving.registry import ServedRuns, ServingOptions, served_runs
@@ -74,7 +74,7 @@ def agent_router(
         route_class=ServingRoute,
         lifespan=serving_lifespan(runs),
         responses=PROBLEM_RESPONSES,
-        dependencies=[Depends(note) for note in (_noting("owner", owner), _noting("deps", deps)) if note],
+        dependencies=noting(owner, deps),
     )
     _add_run_routes(router, RunRoutes(runs, bounds, keep_alive))
     if tools:
@@ -82,18 +82,6 @@ def agent_router(
         body = _body({"type": "object"})
         router.add_api_route("/tools/{name}", calls.call, methods=["POST"], response_model=ToolView, openapi_extra=body)
     return router
-
-
-def _noting(name: str, dependency: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """A dependency that notes the value of another in the state of the request."""
-    if dependency is None:
-        return None
-    depends: Any = Depends(dependency)
-
-    async def note(request: Request, value: Any = depends) -> None:
-        setattr(request.state, f"fractal_{name}", value)
-
-    return note
 
 
 def _add_run_routes(router: APIRouter, routes: RunRoutes) -> None:

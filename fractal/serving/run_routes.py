@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from fractal._json import encode
 from fractal.fastapi import CLIENT_HAS_GONE
+from fractal.serving.askers import deps_of, owner_of
 from fractal.serving.bodies import Bounds, Decision, RunRequest, last_event_id, read, request_id
 from fractal.serving.problems import Problem
 from fractal.serving.record import RunRecord
@@ -62,12 +63,12 @@ class RunRoutes:
 
     async def one(self, run_id: str, request: Request) -> Response:
         """Tell of a run."""
-        found = await self._runs.find(run_id, _owner(request))
+        found = await self._runs.find(run_id, owner_of(request))
         return json_response(run_json(found.record() if isinstance(found, ServedRun) else found))
 
     async def end(self, run_id: str, request: Request) -> Response:
         """Cancel a run, and answer when its tasks have ended."""
-        found = await self._runs.find(run_id, _owner(request))
+        found = await self._runs.find(run_id, owner_of(request))
         if isinstance(found, RunRecord):
             return json_response(run_json(found))
         found.cancel("the client cancelled the run")
@@ -76,7 +77,7 @@ class RunRoutes:
 
     async def answer(self, run_id: str, call_id: str, request: Request) -> Response:
         """Allow or deny a tool call that waits for approval."""
-        found = await self._runs.find(run_id, _owner(request))
+        found = await self._runs.find(run_id, owner_of(request))
         decision = await read(Decision, request, self._bounds)
         if isinstance(found, RunRecord):
             raise Problem(409, "run_ended", "the run has ended", run_id=run_id)
@@ -92,7 +93,7 @@ class RunRoutes:
         before: Annotated[str | None, Query(max_length=100)] = None,
     ) -> Response:
         """List runs, the newest first."""
-        records = await self._runs.page(_owner(request), _position(before), limit + 1)
+        records = await self._runs.page(owner_of(request), _position(before), limit + 1)
         shown = records[:limit]
         following = f"{shown[-1].created_at!r}~{shown[-1].id}" if len(records) > limit else None
         runs = b",".join(run_json(record, brief=True) for record in shown)
@@ -121,8 +122,8 @@ class RunRoutes:
             messages=body.messages,
             timeout=body.timeout,
             is_streamed=is_streamed,
-            owner=_owner(request),
-            deps=getattr(request.state, "fractal_deps", None),
+            owner=owner_of(request),
+            deps=deps_of(request),
             key=key,
             fingerprint=fingerprint,
             request_id=request_id.get(),
@@ -130,7 +131,7 @@ class RunRoutes:
         return body.agent, asked
 
     async def _events(self, request: Request, run_id: str, after: int) -> Response:
-        found = await self._runs.find(run_id, _owner(request))
+        found = await self._runs.find(run_id, owner_of(request))
         last = found.log.last if isinstance(found, ServedRun) else found.last
         if after > last:
             raise Problem(400, "last_event_id", "Last-Event-ID is no id of an event of this run", run_id=run_id)
@@ -138,11 +139,6 @@ class RunRoutes:
 
     def _streamed(self, run: Any, after: int = 0) -> Response:
         return RunEvents(self._runs, run, after=after, keep_alive=self._keep_alive)
-
-
-def _owner(request: Request) -> str | None:
-    owner: Any = getattr(request.state, "fractal_owner", None)
-    return None if owner is None else str(owner)
 
 
 def _answer(record: RunRecord) -> Response:

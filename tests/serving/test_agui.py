@@ -16,9 +16,10 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from fractal import BaseAgent, tool
-from fractal.serving import Problem, ServedRuns
-from fractal.testing import Endpoint, answers
+from fractal.serving import Problem, ServedRuns, serving_lifespan
+from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.on_uvicorn import on_uvicorn
+from tests.visits import Visit, post
 
 core = pytest.importorskip("ag_ui.core", reason="AG-UI is not here: pip install ag-ui-protocol")
 from fractal.serving._agui.asked import conversation_of, read_input  # noqa: E402
@@ -406,3 +407,33 @@ def test_a_client_that_goes_away_cancels_or_not_as_the_server_says(on_disconnect
             go_on.set()
         assert over.wait(2)
     assert ended == ["cancelled" if on_disconnect == "cancel" else "done"]
+
+
+async def test_an_interrupt_on_each_backend_without_a_server() -> None:
+    model = ScriptedModel([answers.call("pay", {"euros": 7}), "well"])
+    runs = ServedRuns(BaseAgent("Guide", "g", client=model).add_tool(pay))
+    app = FastAPI()
+    app.include_router(agui_router(runs))
+    asked = {"threadId": "t", "runId": "r", "messages": [{"id": "1", "role": "user", "content": "pay"}]}
+    with anyio.fail_after(5):
+        async with serving_lifespan(runs)(app):
+            first = data_of(await post(app, "/agui", asked))
+            (interrupt,) = first[-1]["outcome"]["interrupts"]
+            entry = {"interruptId": interrupt["id"], "status": "resolved", "payload": {"decision": "allow"}}
+            second = data_of(await post(app, "/agui", {**asked, "resume": [entry]}))
+    assert [each["content"] for each in second if each["type"] == "TOOL_CALL_RESULT"] == ["paid 7"]
+    assert second[-1]["outcome"] == {"type": "success"}
+
+
+async def test_runs_that_nobody_would_own_while_they_wait_are_refused() -> None:
+    app = FastAPI()
+    app.include_router(agui_router(BaseAgent("Guide", "g", client=ScriptedModel(["well"]))))
+    asked = {"threadId": "t", "runId": "r", "messages": [{"id": "1", "role": "user", "content": "hi"}]}
+    assert (await post(app, "/agui", asked)).status == 500  # its lifespan has not begun
+
+
+def data_of(visit: Visit) -> list[dict[str, Any]]:
+    frames = visit.body.decode().split("\n\n")
+    events = [json.loads(frame.removeprefix("data: ")) for frame in frames if frame.startswith("data: ")]
+    assert_allowed(events)
+    return events

@@ -17,13 +17,15 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from fractal import BaseAgent, InvalidArguments, Limits, Refused, tool
+from fractal import BaseAgent, InvalidArguments, Limits, Refused, RunContext, tool
+from fractal.serving import ServedRuns, agent_router
 from fractal.serving._openai import answering
 from fractal.serving._openai.asked import chat_asked, response_asked
 from fractal.serving._openai.faults import Fault
 from fractal.serving.openai_routes import openai_router
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.on_uvicorn import on_uvicorn
+from tests.visits import Visit, get, post
 
 StartEndpoint = Callable[..., Endpoint]
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -461,3 +463,86 @@ def test_a_client_that_breaks_off_a_stream_closes_the_connection_to_the_model(en
             next(stream)
         stream.close()
         one.wait_for_disconnects(1)
+
+
+# ---- on both backends, without a server
+
+
+@tool
+async def who(ctx: RunContext[str]) -> str:
+    """Tell who asks."""
+    return ctx.deps
+
+
+async def test_tools_find_what_the_application_gives_and_runs_have_their_owner():
+    runs = ServedRuns(agent_of(answers.call("who"), "well").add_tool(who))
+    app = FastAPI()
+    app.include_router(openai_router(runs, owner=lambda: "ann", deps=lambda: "a friend"))
+    app.include_router(agent_router(runs, owner=lambda x_user: x_user), prefix="/api")
+    visit = await post(app, "/v1/chat/completions", {"model": "Guide", "messages": HI})
+    run_id = visit.headers["x-run-id"]
+    assert (await get(app, f"/api/runs/{run_id}?x_user=bob")).status == 404
+    kept = (await get(app, f"/api/runs/{run_id}?x_user=ann")).json
+    told = [each["content"] for each in kept["result"]["messages"] if each["role"] == "tool"]
+    assert told == ["a friend"]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_client_that_leaves_ends_its_run_on_each_backend(is_streamed: bool):
+    began, ended = anyio.Event(), anyio.Event()
+
+    @tool
+    async def work() -> None:
+        """Work."""
+        try:
+            began.set()
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    app = FastAPI()
+    app.include_router(openai_router(agent_of(answers.call("work")).add_tool(work)))
+    visit = Visit("POST", "/v1/chat/completions", json={"model": "Guide", "messages": HI, "stream": is_streamed})
+    with anyio.fail_after(5):
+        async with visit.going_on(app):
+            await began.wait()
+            visit.leave()
+    assert ended.is_set()
+
+
+async def test_a_call_that_needs_approval_is_denied_where_nobody_can_be_asked():
+    @tool(requires_approval=True)
+    def pay() -> str:
+        """Pay."""
+        raise AssertionError("nobody has approved of that")
+
+    model = ScriptedModel([answers.call("pay"), "well"])
+    app = FastAPI()
+    app.include_router(openai_router(BaseAgent("Guide", "g", client=model).add_tool(pay)))
+    with anyio.fail_after(5):
+        visit = await post(app, "/v1/chat/completions", {"model": "Guide", "messages": HI})
+    assert visit.json["choices"][0]["message"]["content"] == "well"
+    assert "there is nobody to approve it" in model.requests[1].messages[-1]["content"]
+
+
+async def test_a_run_that_finds_no_room_is_a_429_that_may_be_sent_again():
+    runs = ServedRuns(agent_of(answers.call("wait"), "well"), max_concurrency=1, max_queue=0)
+    began, go_on = anyio.Event(), anyio.Event()
+
+    async def wait() -> None:
+        """Wait."""
+        began.set()
+        await go_on.wait()
+
+    runs.agents["Guide"].add_tool(wait)
+    app = FastAPI()
+    app.include_router(openai_router(runs))
+    first = Visit("POST", "/v1/chat/completions", json={"model": "Guide", "messages": HI})
+    with anyio.fail_after(5):
+        async with first.going_on(app):
+            await began.wait()
+            second = await post(app, "/v1/chat/completions", {"model": "Guide", "messages": HI})
+            go_on.set()
+    assert (first.status, second.status) == (200, 429)
+    assert second.json["error"]["type"] == "rate_limit_error"
+    assert "x-should-retry" not in second.headers
