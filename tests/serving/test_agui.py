@@ -234,12 +234,18 @@ def test_a_delegate_that_needs_approval_is_suspended_and_taken_up_again(endpoint
     endpoint(
         [
             answers.call("delegate_to_below", {"query": "pay"}),
-            answers.calls(answers.call("pay", {"euros": 7}), answers.call("look", {"what": "x"})),
+            answers.calls(answers.call("pay", {"euros": 7}), answers.call("look_long")),
             "it is paid",
             "done",
         ]
     )
-    below = BaseAgent("Below", "b").add_tool(pay).add_tool(look)
+
+    async def look_long() -> str:
+        """Look."""
+        await anyio.sleep(0.4)
+        return "seen"
+
+    below = BaseAgent("Below", "b").add_tool(pay).add_tool(look_long)
     with served(BaseAgent("Guide", "g").register_delegate(below)) as client:
         first = client.ask("pay")
         suspended = next(event for event in first if event.type.value == "SUBAGENT_FINISHED")
@@ -247,7 +253,7 @@ def test_a_delegate_that_needs_approval_is_suspended_and_taken_up_again(endpoint
         assert suspended.outcome.type == "suspended"
         assert suspended.outcome.interrupt_ids == [interrupt.id]
         assert interrupt.subagent_run_id == suspended.subagent_run_id
-        assert kinds(first).count("TOOL_CALL_RESULT") == 1  # the other call has not waited
+        assert kinds(first).count("TOOL_CALL_RESULT") == 1  # the other call was waited for
         second = client.resume(interruptId=interrupt.id, payload={"decision": "allow"})
     assert second[1].type.value == "SUBAGENT_STARTED"
     assert second[1].subagent_run_id == suspended.subagent_run_id

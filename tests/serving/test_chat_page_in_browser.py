@@ -108,7 +108,8 @@ def chat(browser: Any) -> Iterator[Callable[..., Chat]]:
 
 MARKDOWN = """# A plan
 
-First **bold**, then *slanted*, `code` and a [link](https://example.test/a).
+First
+**bold**, then *slanted*, `code` and a [link](https://example.test/a).
 
 - one
 - two
@@ -136,6 +137,7 @@ def test_an_answer_is_streamed_as_markdown(chat: Any, endpoint: StartEndpoint):
     page.until(".said h1", "A plan")
     page.has_answered()
     assert page.text(".asked") == "a plan, please"
+    assert page.page.locator(".said p").first.inner_text().startswith("First\nbold, then")
     assert page.text(".said strong") == "bold"
     assert page.text(".said em") == "slanted"
     assert page.text(".said p code") == "code"
@@ -237,6 +239,8 @@ def test_delegates_are_nested(chat: Any, endpoint: StartEndpoint):
     assert page.page.locator(".answer > .said").all_inner_texts() == ["because"]
     page.page.click(".times summary")
     assert page.count(".times .bar.delegate") == 1
+    labels = ["Guide: model", "Below", "· Below: model", "· look", "· Below: model", "Guide: model"]
+    assert page.page.locator(".times .label").all_inner_texts() == labels
 
 
 @pytest.mark.parametrize("decision", ["allow", "deny"])

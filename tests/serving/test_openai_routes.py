@@ -18,11 +18,12 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from fractal import BaseAgent, InvalidArguments, Limits, Refused, RunContext, tool
-from fractal.serving import ServedRuns, agent_router
+from fractal.serving import ServedRuns, agent_router, serving_lifespan
 from fractal.serving._openai import answering
 from fractal.serving._openai.asked import chat_asked, response_asked
 from fractal.serving._openai.faults import Fault
 from fractal.serving.openai_routes import openai_router
+from fractal.serving.registry import OnDisconnect
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.on_uvicorn import on_uvicorn
 from tests.visits import Visit, get, post
@@ -488,7 +489,8 @@ async def test_tools_find_what_the_application_gives_and_runs_have_their_owner()
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_a_client_that_leaves_ends_its_run_on_each_backend(is_streamed: bool):
+@pytest.mark.parametrize("on_disconnect", ["cancel", "detach"])
+async def test_a_client_that_leaves_ends_its_run_on_each_backend(on_disconnect: OnDisconnect, is_streamed: bool):
     began, ended = anyio.Event(), anyio.Event()
 
     @tool
@@ -500,14 +502,15 @@ async def test_a_client_that_leaves_ends_its_run_on_each_backend(is_streamed: bo
         finally:
             ended.set()
 
+    runs = ServedRuns(agent_of(answers.call("work")).add_tool(work), on_disconnect=on_disconnect)
     app = FastAPI()
-    app.include_router(openai_router(agent_of(answers.call("work")).add_tool(work)))
+    app.include_router(openai_router(runs))
     visit = Visit("POST", "/v1/chat/completions", json={"model": "Guide", "messages": HI, "stream": is_streamed})
     with anyio.fail_after(5):
-        async with visit.going_on(app):
+        async with serving_lifespan(runs)(app), visit.going_on(app):
             await began.wait()
             visit.leave()
-    assert ended.is_set()
+            await ended.wait()
 
 
 async def test_a_call_that_needs_approval_is_denied_where_nobody_can_be_asked():

@@ -141,7 +141,7 @@ function special(text, at, depth, missing) {
   switch (text[at]) {
     case "\\": return /[!-/:-@[-`{-~]/.test(text[at + 1] ?? "") ? { text: text[at + 1], end: at + 2 } : null;
     case "`": return code(text, at, missing);
-    case "\n": return text[at - 1] === " " && text[at - 2] === " " ? { node: document.createElement("br"), end: at + 1 } : null;
+    case "\n": return { node: document.createElement("br"), end: at + 1 };  // in a chat a line is meant as one
     case "!": return text[at + 1] === "[" ? link(text, at + 1, depth, missing, true) : null;
     case "[": return link(text, at, depth, missing, false);
     case "<": return angled(text, at);

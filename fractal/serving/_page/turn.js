@@ -14,16 +14,15 @@ const brief = (value) => cut(typeof value === "object" && value ? Object.entries
 
 /** A tool call, as a card that can be opened. */
 class Card {
-  constructor(name, args, isDelegate = false) {
+  constructor(name, args) {
     this.name = name;
     this.state = element("span", "badge running", WORDS.running);
     this.brief = element("span", "brief x");
     this.label = element("span", "name x", name);
     this.body = element("div", "body");
     this.node = element("details", "card", element("summary", "", this.label, this.brief, this.state), this.body);
-    this.isOver = false;
+    this.isOver = this.isDelegate = false;
     this.setArguments(args);
-    if (isDelegate) this.asDelegate();
   }
 
   setArguments(args) {
@@ -36,6 +35,7 @@ class Card {
   }
 
   asDelegate(name) {
+    this.isDelegate = true;
     this.node.classList.add("delegate");
     this.node.open = true;
     if (name) this.label.replaceChildren(element("span", "", name));
@@ -55,6 +55,7 @@ class Card {
     this.askNoMore();
     this.become(result.outcome, result.elapsed);
     const value = result.error ?? result.content;
+    if (this.isDelegate && result.error === null && this.body.querySelector(".inner .said")) return;  // it is seen there
     this.body.append(element("h3", "", result.error === null ? "Result" : "Error"), element("pre", "result", cut(shown(value))));
   }
 
@@ -168,6 +169,16 @@ class Times {
     this.open.delete(key);
   }
 
+  /** Call an open span by another name; whether there is one. */
+  rename(key, label, kind) {
+    const span = this.open.get(key);
+    if (!span) return false;
+    Object.assign(span, { label, kind });
+    span.row?.remove();
+    span.row = null;
+    return true;
+  }
+
   draw() {
     clearTimeout(this.waits);
     this.waits = 0;
@@ -180,7 +191,8 @@ class Times {
         const label = element("span", "label x", `${"· ".repeat(Math.min(span.depth, 6))}${span.label}`);
         label.title = span.label;
         span.row = element("li", "", label, element("span", "track", span.bar), span.took);
-        this.list.append(span.row);
+        const next = this.spans.slice(this.spans.indexOf(span) + 1).find((each) => each.row);
+        this.list.insertBefore(span.row, next?.row ?? null);
       }
       const to = span.to ?? this.to;
       span.bar.className = `bar ${span.kind}`;
@@ -250,7 +262,9 @@ export class Turn {
   // ---- one method for each kind of event
 
   run_started(event) {
-    if (event.parent_id) this.times.begin(event.run_id, event.agent_name, "delegate", event.at, event.depth);
+    if (!event.parent_id) return;
+    const call = `${event.parent_id} ${event.call_id}`;
+    if (!this.times.rename(call, event.agent_name, "delegate")) this.times.begin(event.run_id, event.agent_name, "delegate", event.at, event.depth - 1);
   }
 
   delegate_finished(event) {
@@ -260,7 +274,7 @@ export class Turn {
   model_requested(event, part) {
     part.said = part.thought = null;
     this.state = `${event.agent_name} thinks`;
-    this.times.begin(`${event.run_id} model`, `${event.agent_name} asks its model`, "model", event.at, event.depth);
+    this.times.begin(`${event.run_id} model`, `${event.agent_name}: model`, "model", event.at, event.depth);
   }
 
   model_responded(event) {
