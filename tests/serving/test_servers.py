@@ -120,11 +120,18 @@ def _joined(chunked: bytes) -> bytes:
 
 async def _receive(stream: anyio.abc.SocketStream) -> bytes:
     raw = b""
-    while True:
+    while not _is_whole(raw):  # hypercorn does not always close the connection, though it is asked to
         try:
             raw += await stream.receive()
         except (anyio.EndOfStream, anyio.BrokenResourceError):
-            return raw
+            break
+    return raw
+
+
+def _is_whole(raw: bytes) -> bool:
+    head, found, body = raw.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    return bool(found) and (len(body) >= int(length[1]) if length else raw.endswith(b"\r\n0\r\n\r\n"))
 
 
 async def ask(server: Server, method: str, path: str, body: Any = None, **headers: str) -> Answer:
