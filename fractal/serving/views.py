@@ -31,7 +31,7 @@ class RunView(BaseModel):
 class RunPage(BaseModel):
     """Runs, the newest first."""
 
-    runs: list[RunView] = Field(description="Without their results.")
+    runs: list[RunView] = Field(description="Without their texts and results.")
     next: str | None = Field(description="What to give as `before` to see older ones; null at the end.")
 
 
@@ -68,10 +68,12 @@ def run_json(record: RunRecord, *, brief: bool = False) -> bytes:
 
     Args:
         record: What is known of the run.
-        brief: Whether to leave out its result.
+        brief: Whether to leave out its text and its result.
     """
     names = ("id", "agent", "state", "created_at", "ended_at", "text", "problem")
     facts = {name: getattr(record, name) for name in names}
+    if brief:
+        facts["text"] = ""
     head = encode({**facts, "pending": list(record.pending)})
     result = b"null" if brief or record.result_json is None else record.result_json
     return head[:-1] + b',"result":' + result + b"}"
