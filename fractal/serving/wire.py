@@ -146,9 +146,9 @@ def _without_exceptions(result: AgentResult[Any]) -> list[dict[str, Any]]:
     raised = {each.call_id for each in result.tool_results if _has_raised(each)}
     if not raised:
         return result.messages
-    told = {"content": f"error: {_TOOL_FAILED}"}
+    instead = {"content": f"error: {_TOOL_FAILED}"}
     return [
-        {**message, **told} if message.get("role") == "tool" and message.get("tool_call_id") in raised else message
+        {**message, **instead} if message.get("role") == "tool" and message.get("tool_call_id") in raised else message
         for message in result.messages
     ]
 

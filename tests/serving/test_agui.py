@@ -23,6 +23,7 @@ from tests.visits import Visit, post
 
 core = pytest.importorskip("ag_ui.core", reason="AG-UI is not here: pip install ag-ui-protocol")
 from fractal.serving._agui.asked import conversation_of, read_input  # noqa: E402
+from fractal.serving._agui.translating import Translator  # noqa: E402
 from fractal.serving.agui import agui_router  # noqa: E402
 
 StartEndpoint = Callable[..., Endpoint]
@@ -413,6 +414,18 @@ def test_a_client_that_goes_away_cancels_or_not_as_the_server_says(on_disconnect
             go_on.set()
         assert over.wait(2)
     assert ended == ["cancelled" if on_disconnect == "cancel" else "done"]
+
+
+@pytest.mark.parametrize("is_known_before", [False, True])
+def test_a_call_that_waits_is_not_under_way_in_whatever_order_that_is_told(is_known_before: bool):
+    about = {"agent_name": "A", "depth": 0, "at": 1.0, "run_id": "run_1", "call_id": "c", "tool_name": "pay"}
+    events = [{**about, "kind": kind, "arguments": {}} for kind in ("tool_started", "approval_requested")]
+    translator = Translator("run_1", "t", "r")
+    told = [event for each in (reversed(events) if is_known_before else events) for event in translator.take(each)]
+    assert kinds(told) == ["TOOL_CALL_START", "TOOL_CALL_ARGS", "TOOL_CALL_END"]
+    assert translator.is_idle
+    translator.take({**about, "kind": "approval_answered", "is_allowed": True})
+    assert not translator.is_idle
 
 
 async def test_an_interrupt_on_each_backend_without_a_server() -> None:

@@ -75,12 +75,13 @@ class Translator:
         self._used: set[str] = set()
         self._below: dict[str, SubagentStartedEvent] = {}  # runs of delegates that go on
         self._busy: set[tuple[str, str]] = set()
+        self._waiting: set[tuple[str, str]] = set()  # calls that need approval; that may be known before they begin
         self._number = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is under way but calls that wait for approval."""
-        return not self._busy
+        return not self._busy - self._waiting
 
     # ---- the ends of a stream
 
@@ -181,16 +182,17 @@ class Translator:
         yield from self._called(event)
 
     def _of_approval_requested(self, event: Facts) -> Iterator[BaseEvent]:
-        self._busy.discard((event["run_id"], event["call_id"]))
+        self._waiting.add((event["run_id"], event["call_id"]))
         yield from self._called(event)
 
     def _of_approval_answered(self, event: Facts) -> Iterator[BaseEvent]:
-        self._busy.add((event["run_id"], event["call_id"]))
+        self._waiting.discard((event["run_id"], event["call_id"]))
         yield from ()
 
     def _of_tool_finished(self, event: Facts) -> Iterator[BaseEvent]:
         run_id, result = event["run_id"], event["result"]
         self._busy.discard((run_id, event["call_id"]))
+        self._waiting.discard((run_id, event["call_id"]))
         yield from self._called({**event, "arguments": {}})
         call_id = self._calls.pop((run_id, event["call_id"]))
         content = f"Error: {result['error']}" if result["error"] is not None else text_of(result["content"])

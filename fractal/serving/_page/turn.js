@@ -297,7 +297,7 @@ export class Turn {
   tool_started(event, part) {
     const card = part.card(event);
     card.setArguments(event.arguments);
-    card.become("running");
+    if (!card.question) card.become("running");  // that it waits may be known before
     this.state = `${event.tool_name} runs`;
     this.times.begin(`${event.run_id} ${event.call_id}`, event.tool_name, "tool", event.at, event.depth);
   }
