@@ -369,8 +369,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     paths: list[str | None] = options.agent or [None]
     agents = dict[str, AgentDefinition]()
-    for options.agent in paths:
-        agent = _agent(options)
+    for path in paths:
+        agent = _agent(argparse.Namespace(agent=path, model=options.model, base_url=options.base_url))
         if agent.name in agents:
             raise WrongUse(f"two agents are called {agent.name!r}: clients could not tell them apart")
         agents[agent.name] = agent

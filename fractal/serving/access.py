@@ -79,7 +79,7 @@ class Access:
 
     def _with_cookie(self, scope: Scope) -> Response:
         """A redirection to the page without the token in its address, where it would be seen and kept."""
-        response = RedirectResponse(scope["path"].rpartition("/")[2] or "./", 303, {"cache-control": "no-store"})
+        response = RedirectResponse("./" + scope["path"].rpartition("/")[2], 303, {"cache-control": "no-store"})
         is_safe = scope.get("scheme") == "https"
         response.set_cookie(_COOKIE, self._cookie, _MONTH, httponly=True, samesite="lax", secure=is_safe)
         return response
