@@ -77,11 +77,6 @@ class EventLog:
         return self._last
 
     @property
-    def size(self) -> int:
-        """Bytes of JSON that are kept now."""
-        return self._bytes
-
-    @property
     def events(self) -> tuple[LoggedEvent, ...]:
         """The events that are kept now."""
         return tuple(self._events)

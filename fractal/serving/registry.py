@@ -11,6 +11,7 @@ import anyio
 from typing_extensions import TypedDict
 
 from fractal._checks import is_count
+from fractal._concurrency.background import Background
 from fractal._concurrency.gates import Gate
 from fractal._concurrency.scopes import single_error
 from fractal._json import is_mapping
@@ -56,19 +57,25 @@ class Client:
 
     Args:
         run: The run.
-        group: What ends with it.
 
     Attributes:
-        group: The same.
         scope: Cancelled when it has gone.
         has_gone: Whether it has closed its connection.
     """
 
-    def __init__(self, run: ServedRun, group: anyio.abc.TaskGroup) -> None:
-        self._run, self.group = run, group
-        self.scope = anyio.CancelScope()
+    def __init__(self, run: ServedRun) -> None:
+        self._run, self.scope = run, anyio.CancelScope()
         self.has_gone = self._has_left = False
         run.attach()
+
+    def watch(self, gone: Gone) -> Callable[[], Awaitable[None]]:
+        """The function that waits until the client has gone, and notes it."""
+
+        async def look() -> None:
+            await gone()
+            self.leave(has_gone=True)
+
+        return look
 
     def leave(self, *, has_gone: bool = False) -> None:
         """Wait for the run no longer.
@@ -218,12 +225,17 @@ class ServedRuns:
         Returns:
             What became of it; None if the client has gone first, and the run goes on.
         """
-        async with self._client(run, gone) as client:
+        client = Client(run)
+        watch = Background(client.watch(gone), f"client of {run.id}")
+        try:
             if self._is_to_be_driven(run):
                 await self.carry_out(run)
             else:
                 with client.scope:
                     await run.ended.wait()
+        finally:
+            client.leave()
+            await watch.cancel_and_join()
         return run.record() if run.is_over else None
 
     @asynccontextmanager
@@ -237,29 +249,20 @@ class ServedRuns:
             run: The run.
             gone: Returns when the client has closed its connection.
         """
-        async with self._client(run, gone) as client:
-            if self._is_to_be_driven(run):
-                client.group.start_soon(self.carry_out, run)
-            with client.scope:
-                yield client
-
-    @asynccontextmanager
-    async def _client(self, run: ServedRun, gone: Gone) -> AsyncGenerator[Client]:
-        with single_error():
-            async with anyio.create_task_group() as group:
-                client, watch = Client(run, group), anyio.CancelScope()
-
-                async def look() -> None:
-                    with watch:
-                        await gone()
-                        client.leave(has_gone=True)
-
-                group.start_soon(look)
-                try:
-                    yield client
-                finally:
-                    watch.cancel()
-                    client.leave()
+        client = Client(run)
+        watch = Background(client.watch(gone), f"client of {run.id}")
+        try:
+            with single_error():
+                async with anyio.create_task_group() as group:
+                    if self._is_to_be_driven(run):
+                        group.start_soon(self.carry_out, run)
+                    try:
+                        with client.scope:
+                            yield client
+                    finally:
+                        client.leave()
+        finally:
+            await watch.cancel_and_join()
 
     def _is_to_be_driven(self, run: ServedRun) -> bool:
         """Whether a run has to be carried out by its client; one that has a host is begun there."""

@@ -95,7 +95,6 @@ class ServedRun:
         created_at: When it was asked for, in seconds since the epoch.
         ended_at: When it ended, or None.
         ended: Set when it has ended, and all of its tasks have.
-        has_begun: Set when the agent has begun, or never will.
         limits: What it may use, over the agent's own limits.
         clients: How many clients wait for it.
         ends_with_clients: Whether to cancel it when the last client that waits for it has gone.
@@ -111,14 +110,13 @@ class ServedRun:
         self.created_at = time.time()
         self.ended_at: float | None = None
         self.ended = anyio.Event()
-        self.has_begun = anyio.Event()
         self.limits: Limits | None = None
         self.ends_with_clients = False
         self.clients = 0
         self._scope = anyio.CancelScope()
         self._thread, self._token = get_ident(), current_token()
         self._why_cancelled = "the run was cancelled"
-        self._has_shown_text = False
+        self._has_begun = self._has_shown_text = False
         self._result_json: bytes | None = None
         self._record: RunRecord | None = None
 
@@ -216,7 +214,6 @@ class ServedRun:
         head = encode({"kind": "run_finished", "run_id": self.id, "at": self.ended_at, "state": self.state})
         self.log.add("run_finished", head[:-1] + b',"result":' + result + b',"problem":' + problem + b"}")
         self.log.close()
-        self.has_begun.set()
         self.ended.set()
 
     def _conclude(self) -> None:
@@ -270,9 +267,9 @@ class ServedRun:
             adopting.reset(token)
 
     def _take(self, run: Run) -> None:
-        if not self.has_begun.is_set():
+        if not self._has_begun:
             run.take_id(self.id)
-            self.has_begun.set()
+            self._has_begun = True
         if run.approve is None:  # nobody else has been named to be asked
             run.approve = _AskClients(self.approvals)
 
