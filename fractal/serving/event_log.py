@@ -124,7 +124,8 @@ class EventLog:
             return []
         oldest = self._events[0].number
         if number + 1 < oldest:
-            return [self._gap(oldest - 1, oldest - 1 - number)]
+            gap = self._gap(oldest - 1 - number, self._text_before())
+            return [LoggedEvent(oldest - 1, "events_skipped", gap)]
         taken, size = list[LoggedEvent](), 0
         for index in range(number + 1 - oldest, len(self._events)):  # quick near both ends, where readers are
             event = self._events[index]
@@ -134,22 +135,20 @@ class EventLog:
             taken.append(event)
         return taken
 
-    def _gap(self, number: int, skipped: int) -> LoggedEvent:
-        json = skipped_json(
-            {
-                "kind": "events_skipped",
-                "run_id": self._run_id,
-                "at": time.time(),
-                "skipped": skipped,
-                "text": self._text_before(number),
-            }
-        )
-        return LoggedEvent(number, "events_skipped", json)
+    def note_gap(self) -> None:
+        """Add that events before have not been kept, and nobody has counted them, with the text so far."""
+        self.add("events_skipped", self._gap(None, self.text))
 
-    def _text_before(self, number: int) -> str:
+    def _gap(self, skipped: int | None, text: str) -> bytes:
+        run_id, at = self._run_id, time.time()
+        return skipped_json({"kind": "events_skipped", "run_id": run_id, "at": at, "skipped": skipped, "text": text})
+
+    def _text_before(self) -> str:
         """The text that stood before the events that are kept, which tell the rest of it."""
         rest = 0
         for event in self._events:
+            if event.kind == "events_skipped":
+                return ""  # that tells all of the text before itself
             if event.kind == "model_requested" and event.data["run_id"] == self._run_id:
                 return ""  # the reply whose text is known begins here
             if event.kind == "text_delta" and (data := event.data)["run_id"] == self._run_id:

@@ -178,7 +178,7 @@ class ServedRuns:
         if asked.timeout is not None and asked.timeout > self.timeout:
             raise Problem(422, "timeout_too_long", f"a run may take no more than {self.timeout:g} s")
         if (before := await self._begun_before(asked)) is not None:
-            return before
+            return _watched(before)
         self._check_room(agent)
         run_id = ServedRun.new_id()
         log_ = EventLog(run_id, max_events=self._max_events, max_bytes=self._max_bytes)
@@ -310,7 +310,7 @@ class ServedRuns:
         return run if run is not None and run.asked.owner == owner else None
 
     async def find(self, run_id: str, owner: str | None = None) -> ServedRun | RunRecord:
-        """A run of an owner, one that goes on or one that is kept.
+        """A run of an owner, one that goes on or one that is kept; its events are kept from now on.
 
         Raises:
             Problem: There is none, 404.
@@ -318,7 +318,7 @@ class ServedRuns:
         found = self.live(run_id, owner) or await self.store.load(run_id) or self.live(run_id, owner)
         if found is None or (isinstance(found, RunRecord) and found.owner != owner):
             raise Problem(404, "unknown_run", "there is no such run")
-        return found
+        return _watched(found)
 
     async def page(self, owner: str | None, before: tuple[float, str] | None, limit: int) -> list[RunRecord]:
         """The newest runs of an owner, those that go on among them, the newest first."""
@@ -349,6 +349,13 @@ def served_runs(
     if options:
         raise InvalidArguments(f"{sorted(options)} belong to the ServedRuns that the router is given")
     return agents
+
+
+def _watched(found: ServedRun | RunRecord) -> ServedRun | RunRecord:
+    """The run, the events of which are kept from now on."""
+    if isinstance(found, ServedRun):
+        found.watch()
+    return found
 
 
 def checked_agents(agents: Any) -> dict[str, BaseAgent[Any]]:

@@ -117,6 +117,8 @@ class ServedRun:
         self._thread, self._token = get_ident(), current_token()
         self._why_cancelled = "the run was cancelled"
         self._has_begun = self._has_shown_text = False
+        self._is_watched = asked.is_streamed
+        self._run: Run | None = None
         self._result_json: bytes | None = None
         self._record: RunRecord | None = None
 
@@ -151,6 +153,22 @@ class ServedRun:
         self.clients -= 1
         if not self.clients and self.ends_with_clients:
             self.cancel("its client has gone")
+
+    def watch(self) -> None:
+        """Keep the events of the run from now on; those of a run that was asked for as a stream are kept anyway."""
+        if self._is_watched:
+            return
+        self._is_watched = True
+        if self._run is not None:
+            self._note_gap(self._run.messages)
+            self._run.add_observer(self.tell)
+
+    def _note_gap(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Note that events have not been kept, with the text that they have told, if the model wrote last."""
+        self.log.begin_reply()
+        if messages and messages[-1].get("role") == "assistant":
+            self.log.add_text(_text_of(messages[-1]))
+        self.log.note_gap()
 
     def record(self) -> RunRecord:
         """What is known of it now."""
@@ -209,6 +227,8 @@ class ServedRun:
             return
         self.ended_at = time.time()
         self._conclude()
+        if not self._is_watched and self.result is not None:
+            self._note_gap(self.result.messages)
         result = self._result_json or b"null"
         problem = encode(self.problem.facts()) if self.problem else b"null"
         head = encode({"kind": "run_finished", "run_id": self.id, "at": self.ended_at, "state": self.state})
@@ -239,8 +259,13 @@ class ServedRun:
         return options
 
     async def _ask(self, timeout: float) -> None:
-        with self._adopting(self._take_and_watch):
-            self.result = await verbs.ask(self._agent, self.asked.input, **self._options(timeout))
+        try:
+            with self._adopting(self._take_unwatched):
+                self.result = await verbs.ask(self._agent, self.asked.input, **self._options(timeout))
+        finally:
+            run, self._run = self._run, None
+            if self.result is None and run is not None:
+                self.result = run.result
 
     async def _stream(self, timeout: float) -> None:
         stream = self._agent.stream(self.asked.input, buffer=EVENTS_AT_ONCE, **self._options(timeout))
@@ -273,9 +298,11 @@ class ServedRun:
         if run.approve is None:  # nobody else has been named to be asked
             run.approve = _AskClients(self.approvals)
 
-    def _take_and_watch(self, run: Run) -> None:
+    def _take_unwatched(self, run: Run) -> None:
         self._take(run)
-        run.add_observer(self.tell)
+        self._run = run
+        if self._is_watched:
+            run.add_observer(self.tell)
 
     # ---- its events
 

@@ -207,15 +207,16 @@ class ApprovalPending(TypedDict):
 
 
 class EventsSkipped(TypedDict):
-    """A gap: events that this reader has missed are no longer kept.
+    """A gap: events that this reader has missed are not kept, or not any more.
 
-    `text` is what the model has written of the reply that it is writing, or wrote last.
+    `skipped` is their number; null where nobody looked at the run, and none were counted. `text` is what the model has
+    written, up to here, of the reply that it is writing, or wrote last.
     """
 
     kind: Literal["events_skipped"]
     run_id: str
     at: float
-    skipped: int
+    skipped: int | None
     text: str
 
 

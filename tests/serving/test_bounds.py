@@ -147,7 +147,7 @@ async def test_a_request_of_the_same_name_gives_the_same_run() -> None:
         async with first.going_on(app):
             await agent.searching.wait()
             async with again.going_on(app):
-                await again.event("tool_started")
+                await again.event("events_skipped")
                 assert (await post(app, "/runs", {"input": "other"}, headers=key)).status == 422
                 agent.let_go.set()
         assert again.headers["x-run-id"] == first.json["id"]

@@ -91,15 +91,24 @@ async def test_a_run_is_watched_by_readers_that_come_late_and_by_those_that_come
             watch = f"/runs/{listed['id']}/stream"
             late = Visit("GET", watch)
             async with late.going_on(app):
-                await late.event("tool_started")
+                await late.event("tool_started" if path == "/runs/stream" else "events_skipped")
                 agent.let_go.set()
         assert late.text == "the answer"
         after = await get(app, watch)
         assert [event["data"] for event in after.events] == [event["data"] for event in late.events]
-        back = await get(app, watch, headers={"Last-Event-ID": late.events[3]["id"]})
-        assert back.events == late.events[4:]
-        again = await post(app, "/runs/stream", ASK, headers={"Last-Event-ID": late.events[3]["id"]})
-        assert again.events == late.events[4:]
+        back = await get(app, watch, headers={"Last-Event-ID": late.events[2]["id"]})
+        assert back.events == late.events[3:]
+        again = await post(app, "/runs/stream", ASK, headers={"Last-Event-ID": late.events[2]["id"]})
+        assert again.events == late.events[3:]
+
+
+async def test_a_reader_of_a_run_that_nobody_has_watched_is_told_its_text() -> None:
+    async with served(Shop("the answer")) as app:
+        run_id = (await post(app, "/runs", ASK)).json["id"]
+        late = await get(app, f"/runs/{run_id}/stream")
+        assert [event["event"] for event in late.events] == ["events_skipped", "run_finished"]
+        assert (late.events[0]["data"]["skipped"], late.text) == (None, "the answer")
+        assert (await get(app, f"/runs/{run_id}")).json["text"] == "the answer"
 
 
 @pytest.mark.parametrize("bounds", [{"max_events": 10}, {"max_bytes": 3000}], ids=str)
@@ -154,7 +163,7 @@ async def test_a_run_goes_on_as_long_as_one_of_its_clients_waits(path: str) -> N
             [run] = (await get(app, "/runs")).json["runs"]
             second = Visit("GET", f"/runs/{run['id']}/stream")
             async with second.going_on(app):
-                await second.event("tool_started")
+                await second.event("tool_started" if path == "/runs/stream" else "events_skipped")
                 first.leave()
                 await anyio.wait_all_tasks_blocked()
                 agent.let_go.set()
@@ -172,7 +181,7 @@ async def test_a_detached_run_goes_on_without_its_client_and_is_fetched_later(pa
         assert run["state"] == "running"
         late = Visit("GET", f"/runs/{run['id']}/stream")
         async with late.going_on(app):
-            await late.event("tool_started")
+            await late.event("tool_started" if path == "/runs/stream" else "events_skipped")
             agent.let_go.set()
         assert late.text == "done"
         assert (await get(app, f"/runs/{run['id']}")).json["result"]["content"] == "done"

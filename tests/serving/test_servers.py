@@ -314,5 +314,5 @@ async def test_a_server_that_is_told_to_end_under_load_loses_no_run_without_a_wo
         ended = {*re.findall(r"run (run_\w+) for request \S+ has ended", server.said)}
         unfinished = {*re.findall(r"run (run_\w+) has not finished within the grace", server.said)}
         assert (len(begun), begun) == (60, ended), server.said[-3000:]
-        assert took < 6, took  # a second for what is connected, another of grace, and what a busy machine needs
+        assert took < 9, took  # a second for what is connected, another of grace, and what a busy machine needs
         assert unfinished <= begun
