@@ -59,7 +59,7 @@ def _started(
     log: Any,
 ) -> tuple[subprocess.Popen[bytes], int]:
     for _ in range(ATTEMPTS):
-        port = _free_port()
+        port = free_port()
         process = subprocess.Popen(
             command(port),
             stdin=subprocess.DEVNULL,
@@ -81,7 +81,7 @@ def _started(
 def _is_ready(process: subprocess.Popen[bytes], port: int, path: str, start_seconds: float) -> bool:
     """Wait for its first good answer; False if it has ended, as it does when its port is taken."""
     give_up = time.monotonic() + start_seconds
-    while not _answers(port, path):
+    while not answers(port, path):
         if process.poll() is not None:
             return False
         if time.monotonic() > give_up:
@@ -93,7 +93,7 @@ def _is_ready(process: subprocess.Popen[bytes], port: int, path: str, start_seco
     return process.poll() is None
 
 
-def _answers(port: int, path: str) -> bool:
+def answers(port: int, path: str) -> bool:
     connection = HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", path)
@@ -104,7 +104,7 @@ def _answers(port: int, path: str) -> bool:
         connection.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

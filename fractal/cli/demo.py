@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,8 @@ from fractal._texts import one_line, printable
 from fractal._views.terminal import WIDEST, look_of, result_table, timeline, watch
 from fractal._views.tree import RunTree
 from fractal.agent import BaseAgent
+from fractal.cli.door import say
+from fractal.cli.serve import Address, serve_agents
 from fractal.cli.stand_in import without_proxy
 from fractal.cli.visualize import write_page
 from fractal.models.openai import OpenAIModel
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from fractal.model import Model
     from fractal.results import AgentResult
 
-__all__ = ["Backend", "run_demo"]
+__all__ = ["Backend", "run_demo", "serve_demo"]
 
 Backend = Literal["asyncio", "trio"]
 
@@ -106,8 +108,8 @@ _FOOD: tuple[Callable[..., Any], ...] = (free_tables, menu_today)
 _NOTES = {each.__name__: "async def" if inspect.iscoroutinefunction(each) else "def" for each in _SIGHTS + _FOOD}
 
 
-def make_planner(model: Model | OpenAIModel, model_name: str | None, tree: RunTree) -> BaseAgent:
-    """Make the planner with its two specialists."""
+def make_agents(model: Model | OpenAIModel, model_name: str | None) -> tuple[BaseAgent, BaseAgent, BaseAgent]:
+    """Make the planner and its two specialists."""
     guide = BaseAgent(
         "Guide",
         "You are a guide to Rome. Call all the tools you need at once: opening hours of each sight, the walk between"
@@ -132,9 +134,8 @@ def make_planner(model: Model | OpenAIModel, model_name: str | None, tree: RunTr
         " plan, one line for each part of the day, and say what you could not find out.",
         model_name,
         model,
-        observers=[tree],
     )
-    return planner.register_delegate(guide).register_delegate(gourmet)
+    return planner.register_delegate(guide).register_delegate(gourmet), guide, gourmet
 
 
 def play(request: RecordedRequest) -> answers.Answer:
@@ -195,7 +196,8 @@ def _gourmet(results: Mapping[str, list[str]]) -> _Played:
 
 
 def _results(messages: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """The results of the tools, by name and in call order."""
+    """The results of the tools that the last question was about, by name and in call order."""
+    messages = messages[max(index for index, message in enumerate(messages) if message["role"] == "user") :]
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     names = {call["id"]: call["function"]["name"] for call in calls}
     results: dict[str, list[str]] = {}
@@ -206,12 +208,14 @@ def _results(messages: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 @contextmanager
-def _endpoint(base_url: str | None) -> Generator[Endpoint | None]:
+def _endpoint(
+    base_url: str | None, answer: Callable[[RecordedRequest], answers.Answer] | None = None
+) -> Generator[Endpoint | None]:
     """The endpoint inside this process, unless the user has one."""
     if base_url or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY"):
         yield None
     else:
-        with without_proxy(), Endpoint(play) as endpoint:
+        with without_proxy(), Endpoint(answer or play) as endpoint:
             yield endpoint
 
 
@@ -265,10 +269,9 @@ def run_demo(
         tree = RunTree(_NOTES)
         # A server of one's own needs no key: without one, no such header is sent.
         wire = OpenAIModel(base_url=endpoint.url if endpoint else base_url)
-        planner = make_planner(wire, model, tree)
+        planner, *_ = make_agents(wire, model)
         kit = TracingKit()
-        if trace is not None:
-            planner.observers = (*planner.observers, kit)
+        planner.observers = (tree,) if trace is None else (tree, kit)
         models = "played by this process, no key and no network" if endpoint else one_line(planner.model)
         _show_opening(console, planner, models)
 
@@ -285,6 +288,27 @@ def run_demo(
         write_page(kit.get_trace(), trace, "fractal demo")
         console.print(Text(f"to look at in a browser: {Path(trace).expanduser().absolute()}"))
     return result, left
+
+
+def serve_demo(*, base_url: str | None, model: str | None, timeout: float | None, port: int) -> None:
+    """Serve the three agents of the demo, with a chat page, until Ctrl-C.
+
+    Args:
+        base_url: As in `run_demo`.
+        model: As in `run_demo`.
+        timeout: Seconds that each run has, or None.
+        port: Where.
+    """
+    with _endpoint(base_url, _play_slowly) as endpoint:
+        wire = OpenAIModel(base_url=endpoint.url if endpoint else base_url)
+        agents = make_agents(wire, model)
+        say(f"Ask the {agents[0].name}, say: {QUESTION}")
+        serve_agents({agent.name: agent for agent in agents}, Address(port=port), timeout=timeout)
+
+
+def _play_slowly(request: RecordedRequest) -> answers.Answer:
+    """Answer word by word, as one reads."""
+    return replace(play(request), chunk_delay=0.03)
 
 
 def _threads_since(before: set[threading.Thread]) -> int:

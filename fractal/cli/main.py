@@ -1,4 +1,4 @@
-"""The command line: `fractal demo`, `run`, `chat`, `run-many`, `trace`, `trace export`, `visualize` and `endpoint`.
+"""The command line: `fractal demo`, `run`, `chat`, `run-many`, `serve`, `trace`, `visualize` and `endpoint`.
 
 Exit status: 0 success, 1 the run gave no answer, 2 wrong use, 130 interrupted by Ctrl-C.
 """
@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_chat(commands.add_parser("chat", help="talk with an agent", description=_CHAT))
     _add_run_many(commands.add_parser("run-many", help="ask an agent every line of a file", description=_RUN_MANY))
+    _add_serve(commands.add_parser("serve", help="serve agents over HTTP, with a chat page", description=_SERVE))
     _add_trace(commands.add_parser("trace", help="show what a trace file tells", description=_TRACE))
     _add_trace(commands.add_parser("view", help="show it, by another name", description=_TRACE))
     _add_export(commands.add_parser(EXPORT, help="write a trace file for other viewers", description=_EXPORT))
@@ -170,6 +171,9 @@ _RUN_MANY = """Ask an agent every line of a file, so many at a time. For each an
 
 _RUN = "Ask an agent one question and print its answer: text as it is, anything else as JSON."
 
+_SERVE = """Serve agents until Ctrl-C: a chat page for browsers, /v1 for OpenAI's clients, and /runs for programs. Only
+this machine reaches it unless --host says otherwise, and then a token is asked for."""
+
 _TRACE = """Show what a trace file tells: of each of the newest runs who did what, and a bar of time for each part, so
 that what ran side by side stands side by side."""
 
@@ -190,7 +194,35 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible endpoint to talk to")
     parser.add_argument("--model", metavar="NAME", help="model there; default: OPENAI_MODEL, or gpt-4o-mini")
     parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds the planner has")
-    parser.add_argument("--trace", metavar="FILE", help="write a page there that shows the run in a browser")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--trace", metavar="FILE", help="write a page there that shows the run in a browser")
+    shown.add_argument("--serve", action="store_true", help="serve the agents with a chat page instead")
+    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="where to serve them; default: 8000")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_serve)
+    parser.add_argument(
+        "--agent",
+        action="append",
+        metavar="MODULE:ATTRIBUTE",
+        help="agent to serve, as in `fractal run`; may be given several times. Default: an assistant without tools",
+    )
+    parser.add_argument("--base-url", metavar="URL", help="endpoint of the default agent; not with --agent")
+    parser.add_argument("--model", metavar="NAME", help="model of the default agent; not with --agent")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen; default: 127.0.0.1, this machine alone")
+    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="default: 8000; 0: a free one")
+    parser.add_argument(
+        "--on-disconnect",
+        choices=("cancel", "detach"),
+        default="detach",
+        help="whether a run whose client has gone is cancelled or goes on, so that a page finds it again after a"
+        " reload; default: detach. OpenAI's clients cannot come back: their runs are always cancelled",
+    )
+    parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds each run has; default: 300")
+    parser.add_argument("--token", help="what clients have to know; default: FRACTAL_TOKEN")
+    parser.add_argument("--no-token", action="store_true", help="let everybody in who reaches the host")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -310,10 +342,13 @@ def _demo(options: argparse.Namespace) -> int:
         raise WrongUse("the demo draws with rich, which is not here: pip install rich")
     from rich.console import Console
 
-    from fractal.cli.demo import run_demo
+    from fractal.cli.demo import run_demo, serve_demo
     from fractal.cli.visualize import check_output
 
     checked_url(options.base_url)
+    if options.serve:
+        serve_demo(base_url=options.base_url, model=options.model, timeout=options.timeout, port=options.port)
+        return 0
     if options.trace is not None:
         check_output("--trace", options.trace)
     result, left = run_demo(
@@ -327,6 +362,26 @@ def _demo(options: argparse.Namespace) -> int:
     if not result.success:
         return _no_answer(options, result)
     return 0 if left.is_clean else _fail(options, f"the run has ended, and yet: {left}", FAILED)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from fractal.cli.serve import Address, serve_agents
+
+    paths: list[str | None] = options.agent or [None]
+    agents = dict[str, AgentDefinition]()
+    for path in paths:
+        agent = _agent(argparse.Namespace(agent=path, model=options.model, base_url=options.base_url))
+        if agent.name in agents:
+            raise WrongUse(f"two agents are called {agent.name!r}: clients could not tell them apart")
+        agents[agent.name] = agent
+    serve_agents(
+        agents,
+        Address(host=options.host, port=options.port, token=options.token, is_open=options.no_token),
+        on_disconnect=options.on_disconnect,
+        timeout=options.timeout,
+        opens=options.open,
+    )
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:

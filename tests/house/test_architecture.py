@@ -35,6 +35,7 @@ ROWS = [
     ["_agent"],
     ["delegation", "definition", "agent"],
     ["_views", "many", "fastapi"],
+    ["serving"],
     ["sync"],
     ["_names"],
     ["testing", "pytest_plugin"],

@@ -1,0 +1,145 @@
+"""What the routes of `fractal.serving` cost, beside an endpoint of FastAPI that awaits `agent.run`.
+
+`python -m benchmarks.serving [REQUESTS]`; both are served by one uvicorn, which takes turns, and the model is an
+endpoint in a process of its own. Numbers are medians of rounds, ratios those of the same round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import anyio
+import psutil
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from fractal import BaseAgent, tool
+from fractal.serving import agent_router
+from fractal.testing import Endpoint, answers
+from fractal.testing.answers import AnswerLike
+from fractal.testing.endpoint import RecordedRequest
+from tests.served import answers as is_there, free_port
+
+CLIENTS, ROUNDS = 8, 9
+WORDS = " ".join(["word"] * 200)
+
+
+@tool
+async def price(article: str) -> float:
+    """Tell what something costs."""
+    return 1.5 * len(article)
+
+
+agent = BaseAgent("Shop", "You sell tools.").add_tool(price)
+app = FastAPI()
+app.include_router(agent_router(agent))
+
+
+class Question(BaseModel):
+    input: str
+    messages: list[dict[str, Any]] = []
+    timeout: float = 30
+
+
+class Answer(BaseModel):
+    content: str
+    messages: list[dict[str, Any]]
+    run_id: str
+
+
+@app.post("/bare")
+async def bare(question: Question) -> Answer:
+    result = await agent.run(question.input, messages=question.messages, timeout=question.timeout)
+    result.raise_for_error()
+    return Answer(content=str(result.content), messages=result.messages, run_id=result.run_id)
+
+
+def model(request: RecordedRequest) -> AnswerLike:
+    """Play the model."""
+    last = request.messages[-1]
+    if last["content"] == "words":
+        return WORDS
+    return answers.call("price", {"article": "bolt"}) if last["content"] == "tool" else "hello there"
+
+
+async def _ask(stream: anyio.abc.SocketStream, path: str, question: str) -> bytes:
+    body = json.dumps({"input": question, "timeout": 30}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    await stream.send(head.encode() + body)
+    raw = b""
+    while True:
+        raw += await stream.receive()
+        headers, found, got = raw.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", headers)
+        if found and (len(got) >= int(length[1]) if length else raw.endswith(b"\r\n0\r\n\r\n")):
+            assert raw.startswith(b"HTTP/1.1 200"), raw
+            return raw
+
+
+async def _round(port: int, path: str, question: str, requests: int) -> float:
+    """The seconds that a round takes."""
+
+    async def client() -> None:
+        async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+            for _ in range(requests // CLIENTS):
+                await _ask(stream, path, question)
+
+    begun = time.perf_counter()
+    async with anyio.create_task_group() as group:
+        for _ in range(CLIENTS):
+            group.start_soon(client)
+    return time.perf_counter() - begun
+
+
+@contextmanager
+def _served() -> Iterator[tuple[int, psutil.Process]]:
+    with Endpoint(model) as endpoint:
+        port = free_port()
+        serve = ["uvicorn", "--port", str(port), "--log-level", "error", "benchmarks.serving:app"]
+        environment = {**os.environ, "OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": "sk-test"}
+        process = subprocess.Popen([sys.executable, "-m", *serve], env=environment)
+        try:
+            while not is_there(port, "/ready"):
+                time.sleep(0.1)
+            yield port, psutil.Process(process.pid)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _measured(port: int, process: psutil.Process, path: str, question: str, requests: int) -> tuple[float, float]:
+    """Requests per second, and microseconds of processor time for each."""
+    before = sum(process.cpu_times()[:2])
+    seconds = anyio.run(_round, port, path, question, requests)
+    return requests / seconds, (sum(process.cpu_times()[:2]) - before) / requests * 1e6
+
+
+def main(requests: int = 400) -> None:
+    """Measure, and print what came out."""
+    with _served() as (port, process):
+        for question in ("text", "tool"):
+            rounds = list[dict[str, tuple[float, float]]]()
+            for number in range(ROUNDS):
+                paths = ("/bare", "/runs", "/runs/stream")[:: -1 if number % 2 else 1]
+                rounds.append({path: _measured(port, process, path, question, requests) for path in paths})
+            for path in ("/bare", "/runs", "/runs/stream"):
+                rate, cpu = (median(each[path][index] for each in rounds[1:]) for index in (0, 1))
+                ratio = median(each[path][1] / each["/bare"][1] for each in rounds[1:])
+                print(f"{question:5} {path:13} {rate:5.0f} requests/s {cpu:5.0f} µs of processor time, {ratio:.2f}")
+        events = len(WORDS.split())
+        one = median(_measured(port, process, "/runs/stream", "words", requests // 4)[1] for _ in range(5))
+        none = median(_measured(port, process, "/runs/stream", "text", requests // 4)[1] for _ in range(5))
+        print(f"a streamed event: {(one - none) / (events - 2):.0f} µs of processor time")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:2]))

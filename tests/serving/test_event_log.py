@@ -1,0 +1,101 @@
+"""The log of a run's events: bounded, and read by many, each at its own pace."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import anyio
+import pytest
+
+from fractal.serving import EventLog, LoggedEvent
+from tests.visits import text_in
+
+RUN = "run_1"
+
+
+def add(log: EventLog, kind: str, **facts: Any) -> None:
+    log.add(kind, json.dumps({"kind": kind, "run_id": RUN, **facts}).encode())
+
+
+def write(log: EventLog, word: str) -> None:
+    log.add_text(word)
+    add(log, "text_delta", text=word)
+
+
+def reply(log: EventLog) -> None:
+    log.begin_reply()
+    add(log, "model_requested")
+
+
+def read(events: list[LoggedEvent]) -> str:
+    return text_in([{"event": event.kind, "data": event.data} for event in events])
+
+
+async def test_readers_get_all_events_in_order_whenever_they_come() -> None:
+    log = EventLog(RUN, max_events=100, max_bytes=10_000)
+    seen: dict[str, list[int]] = {"early": [], "late": []}
+
+    async def reader(name: str) -> None:
+        async for events in log.read():
+            seen[name] += [event.number for event in events]
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(reader, "early")
+            for number in range(10):
+                write(log, str(number))
+                await anyio.sleep(0)
+                if number == 5:
+                    group.start_soon(reader, "late")
+            log.close()
+    assert seen["early"] == seen["late"] == [*range(1, 11)]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 5, 8, 13])
+def test_the_text_is_whole_for_a_reader_that_has_missed_any_part_of_it(kept: int) -> None:
+    log = EventLog(RUN, max_events=kept, max_bytes=10_000)
+    for answer in ("first answer of two ", "second answer of two "):
+        reply(log)
+        known = log.last
+        for word in answer.split(" "):
+            write(log, f"{word} ")
+        add(log, "model_responded")
+        for after in (0, known):
+            events: list[LoggedEvent] = []
+            while missing := log.after(events[-1].number if events else after):
+                events += missing
+            numbers = [event.number for event in events]
+            assert numbers == sorted(set(numbers))
+            assert numbers[-1] == log.last
+            assert read(events).strip() == answer.strip()
+
+
+def test_what_delegates_write_is_no_part_of_the_text() -> None:
+    log = EventLog(RUN, max_events=3, max_bytes=10_000)
+    reply(log)
+    write(log, "own ")
+    for _ in range(3):
+        log.add("text_delta", json.dumps({"kind": "text_delta", "run_id": "other", "text": "foreign"}).encode())
+    assert log.after(0)[0].data["text"] == log.text == "own "
+
+
+def test_a_log_keeps_no_more_bytes_than_it_may_but_the_newest_event_in_any_case() -> None:
+    log = EventLog(RUN, max_events=100, max_bytes=500)
+    for _ in range(50):
+        write(log, "word ")
+    assert sum(len(event.json) for event in log.events) <= 500
+    write(log, "x" * 1000)
+    assert [len(event.json) > 1000 for event in log.events] == [True]
+
+
+def test_a_reader_takes_a_bounded_number_of_bytes_at_a_time() -> None:
+    log = EventLog(RUN, max_events=1000, max_bytes=2**20)
+    for _ in range(100):
+        write(log, "x" * 5000)
+    sizes, number = list[int](), 0
+    while events := log.after(number):
+        sizes.append(sum(len(event.json) for event in events))
+        number = events[-1].number
+    assert number == 100
+    assert max(sizes) < 2**16
