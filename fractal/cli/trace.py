@@ -14,6 +14,7 @@ from fractal.cli.door import json_line, json_text, say, say_json, tell
 from fractal.cli.files import replace
 from fractal.cli.which_agent import WrongUse
 from fractal.tracing import TraceEvent, TraceReader, TraceUnreadable
+from fractal.tracing.counts import Counts
 from fractal.tracing.events import event_of
 from fractal.tracing.otlp import otlp_lines
 from fractal.tracing.perfetto import perfetto_lines
@@ -186,9 +187,9 @@ def show_summary(events: Iterable[TraceEvent], *, as_json: bool) -> None:
 
 
 def _lines_of(summary: Summary) -> Iterator[str]:
-    models = summary.of_models
-    counted = f"{summary.runs} runs, {summary.events} events, {summary.errors} errors, {summary.seconds:.2f} s"
-    yield f"{counted}, {models.input_tokens} + {models.output_tokens} tokens{_cost(models)}"
+    counts = summary.counts
+    counted = f"{counts.runs} runs, {counts.events} events, {summary.errors} errors, {counts.seconds:.2f} s"
+    yield f"{counted}, {counts.input_tokens} + {counts.output_tokens} tokens{_cost(counts)}"
     yield f"ended: {', '.join(f'{one_line(why)} {count}' for why, count in summary.reasons.items()) or 'none'}"
     yield from _table("agents", dict(summary.agents))
     yield from _table("tools", {f"{agent}: {tool}": row for (agent, tool), row in summary.tools.items()})
@@ -210,5 +211,5 @@ def _table(title: str, rows: dict[str, Row]) -> Iterator[str]:
         yield f"  {one_line(name, 38):<40}{row.count:>8}{row.failed:>8}{row.seconds:>12.3f}{row.longest:>12.3f}"
 
 
-def _cost(row: Row) -> str:
-    return f", cost {row.cost:.6g}" if row.cost and row.count else ""
+def _cost(counts: Counts) -> str:
+    return f", cost {counts.cost:.6g}" if counts.cost else ""

@@ -20,8 +20,9 @@ from fractal.events import (
 )
 from fractal.results import AgentResult, Outcome, ToolResult, Usage
 from fractal.tracing.record import TraceEvent
+from fractal.tracing.spans import run_of
 
-__all__ = ["event_of", "run_of"]
+__all__ = ["event_of"]
 
 _OUTCOMES = frozenset(get_args(Outcome))
 _STOP_REASONS = frozenset(get_args(StopReason))
@@ -31,18 +32,6 @@ def event_of(event: TraceEvent) -> Event | None:
     """The run's event for an event of a trace; None if that is about nothing that takes time."""
     make = _makers.get(event.event_type)
     return make(event, _who(event)) if make is not None else None
-
-
-def run_of(event: TraceEvent) -> tuple[str, str | None]:
-    """The ids of the run that an event is of, and of the run above.
-
-    In traces that do not say which run it was, runs are told apart by agent and depth.
-    """
-    run, above = event.metadata.get("run"), event.metadata.get("parent_run")
-    if run is None:
-        run = f"{event.run_id}/{event.agent_name}/{event.delegation_depth}"
-        above = f"{event.run_id}/{event.parent_agent}/{event.delegation_depth - 1}" if event.parent_agent else None
-    return text_of(run), text_of(above) if above is not None else None
 
 
 def _who(event: TraceEvent) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fractal import BaseAgent, TraceEvent, TracingKit
 from fractal._views import page_runs
 from fractal._views.page import PageRuns, page_of
 from fractal._views.page_lanes import lanes_of, waited_for
-from fractal._views.page_spans import LONGEST_TEXT, RunSpans, Span
+from fractal._views.page_spans import LONGEST_TEXT, PageSpan, RunSpans
 from fractal.testing import ScriptedModel
 from fractal.tracing import TraceReader, TraceUnreadable
 from fractal.tracing.record import TYPES, Trace
@@ -141,7 +141,7 @@ def test_an_approval_is_a_wait():
 
 def test_what_began_in_another_file_begins_with_its_first_event():
     run = spans_of(told("tool_result", 5, tool_name="t", elapsed_time=2.0))
-    assert [(span.kind, span.start - AT) for span in run.spans] == [("run", 5.0), ("tool", 3.0)]
+    assert [(span.kind, span.start - AT) for span in run.spans] == [("run", 3.0), ("tool", 3.0)]
     assert run.first == AT + 3
 
 
@@ -171,22 +171,23 @@ def test_runs_of_one_agent_share_lanes_only_if_they_do_not_overlap():
 
 
 @st.composite
-def some_spans(draw: st.DrawFn) -> list[Span]:
-    spans = [Span(kind="run", name="A", agent="A", parent=-1, start=0, end=100)]
+def some_spans(draw: st.DrawFn) -> list[PageSpan]:
+    spans = [PageSpan(kind="run", name="A", agent="A", parent=-1, start=0, end=100)]
     for _ in range(draw(st.integers(0, 25))):
         parent = draw(st.integers(0, len(spans) - 1))
         above = spans[parent]
         start = draw(st.integers(int(above.start), int(above.end or 0)))
         end = draw(st.integers(start, int(above.end or 0)))
         kind = draw(st.sampled_from(("run", "tool", "model"))) if above.kind != "model" else "run"
-        spans.append(Span(kind=kind, name=draw(st.sampled_from("AB")), agent="A", parent=parent, start=start, end=end))
+        name = draw(st.sampled_from("AB"))
+        spans.append(PageSpan(kind=kind, name=name, agent="A", parent=parent, start=start, end=end))
     return spans
 
 
 @given(some_spans())
-def test_no_two_spans_of_a_lane_overlap(spans: list[Span]):
+def test_no_two_spans_of_a_lane_overlap(spans: list[PageSpan]):
     lanes = lanes_of(spans, 100)
-    by_lane: dict[int, list[Span]] = {}
+    by_lane: dict[int, list[PageSpan]] = {}
     for span, lane in zip(spans, lanes.of_spans, strict=True):
         by_lane.setdefault(lane, []).append(span)
     assert by_lane.keys() == set(range(len(lanes.labels)))
@@ -196,7 +197,7 @@ def test_no_two_spans_of_a_lane_overlap(spans: list[Span]):
 
 
 @given(some_spans())
-def test_what_was_waited_for_adds_up_to_the_whole(spans: list[Span]):
+def test_what_was_waited_for_adds_up_to_the_whole(spans: list[PageSpan]):
     seconds = waited_for(spans, 100)
     assert math.isclose(sum(seconds), 100)
     assert all(0 <= each <= (span.end or 0) - span.start for each, span in zip(seconds, spans, strict=True))
