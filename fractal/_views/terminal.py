@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fractal._concurrency.scopes import single_error
-from fractal._views.tree import Part, RunTree
+from fractal._views.tree import Part, Tree
 
 __all__ = ["WIDEST", "is_live", "look_of", "result_table", "timeline", "watch"]
 
@@ -100,7 +100,7 @@ def is_live(console: Console) -> bool:
     return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
 
 
-def _colours(tree: RunTree) -> dict[str, str]:
+def _colours(tree: Tree) -> dict[str, str]:
     agents = dict.fromkeys(part.agent for part in tree.walk())
     return {agent: _COLOURS[index % len(_COLOURS)] for index, agent in enumerate(agents)}
 
@@ -121,7 +121,7 @@ def _name(guides: str, part: Part, look: Look, colours: Mapping[str, str]) -> Te
     return line.append(f"  {part.detail}", "dim") if part.detail else line
 
 
-def result_table(tree: RunTree, look: Look, width: int = WIDEST) -> RenderableType:
+def result_table(tree: Tree, look: Look, width: int = WIDEST) -> RenderableType:
     """The tree of an ended run: agents, outcomes, times and usage."""
     colours = _colours(tree)
     table = Table(box=None, padding=(0, 2, 0, 0), width=min(width, WIDEST), header_style="dim", pad_edge=False)
@@ -140,7 +140,7 @@ def result_table(tree: RunTree, look: Look, width: int = WIDEST) -> RenderableTy
     return table
 
 
-def live_table(tree: RunTree, look: Look, width: int, height: int) -> RenderableType:
+def live_table(tree: Tree, look: Look, width: int, height: int) -> RenderableType:
     """The tree while it grows; of a tall one the newest rows."""
     colours = _colours(tree)
     table = Table(box=None, padding=(0, 2, 0, 0), width=min(width, WIDEST), show_header=False, pad_edge=False)
@@ -159,7 +159,7 @@ def live_table(tree: RunTree, look: Look, width: int, height: int) -> Renderable
     return Group(table, Text(f"{tree.wall:.1f} s {look.dot} side by side now: {now}", "dim"))
 
 
-def timeline(tree: RunTree, look: Look, width: int = WIDEST) -> RenderableType:
+def timeline(tree: Tree, look: Look, width: int = WIDEST) -> RenderableType:
     """The parts of a run in time: a bar to scale for each part, below a scale in seconds."""
     colours, wall = _colours(tree), max(tree.wall, 1e-3)
     width = min(width, WIDEST)
@@ -201,7 +201,7 @@ def _scale(wall: float, columns: int) -> str:
     return line.ljust(columns) + "seconds".rjust(8)
 
 
-async def watch(console: Console, tree: RunTree, work: Callable[[], Awaitable[T]]) -> T:
+async def watch(console: Console, tree: Tree, work: Callable[[], Awaitable[T]]) -> T:
     """Await some work and show the tree growing meanwhile, if the console can; nothing of it stays on the screen.
 
     Args:

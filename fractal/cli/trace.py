@@ -9,21 +9,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fractal._texts import one_line
-from fractal._views.tree import RunTree
+from fractal._views.trace_tree import TraceTree
 from fractal.cli.door import json_line, json_text, say, say_json, tell
 from fractal.cli.files import replace
 from fractal.cli.which_agent import WrongUse
 from fractal.tracing import TraceEvent, TraceReader, TraceUnreadable
 from fractal.tracing.counts import Counts
-from fractal.tracing.events import event_of
 from fractal.tracing.otlp import otlp_lines
 from fractal.tracing.perfetto import perfetto_lines
 from fractal.tracing.summary import Row, Summary, numbers_of
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from fractal.events import Event
 
 __all__ = ["Trees", "export", "reading", "show_errors", "show_summary", "show_trees"]
 
@@ -32,11 +29,6 @@ MOST_RUNS = 20
 
 MOST_PARTS = 2000
 """Events of a run that are drawn, the first ones."""
-
-_DEEPEST = 100
-"""Runs inside each other that are drawn so; what a file has further inside stands beside them."""
-
-_UNFINISHED = "unfinished"
 
 
 class Trees:
@@ -51,46 +43,35 @@ class Trees:
 
     def __init__(self, run_id: str = "") -> None:
         self._run_id = run_id
-        self._trees: dict[str, RunTree] = {}
+        self._trees: dict[str, TraceTree] = {}
         self._events: dict[str, int] = {}
-        self._last: dict[str, float] = {}
-        self._depths: dict[str, dict[str, int]] = {}  # of the runs below
         self.dropped = 0
 
-    def take(self, entry: TraceEvent) -> None:
+    def take(self, event: TraceEvent) -> None:
         """Enter an event."""
-        root = entry.run_id or ""
+        root = event.run_id or ""
         if not root.startswith(self._run_id):
             return
         tree = self._trees.get(root)
         if tree is None:
-            if entry.event_type != "agent_start":
+            if event.event_type != "agent_start":
                 return  # of a run that is dropped, or that was begun in another file
-            tree = self._trees[root] = RunTree()
-            self._events[root], self._depths[root] = 0, {}
+            tree = self._trees[root] = TraceTree()
+            self._events[root] = 0
             if len(self._trees) > MOST_RUNS:
                 self._drop(next(iter(self._trees)))
-        self._last[root] = max(entry.timestamp, self._last.get(root, 0.0))
         self._events[root] += 1
-        event = event_of(entry) if self._events[root] <= MOST_PARTS or entry.event_type == "agent_end" else None
-        if event is not None and not self._is_too_deep(event, self._depths[root]):
-            tree(event)
+        if self._events[root] <= MOST_PARTS or event.event_type == "agent_end":
+            tree.take(event)
 
-    def _is_too_deep(self, event: Event, depths: dict[str, int]) -> bool:
-        if event.kind == "run_started":
-            depths[event.run_id] = depths.get(event.parent_id or "", 0) + 1
-        return depths.get(event.run_id, 0) > _DEEPEST
-
-    def __iter__(self) -> Iterator[tuple[str, RunTree, int]]:
+    def __iter__(self) -> Iterator[tuple[str, TraceTree, int]]:
         """The id and tree of each run, with the number of its events left out; parts without an end are unfinished."""
         for root, tree in self._trees.items():
-            for part in tree.walk():
-                part.end(self._last[root], _UNFINISHED)
+            tree.finish()
             yield root, tree, max(self._events[root] - MOST_PARTS, 0)
 
     def _drop(self, root: str) -> None:
-        del self._trees[root], self._events[root], self._depths[root]
-        self._last.pop(root, None)
+        del self._trees[root], self._events[root]
         self.dropped += 1
 
 
