@@ -12,7 +12,7 @@ from fractal.tracing import TraceEvent
 from fractal.tracing.counts import count_of
 from fractal.tracing.spans import UNFINISHED, Span, Spans, Step, end_of_run
 
-__all__ = ["TraceTree"]
+__all__ = ["TraceTree", "reply_in_brief"]
 
 _DEEPEST = 100
 """Runs inside each other that are drawn so; what a file has further inside is left out."""
@@ -21,13 +21,18 @@ _DEEPEST = 100
 class TraceTree(Tree):
     """The tree of a run that a user began, and of all below it.
 
+    Args:
+        most: Events that are shown, the first ones, besides the ends of runs.
+
     Attributes:
         last: The time of its last event, in seconds since the epoch.
+        left_out: Events that came after those that are shown.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         super().__init__()
         self.last = float("-inf")
+        self._left, self.left_out = most, 0
         self._spans = Spans()
         self._parts: dict[Span, Part] = {}  # of the spans that go on
         self._depths: dict[Span, int] = {}  # of runs that go on
@@ -37,6 +42,11 @@ class TraceTree(Tree):
     def take(self, event: TraceEvent) -> None:
         """Enter an event."""
         self.last = max(self.last, event.timestamp)
+        self._left -= 1
+        if self._left < 0:
+            self.left_out += 1
+            if event.event_type != "agent_end":
+                return
         if event.event_type == "agent_delegate":
             self._delegate(event)
         for step in self._spans.take(event):
@@ -101,7 +111,7 @@ class TraceTree(Tree):
             self._delegating.discard(span)
             return
         if span.kind == "try" and event is not None and event.event_type == "model_response":
-            part.detail = _reply_in_brief(event)
+            part.detail = reply_in_brief(event)
             part.tokens = count_of(event.metadata.get("input_tokens")), count_of(event.metadata.get("output_tokens"))
         elif span.outcome == "error" and span.error is not None:
             part.detail = one_line(span.error)
@@ -129,7 +139,7 @@ def _part_of(span: Span) -> Part:
     )
 
 
-def _reply_in_brief(event: TraceEvent) -> str:
+def reply_in_brief(event: TraceEvent) -> str:
     """A model's message in one line, whatever a file has in its place."""
     message = event.result
     if not is_mapping(message):

@@ -1,28 +1,42 @@
-"""`fractal trace`: what a trace file tells, as trees with bars of time, as numbers, as errors."""
+"""`fractal trace`: what trace files tell, as trees with bars of time, as lines, as numbers, as errors."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TypeVar
 
 from fractal._texts import one_line
 from fractal._views.trace_tree import TraceTree
-from fractal.cli.door import json_line, json_text, say, say_json, tell
+from fractal.cli.door import json_line, json_text, say, say_json
 from fractal.cli.files import replace
+from fractal.cli.trace_files import reading
 from fractal.cli.which_agent import WrongUse
-from fractal.tracing import TraceEvent, TraceReader, TraceUnreadable
-from fractal.tracing.counts import Counts
+from fractal.tracing import TraceEvent
+from fractal.tracing.counts import Counts, RunCounts
 from fractal.tracing.otlp import otlp_lines
 from fractal.tracing.perfetto import perfetto_lines
 from fractal.tracing.summary import Row, Summary, numbers_of
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
-__all__ = ["Trees", "export", "reading", "show_errors", "show_summary", "show_trees"]
+    from fractal._views.terminal import Look
+
+__all__ = [
+    "Trees",
+    "draw",
+    "export",
+    "show_errors",
+    "show_flow",
+    "show_hierarchy",
+    "show_runs",
+    "show_summary",
+    "show_trees",
+    "wanted",
+]
 
 MOST_RUNS = 20
 """Runs that are drawn, the newest of a file."""
@@ -30,71 +44,169 @@ MOST_RUNS = 20
 MOST_PARTS = 2000
 """Events of a run that are drawn, the first ones."""
 
+MOST_ROWS = 1000
+"""Runs that are listed, the newest."""
 
-class Trees:
-    """The trees of the newest runs in a trace, within a bound on memory.
+_MOST_GONE = 10_000
+"""Older runs whose ids are known."""
 
-    Args:
-        run_id: Beginning of the id of the runs that are wanted; empty for all.
+
+def wanted(events: Iterable[TraceEvent], run_id: str, path: str) -> Iterator[TraceEvent]:
+    """The events of the runs whose ids begin so.
+
+    Raises:
+        WrongUse: There is none.
+    """
+    found = False
+    for event in events:
+        if (event.run_id or "").startswith(run_id):
+            found = True
+            yield event
+    if not found:
+        raise WrongUse(f"{path}: there is no run in it whose id begins with {run_id!r}")
+
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
+
+
+class _Newest(dict[_Key, _Value]):
+    """What belongs to the newest runs of a trace, so many of them.
 
     Attributes:
         dropped: Runs that were older.
     """
 
-    def __init__(self, run_id: str = "") -> None:
-        self._run_id = run_id
-        self._trees: dict[str, TraceTree] = {}
-        self._events: dict[str, int] = {}
+    def __init__(self, most: int) -> None:
+        super().__init__()
         self.dropped = 0
+        self._most = most
+        self._gone: dict[_Key, None] = {}
+
+    def is_new(self, key: _Key) -> bool:
+        """Whether a run is not known to be one of the older ones."""
+        return key not in self._gone
+
+    def add(self, key: _Key, value: _Value) -> _Value:
+        """Add a run, in the room of the oldest one."""
+        self[key] = value
+        if len(self) > self._most:
+            oldest = next(iter(self))
+            del self[oldest]
+            self.dropped += 1
+            self._gone[oldest] = None
+            if len(self._gone) > _MOST_GONE:
+                del self._gone[next(iter(self._gone))]
+        return value
+
+
+class Trees:
+    """The trees of the newest runs in a trace, within a bound on memory."""
+
+    def __init__(self) -> None:
+        self._trees = _Newest[str, TraceTree](MOST_RUNS)
 
     def take(self, event: TraceEvent) -> None:
         """Enter an event."""
         root = event.run_id or ""
-        if not root.startswith(self._run_id):
-            return
         tree = self._trees.get(root)
-        if tree is None:
-            if event.event_type != "agent_start":
-                return  # of a run that is dropped, or that was begun in another file
-            tree = self._trees[root] = TraceTree()
-            self._events[root] = 0
-            if len(self._trees) > MOST_RUNS:
-                self._drop(next(iter(self._trees)))
-        self._events[root] += 1
-        if self._events[root] <= MOST_PARTS or event.event_type == "agent_end":
+        if tree is None and self._trees.is_new(root):
+            tree = self._trees.add(root, TraceTree(MOST_PARTS))
+        if tree is not None:
             tree.take(event)
 
-    def __iter__(self) -> Iterator[tuple[str, TraceTree, int]]:
-        """The id and tree of each run, with the number of its events left out; parts without an end are unfinished."""
+    @property
+    def dropped(self) -> int:
+        """Runs that were older."""
+        return self._trees.dropped
+
+    def newest(self) -> TraceTree | None:
+        """The tree of the run that began last, as far as it has come."""
+        return next(reversed(self._trees.values()), None)
+
+    def finished(self) -> Iterator[tuple[str, TraceTree]]:
+        """The id and tree of each run; parts without an end are unfinished."""
         for root, tree in self._trees.items():
             tree.finish()
-            yield root, tree, max(self._events[root] - MOST_PARTS, 0)
-
-    def _drop(self, root: str) -> None:
-        del self._trees[root], self._events[root]
-        self.dropped += 1
+            if tree.roots:
+                yield root, tree
 
 
-def show_trees(reader: TraceReader, console: Console, run_id: str) -> bool:
-    """Draw the newest runs as trees, with a bar of time for each part; returns whether there was one."""
-    from fractal._views.terminal import look_of, result_table, timeline
+def show_trees(events: Iterable[TraceEvent], console: Console) -> None:
+    """Draw the newest runs as trees, with a bar of time for each part."""
+    from fractal._views.terminal import result_table, timeline
 
-    trees = Trees(run_id)
-    for event in reader:
+    draw(_trees_of(events), console, result_table, timeline)
+
+
+def show_hierarchy(events: Iterable[TraceEvent], console: Console) -> None:
+    """Draw the agents of the newest runs: who asked whom, with a bar of time for each."""
+    from fractal._views.terminal import hierarchy
+
+    draw(_trees_of(events), console, hierarchy)
+
+
+def _trees_of(events: Iterable[TraceEvent]) -> Trees:
+    trees = Trees()
+    for event in events:
         trees.take(event)
-    found = False
+    return trees
+
+
+def draw(trees: Trees, console: Console, *pictures: Callable[[TraceTree, Look, int], RenderableType]) -> None:
+    """Draw some pictures of each of the newest runs."""
+    from fractal._views.terminal import look_of
+
     if trees.dropped:
         say(f"{trees.dropped} older runs are not shown: --summary counts them, --run ID shows one\n")
-    for root, tree, left_out in trees:
-        found = True
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(tree.start))
-        say(f"run {one_line(root)}, {began}")
-        look = look_of(console)
-        console.print(result_table(tree, look, console.width))
-        console.print()
-        console.print(timeline(tree, look, console.width))
-        say(f"{left_out} more events of this run are not shown\n" if left_out else "")
-    return found
+    look = look_of(console)
+    for root, tree in trees.finished():
+        say(f"run {one_line(root)}, {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(tree.start))}")
+        for number, picture in enumerate(pictures):
+            if number:
+                console.print()
+            console.print(picture(tree, look, console.width))
+        say(f"{tree.left_out} more events of this run are not shown\n" if tree.left_out else "")
+
+
+def show_flow(events: Iterable[TraceEvent], console: Console) -> None:
+    """Show a trace line by line, as it happened."""
+    from fractal._views.flow import Flow
+    from fractal._views.terminal import look_of
+
+    flow = Flow(look_of(console), console.width)
+    for event in events:
+        for line in flow.lines(event):
+            console.print(line)
+
+
+def show_runs(named: Iterable[tuple[str, TraceEvent]], console: Console | None, *, has_files: bool) -> None:
+    """List the newest runs, one on a line.
+
+    Args:
+        named: Events, each with the name of its file.
+        console: Where to list them; None: as lines of JSON.
+        has_files: Whether there are several files.
+    """
+    rows = _Newest[tuple[str, str], RunCounts](MOST_ROWS)
+    for source, event in named:
+        key = source, event.run_id or ""
+        row = rows.get(key)
+        if row is None and rows.is_new(key):
+            row = rows.add(key, RunCounts(run_id=key[1], source=source, agent=event.agent_name))
+        if row is not None:
+            row.take(event)
+    newest = sorted(rows.values(), key=lambda row: row.start or 0.0)
+    if console is None:
+        for row in newest:
+            say_json(json_line(asdict(row) | {"seconds": row.seconds}))
+        return
+    from fractal._views.flow import runs_table
+    from fractal._views.terminal import look_of
+
+    if rows.dropped:
+        say(f"{rows.dropped} older runs are not shown: --summary counts them\n")
+    console.print(runs_table(newest, look_of(console), console.width, has_files=has_files))
 
 
 def show_errors(events: Iterable[TraceEvent], *, as_json: bool) -> None:
@@ -121,8 +233,10 @@ def export(path: str, form: str, to: str | None) -> None:
     Raises:
         WrongUse: There is no trace, or the other file cannot be written; what was there is as it was.
     """
-    with reading(path) as reader:
-        lines = (otlp_lines if form == "otlp" else perfetto_lines)(reader)
+    if os.path.isdir(path):
+        raise WrongUse(f"{path}: Is a directory")
+    with reading(path) as files:
+        lines = (otlp_lines if form == "otlp" else perfetto_lines)(files)
         if to is None:
             for line in lines:
                 say_json(line)
@@ -136,23 +250,6 @@ def export(path: str, form: str, to: str | None) -> None:
             replace(to, (line + "\n" for line in lines))
         except OSError as error:
             raise WrongUse(f"-o {to}: {error.strerror or error}") from None
-
-
-@contextmanager
-def reading(path: str) -> Generator[TraceReader]:
-    """Read a trace file, and tell what was odd about it.
-
-    Raises:
-        WrongUse: It is no trace.
-    """
-    reader = TraceReader(path)
-    try:
-        yield reader
-    except TraceUnreadable as error:
-        raise WrongUse(str(error)) from None
-    finally:
-        for complaint in reader.complaints():
-            tell(f"fractal trace: {complaint}")
 
 
 def show_summary(events: Iterable[TraceEvent], *, as_json: bool) -> None:
