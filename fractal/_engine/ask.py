@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from fractal._concurrency.scopes import move_on_after, require_time
-from fractal._copies import copied, copied_messages
+from fractal._copies import copied_messages
 from fractal._engine.hooks import call_user
 from fractal._engine.money import Money
 from fractal._engine.observers import request_headers
@@ -293,7 +293,7 @@ class _Question:
 
     def _facts_of(self, reply: Reply, started: float, cost: int | None) -> dict[str, Any]:
         return {
-            "message": copied(reply.message()),
+            "message": copied_messages([reply.message()])[0],
             "finish_reason": reply.finish_reason,
             "input_tokens": reply.input_tokens,
             "output_tokens": reply.output_tokens,

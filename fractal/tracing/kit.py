@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fractal._concurrency.forks import lock
-from fractal._json import decode, encode
+from fractal._json import decode
 from fractal._log import log
 from fractal._texts import repr_of
 from fractal.errors import InvalidArguments
@@ -223,13 +223,13 @@ class TracingKit(RunObserver):
         event = TraceEvent.of(decode(line))
         try:
             wanted = redact(event)
-            return encode(wanted.to_dict()) if wanted is not None else None
+            return wanted.to_json().encode() if wanted is not None else None
         except Exception as error:
             log.failure(f"redact= failed on {event.event_type}: the contents of the event are left out", error)
             event = TraceEvent.of(decode(line))
             event.arguments, event.result, event.error = None, "[left out: redact= failed]", None
             event.metadata = {name: event.metadata[name] for name in ("run", "parent_run") if name in event.metadata}
-            return encode(event.to_dict())
+            return event.to_json().encode()
 
     def _path(self, run: RunFacts, at: float) -> str:
         assert self.output_file is not None

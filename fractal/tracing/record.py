@@ -73,7 +73,7 @@ class TraceEvent:
 
     def to_json(self) -> str:
         """The line in a file, without its end."""
-        return encode(self.to_dict()).decode()
+        return encode(self).decode()
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
