@@ -21,6 +21,7 @@ from fractal.cli.main import main
 from fractal.cli.trace import MOST_PARTS, MOST_RUNS, show_summary
 from fractal.testing import ScriptedModel, answers
 from fractal.tracing import TraceReader, TraceUnreadable
+from tests.pages import Scripts
 
 pytest.importorskip("rich")
 
@@ -160,6 +161,15 @@ def test_what_a_killed_program_was_doing_is_unfinished(tmp_path: Path, capsys: p
     assert [row.split()[-2] for row in told.splitlines() if "wait" in row and "unfinished" in row] == ["unfinished"]
     assert "✓ model" in told
     assert "the last line is cut" in complaints
+    assert main(["visualize", str(tmp_path / "trace.jsonl"), "-o", str(tmp_path / "out.html")]) == 0
+    page = Scripts((tmp_path / "out.html").read_text()).data
+    run, names = page["run-0"]["spans"], page["run-0"]["names"]
+    ended = {names[name]: names[outcome] for name, outcome in zip(run["name"], run["outcome"], strict=True)}
+    assert (ended["A"], ended["wait"]) == ("unfinished", "unfinished")
+    assert "the last line is cut" in page["page"]["notes"][0]
+    for view in ("--flow", "--hierarchy", "--compact"):
+        assert main(["trace", str(tmp_path / "trace.jsonl"), view]) == 0
+    assert capsys.readouterr().out.count("unfinished") == 2
 
 
 @pytest.mark.parametrize(
