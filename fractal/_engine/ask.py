@@ -289,6 +289,8 @@ class _Question:
             "added": copied_messages(run.transcript.since(seen)),
             "kept": None if kept is None else list(kept),
             "tools": request.tools.names() if request.tools is not None else [],
+            "parameters": copied_messages([request.settings.fields()])[0],
+            "server": _server_of(run.settings.model),
         }
 
     def _facts_of(self, reply: Reply, started: float, cost: int | None) -> dict[str, Any]:
@@ -312,6 +314,18 @@ class _Question:
         if self._run.budget.is_unlimited("tokens"):
             return 0
         return _prompt_tokens(request) + request.reply_tokens
+
+
+def _server_of(model: object) -> tuple[str, int] | None:
+    """Host and port of the endpoint of a model that says them."""
+    try:
+        match getattr(model, "server", None):
+            case (str() as host, int() as port):
+                return host, port
+            case _:
+                return None
+    except Exception:  # a model of a user's own has such a name for something else
+        return None
 
 
 def _with_headers(run: Run, request: ModelRequest) -> ModelRequest:

@@ -192,7 +192,8 @@ def _begin_chat(span: Span, talk: _Talk, event: TraceEvent) -> tuple[dict[str, A
     said = {names.INPUT_MESSAGES: talk.take_fresh()}
     if "opening" in event.metadata:
         said[names.INSTRUCTIONS] = _json(instructions_of(event.metadata["opening"]))
-    return {names.REQUEST_MODEL: span.name or None}, said
+    sent = names.of_parameters(event.metadata.get("parameters")) | names.of_server(event.metadata.get("server"))
+    return {names.REQUEST_MODEL: span.name or None, **sent}, said
 
 
 def _begin_call(span: Span, talk: _Talk, event: TraceEvent) -> tuple[dict[str, Any], dict[str, str]]:

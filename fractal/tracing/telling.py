@@ -208,6 +208,10 @@ def _requested(event: ModelRequested, run: RunFacts, payload: Payload) -> Lines:
         _encoded(event.model),
     )
     metadata += run.changed(event, payload)
+    if event.parameters:
+        metadata += b'"parameters":%b,' % payload(event.parameters)
+    if event.server is not None:
+        metadata += b'"server":%b,' % encode(event.server)
     if event.kept is not None:
         metadata += b'"kept":%b,' % encode(event.kept)
     # Replies and results have lines of their own.
