@@ -15,9 +15,10 @@ from fractal._texts import repr_of
 from fractal.errors import InvalidArguments
 from fractal.events import Event, RunEvent, RunFinished, RunObserver, RunStarted
 from fractal.tracing.jsonl import writer
-from fractal.tracing.record import Trace, TraceEvent
+from fractal.tracing.record import TraceEvent
 from fractal.tracing.redact import DEFAULT_TEXT, PayloadWriter
 from fractal.tracing.telling import RunFacts, lines_by_kind
+from fractal.tracing.trace import Trace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,7 +120,7 @@ class TracingKit(RunObserver):
                 it. None: all.
 
         Returns:
-            A list, which a notebook shows as a table.
+            A list, which a notebook shows as a tree with bars of time.
         """
         return Trace(TraceEvent.of(decode(line)) for line in self._lines(run_id))
 

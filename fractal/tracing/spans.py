@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
-import fractal.tracing.names as names
 from fractal._json import is_list, text_of
 from fractal.results import Outcome
+from fractal.tracing import names
 from fractal.tracing.record import TraceEvent
 
 __all__ = ["UNFINISHED", "RunEnd", "Span", "Spans", "Step", "end_of_call", "end_of_run", "run_of"]

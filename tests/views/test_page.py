@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from fractal._views.page_lanes import lanes_of, waited_for
 from fractal._views.page_spans import LONGEST_TEXT, PageSpan, RunSpans
 from fractal.testing import ScriptedModel
 from fractal.tracing import TraceReader, TraceUnreadable
-from fractal.tracing.record import TYPES, Trace
+from fractal.tracing.record import TYPES
+from fractal.tracing.trace import Trace
 from tests.pages import AT, HOSTILE, Scripts, real, told
 
 
@@ -387,7 +389,27 @@ def test_runs_and_calls_that_failed_are_counted_in_traces_without_events_of_erro
 # ---- in a notebook
 
 
-def test_a_notebook_shows_a_trace_as_a_table_of_texts():
+def test_a_notebook_shows_a_trace_as_a_tree_beside_a_timeline():
+    shown = Trace(real())._repr_html_()
+    rows = re.findall(r"<tr><td>([^<]*)</td>.*?margin-left:([0-9.]+)%;width:([0-9.]+)%.*?</tr>", shown)
+    assert [name for name, _, _ in rows] == [
+        *("Chief", "· model", "· search", "· ask", "· · Below", "· · · model", "· · · search", "· · · model"),
+        "· model",
+    ]
+    assert (rows[0][1], rows[0][2]) == ("0.0", "100.0")
+    assert all(float(left) + float(width) <= 100.1 for _, left, width in rows)
+    assert "LookupError: nothing there" in shown
+
+
+def test_a_notebook_shows_what_goes_on_and_what_has_no_beginning():
+    shown = Trace([told("agent_start"), told("tool_call", 1, tool_name="t")])._repr_html_()
+    assert shown.count("unfinished") == 2
+    late = Trace([told("tool_result", 5, tool_name="t", elapsed_time=2.0)])._repr_html_()
+    assert "<td>· t</td>" in late
+    assert "<td>2.000</td><td>ok</td>" in late
+
+
+def test_a_notebook_shows_a_trace_as_texts():
     kit = TracingKit()
     agent = BaseAgent("<b>A</b>", "a", client=ScriptedModel(["done <script>alert(1)</script>\u202e"]), observers=[kit])
     assert anyio.run(agent.run, HOSTILE).success
