@@ -14,7 +14,18 @@ from typing import Any
 from fractal._json import is_mapping, text_of
 from fractal._texts import one_line, printable, str_of
 
-__all__ = ["bar", "card", "line", "of_agent", "of_event", "of_progress", "of_result", "of_rows", "of_tool_result"]
+__all__ = [
+    "Markup",
+    "bar",
+    "card",
+    "line",
+    "of_agent",
+    "of_event",
+    "of_progress",
+    "of_result",
+    "of_rows",
+    "of_tool_result",
+]
 
 LONGEST_TEXT = 4_000
 LONGEST_LINE = 160

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from fractal._html import bar, card, of_rows
+from fractal._html import Markup, bar, card, of_rows
 from fractal._json import is_mapping, text_of
 from fractal.tracing.record import TraceEvent
 from fractal.tracing.spans import Span, Spans
@@ -47,19 +47,32 @@ def _about(event: TraceEvent) -> str:
 
 
 def _timeline(about: dict[Span, str]) -> str:
-    start = min(span.begin for span in about)
-    whole = max(max(_end(span) for span in about) - start, 1e-6)
+    times = _times_of(about)
     rows = (
         (
             "· " * min(depth, _DEEPEST) + (span.name if span.kind != "try" else "model"),
             about[span],
-            bar((span.begin - start) / whole, (_end(span) - span.begin) / whole, span.outcome),
+            _bar(span, *times[span.root]),
             f"{_end(span) - span.begin:.3f}",
             span.outcome,
         )
         for depth, span in _in_order(about)
     )
     return of_rows(("what", "about", "when", "seconds", "outcome"), rows)
+
+
+def _times_of(spans: Iterable[Span]) -> dict[str, tuple[float, float]]:
+    """The beginning and the end of each run that a user began: each has a scale of its own."""
+    times: dict[str, tuple[float, float]] = {}
+    for span in spans:
+        begin, end = times.get(span.root, (span.begin, _end(span)))
+        times[span.root] = min(begin, span.begin), max(end, _end(span))
+    return times
+
+
+def _bar(span: Span, begin: float, end: float) -> Markup:
+    whole = max(end - begin, 1e-6)
+    return bar((span.begin - begin) / whole, (_end(span) - span.begin) / whole, span.outcome)
 
 
 def _in_order(spans: Iterable[Span]) -> Iterator[tuple[int, Span]]:

@@ -401,6 +401,15 @@ def test_a_notebook_shows_a_trace_as_a_tree_beside_a_timeline():
     assert "LookupError: nothing there" in shown
 
 
+def test_each_run_of_a_notebook_has_a_scale_of_its_own():
+    runs = [
+        told(kind, at + 1000 * n, run_id=f"r{n}", metadata={"run": f"r{n}"})
+        for n in range(2)
+        for at, kind in ((0, "agent_start"), (1, "agent_end"))
+    ]
+    assert Trace(runs)._repr_html_().count("margin-left:0.0%;width:100.0%") == 2
+
+
 def test_a_notebook_shows_what_goes_on_and_what_has_no_beginning():
     shown = Trace([told("agent_start"), told("tool_call", 1, tool_name="t")])._repr_html_()
     assert shown.count("unfinished") == 2
