@@ -171,7 +171,7 @@ _RUN_MANY = """Ask an agent every line of a file, so many at a time. For each an
 _RUN = "Ask an agent one question and print its answer: text as it is, anything else as JSON."
 
 _TRACE = """Show what a trace file tells: of each of the newest runs who did what, and a bar of time for each part, so
-that what ran side by side stands side by side."""
+that what ran side by side stands side by side. Of a directory, the list of the runs in its .jsonl files."""
 
 _VIEWS = {
     "flow": "what happened, one event on a line",

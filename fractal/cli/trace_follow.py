@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fractal.cli.door import tell
@@ -22,7 +23,7 @@ PAUSE = 0.1
 
 
 def followed(path: str, run_id: str, rest: Callable[[], None] | None = None) -> Iterator[TraceEvent]:
-    """The events of a file as they come, until each run in it has ended, or somebody presses Ctrl-C.
+    """The events of a file as they come, until each run in it has ended.
 
     A file that is not there, or that has no run in it, is waited for.
 
@@ -50,15 +51,13 @@ def followed(path: str, run_id: str, rest: Callable[[], None] | None = None) -> 
                 time.sleep(PAUSE)
     except TraceUnreadable as error:
         raise WrongUse(str(error)) from None
-    except KeyboardInterrupt:
-        pass  # that is how to end it before
     finally:
         for complaint in follower.complaints():
             tell(f"fractal trace: {complaint}")
 
 
 def follow(path: str, run_id: str, console: Console) -> None:
-    """Draw the tree of the newest run while it grows, and at last the trees of all."""
+    """Draw the tree of the newest run while it grows, until all have ended or Ctrl-C; at last the trees of all."""
     from rich.live import Live
 
     from fractal._views.terminal import live_table, look_of, result_table, timeline
@@ -69,7 +68,8 @@ def follow(path: str, run_id: str, console: Console) -> None:
     def picture() -> RenderableType:
         return live_table(trees.newest() or Tree(), look, console.width, console.height)
 
-    with Live(console=console, get_renderable=picture, auto_refresh=False, transient=True) as live:
+    moving = Live(console=console, get_renderable=picture, auto_refresh=False, transient=True)
+    with suppress(KeyboardInterrupt), moving as live:
         for event in followed(path, run_id, live.refresh):
             trees.take(event)
     draw(trees, console, result_table, timeline)

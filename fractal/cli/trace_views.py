@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fractal.cli.trace import show_errors, show_flow, show_hierarchy, show_runs, show_summary, show_trees, wanted
@@ -39,7 +40,8 @@ def show_trace(trace: str, view: str | None, *, run_id: str, is_followed: bool, 
     if not has_rich and not as_json and view not in ("summary", "errors"):
         raise WrongUse("this is drawn with rich, which is not here: pip install rich, or use --summary or --errors")
     if is_followed:
-        _follow(trace, view, run_id, as_json)
+        with suppress(KeyboardInterrupt):
+            _follow(trace, view, run_id, as_json)
     else:
         _show(trace, view, run_id, as_json)
 

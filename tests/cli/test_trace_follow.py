@@ -52,6 +52,13 @@ def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     return grow
 
 
+class Terminal(io.StringIO):
+    """A terminal that keeps what it was sent."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def kinds(path: Path, run_id: str = "") -> list[str]:
     return [event.event_type for event in trace_follow.followed(str(path), run_id)]
 
@@ -82,6 +89,23 @@ def test_ctrl_c_ends_it_before(growing: Callable[..., Path], capsys: pytest.Capt
     assert complaints == ""
 
 
+def test_ctrl_c_ends_a_tree_too_wherever_it_comes(
+    growing: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    console = Console(file=Terminal(), force_terminal=True, width=80, color_system=None)
+    trace_follow.follow(str(growing(STARTED)), "", console)
+    assert "unfinished" in console.file.getvalue()  # type: ignore[attr-defined]
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trace.Trees, "take", interrupted)
+    trace_follow.follow(str(growing()), "", console)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_file_in_its_place_is_read_from_the_beginning(growing: Callable[..., Path]) -> None:
     other = STARTED.replace('"go"', '"other"')
     replaced = growing(STARTED + line("warning"), lambda path: path.write_text(other), ENDED)
@@ -94,13 +118,6 @@ def test_lines_that_are_no_events_are_passed_over(
     monkeypatch.setattr("fractal.tracing.read._LONGEST_LINE", 5000)
     endless = "x" * 20_000
     assert kinds(growing("no json\n", STARTED, endless, endless, "\n{}\n" + ENDED)) == ["agent_start", "agent_end"]
-
-
-class Terminal(io.StringIO):
-    """A terminal that keeps what it was sent."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def test_in_a_terminal_the_tree_grows(
