@@ -14,7 +14,18 @@ from typing import Any
 from fractal._json import is_mapping, text_of
 from fractal._texts import one_line, printable, str_of
 
-__all__ = ["card", "line", "of_agent", "of_event", "of_progress", "of_result", "of_rows", "of_tool_result"]
+__all__ = [
+    "Markup",
+    "bar",
+    "card",
+    "line",
+    "of_agent",
+    "of_event",
+    "of_progress",
+    "of_result",
+    "of_rows",
+    "of_tool_result",
+]
 
 LONGEST_TEXT = 4_000
 LONGEST_LINE = 160
@@ -27,7 +38,9 @@ def of_result(result: Any, title: str = "") -> str:
     """The card of a result: answer, tool calls, usage."""
     parts = [block(result.content if result.success else result.error)]
     if result.tool_results:
-        parts.append(of_rows(("call", "outcome", "seconds", "result"), map(_row_of, result.tool_results)))
+        longest = max([result.elapsed, *(call.elapsed for call in result.tool_results)], default=0.0) or 1.0
+        rows = (_row_of(call, longest) for call in result.tool_results)
+        parts.append(of_rows(("call", "outcome", "seconds", "", "result"), rows))
     parts += [_note(f"warning: {line(warning)}") for warning in islice(result.warnings, 5)]
     ended = "answered" if result.success else f"no answer ({line(result.stop_reason)})"
     used = f"{_used(result.usage)}, {result.elapsed:.2f} s"
@@ -68,6 +81,10 @@ def card(title: str, *parts: str) -> str:
     return f'<div class="fractal">{head}{"".join(parts)}</div>'
 
 
+def _cell(value: object) -> str:
+    return str(value) if type(value) is Markup else line(value)
+
+
 def block(value: object) -> str:
     """A text of several lines."""
     text = value if isinstance(value, str) else text_of(value)
@@ -83,15 +100,40 @@ def line(value: object) -> str:
 def of_rows(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table of texts, cut after so many rows."""
     left = iter(rows)
-    body = ["<tr>" + "".join(f"<td>{line(cell)}</td>" for cell in row) + "</tr>" for row in islice(left, MOST_ROWS)]
+    body = ["<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in islice(left, MOST_ROWS)]
     more = sum(1 for _ in left)
     head = "<tr>" + "".join(f"<th>{line(name)}</th>" for name in heads) + "</tr>" if heads else ""
     return f"<table>{head}{''.join(body)}</table>" + (_note(f"and {more} more") if more else "")
 
 
-def _row_of(call: Any) -> tuple[object, ...]:
+class Markup(str):
+    """HTML that is made here, of numbers alone."""
+
+    __slots__ = ()
+
+
+def bar(start: float, length: float, outcome: str) -> Markup:
+    """A bar in a timeline.
+
+    Args:
+        start: Where it begins, as a part of the whole.
+        length: How long it is, likewise.
+        outcome: How that ended which it stands for; it is seen in the colour alone.
+    """
+    left = 100 * min(max(start, 0.0), 1.0)
+    width = min(100 * max(length, 0.0), 100 - left)
+    colour = _COLOURS.get(outcome, "#c0392b")
+    inner = f"margin-left:{left:.1f}%;width:{width:.1f}%;min-width:2px;height:0.7em;background:{colour}"
+    return Markup(f'<div style="width:14em"><div style="{inner}"></div></div>')
+
+
+_COLOURS = {"ok": "#2e8b57", **dict.fromkeys(("timeout", "cancelled", "abandoned", "unfinished"), "#c98a00")}
+
+
+def _row_of(call: Any, longest: float) -> tuple[object, ...]:
     said = call.content if call.error is None else call.error
-    return call.tool_name + _given(call), call.outcome, f"{call.elapsed:.2f}", said
+    took = bar(0.0, call.elapsed / longest, call.outcome)  # when it began is known to traces alone
+    return call.tool_name + _given(call), call.outcome, f"{call.elapsed:.2f}", took, said
 
 
 def _given(call: Any) -> str:

@@ -175,6 +175,8 @@ class ModelRequested(RunEvent):
         added: Messages that have come to the conversation since the last request, or since the run began.
         kept: Positions of the conversation's messages that are sent; None for all.
         tools: Names of the tools on offer.
+        parameters: What the agent sets of the request besides: `temperature`, `max_tokens` and the like.
+        server: Host and port of the endpoint; None where they are not known.
     """
 
     kind: Literal["model_requested"] = "model_requested"
@@ -186,6 +188,8 @@ class ModelRequested(RunEvent):
     added: list[AnyMessage] = field(default_factory=list[AnyMessage])
     kept: list[int] | None = None
     tools: list[Text] = field(default_factory=list[Text])
+    parameters: dict[str, Any] = field(default_factory=dict[str, Any])
+    server: tuple[Text, int] | None = None
 
 
 @_event

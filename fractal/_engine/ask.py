@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from fractal._concurrency.scopes import move_on_after, require_time
-from fractal._copies import copied, copied_messages
+from fractal._copies import copied_messages
 from fractal._engine.hooks import call_user
 from fractal._engine.money import Money
 from fractal._engine.observers import request_headers
@@ -298,11 +298,13 @@ class _Question:
             "added": copied_messages(run.transcript.since(seen)),
             "kept": None if kept is None else list(kept),
             "tools": request.tools.names() if request.tools is not None else [],
+            "parameters": copied_messages([request.settings.fields()])[0],
+            "server": _server_of(run.settings.model),
         }
 
     def _facts_of(self, reply: Reply, started: float, cost: int | None) -> dict[str, Any]:
         return {
-            "message": copied(reply.message()),
+            "message": copied_messages([reply.message()])[0],
             "finish_reason": reply.finish_reason,
             "input_tokens": reply.input_tokens,
             "output_tokens": reply.output_tokens,
@@ -322,6 +324,18 @@ class _Question:
         if budget.is_unlimited("tokens"):
             return Reservation(budget, "tokens", 0)
         return budget.reserve("tokens", _prompt_tokens(request) + request.reply_tokens)
+
+
+def _server_of(model: object) -> tuple[str, int] | None:
+    """Host and port of the endpoint of a model that says them."""
+    try:
+        match getattr(model, "server", None):
+            case (str() as host, int() as port):
+                return host, port
+            case _:
+                return None
+    except Exception:  # a model of a user's own has such a name for something else
+        return None
 
 
 def _with_headers(run: Run, request: ModelRequest) -> ModelRequest:

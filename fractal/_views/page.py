@@ -17,7 +17,7 @@ from typing import Any
 from fractal._json import encode
 from fractal._views.page_lanes import lanes_of, waited_for
 from fractal._views.page_runs import PageRuns, Row
-from fractal._views.page_spans import RunSpans, Span
+from fractal._views.page_spans import PageSpan, RunSpans
 
 __all__ = ["PageRuns", "page_of"]
 
@@ -63,7 +63,7 @@ def _row(row: Row, block: int | None) -> dict[str, Any]:
     names = ("run_id", "source", "agent", "input", "reason", "outcome", "start", "events", "agents", "requests")
     more = ("tools", "errors", "input_tokens", "output_tokens", "cost")
     facts = {name: getattr(row, name) for name in (*names, *more)}
-    return facts | {"seconds": row.last - row.start, "block": block}
+    return facts | {"seconds": row.seconds, "block": block}
 
 
 def _run(row: Row, block: int) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _run(row: Row, block: int) -> Iterator[str]:
         yield _block(f"run-{block}-{number}", texts)
 
 
-def _chunks(spans: Sequence[Span]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def _chunks(spans: Sequence[PageSpan]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """The details of the spans in blocks, each with the position of its first span."""
     first, size, texts = 0, 0, list[dict[str, Any]]()
     for position, span in enumerate(spans):
@@ -130,7 +130,7 @@ class _Names(dict[str, int]):
         return number
 
 
-def _causes(spans: Sequence[Span], waited: Sequence[float]) -> list[tuple[str, str, str, float, int, int]]:
+def _causes(spans: Sequence[PageSpan], waited: Sequence[float]) -> list[tuple[str, str, str, float, int, int]]:
     """The longest waits of a run: kind, agent, name, seconds, how often, and the span with the longest one."""
     causes: dict[tuple[str, str, str], tuple[float, int, int]] = {}
     for position, (span, seconds) in enumerate(zip(spans, waited, strict=True)):

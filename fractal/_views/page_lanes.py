@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from fractal._views.page_spans import Span
+from fractal._views.page_spans import PageSpan
 
 __all__ = ["lanes_of", "waited_for"]
 
@@ -25,7 +25,7 @@ class Lanes:
     of_spans: list[int] = field(default_factory=list[int])
 
 
-def lanes_of(spans: Sequence[Span], last: float) -> Lanes:
+def lanes_of(spans: Sequence[PageSpan], last: float) -> Lanes:
     """Give each span a lane: an agent's run, below it what it did, and below that the runs it began.
 
     Runs of one agent that are begun by the same one, one after the other, share their lanes.
@@ -48,14 +48,14 @@ def lanes_of(spans: Sequence[Span], last: float) -> Lanes:
     return lanes
 
 
-def _children(spans: Sequence[Span]) -> dict[int, list[int]]:
+def _children(spans: Sequence[PageSpan]) -> dict[int, list[int]]:
     below = defaultdict[int, list[int]](list)
     for position, span in enumerate(spans):
         below[span.parent].append(position)
     return below
 
 
-def _parts(spans: Sequence[Span], below: dict[int, list[int]], slot: Iterable[int]) -> tuple[list[int], list[int]]:
+def _parts(spans: Sequence[PageSpan], below: dict[int, list[int]], slot: Iterable[int]) -> tuple[list[int], list[int]]:
     """The requests and calls of some runs, and the runs that they began, by their calls too."""
     parts, runs = list[int](), list[int]()
     for position in slot:
@@ -66,7 +66,7 @@ def _parts(spans: Sequence[Span], below: dict[int, list[int]], slot: Iterable[in
     return parts, runs
 
 
-def _slots(spans: Sequence[Span], runs: Sequence[int], last: float) -> list[list[int]]:
+def _slots(spans: Sequence[PageSpan], runs: Sequence[int], last: float) -> list[list[int]]:
     """Groups of runs that share lanes: those of one agent, one after the other."""
     slots = list[list[int]]()
     free = defaultdict[str, list[tuple[float, int]]](list)  # by agent: when which slot is free
@@ -82,7 +82,7 @@ def _slots(spans: Sequence[Span], runs: Sequence[int], last: float) -> list[list
     return slots
 
 
-def _pack(spans: Sequence[Span], parts: Iterable[int], last: float, lanes: Lanes) -> int:
+def _pack(spans: Sequence[PageSpan], parts: Iterable[int], last: float, lanes: Lanes) -> int:
     """Give each part the first lane that is free, below those that there are; returns how many it takes."""
     first, count = len(lanes.labels), 0
     free, taken = list[int](), list[tuple[float, int]]()
@@ -98,7 +98,7 @@ def _pack(spans: Sequence[Span], parts: Iterable[int], last: float, lanes: Lanes
     return count
 
 
-def waited_for(spans: Sequence[Span], last: float) -> list[float]:
+def waited_for(spans: Sequence[PageSpan], last: float) -> list[float]:
     """The critical path: for each span the seconds that the whole run waited for it, and for nothing inside of it.
 
     From its end backwards a run waits for what ended last, then for what had ended last when that began, and so on;
@@ -124,5 +124,5 @@ def waited_for(spans: Sequence[Span], last: float) -> list[float]:
     return seconds
 
 
-def _end(span: Span, last: float) -> float:
+def _end(span: PageSpan, last: float) -> float:
     return span.end if span.end is not None else max(last, span.start)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from fractal._json import is_mapping, text_of
-from fractal._texts import one_line
-from fractal._views.page_spans import RunSpans, count_of, end_of_run, number_of
+from fractal._views.page_spans import RunSpans
 from fractal.tracing import TraceEvent
+from fractal.tracing.counts import RunCounts
 
 __all__ = ["PageRuns", "Row"]
 
@@ -24,80 +22,14 @@ MOST_ROWS = 10_000
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Row:
+class Row(RunCounts):
     """A row of the table of runs.
 
     Attributes:
-        run_id: Its id, which all runs below it have in a trace.
-        source: Name of the file.
-        agent: Name of the agent.
-        input: What it was asked, in one line.
-        reason: Why it ended; empty while it has not.
-        outcome: How, as for a tool call.
-        start: Seconds since the epoch.
-        last: The time of its last event.
-        events: How many there are.
-        agents: Runs of agents in it.
-        requests: Replies of models.
-        tools: Tool calls.
-        errors: Runs and calls that failed.
-        input_tokens: Prompt tokens.
-        output_tokens: Completion tokens.
-        cost: What the replies cost; None if that is not known of each.
         detail: All that was said; None if there was no room for it.
     """
 
-    run_id: str
-    source: str
-    agent: str
-    start: float
-    last: float
-    input: str = ""
-    reason: str = ""
-    outcome: str = "unfinished"
-    events: int = 0
-    agents: int = 0
-    requests: int = 0
-    tools: int = 0
-    errors: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: float | None = 0.0
     detail: RunSpans | None = None
-
-    def take(self, event: TraceEvent) -> None:
-        """Count an event."""
-        self.events += 1
-        self.start, self.last = min(self.start, event.timestamp), max(self.last, event.timestamp)
-        match event.event_type:
-            case "agent_start":
-                self.agents += 1
-                if self.agents == 1:
-                    said = event.arguments.get("user_input") if is_mapping(event.arguments) else None
-                    self.agent, self.input = event.agent_name, one_line(text_of("" if said is None else said), 160)
-            case "agent_end":
-                self._ended(event)
-            case "model_response":
-                self._replied(event.metadata)
-            case "tool_call":
-                self.tools += 1
-            case "tool_result":
-                self.errors += event.error is not None and event.metadata.get("outcome") not in ("cancelled", "skipped")
-            case _:
-                pass
-
-    def _ended(self, event: TraceEvent) -> None:
-        outcome, reason = end_of_run(event)
-        self.errors += outcome in ("error", "timeout")
-        if event.delegation_depth == 0:
-            self.outcome, self.reason = outcome, reason
-
-    def _replied(self, facts: dict[str, Any]) -> None:
-        self.requests += 1
-        self.input_tokens += count_of(facts.get("input_tokens"))
-        self.output_tokens += count_of(facts.get("output_tokens"))
-        cost = number_of(facts.get("cost"))
-        self.cost = self.cost + cost if self.cost is not None and cost is not None else None
 
 
 class PageRuns:
@@ -115,7 +47,7 @@ class PageRuns:
         self.older = self.without_detail = 0
 
     def __iter__(self) -> Iterator[Row]:
-        return iter(sorted(self._rows.values(), key=lambda row: row.start))
+        return iter(sorted(self._rows.values(), key=lambda row: row.start or 0.0))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -160,7 +92,7 @@ class PageRuns:
                 yield f"texts of run {row.run_id} are cut: a page holds {MOST_TEXT >> 20} MB of text"
 
     def _begin(self, key: tuple[str, str], event: TraceEvent) -> Row:
-        row = Row(run_id=key[1], source=key[0], agent=event.agent_name, start=event.timestamp, last=event.timestamp)
+        row = Row(run_id=key[1], source=key[0], agent=event.agent_name)
         row.detail = RunSpans()
         self._rows[key] = self._detailed[key] = row
         if len(self._rows) > MOST_ROWS:

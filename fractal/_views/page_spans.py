@@ -1,20 +1,20 @@
-"""One run of a trace for the page: the spans that its events make, and what was said in each of them."""
+"""One run of a trace for the page: its spans with what was said in each of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from fractal._json import is_list, is_mapping, text_of
 from fractal._texts import one_line
-from fractal.results import Outcome
 from fractal.tracing import TraceEvent
-from fractal.tracing.events import run_of
+from fractal.tracing.counts import count_of, number_of
+from fractal.tracing.spans import UNFINISHED, Span, Spans, Step, end_of_run, run_of
 
-__all__ = ["RunSpans", "Span", "count_of", "end_of_run", "number_of"]
+__all__ = ["PageSpan", "RunSpans"]
 
 LONGEST_TEXT = 200_000
 """Characters of one text in a page; a `TracingKit` cuts at a tenth of that."""
@@ -24,11 +24,8 @@ _LONGEST_LABEL = 160
 _MOST_MARKS = 2000
 """Warnings, limits and the like that one run shows."""
 
-UNFINISHED = "unfinished"
-"""The outcome of a span whose end is not in the trace."""
-
-_OUTCOMES = frozenset(get_args(Outcome))
-_CUT = {"deadline": "timeout", "cancelled": "cancelled"}
+_MOST_OPEN = 100_000
+"""Spans that are open at once, of which there are no more than events in a page."""
 
 Kind = Literal["run", "model", "tool", "wait"]
 
@@ -37,11 +34,11 @@ Message = list[Any]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Span:
-    """A part of a run that took time.
+class PageSpan:
+    """A part of a run that took time, as the page shows it.
 
     Attributes:
-        kind: A run of an agent, a request to the model, a tool call, or a wait: for a retry or for approval.
+        kind: A run of an agent, a try of a request to the model, a tool call, or a wait: for a try or for approval.
         name: Name of the agent, of the model or of the tool.
         agent: Name of the agent it belongs to.
         parent: Position of the span that it is in, among the spans of the run; -1 for none.
@@ -70,30 +67,30 @@ class Span:
     cost: float | None = None
     detail: dict[str, Any] = field(default_factory=dict[str, Any])
 
-    def close(self, at: float, outcome: str) -> None:
-        """End the span; only the first end counts."""
-        if self.end is None:
-            self.end, self.outcome = max(at, self.start), outcome
-
 
 @dataclass(slots=True, eq=False)
-class _Run:
-    """State of a run while its events are read: positions of spans, and its conversation."""
+class _Talk:
+    """What was said in a run.
+
+    Attributes:
+        span: Position of its span; -1 if there was no room for that.
+        said: Messages; a number for what is said in that span.
+        openings: What stood before it, each time that changed.
+        tools: The tools on offer, likewise.
+        asked: The calls of the last reply, in their order.
+        results: Of these: which, and its span.
+    """
 
     span: int
-    talk: list[Message | int] = field(default_factory=list["Message | int"])  # a number: what is said in that span
+    said: list[Message | int] = field(default_factory=list["Message | int"])
     openings: list[list[Message]] = field(default_factory=list[list[Message]])
     tools: list[list[str]] = field(default_factory=list[list[str]])
-    model: int = -1
-    wait: int = -1
-    calls: dict[str, int] = field(default_factory=dict[str, int])
-    approvals: dict[str, int] = field(default_factory=dict[str, int])
-    asked: dict[str, int] = field(default_factory=dict[str, int])  # the calls of the last reply, in their order
-    results: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # of these: which, and the span
+    asked: dict[str, int] = field(default_factory=dict[str, int])
+    results: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
 
     def settle(self) -> None:
         """Move the results of tools into the conversation, in the order of the calls."""
-        self.talk += [span for _, span in sorted(self.results)]
+        self.said += [span for _, span in sorted(self.results)]
         self.results.clear()
 
 
@@ -108,60 +105,97 @@ class RunSpans:
         size: Characters of all texts.
         is_full: Set from outside: no further span is begun, but those that go on get their ends.
         is_long: Set from outside: further texts are left out.
-        left_out: Events that no span was made of because of that.
+        left_out: Spans that are not shown because of that.
         limits: What the run that the user began may use, by name.
     """
 
     def __init__(self) -> None:
-        self.spans: list[Span] = []
+        self.spans: list[PageSpan] = []
         self.marks: list[tuple[float, str, str, int]] = []
         self.first, self.last = float("inf"), float("-inf")
         self.size = self.left_out = 0
         self.is_full = self.is_long = False
         self.limits: dict[str, float] = {}
-        self._runs: dict[str, _Run] = {}
+        self._steps = Spans(_MOST_OPEN)
+        self._open: dict[Span, int] = {}  # positions
+        self._talks: dict[str, _Talk] = {}
 
     def take(self, event: TraceEvent) -> None:
         """Enter an event."""
         self.first, self.last = min(self.first, event.timestamp), max(self.last, event.timestamp)
-        take = getattr(self, f"_{event.event_type}", None)
-        if take is None:
-            return
-        run_id, above = run_of(event)
-        run = self._runs.get(run_id)
-        if run is None or event.event_type == "agent_start":
-            run = self._begin(event, run_id, above)
-        take(run, event)
+        call = self._steps.call_of(event) if event.event_type == "error" else None
+        for step in self._steps.take(event):
+            (self._begin if step.what == "begin" else self._end)(step)
+        if (said := _MARKS.get(event.event_type)) is not None:
+            self._mark(event, said(event), call)
 
     def settle(self) -> None:
         """Put each run's conversation into the details of its span."""
-        for run in self._runs.values():
-            run.settle()
-            if run.span >= 0:
-                self.spans[run.span].detail |= {"talk": run.talk, "openings": run.openings, "tools": run.tools}
+        for talk in self._talks.values():
+            talk.settle()
+            if talk.span >= 0:
+                detail = {"talk": talk.said, "openings": talk.openings, "tools": talk.tools}
+                self.spans[talk.span].detail |= detail
 
-    # ---- runs
+    def _mark(self, event: TraceEvent, text: str, call: Span | None) -> None:
+        if len(self.marks) < _MOST_MARKS:
+            talk = self._talks.get(run_of(event)[0])
+            where = talk.span if talk is not None else -1
+            where = self._open.get(call, where) if call is not None else where
+            self.marks.append((event.timestamp, event.event_type, self._said(text[: 2 * _LONGEST_LABEL]), where))
 
-    def _begin(self, event: TraceEvent, run_id: str, above: str | None) -> _Run:
-        over = self._runs.get(above or "")
-        parent = -1
-        if over is not None and above != run_id:
-            parent = over.calls.get(text_of(event.metadata.get("call")), over.span)
-        run = self._runs[run_id] = _Run(self._open("run", event.agent_name, event, parent))
-        if run.span >= 0 and event.event_type != "agent_start":
-            self.spans[run.span].detail["facts"] = [["beginning", "not in the trace"]]
-        return run
+    # ---- beginnings
 
-    def _agent_start(self, run: _Run, event: TraceEvent) -> None:
+    def _begin(self, step: Step) -> None:
+        span, event = step.span, step.event
+        assert event is not None
+        if span.kind == "chat":  # its tries are shown
+            return
+        at = self._enter(span, event)
+        match span.kind:
+            case "run":
+                self._begin_run(at, span, event)
+            case "try":
+                self._begin_try(at, span, event)
+            case "tool" if at >= 0:
+                self.spans[at].detail["call"] = span.call
+            case "wait" if at >= 0 and event.event_type == "retry":
+                self.spans[at].detail["facts"] = self._facts(event, ("wait", "attempt"))
+            case _:
+                pass
+
+    def _enter(self, span: Span, event: TraceEvent) -> int:
+        """Show a span; gives its position, -1 if there is no room for it."""
+        if self.is_full:
+            self.left_out += 1
+            return -1
+        parent = self._open.get(span.parent, -1) if span.parent is not None else -1
+        kind = _KINDS[span.kind]
+        name = one_line(span.name) or "model" if kind == "model" else span.name
+        shown = PageSpan(kind=kind, name=name, agent=span.agent, parent=parent, start=span.begin, group=span.group)
+        if event.arguments is not None and kind != "run":
+            shown.label = _brief(event.arguments)
+            shown.detail["arguments"] = self._said(event.arguments)
+        self.spans.append(shown)
+        self._open[span] = len(self.spans) - 1
+        self.first = min(self.first, span.begin)
+        return len(self.spans) - 1
+
+    def _begin_run(self, at: int, span: Span, event: TraceEvent) -> None:
+        talk = self._talks[span.run] = _Talk(at)
+        if not span.has_beginning:
+            if at >= 0:
+                self.spans[at].detail["facts"] = [["beginning", "not in the trace"]]
+            return
         history, given = event.metadata.get("history"), event.arguments
         said = given.get("user_input") if is_mapping(given) else None
-        run.talk += [self._message(each) for each in (history if is_list(history) else ())]
-        run.talk.append(self._message({"role": "user", "content": said}))
-        if run.span >= 0:
-            span = self.spans[run.span]
-            span.label = one_line(_content(said), _LONGEST_LABEL)
-            span.detail["facts"] = self._facts(event, ("timeout", "limits"))
-            if span.parent < 0:
+        talk.said += [self._message(each) for each in (history if is_list(history) else ())]
+        talk.said.append(self._message({"role": "user", "content": said}))
+        if at >= 0:
+            shown = self.spans[at]
+            shown.label = one_line(_content(said), _LONGEST_LABEL)
+            shown.detail["facts"] = self._facts(event, ("timeout", "limits"))
+            if shown.parent < 0:
                 self._note_limits(event.metadata)
 
     def _note_limits(self, facts: Mapping[str, Any]) -> None:
@@ -171,60 +205,67 @@ class RunSpans:
             if (value := number_of(named.get(name))) is not None:
                 self.limits[name] = value
 
-    def _agent_end(self, run: _Run, event: TraceEvent) -> None:
-        outcome, reason = end_of_run(event)
-        cut = "error" if outcome == "ok" else outcome
-        for part in (run.model, run.wait, *run.calls.values(), *run.approvals.values()):
-            if part >= 0 and not self._goes_on(event, part):
-                self.spans[part].close(event.timestamp, cut)
-        if run.span < 0:
+    def _begin_try(self, at: int, span: Span, event: TraceEvent) -> None:
+        if not span.has_beginning:
             return
-        span = self.spans[run.span]
-        span.close(event.timestamp, outcome)
-        span.detail["reason"] = reason
-        span.detail.setdefault("facts", []).extend(self._facts(event, ("iterations", "error_type", "usage")))
-        self._say_end(span, event)
-
-    def _goes_on(self, event: TraceEvent, part: int) -> bool:
-        """Whether a call could not be stopped, and its end may come yet."""
-        abandoned = event.metadata.get("abandoned")
-        return self.spans[part].detail.get("call") in (abandoned if is_list(abandoned) else ())
-
-    # ---- requests
-
-    def _model_request(self, run: _Run, event: TraceEvent) -> None:
-        run.settle()
-        facts = event.metadata
+        talk, facts = self._talks[span.run], event.metadata
+        talk.settle()
         if is_list(opening := facts.get("opening")):
-            run.openings.append([self._message(each) for each in opening])
+            talk.openings.append([self._message(each) for each in opening])
         if is_list(tools := facts.get("tools")):
-            run.tools.append([one_line(text_of(each)) for each in tools])
+            talk.tools.append([one_line(text_of(each)) for each in tools])
         added = facts.get("added")
-        run.talk += [self._message(each) for each in (added if is_list(added) else ())]
-        self._close(run.wait, event, "ok")
-        self._close(run.model, event, "error")
-        run.model = self._open("model", one_line(text_of(facts.get("model") or "model")), event, run.span)
-        if run.model < 0:
+        talk.said += [self._message(each) for each in (added if is_list(added) else ())]
+        if at < 0:
             return
-        kept = facts.get("kept")
-        sees: dict[str, Any] = {"upto": len(run.talk), "opening": len(run.openings) - 1, "tools": len(run.tools) - 1}
-        if is_list(kept):
+        sees: dict[str, Any] = {"upto": len(talk.said), "opening": len(talk.openings) - 1, "tools": len(talk.tools) - 1}
+        if is_list(kept := facts.get("kept")):
             sees["kept"] = [position for position in kept if type(position) is int]
-        span = self.spans[run.model]
-        span.detail = {"sees": sees, "facts": self._facts(event, ("iteration", "attempt", "messages"))}
+        shown = self.spans[at]
+        shown.detail = {"sees": sees, "facts": self._facts(event, ("iteration", "attempt", "messages"))}
         if count_of(facts.get("attempt")) > 1:
-            span.label = f"try {facts['attempt']}"
+            shown.label = f"try {facts['attempt']}"
 
-    def _model_response(self, run: _Run, event: TraceEvent) -> None:
-        facts, reply = event.metadata, self._message(event.result, "assistant")
-        run.settle()
-        run.asked = {call_id: at for at, (_, _, call_id) in enumerate(reply[2])}
-        span = self._ended(run.model, event, "ok", "model", one_line(text_of(facts.get("model") or "model")), run.span)
-        run.model = -1
-        if span is None:
-            run.talk.append(reply)
+    # ---- ends
+
+    def _end(self, step: Step) -> None:
+        span, event, at = step.span, step.event, self._open.pop(step.span, -1)
+        if at >= 0:
+            self.spans[at].end, self.spans[at].outcome = span.end, span.outcome
+        match span.kind, event.event_type if event is not None else "":
+            case "run", "agent_end":
+                self._end_run(at, step)
+            case "try", "model_response":
+                self._end_try(at, step)
+            case "try", "retry" if at >= 0:
+                error = self._said(span.error or "")
+                self.spans[at].label, self.spans[at].detail["error"] = one_line(error, _LONGEST_LABEL), error
+            case "tool", "tool_result" if at >= 0:
+                self._end_call(at, step)
+            case "wait", "approval_answer" if at >= 0 and event is not None:
+                self.spans[at].detail["facts"] = self._facts(event, ("is_allowed", "reason"))
+            case _:
+                pass
+
+    def _end_run(self, at: int, step: Step) -> None:
+        event = step.event
+        if at < 0 or event is None:
             return
-        at, last = span
+        shown = self.spans[at]
+        shown.detail["reason"] = one_line(end_of_run(event).reason, 40)
+        shown.detail.setdefault("facts", []).extend(self._facts(event, ("iterations", "error_type", "usage")))
+        self._say_end(shown, event)
+
+    def _end_try(self, at: int, step: Step) -> None:
+        event, talk = step.event, self._talks[step.span.run]
+        assert event is not None
+        facts, reply = event.metadata, self._message(event.result, "assistant")
+        talk.settle()
+        talk.asked = {call_id: order for order, (_, _, call_id) in enumerate(reply[2])}
+        talk.said.append(at if at >= 0 else reply)
+        if at < 0:
+            return
+        last = self.spans[at]
         last.label = _brief_reply(reply)
         last.input_tokens, last.output_tokens = (count_of(facts.get(f"{half}_tokens")) for half in ("input", "output"))
         last.cost = number_of(facts.get("cost"))
@@ -232,108 +273,21 @@ class RunSpans:
         names = ("finish_reason", "model", "response_id", "first_piece")
         counts = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_input_tokens")
         last.detail.setdefault("facts", []).extend(self._facts(event, (*names, *counts, "reasoning_tokens", "cost")))
-        run.talk.append(at)
 
-    def _retry(self, run: _Run, event: TraceEvent) -> None:
-        why = self._said(event.metadata.get("message") or event.error or "")
-        span = self._ended(run.model, event, "error", "model", "model", run.span)
-        run.model = -1
-        if span is not None:
-            span[1].label, span[1].detail["error"] = one_line(why, _LONGEST_LABEL), why
-        self._mark(run, event, "retry", why)
-        run.wait = self._open("wait", "before the next try", event, run.span)
-        if run.wait >= 0:
-            self.spans[run.wait].detail["facts"] = self._facts(event, ("wait", "attempt"))
-
-    # ---- tools
-
-    def _tool_call(self, run: _Run, event: TraceEvent) -> None:
-        name = event.tool_name or "tool"
-        call = event.tool_call_id or name
-        at = run.calls[call] = self._open("tool", name, event, run.span)
-        if at >= 0:
-            self.spans[at].detail["call"] = call
-
-    def _tool_result(self, run: _Run, event: TraceEvent) -> None:
-        name = event.tool_name or "tool"
-        call = event.tool_call_id or name
-        outcome = event.metadata.get("outcome")
-        if not (isinstance(outcome, str) and outcome in _OUTCOMES):
-            outcome = "ok" if event.error is None else "error"
-        span = self._ended(run.calls.pop(call, -1), event, outcome, "tool", name, run.span)
-        if span is None:
-            return
-        at, last = span
-        last.group = last.group or event.parallel_group_id or ""
-        last.detail["call"] = call
+    def _end_call(self, at: int, step: Step) -> None:
+        event, call, talk = step.event, step.span.call, self._talks[step.span.run]
+        assert event is not None
+        last = self.spans[at]
+        last.group = step.span.group
         self._say_end(last, event)
         if event.error is not None:
             last.label = one_line(event.error, _LONGEST_LABEL)
-        if call in run.asked:
-            run.results.append((run.asked[call], at))
-
-    def _approval_request(self, run: _Run, event: TraceEvent) -> None:
-        call = event.tool_call_id or ""
-        run.approvals[call] = self._open("wait", f"approval of {event.tool_name or 'a call'}", event, run.span)
-
-    def _approval_answer(self, run: _Run, event: TraceEvent) -> None:
-        given = event.metadata.get("is_allowed") is True
-        at = run.approvals.pop(event.tool_call_id or "", -1)
-        self._close(at, event, "ok" if given else "denied")
-        if at >= 0:
-            self.spans[at].detail["facts"] = self._facts(event, ("is_allowed", "reason"))
-
-    # ---- moments
-
-    def _error(self, run: _Run, event: TraceEvent) -> None:
-        self._mark(run, event, "error", event.error or "", run.calls.get(event.tool_call_id or "", run.span))
-
-    def _limit(self, run: _Run, event: TraceEvent) -> None:
-        self._mark(run, event, "limit", text_of(event.metadata.get("message") or event.metadata.get("limit") or ""))
-
-    def _warning(self, run: _Run, event: TraceEvent) -> None:
-        self._mark(run, event, "warning", text_of(event.metadata.get("message") or ""))
-
-    def _mark(self, run: _Run, event: TraceEvent, kind: str, text: str, span: int | None = None) -> None:
-        if len(self.marks) < _MOST_MARKS:
-            where = run.span if span is None else span
-            self.marks.append((event.timestamp, kind, self._said(text[: 2 * _LONGEST_LABEL]), where))
-
-    # ---- spans
-
-    def _open(self, kind: Kind, name: str, event: TraceEvent, parent: int) -> int:
-        """Begin a span; -1 if there is no room for it."""
-        if self.is_full:
-            self.left_out += 1
-            return -1
-        group = event.parallel_group_id or ""
-        span = Span(kind=kind, name=name, agent=event.agent_name, parent=parent, start=event.timestamp, group=group)
-        if event.arguments is not None and kind != "run":
-            span.label = _brief(event.arguments)
-            span.detail["arguments"] = self._said(event.arguments)
-        self.spans.append(span)
-        return len(self.spans) - 1
-
-    def _close(self, at: int, event: TraceEvent, outcome: str) -> None:
-        if at >= 0:
-            self.spans[at].close(event.timestamp, outcome)
-
-    def _ended(
-        self, at: int, event: TraceEvent, outcome: str, kind: Kind, name: str, parent: int
-    ) -> tuple[int, Span] | None:
-        """End a span; one whose beginning is not in the trace is made for that."""
-        if at < 0:
-            at = self._open(kind, name, event, parent)
-            if at < 0:
-                return None
-            self.spans[at].start -= max(event.elapsed_time or 0.0, 0.0)
-            self.first = min(self.first, self.spans[at].start)
-        self._close(at, event, outcome)
-        return at, self.spans[at]
+        if call in talk.asked:
+            talk.results.append((talk.asked[call], at))
 
     # ---- texts
 
-    def _say_end(self, span: Span, event: TraceEvent) -> None:
+    def _say_end(self, span: PageSpan, event: TraceEvent) -> None:
         if event.result is not None:
             span.detail["result"] = self._said(event.result)
         if event.error is not None:
@@ -373,25 +327,6 @@ class RunSpans:
         return text
 
 
-def end_of_run(event: TraceEvent) -> tuple[str, str]:
-    """The outcome of a run, as for a tool call, and its stop reason."""
-    success = bool(event.metadata.get("success", event.error is None))
-    reason = one_line(text_of(event.metadata.get("stop_reason") or ("finished" if success else "error")), 40)
-    return "ok" if success else _CUT.get(reason, "error"), reason
-
-
-def count_of(value: object) -> int:
-    """A number of tokens or the like; 0 for anything else."""
-    return value if type(value) is int and 0 <= value < 2**53 else 0
-
-
-def number_of(value: object) -> float | None:
-    """A number of money, seconds or the like; None for anything else."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    return float(value) if 0 <= value < 1e15 else None
-
-
 def _pretty(value: object) -> str:
     if not (is_mapping(value) or is_list(value)):
         return text_of(value)
@@ -429,3 +364,18 @@ def _brief_reply(reply: Message) -> str:
         return one_line(reply[1], _LONGEST_LABEL)
     counted = (f"{name} ×{names.count(name)}" if names.count(name) > 1 else name for name in dict.fromkeys(names[:50]))
     return one_line(f"calls {', '.join(counted)}", _LONGEST_LABEL)
+
+
+def _of_metadata(*names: str) -> Callable[[TraceEvent], str]:
+    return lambda event: text_of(next((value for name in names if (value := event.metadata.get(name))), ""))
+
+
+_KINDS: dict[str, Kind] = {"run": "run", "try": "model", "wait": "wait", "tool": "tool"}
+
+_MARKS: dict[str, Callable[[TraceEvent], str]] = {
+    "error": lambda event: event.error or "",
+    "limit": _of_metadata("message", "limit"),
+    "warning": _of_metadata("message"),
+    "retry": lambda event: text_of(event.metadata.get("message") or event.error or ""),
+}
+"""What the page marks the moment of, and the text of the mark."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import anyio
@@ -20,9 +20,21 @@ from rich.table import Table
 from rich.text import Text
 
 from fractal._concurrency.scopes import single_error
-from fractal._views.tree import Part, RunTree
+from fractal._views.tree import Part, Tree
 
-__all__ = ["WIDEST", "is_live", "look_of", "result_table", "timeline", "watch"]
+__all__ = [
+    "WIDEST",
+    "Look",
+    "colour_of",
+    "hierarchy",
+    "is_live",
+    "live_table",
+    "look_of",
+    "result_table",
+    "style_of",
+    "timeline",
+    "watch",
+]
 
 T = TypeVar("T")
 
@@ -39,6 +51,7 @@ class Look:
     Attributes:
         guides: Lines of a tree: before a part, before the last one, below each of these.
         symbols: One for each outcome; that of the empty text stands for any other.
+        begins: Stands before what begins.
         spinner: Shown one after the other while something runs.
         bars: What fills the time of a request, and of a tool call.
         span: Start, middle and end of a run's time.
@@ -49,6 +62,7 @@ class Look:
 
     guides: tuple[str, str, str, str]
     symbols: Mapping[str, str]
+    begins: str
     spinner: str
     bars: Mapping[str, str]
     span: tuple[str, str, str]
@@ -60,6 +74,7 @@ class Look:
 UNICODE = Look(
     guides=("├─ ", "└─ ", "│  ", "   "),
     symbols={"ok": "✓", "timeout": "◷", "cancelled": "⊘", "abandoned": "↷", "skipped": "–", "": "✗"},
+    begins="→",
     spinner="⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏",
     bars={"model": "░", "tool": "█"},
     span=("├", "─", "┤"),
@@ -70,6 +85,7 @@ UNICODE = Look(
 ASCII = Look(
     guides=("|- ", "`- ", "|  ", "   "),
     symbols={"ok": "+", "timeout": "!", "cancelled": "!", "abandoned": "!", "skipped": "-", "": "x"},
+    begins=">",
     spinner="|/-\\",
     bars={"model": ":", "tool": "#"},
     span=("|", "-", "|"),
@@ -100,13 +116,23 @@ def is_live(console: Console) -> bool:
     return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
 
 
-def _colours(tree: RunTree) -> dict[str, str]:
+def colour_of(number: int) -> str:
+    """The colour of an agent, by its number."""
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def _colours(tree: Tree) -> dict[str, str]:
     agents = dict.fromkeys(part.agent for part in tree.walk())
-    return {agent: _COLOURS[index % len(_COLOURS)] for index, agent in enumerate(agents)}
+    return {agent: colour_of(number) for number, agent in enumerate(agents)}
+
+
+def style_of(outcome: str) -> str:
+    """The style of an outcome, by which it is seen from afar."""
+    return _STYLES.get(outcome, _STYLES[""])
 
 
 def _style(part: Part) -> str:
-    return _STYLES.get(part.outcome, _STYLES[""]) if part.outcome else "bold"
+    return style_of(part.outcome) if part.outcome else "bold"
 
 
 def _symbol(part: Part, look: Look) -> tuple[str, str]:
@@ -121,7 +147,7 @@ def _name(guides: str, part: Part, look: Look, colours: Mapping[str, str]) -> Te
     return line.append(f"  {part.detail}", "dim") if part.detail else line
 
 
-def result_table(tree: RunTree, look: Look, width: int = WIDEST) -> RenderableType:
+def result_table(tree: Tree, look: Look, width: int = WIDEST) -> RenderableType:
     """The tree of an ended run: agents, outcomes, times and usage."""
     colours = _colours(tree)
     table = Table(box=None, padding=(0, 2, 0, 0), width=min(width, WIDEST), header_style="dim", pad_edge=False)
@@ -140,7 +166,7 @@ def result_table(tree: RunTree, look: Look, width: int = WIDEST) -> RenderableTy
     return table
 
 
-def live_table(tree: RunTree, look: Look, width: int, height: int) -> RenderableType:
+def live_table(tree: Tree, look: Look, width: int, height: int) -> RenderableType:
     """The tree while it grows; of a tall one the newest rows."""
     colours = _colours(tree)
     table = Table(box=None, padding=(0, 2, 0, 0), width=min(width, WIDEST), show_header=False, pad_edge=False)
@@ -159,7 +185,7 @@ def live_table(tree: RunTree, look: Look, width: int, height: int) -> Renderable
     return Group(table, Text(f"{tree.wall:.1f} s {look.dot} side by side now: {now}", "dim"))
 
 
-def timeline(tree: RunTree, look: Look, width: int = WIDEST) -> RenderableType:
+def timeline(tree: Tree, look: Look, width: int = WIDEST) -> RenderableType:
     """The parts of a run in time: a bar to scale for each part, below a scale in seconds."""
     colours, wall = _colours(tree), max(tree.wall, 1e-3)
     width = min(width, WIDEST)
@@ -169,15 +195,55 @@ def timeline(tree: RunTree, look: Look, width: int = WIDEST) -> RenderableType:
     for guides, part in tree.rows(look.guides):
         name = Text.assemble((guides, "dim"), (part.label, colours[part.agent]), no_wrap=True)
         name.truncate(names, overflow=look.overflow, pad=True)
-        start = min(int((part.started - tree.start) / wall * columns), columns - 1)
-        end = min(max(math.ceil((part.started + part.seconds - tree.start) / wall * columns), start + 1), columns)
-        bar = _bar(part, look, end - start)
-        style = _style(part) if part.outcome != "ok" else colours[part.agent]
-        gap = " " * (columns - end)
-        lines.append(name.append(f"  {' ' * start}").append(bar, style).append(f"{gap} {part.seconds:5.2f} s", "dim"))
+        bar = _bar_in_time(part, tree.start, wall, columns, look, colours)
+        lines.append(name.append("  ").append_text(bar).append(f" {part.seconds:5.2f} s", "dim"))
     bars = look.bars
     legend = f"{bars['model'] * 2} waits for the model   {bars['tool'] * 2} tool   {look.cut[-1]} cut off"
     return Group(*lines, Text(" " * (names + 2) + legend, "dim"))
+
+
+def hierarchy(tree: Tree, look: Look, width: int = WIDEST) -> RenderableType:
+    """The agents of an ended run: who asked whom, how that ended, and when it was, as a bar to scale."""
+    colours, wall, width = _colours(tree), max(tree.wall, 1e-3), min(width, WIDEST)
+    columns = max(width // 3 - 6, 10)
+    table = Table(box=None, padding=(0, 2, 0, 0), width=width, header_style="dim", pad_edge=False)
+    table.add_column("who asked whom", ratio=1, no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("when", no_wrap=True, width=columns)
+    for heading in ("seconds", "tokens"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    runs = Tree()
+    runs.roots = [_only_runs(root) for root in tree.roots]
+    for guides, part in runs.rows(look.guides):
+        table.add_row(
+            _name(guides, part, look, colours),
+            Text(part.outcome, _style(part)),
+            _bar_in_time(part, tree.start, wall, columns, look, colours),
+            f"{part.seconds:.2f}",
+            "" if part.tokens is None else str(sum(part.tokens)),
+        )
+    return table
+
+
+def _only_runs(run: Part) -> Part:
+    """A run with the runs below it alone."""
+    return replace(run, parts=[_only_runs(below) for below in _runs_below(run)])
+
+
+def _runs_below(part: Part) -> Iterator[Part]:
+    for below in part.parts:
+        if below.kind == "run":
+            yield below
+        else:
+            yield from _runs_below(below)
+
+
+def _bar_in_time(part: Part, begin: float, wall: float, columns: int, look: Look, colours: Mapping[str, str]) -> Text:
+    """The bar of a part where its time is, in so many columns for the whole time."""
+    start = min(int((part.started - begin) / wall * columns), columns - 1)
+    end = min(max(math.ceil((part.started + part.seconds - begin) / wall * columns), start + 1), columns)
+    style = style_of(part.outcome) if part.outcome != "ok" else colours[part.agent]
+    return Text(" " * start, no_wrap=True).append(_bar(part, look, end - start), style).append(" " * (columns - end))
 
 
 def _bar(part: Part, look: Look, length: int) -> str:
@@ -201,7 +267,7 @@ def _scale(wall: float, columns: int) -> str:
     return line.ljust(columns) + "seconds".rjust(8)
 
 
-async def watch(console: Console, tree: RunTree, work: Callable[[], Awaitable[T]]) -> T:
+async def watch(console: Console, tree: Tree, work: Callable[[], Awaitable[T]]) -> T:
     """Await some work and show the tree growing meanwhile, if the console can; nothing of it stays on the screen.
 
     Args:

@@ -26,7 +26,7 @@ from fractal.events import (
     ToolStarted,
 )
 
-__all__ = ["Part", "RunTree"]
+__all__ = ["Part", "RunTree", "Tree", "brief", "brief_reply"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,48 +74,15 @@ class Part:
             yield from part.walk()
 
 
-class RunTree:
-    """An observer that keeps what happened as a tree of parts.
+class Tree:
+    """Parts inside each other, to be drawn.
 
-    Example:
-        ```python
-        tree = RunTree()
-        agent = BaseAgent("Planner", "You plan.", observers=[tree])
-        await agent.run("A day in Rome")
-        Console().print(result_table(tree, UNICODE))
-        ```
-
-    Args:
-        notes: A word to show with the calls of a tool, by the tool's name.
+    Attributes:
+        roots: The runs that no other one began.
     """
 
-    def __init__(self, notes: Mapping[str, str] | None = None) -> None:
+    def __init__(self) -> None:
         self.roots: list[Part] = []
-        self._notes = dict(notes or {})
-        self._runs: dict[str, Part] = {}
-        self._open: dict[tuple[str, str], Part] = {}  # by run and call id; a model request's id is empty
-        self._arguments: dict[tuple[str, str], object] = {}  # of open tool calls
-        self._delegating: set[tuple[str | None, str | None]] = set()  # calls that are nothing but another agent's run
-
-    def __call__(self, event: Event) -> None:
-        """Enter one event."""
-        match event:
-            case RunStarted():
-                self._run_started(event)
-            case RunFinished():
-                self._run_finished(event)
-            case ModelRequested() | ToolStarted():
-                self._part_started(event)
-            case ModelResponded():
-                self._responded(event)
-            case RetryScheduled():
-                self._retry(event)
-            case ToolFinished():
-                self._tool_finished(event)
-            case DelegationStarted():
-                self._delegation_started(event)
-            case _:
-                pass
 
     @property
     def work(self) -> float:
@@ -147,6 +114,50 @@ class RunTree:
             yield "", root
             yield from _rows_below(root, "", guides)
 
+
+class RunTree(Tree):
+    """An observer that keeps what happened as a tree of parts.
+
+    Example:
+        ```python
+        tree = RunTree()
+        agent = BaseAgent("Planner", "You plan.", observers=[tree])
+        await agent.run("A day in Rome")
+        Console().print(result_table(tree, UNICODE))
+        ```
+
+    Args:
+        notes: A word to show with the calls of a tool, by the tool's name.
+    """
+
+    def __init__(self, notes: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self._notes = dict(notes or {})
+        self._runs: dict[str, Part] = {}
+        self._open: dict[tuple[str, str], Part] = {}  # by run and call id; a model request's id is empty
+        self._arguments: dict[tuple[str, str], object] = {}  # of open tool calls
+        self._delegating: set[tuple[str | None, str | None]] = set()  # calls that are nothing but another agent's run
+
+    def __call__(self, event: Event) -> None:
+        """Enter one event."""
+        match event:
+            case RunStarted():
+                self._run_started(event)
+            case RunFinished():
+                self._run_finished(event)
+            case ModelRequested() | ToolStarted():
+                self._part_started(event)
+            case ModelResponded():
+                self._responded(event)
+            case RetryScheduled():
+                self._retry(event)
+            case ToolFinished():
+                self._tool_finished(event)
+            case DelegationStarted():
+                self._delegation_started(event)
+            case _:
+                pass
+
     def _run_started(self, event: RunStarted) -> None:
         call = self._open.get((event.parent_id or "", event.call_id or ""))
         if call is not None and (event.parent_id, event.call_id) in self._delegating:
@@ -177,7 +188,7 @@ class RunTree:
             return
         if isinstance(event, ToolStarted):
             key, label = event.call_id, event.tool_name
-            detail = _with_note(_brief(event.arguments), self._notes.get(label))
+            detail = _with_note(brief(event.arguments), self._notes.get(label))
         else:
             key, label = "", "model"
             detail = "" if event.attempt == 1 else f"try {event.attempt}"
@@ -197,7 +208,7 @@ class RunTree:
     def _responded(self, event: ModelResponded) -> None:
         part = self._open.pop((event.run_id, ""), None)
         if part is not None:
-            part.detail = _brief_reply(event.message)
+            part.detail = brief_reply(event.message)
             part.tokens = (event.input_tokens, event.output_tokens)
             part.end(event.at, "ok")
 
@@ -231,14 +242,16 @@ def _rows_below(part: Part, before: str, guides: tuple[str, str, str, str]) -> I
         yield from _rows_below(child, before + (below_last if is_last else below_inner), guides)
 
 
-def _brief(arguments: object) -> str:
+def brief(arguments: object) -> str:
+    """The arguments of a call, in one line."""
     if not isinstance(arguments, Mapping):
         return one_line(text_of(arguments))
     values = islice(cast("Mapping[str, object]", arguments).values(), 10)  # more have no room in a line
     return ", ".join(one_line(text_of(value), 60) for value in values)
 
 
-def _brief_reply(message: Mapping[str, Any]) -> str:
+def brief_reply(message: Mapping[str, Any]) -> str:
+    """A model's message in one line: the calls that it asks for, or its text."""
     calls = [one_line(call["function"]["name"]) for call in message.get("tool_calls") or ()]
     if not calls:
         return one_line(text_of(message.get("content") or message.get("refusal") or ""))

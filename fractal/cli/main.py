@@ -175,7 +175,15 @@ _SERVE = """Serve agents until Ctrl-C: a chat page for browsers, /v1 for OpenAI'
 this machine reaches it unless --host says otherwise, and then a token is asked for."""
 
 _TRACE = """Show what a trace file tells: of each of the newest runs who did what, and a bar of time for each part, so
-that what ran side by side stands side by side."""
+that what ran side by side stands side by side. Of a directory, the list of the runs in its .jsonl files."""
+
+_VIEWS = {
+    "flow": "what happened, one event on a line",
+    "hierarchy": "who asked whom: the agents alone, with a bar of time for each",
+    "compact": "one run on a line: when, how it ended, how long it took, what it used",
+    "summary": "the numbers of all of it, however long it is",
+    "errors": "the errors, one on a line",
+}
 
 _EXPORT = """Write a trace file in the form that other viewers read: otlp, lines of JSON for Jaeger, Grafana and
 collectors of OpenTelemetry; perfetto, JSON for ui.perfetto.dev and chrome://tracing."""
@@ -262,12 +270,13 @@ def _add_run_many(parser: argparse.ArgumentParser) -> None:
 
 def _add_trace(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_trace)
-    parser.add_argument("file", help="file of a TracingKit, or of tracing_output_file=")
+    parser.add_argument("trace", metavar="FILE|DIR", help="file of a TracingKit, or a directory: lists its runs")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--summary", action="store_true", help="the numbers of the whole file, however long it is")
-    what.add_argument("--errors", action="store_true", help="the errors, one on a line")
-    what.add_argument("--run", default="", metavar="ID", help="only the runs whose ids begin so")
-    parser.add_argument("--json", action="store_true", help="numbers or errors as JSON; without --errors the numbers")
+    for view, help_of_it in _VIEWS.items():
+        what.add_argument(f"--{view}", dest="view", action="store_const", const=view, help=help_of_it)
+    parser.add_argument("--run", default="", metavar="ID", help="only the runs whose ids begin so")
+    parser.add_argument("--follow", action="store_true", help="show it while it grows, until its runs have ended")
+    parser.add_argument("--json", action="store_true", help="numbers, errors or the list of runs as JSON")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -484,22 +493,10 @@ def _run_many(options: argparse.Namespace) -> int:
 
 
 def _trace(options: argparse.Namespace) -> int:
-    from fractal.cli.trace import reading, show_errors, show_summary, show_trees
+    from fractal.cli.trace_views import show_trace
 
-    if options.json and options.run:
-        raise WrongUse("--json is for the numbers or the errors of a whole file: leave out --run")
-    with reading(options.file) as reader:
-        if options.errors:
-            show_errors(reader, as_json=options.json)
-        elif options.summary or options.json:
-            show_summary(reader, as_json=options.json)
-        elif not _has_rich():
-            raise WrongUse("trees are drawn with rich, which is not here: pip install rich, or use --summary")
-        else:
-            from rich.console import Console
-
-            if not show_trees(reader, Console(highlight=False), options.run):
-                raise WrongUse(f"{options.file}: there is no run in it whose id begins with {options.run!r}")
+    how = {"is_followed": options.follow, "as_json": options.json, "has_rich": _has_rich()}
+    show_trace(options.trace, options.view, run_id=options.run, **how)
     return 0
 
 

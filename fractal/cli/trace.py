@@ -1,30 +1,42 @@
-"""`fractal trace`: what a trace file tells, as trees with bars of time, as numbers, as errors."""
+"""`fractal trace`: what trace files tell, as trees with bars of time, as lines, as numbers, as errors."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TypeVar
 
 from fractal._texts import one_line
-from fractal._views.tree import RunTree
-from fractal.cli.door import json_line, json_text, say, say_json, tell
+from fractal._views.trace_tree import TraceTree
+from fractal.cli.door import json_line, json_text, say, say_json
 from fractal.cli.files import replace
+from fractal.cli.trace_files import reading
 from fractal.cli.which_agent import WrongUse
-from fractal.tracing import TraceEvent, TraceReader, TraceUnreadable
-from fractal.tracing.events import event_of
+from fractal.tracing import TraceEvent
+from fractal.tracing.counts import Counts, RunCounts
 from fractal.tracing.otlp import otlp_lines
 from fractal.tracing.perfetto import perfetto_lines
 from fractal.tracing.summary import Row, Summary, numbers_of
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
-    from fractal.events import Event
+    from fractal._views.terminal import Look
 
-__all__ = ["Trees", "export", "reading", "show_errors", "show_summary", "show_trees"]
+__all__ = [
+    "Trees",
+    "draw",
+    "export",
+    "show_errors",
+    "show_flow",
+    "show_hierarchy",
+    "show_runs",
+    "show_summary",
+    "show_trees",
+    "wanted",
+]
 
 MOST_RUNS = 20
 """Runs that are drawn, the newest of a file."""
@@ -32,87 +44,169 @@ MOST_RUNS = 20
 MOST_PARTS = 2000
 """Events of a run that are drawn, the first ones."""
 
-_DEEPEST = 100
-"""Runs inside each other that are drawn so; what a file has further inside stands beside them."""
+MOST_ROWS = 1000
+"""Runs that are listed, the newest."""
 
-_UNFINISHED = "unfinished"
+_MOST_GONE = 10_000
+"""Older runs whose ids are known."""
 
 
-class Trees:
-    """The trees of the newest runs in a trace, within a bound on memory.
+def wanted(events: Iterable[TraceEvent], run_id: str, path: str) -> Iterator[TraceEvent]:
+    """The events of the runs whose ids begin so.
 
-    Args:
-        run_id: Beginning of the id of the runs that are wanted; empty for all.
+    Raises:
+        WrongUse: There is none.
+    """
+    found = False
+    for event in events:
+        if (event.run_id or "").startswith(run_id):
+            found = True
+            yield event
+    if not found:
+        raise WrongUse(f"{path}: there is no run in it whose id begins with {run_id!r}")
+
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
+
+
+class _Newest(dict[_Key, _Value]):
+    """What belongs to the newest runs of a trace, so many of them.
 
     Attributes:
         dropped: Runs that were older.
     """
 
-    def __init__(self, run_id: str = "") -> None:
-        self._run_id = run_id
-        self._trees: dict[str, RunTree] = {}
-        self._events: dict[str, int] = {}
-        self._last: dict[str, float] = {}
-        self._depths: dict[str, dict[str, int]] = {}  # of the runs below
+    def __init__(self, most: int) -> None:
+        super().__init__()
         self.dropped = 0
+        self._most = most
+        self._gone: dict[_Key, None] = {}
 
-    def take(self, entry: TraceEvent) -> None:
+    def is_new(self, key: _Key) -> bool:
+        """Whether a run is not known to be one of the older ones."""
+        return key not in self._gone
+
+    def add(self, key: _Key, value: _Value) -> _Value:
+        """Add a run, in the room of the oldest one."""
+        self[key] = value
+        if len(self) > self._most:
+            oldest = next(iter(self))
+            del self[oldest]
+            self.dropped += 1
+            self._gone[oldest] = None
+            if len(self._gone) > _MOST_GONE:
+                del self._gone[next(iter(self._gone))]
+        return value
+
+
+class Trees:
+    """The trees of the newest runs in a trace, within a bound on memory."""
+
+    def __init__(self) -> None:
+        self._trees = _Newest[str, TraceTree](MOST_RUNS)
+
+    def take(self, event: TraceEvent) -> None:
         """Enter an event."""
-        root = entry.run_id or ""
-        if not root.startswith(self._run_id):
-            return
+        root = event.run_id or ""
         tree = self._trees.get(root)
-        if tree is None:
-            if entry.event_type != "agent_start":
-                return  # of a run that is dropped, or that was begun in another file
-            tree = self._trees[root] = RunTree()
-            self._events[root], self._depths[root] = 0, {}
-            if len(self._trees) > MOST_RUNS:
-                self._drop(next(iter(self._trees)))
-        self._last[root] = max(entry.timestamp, self._last.get(root, 0.0))
-        self._events[root] += 1
-        event = event_of(entry) if self._events[root] <= MOST_PARTS or entry.event_type == "agent_end" else None
-        if event is not None and not self._is_too_deep(event, self._depths[root]):
-            tree(event)
+        if tree is None and self._trees.is_new(root):
+            tree = self._trees.add(root, TraceTree(MOST_PARTS))
+        if tree is not None:
+            tree.take(event)
 
-    def _is_too_deep(self, event: Event, depths: dict[str, int]) -> bool:
-        if event.kind == "run_started":
-            depths[event.run_id] = depths.get(event.parent_id or "", 0) + 1
-        return depths.get(event.run_id, 0) > _DEEPEST
+    @property
+    def dropped(self) -> int:
+        """Runs that were older."""
+        return self._trees.dropped
 
-    def __iter__(self) -> Iterator[tuple[str, RunTree, int]]:
-        """The id and tree of each run, with the number of its events left out; parts without an end are unfinished."""
+    def newest(self) -> TraceTree | None:
+        """The tree of the run that began last, as far as it has come."""
+        return next(reversed(self._trees.values()), None)
+
+    def finished(self) -> Iterator[tuple[str, TraceTree]]:
+        """The id and tree of each run; parts without an end are unfinished."""
         for root, tree in self._trees.items():
-            for part in tree.walk():
-                part.end(self._last[root], _UNFINISHED)
-            yield root, tree, max(self._events[root] - MOST_PARTS, 0)
-
-    def _drop(self, root: str) -> None:
-        del self._trees[root], self._events[root], self._depths[root]
-        self._last.pop(root, None)
-        self.dropped += 1
+            tree.finish()
+            if tree.roots:
+                yield root, tree
 
 
-def show_trees(reader: TraceReader, console: Console, run_id: str) -> bool:
-    """Draw the newest runs as trees, with a bar of time for each part; returns whether there was one."""
-    from fractal._views.terminal import look_of, result_table, timeline
+def show_trees(events: Iterable[TraceEvent], console: Console) -> None:
+    """Draw the newest runs as trees, with a bar of time for each part."""
+    from fractal._views.terminal import result_table, timeline
 
-    trees = Trees(run_id)
-    for event in reader:
+    draw(_trees_of(events), console, result_table, timeline)
+
+
+def show_hierarchy(events: Iterable[TraceEvent], console: Console) -> None:
+    """Draw the agents of the newest runs: who asked whom, with a bar of time for each."""
+    from fractal._views.terminal import hierarchy
+
+    draw(_trees_of(events), console, hierarchy)
+
+
+def _trees_of(events: Iterable[TraceEvent]) -> Trees:
+    trees = Trees()
+    for event in events:
         trees.take(event)
-    found = False
+    return trees
+
+
+def draw(trees: Trees, console: Console, *pictures: Callable[[TraceTree, Look, int], RenderableType]) -> None:
+    """Draw some pictures of each of the newest runs."""
+    from fractal._views.terminal import look_of
+
     if trees.dropped:
         say(f"{trees.dropped} older runs are not shown: --summary counts them, --run ID shows one\n")
-    for root, tree, left_out in trees:
-        found = True
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(tree.start))
-        say(f"run {one_line(root)}, {began}")
-        look = look_of(console)
-        console.print(result_table(tree, look, console.width))
-        console.print()
-        console.print(timeline(tree, look, console.width))
-        say(f"{left_out} more events of this run are not shown\n" if left_out else "")
-    return found
+    look = look_of(console)
+    for root, tree in trees.finished():
+        say(f"run {one_line(root)}, {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(tree.start))}")
+        for number, picture in enumerate(pictures):
+            if number:
+                console.print()
+            console.print(picture(tree, look, console.width))
+        say(f"{tree.left_out} more events of this run are not shown\n" if tree.left_out else "")
+
+
+def show_flow(events: Iterable[TraceEvent], console: Console) -> None:
+    """Show a trace line by line, as it happened."""
+    from fractal._views.flow import Flow
+    from fractal._views.terminal import look_of
+
+    flow = Flow(look_of(console), console.width)
+    for event in events:
+        for line in flow.lines(event):
+            console.print(line)
+
+
+def show_runs(named: Iterable[tuple[str, TraceEvent]], console: Console | None, *, has_files: bool) -> None:
+    """List the newest runs, one on a line.
+
+    Args:
+        named: Events, each with the name of its file.
+        console: Where to list them; None: as lines of JSON.
+        has_files: Whether there are several files.
+    """
+    rows = _Newest[tuple[str, str], RunCounts](MOST_ROWS)
+    for source, event in named:
+        key = source, event.run_id or ""
+        row = rows.get(key)
+        if row is None and rows.is_new(key):
+            row = rows.add(key, RunCounts(run_id=key[1], source=source, agent=event.agent_name))
+        if row is not None:
+            row.take(event)
+    newest = sorted(rows.values(), key=lambda row: row.start or 0.0)
+    if console is None:
+        for row in newest:
+            say_json(json_line(asdict(row) | {"seconds": row.seconds}))
+        return
+    from fractal._views.flow import runs_table
+    from fractal._views.terminal import look_of
+
+    if rows.dropped:
+        say(f"{rows.dropped} older runs are not shown: --summary counts them\n")
+    console.print(runs_table(newest, look_of(console), console.width, has_files=has_files))
 
 
 def show_errors(events: Iterable[TraceEvent], *, as_json: bool) -> None:
@@ -139,8 +233,10 @@ def export(path: str, form: str, to: str | None) -> None:
     Raises:
         WrongUse: There is no trace, or the other file cannot be written; what was there is as it was.
     """
-    with reading(path) as reader:
-        lines = (otlp_lines if form == "otlp" else perfetto_lines)(reader)
+    if os.path.isdir(path):
+        raise WrongUse(f"{path}: Is a directory")
+    with reading(path) as files:
+        lines = (otlp_lines if form == "otlp" else perfetto_lines)(files)
         if to is None:
             for line in lines:
                 say_json(line)
@@ -156,23 +252,6 @@ def export(path: str, form: str, to: str | None) -> None:
             raise WrongUse(f"-o {to}: {error.strerror or error}") from None
 
 
-@contextmanager
-def reading(path: str) -> Generator[TraceReader]:
-    """Read a trace file, and tell what was odd about it.
-
-    Raises:
-        WrongUse: It is no trace.
-    """
-    reader = TraceReader(path)
-    try:
-        yield reader
-    except TraceUnreadable as error:
-        raise WrongUse(str(error)) from None
-    finally:
-        for complaint in reader.complaints():
-            tell(f"fractal trace: {complaint}")
-
-
 def show_summary(events: Iterable[TraceEvent], *, as_json: bool) -> None:
     """Show the numbers of a trace."""
     summary = Summary()
@@ -186,9 +265,9 @@ def show_summary(events: Iterable[TraceEvent], *, as_json: bool) -> None:
 
 
 def _lines_of(summary: Summary) -> Iterator[str]:
-    models = summary.of_models
-    counted = f"{summary.runs} runs, {summary.events} events, {summary.errors} errors, {summary.seconds:.2f} s"
-    yield f"{counted}, {models.input_tokens} + {models.output_tokens} tokens{_cost(models)}"
+    counts = summary.counts
+    counted = f"{counts.runs} runs, {counts.events} events, {summary.errors} errors, {counts.seconds:.2f} s"
+    yield f"{counted}, {counts.input_tokens} + {counts.output_tokens} tokens{_cost(counts)}"
     yield f"ended: {', '.join(f'{one_line(why)} {count}' for why, count in summary.reasons.items()) or 'none'}"
     yield from _table("agents", dict(summary.agents))
     yield from _table("tools", {f"{agent}: {tool}": row for (agent, tool), row in summary.tools.items()})
@@ -210,5 +289,5 @@ def _table(title: str, rows: dict[str, Row]) -> Iterator[str]:
         yield f"  {one_line(name, 38):<40}{row.count:>8}{row.failed:>8}{row.seconds:>12.3f}{row.longest:>12.3f}"
 
 
-def _cost(row: Row) -> str:
-    return f", cost {row.cost:.6g}" if row.cost and row.count else ""
+def _cost(counts: Counts) -> str:
+    return f", cost {counts.cost:.6g}" if counts.cost else ""

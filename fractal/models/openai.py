@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 from fractal._checks import is_count
+from fractal._texts import str_of
 from fractal.errors import InvalidArguments
 from fractal.model import Delta, Model, ModelRequest, Reply, Sink
 from fractal.models._dialect import Dialect
-from fractal.models._http.address import ApiKey, BaseUrl
+from fractal.models._http.address import ApiKey, BaseUrl, server_of
 from fractal.models._http.pool import leave_pool
+from fractal.models._http.wire import HttpWire
 from fractal.models._replies.thinking import ThinkingSink, without_thinking
 from fractal.models._wires import wire_for
 from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds
@@ -76,10 +78,17 @@ class OpenAIModel:
             max_connections=max_connections,
             bounds=bounds or DEFAULT_BOUNDS,
         )
+        self._client = client
         self.name = model
         self._dialect = Dialect()
         self._tags = _checked_tags(thinking_tags)
         self.needs_no_grace = client is None  # our own HTTP closes a connection without a wait
+
+    @property
+    def server(self) -> tuple[str, int] | None:
+        """Host and port of the endpoint; None where a client does not say them."""
+        url = self._wire.base_url if isinstance(self._wire, HttpWire) else getattr(self._client, "base_url", None)
+        return server_of(str_of(url)) if url is not None else None
 
     async def respond(self, request: ModelRequest) -> Reply:
         """Answer one request.

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fractal._concurrency.forks import lock
-from fractal._json import decode, encode
+from fractal._json import decode
 from fractal._log import log
 from fractal._texts import repr_of
 from fractal.errors import InvalidArguments
 from fractal.events import Event, RunEvent, RunFinished, RunObserver, RunStarted
 from fractal.tracing.jsonl import writer
-from fractal.tracing.record import Trace, TraceEvent
+from fractal.tracing.record import TraceEvent
 from fractal.tracing.redact import DEFAULT_TEXT, PayloadWriter
 from fractal.tracing.telling import RunFacts, lines_by_kind
+from fractal.tracing.trace import Trace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,7 +120,7 @@ class TracingKit(RunObserver):
                 it. None: all.
 
         Returns:
-            A list, which a notebook shows as a table.
+            A list, which a notebook shows as a tree with bars of time.
         """
         return Trace(TraceEvent.of(decode(line)) for line in self._lines(run_id))
 
@@ -223,13 +224,13 @@ class TracingKit(RunObserver):
         event = TraceEvent.of(decode(line))
         try:
             wanted = redact(event)
-            return encode(wanted.to_dict()) if wanted is not None else None
+            return wanted.to_json().encode() if wanted is not None else None
         except Exception as error:
             log.failure(f"redact= failed on {event.event_type}: the contents of the event are left out", error)
             event = TraceEvent.of(decode(line))
             event.arguments, event.result, event.error = None, "[left out: redact= failed]", None
             event.metadata = {name: event.metadata[name] for name in ("run", "parent_run") if name in event.metadata}
-            return encode(event.to_dict())
+            return event.to_json().encode()
 
     def _path(self, run: RunFacts, at: float) -> str:
         assert self.output_file is not None

@@ -41,7 +41,7 @@ class OpenChat:
 
     __slots__ = ("about", "attempts", "iteration", "part")
 
-    def __init__(self, part: Open, about: dict[str, str], iteration: int) -> None:
+    def __init__(self, part: Open, about: dict[str, Any], iteration: int) -> None:
         self.part, self.about, self.iteration, self.attempts = part, about, iteration, 1
 
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["error_of_call", "error_of_run", "usage_of_reply"]
+from fractal._json import is_list, is_mapping
+from fractal._texts import clean_text
+
+__all__ = ["error_of_call", "error_of_run", "of_parameters", "of_server", "usage_of_reply"]
 
 OPERATION = "gen_ai.operation.name"
 PROVIDER = "gen_ai.provider.name"
 AGENT_NAME = "gen_ai.agent.name"
 REQUEST_MODEL = "gen_ai.request.model"
+SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
 REQUEST_STREAM = "gen_ai.request.stream"
 RESPONSE_MODEL = "gen_ai.response.model"
 RESPONSE_ID = "gen_ai.response.id"
@@ -68,6 +73,51 @@ _TOKENS = {
 
 TOKENS = tuple(_TOKENS)
 """What counts of tokens are called here."""
+
+
+_PARAMETERS = {
+    "temperature": "gen_ai.request.temperature",
+    "max_tokens": "gen_ai.request.max_tokens",
+    "max_completion_tokens": "gen_ai.request.max_tokens",
+    "top_p": "gen_ai.request.top_p",
+    "top_k": "gen_ai.request.top_k",
+    "frequency_penalty": "gen_ai.request.frequency_penalty",
+    "presence_penalty": "gen_ai.request.presence_penalty",
+    "seed": "gen_ai.request.seed",
+    "n": "gen_ai.request.choice.count",
+}
+_STOP = "gen_ai.request.stop_sequences"
+_REASONING = "gen_ai.request.reasoning.level"
+
+
+def of_parameters(parameters: object) -> dict[str, Any]:
+    """Attributes for the parameters of a request that the conventions have names for, and whose values fit."""
+    if not is_mapping(parameters) or not parameters:
+        return {}
+    given = ((name, parameters.get(ours)) for ours, name in _PARAMETERS.items())
+    found: dict[str, Any] = {name: value for name, value in given if type(value) in (int, float)}
+    if found.get(_PARAMETERS["n"]) == 1:  # that is what is meant where nothing is said
+        del found[_PARAMETERS["n"]]
+    stop, level = parameters.get("stop"), parameters.get("reasoning_effort")
+    stops = [clean_text(each)[:_LONGEST] for each in (stop if is_list(stop) else [stop]) if isinstance(each, str)]
+    if stops:
+        found[_STOP] = stops[:_MOST_STOPS]
+    if isinstance(level, str):
+        found[_REASONING] = clean_text(level)[:_LONGEST]
+    return found
+
+
+_LONGEST, _MOST_STOPS = 100, 20
+"""Characters of a text among the parameters, and texts of a list of them."""
+
+
+def of_server(server: object) -> dict[str, Any]:
+    """Attributes for host and port of an endpoint."""
+    match server:
+        case (str() as host, int() as port):
+            return {SERVER_ADDRESS: clean_text(host)[:_LONGEST], SERVER_PORT: port}
+        case _:
+            return {}
 
 
 def usage_of_reply(counts: Mapping[str, Any]) -> dict[str, int]:

@@ -207,7 +207,8 @@ class Instrumentation(RunObserver):
         about = {names.OPERATION: names.CHAT, names.PROVIDER: self._provider_name}
         if model:
             about[names.REQUEST_MODEL] = model
-        facts = about | run.about | {names.RUN_ID: event.run_id}
+        about |= names.of_server(event.server)
+        facts = about | run.about | {names.RUN_ID: event.run_id} | names.of_parameters(event.parameters)
         if self._older:
             facts[names.OLDER_PROVIDER] = self._provider_name
         part = self._begin(names.CHAT, model, run.part.context, event.at, facts, SpanKind.CLIENT)

@@ -8,8 +8,9 @@ from typing import Any
 
 import fractal.tracing.names as names
 from fractal._json import encode, is_list
+from fractal.tracing.exported import ExportedSpan, exported_spans
 from fractal.tracing.record import TraceEvent
-from fractal.tracing.spans import UNFINISHED, Span, steps_of
+from fractal.tracing.spans import UNFINISHED
 
 __all__ = ["otlp_lines"]
 
@@ -29,7 +30,7 @@ def otlp_lines(events: Iterable[TraceEvent]) -> Iterator[str]:
     """
     spans: list[bytes] = []
     size = 0
-    for step, span in steps_of(events):
+    for step, span in exported_spans(events):
         if step == "end":
             spans.append(encode(_written(span)))
             size += len(spans[-1])
@@ -49,32 +50,34 @@ def _line(spans: list[bytes]) -> str:
     return (b'{"resourceSpans":[{"resource":%b,"scopeSpans":[{"scope":%b,"spans":[%b]}]}]}' % parts).decode()
 
 
-def _written(span: Span) -> dict[str, Any]:
+def _written(exported: ExportedSpan) -> dict[str, Any]:
+    span, operation = exported.span, exported.operation
     written: dict[str, Any] = {
-        "traceId": span.trace_id,
-        "spanId": span.span_id,
-        "name": f"{span.kind} {span.name}" if span.name else span.kind,
-        "kind": _KINDS[span.kind],
+        "traceId": exported.trace_id,
+        "spanId": exported.span_id,
+        "name": f"{operation} {span.name}" if span.name else operation,
+        "kind": _KINDS[operation],
         "startTimeUnixNano": _nanoseconds(span.begin),
-        "endTimeUnixNano": _nanoseconds(span.end),
-        "attributes": _attributes(_facts(span)),
+        "endTimeUnixNano": _nanoseconds(span.begin if span.end is None else span.end),
+        "attributes": _attributes(_facts(exported)),
     }
-    if span.parent_id:
-        written["parentSpanId"] = span.parent_id
+    if exported.parent_id:
+        written["parentSpanId"] = exported.parent_id
     if span.error_type is not None:
         written["status"] = {"code": _ERROR, "message": span.error or ""}
     return written
 
 
-def _facts(span: Span) -> dict[str, Any]:
-    facts: dict[str, Any] = {names.OPERATION: span.kind, **span.facts, names.ERROR_TYPE: span.error_type}
-    if span.kind == names.CHAT:
+def _facts(exported: ExportedSpan) -> dict[str, Any]:
+    span = exported.span
+    facts: dict[str, Any] = {names.OPERATION: exported.operation, **exported.facts, names.ERROR_TYPE: span.error_type}
+    if span.kind == "chat":
         facts |= {names.PROVIDER: names.ANY_PROVIDER, names.ATTEMPTS: span.attempts}
     if span.outcome == UNFINISHED:
         facts[names.UNFINISHED] = True
     if not span.has_beginning:
         facts[names.NO_BEGINNING] = True
-    return facts | span.said
+    return facts | exported.said
 
 
 def _attributes(facts: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import fractal.tracing.names as names
 from fractal._json import encode
+from fractal.tracing.exported import ExportedSpan, exported_spans
 from fractal.tracing.record import TraceEvent
-from fractal.tracing.spans import UNFINISHED, Span, steps_of
+from fractal.tracing.spans import UNFINISHED
 
 __all__ = ["perfetto_lines"]
 
@@ -39,7 +40,7 @@ def perfetto_lines(events: Iterable[TraceEvent]) -> Iterator[str]:
         events: Those of the trace.
     """
     drawn, before = _Lanes(), '{"displayTimeUnit":"ms","traceEvents":['
-    for step, span in steps_of(events):
+    for step, span in exported_spans(events):
         for event in drawn.begin(span) if step == "begin" else drawn.end(span):
             yield before
             before = encode(event).decode() + ","
@@ -92,8 +93,9 @@ class _Lanes:
         self._lanes: dict[str, tuple[_Process, int]] = {}  # of the spans that go on
         self._count = self._arrows = 0
 
-    def begin(self, span: Span) -> Iterator[dict[str, Any]]:
+    def begin(self, exported: ExportedSpan) -> Iterator[dict[str, Any]]:
         """Give a span its lane, and draw the arrow that leads to it."""
+        span = exported.span
         process = self._processes.get(span.root)
         if process is None:
             self._count += 1
@@ -101,11 +103,11 @@ class _Lanes:
             yield _named("process_name", process, 0, {"name": f"run {span.root[:8]}: {span.agent}"})
         lanes = process.lanes
         lane = process.take(_microseconds(span.begin))
-        self._lanes[span.span_id] = process, lane
+        self._lanes[exported.span_id] = process, lane
         if lane > lanes:
             yield _named("thread_name", process, lane, {"name": f"lane {lane}"})
             yield _named("thread_sort_index", process, lane, {"sort_index": lane})
-        above = self._lanes.get(span.parent_id) if span.kind == names.AGENT else None
+        above = self._lanes.get(exported.parent_id) if span.kind == "run" else None
         if above is not None:
             self._arrows += 1
             at = _microseconds(span.begin)
@@ -118,33 +120,35 @@ class _Lanes:
         about = {"id": self._arrows, "cat": "delegation", "name": "delegation"}
         return {"ph": phase, "pid": process.number, "tid": lane, "ts": at, **about}
 
-    def end(self, span: Span) -> Iterator[dict[str, Any]]:
+    def end(self, exported: ExportedSpan) -> Iterator[dict[str, Any]]:
         """Draw a span."""
-        process, lane = self._lanes.pop(span.span_id)
-        begin, end = _microseconds(span.begin), _microseconds(span.end)
+        span = exported.span
+        process, lane = self._lanes.pop(exported.span_id)
+        begin, end = _microseconds(span.begin), _microseconds(span.begin if span.end is None else span.end)
         process.leave(lane, end)
         if not process.open:  # what comes later of this run has a process of its own
             del self._processes[span.root]
         yield {
             "ph": "X",
-            "name": f"{span.kind} {span.name}" if span.kind == names.CHAT else span.name,
-            "cat": span.kind,
+            "name": f"{exported.operation} {span.name}" if span.kind == "chat" else span.name,
+            "cat": exported.operation,
             "pid": process.number,
             "tid": lane,
             "ts": begin,
             "dur": end - begin,
             "cname": _COLOURS.get(span.outcome, "terrible"),
-            "args": {name: value for name, value in _facts(span).items() if value is not None},
+            "args": {name: value for name, value in _facts(exported).items() if value is not None},
         }
 
 
-def _facts(span: Span) -> dict[str, Any]:
-    facts = {"outcome": span.outcome, "agent": span.agent, "error": span.error, **span.facts}
+def _facts(exported: ExportedSpan) -> dict[str, Any]:
+    span = exported.span
+    facts = {"outcome": span.outcome, "agent": span.agent, "error": span.error, **exported.facts}
     if span.attempts > 1:
         facts[names.ATTEMPTS] = span.attempts
     if not span.has_beginning:
         facts[names.NO_BEGINNING] = True
-    return facts | {name: value[:_MOST_SAID] for name, value in span.said.items()}
+    return facts | {name: value[:_MOST_SAID] for name, value in exported.said.items()}
 
 
 def _named(what: str, process: _Process, lane: int, facts: dict[str, Any]) -> dict[str, Any]:

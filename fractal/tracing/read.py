@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -10,7 +11,7 @@ from fractal._json import decode, is_mapping, text_of
 from fractal.errors import FractalError
 from fractal.tracing.record import TYPES, TraceEvent
 
-__all__ = ["TraceReader", "TraceUnreadable"]
+__all__ = ["TraceFollower", "TraceReader", "TraceUnreadable"]
 
 _LONGEST_LINE = 16 * 2**20
 """Bytes; the lines of a `TracingKit` are shorter by far."""
@@ -109,6 +110,53 @@ class TraceReader:
             return "the file is empty"
         begin = self._first[:60].decode(errors="replace").strip()
         return f"no line of it is an event of a trace; it begins with {begin!r}"
+
+
+class TraceFollower(TraceReader):
+    """Reads the events of a trace file that grows, as they come; a file that is not there yet may come, too.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        self._which: tuple[int, int] | None = None
+        self._position = 0  # that is read from next
+        self._rest = b""  # of a line that is not whole yet
+
+    def new(self) -> Iterator[TraceEvent]:
+        """The events that have come since the last call.
+
+        Raises:
+            TraceUnreadable: The file cannot be read, or is no regular file.
+        """
+        try:
+            status = os.stat(self.path)
+            if not stat.S_ISREG(status.st_mode):
+                raise TraceUnreadable(self.path, "it is no regular file, so that it cannot be followed")
+            if (which := (status.st_dev, status.st_ino)) != self._which or status.st_size < self._position:
+                self._which, self._position, self._rest = which, 0, b""  # another one has come in its stead
+            if status.st_size > self._position:
+                with open(self.path, "rb") as file:
+                    file.seek(self._position)
+                    yield from self._come(file)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise TraceUnreadable(self.path, error.strerror or str(error)) from None
+
+    def _come(self, file: IO[bytes]) -> Iterator[TraceEvent]:
+        while piece := file.readline(_LONGEST_LINE):
+            self._position += len(piece)
+            self._rest += piece
+            if piece.endswith(b"\n"):
+                line, self._rest = self._rest, b""
+                event = self._event(line)
+                if event is not None:
+                    yield event
+            elif len(self._rest) >= _LONGEST_LINE:
+                self._rest = self._rest[:200]  # no line of a trace: its beginning is no JSON
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from fractal._json import encode
 
-__all__ = ["TYPES", "Trace", "TraceEvent"]
+__all__ = ["TYPES", "TraceEvent"]
 
 TYPES = (
     "agent_start",
@@ -73,7 +73,7 @@ class TraceEvent:
 
     def to_json(self) -> str:
         """The line in a file, without its end."""
-        return encode(self.to_dict()).decode()
+        return encode(self).decode()
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -82,24 +82,3 @@ class TraceEvent:
 
 
 _NAMES = {each.name for each in fields(TraceEvent)}
-
-
-class Trace(list[TraceEvent]):
-    """Events of a trace: a list that a notebook shows as a table."""
-
-    def _repr_html_(self) -> str:
-        from fractal._html import card, of_rows
-
-        start = self[0].timestamp if self else 0.0
-        heads = ("seconds", "event", "agent", "tool", "took", "said")
-        runs = sum(event.event_type == "agent_start" for event in self)
-        title = f"<b>{len(self)} events</b>, {runs} agent runs"
-        return card(title, of_rows(heads, (_row_of(event, start) for event in self)))
-
-
-def _row_of(event: TraceEvent, start: float) -> tuple[object, ...]:
-    said = event.error or (event.arguments if event.result is None else event.result)
-    took = "" if event.elapsed_time is None else f"{event.elapsed_time:.3f}"
-    agent = "> " * min(event.delegation_depth, 20) + event.agent_name
-    at = f"{event.timestamp - start:.3f}"
-    return at, event.event_type, agent, event.tool_name or "", took, "" if said is None else said

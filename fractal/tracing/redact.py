@@ -19,7 +19,8 @@ REDACTED = "[redacted]"
 DEFAULT_TEXT = 20_000
 """Characters of one text that is kept."""
 
-_LONG_NUMBER = re.compile(rb"\d{1000}")
+_LONG = 1000
+_LONG_NUMBER = re.compile(rb"\d{%d}" % _LONG)
 """What no reader of JSON takes, if it is a number."""
 
 _TEXTS_OF_A_PAYLOAD = 10
@@ -116,7 +117,7 @@ class PayloadWriter:
         if self._redactor is None:  # the environment may be set after this is made
             self._redactor = Redactor((*self._secrets, *secrets_of_environment()))
         text = encode(value)
-        if _LONG_NUMBER.search(text):
+        if len(text) >= _LONG and _LONG_NUMBER.search(text):
             text = encode(jsonable(value))
         text = self._redactor.without_known(text)
         if len(text) > self._max_text:

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fractal.tracing.counts import Counts
 from fractal.tracing.record import TYPES, TraceEvent
+from fractal.tracing.spans import end_of_run
 
 __all__ = ["Row", "Summary", "numbers_of", "summary_of"]
 
@@ -31,18 +33,12 @@ class Row:
         failed: How often without success.
         seconds: How long together.
         longest: How long the longest took.
-        input_tokens: Prompt tokens, for a model.
-        output_tokens: Completion tokens, for a model.
-        cost: What its replies cost; None if that is not known of each.
     """
 
     count: int = 0
     failed: int = 0
     seconds: float = 0.0
     longest: float = 0.0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: float | None = 0.0
 
     def add(self, seconds: float | None, failed: bool) -> None:
         """Count one more that has ended."""
@@ -62,19 +58,13 @@ class Row:
         """The count and the time."""
         return {"count": self.count, "failed": self.failed, "seconds": self.seconds, "longest": self.longest}
 
-    def add_cost(self, cost: Any) -> None:
-        """Count what one more cost."""
-        known = isinstance(cost, (int, float)) and self.cost is not None
-        self.cost = self.cost + cost if known and self.cost is not None else None
-
 
 @dataclass(slots=True)
 class Summary:
     """The contents of a trace, in numbers.
 
     Attributes:
-        events: How many events.
-        runs: How many runs that a user began.
+        counts: Of all of it.
         agents: By agent: its runs.
         tools: By agent and tool: its calls.
         models: By model: its replies.
@@ -83,16 +73,11 @@ class Summary:
         slowest: The slowest calls and replies: seconds, what, and the agent.
     """
 
-    events: int = 0
-    runs: int = 0
-    started: int = 0
-    calls: int = 0
+    counts: Counts = field(default_factory=Counts)
     delegations: int = 0
     retries: int = 0
     warnings: int = 0
     limits: int = 0
-    first: float | None = None
-    last: float | None = None
     agents: dict[str, Row] = field(default_factory=dict[str, Row])
     tools: dict[tuple[str, str], Row] = field(default_factory=dict[tuple[str, str], Row])
     models: dict[str, Row] = field(default_factory=dict[str, Row])
@@ -104,44 +89,18 @@ class Summary:
 
     def take(self, event: TraceEvent) -> None:
         """Count one more event."""
-        self.events += 1
-        self.first = event.timestamp if self.first is None else min(self.first, event.timestamp)
-        self.last = event.timestamp if self.last is None else max(self.last, event.timestamp)
+        self.counts.take(event)
         count = getattr(self, f"_{event.event_type}", None) if event.event_type in TYPES else None
         if count is not None:
             count(event)
 
-    @property
-    def seconds(self) -> float:
-        """From the first event to the last."""
-        return self.last - self.first if self.first is not None and self.last is not None else 0.0
-
-    @property
-    def of_models(self) -> Row:
-        """The sum of all replies."""
-        whole = Row()
-        for row in self.models.values():
-            whole.plus(row)
-            whole.input_tokens += row.input_tokens
-            whole.output_tokens += row.output_tokens
-            whole.add_cost(row.cost)
-        return whole
-
-    def _agent_start(self, event: TraceEvent) -> None:
-        self.started += 1
-        if event.delegation_depth == 0:
-            self.runs += 1
-
     def _agent_end(self, event: TraceEvent) -> None:
-        failed = not event.metadata.get("success", event.error is None)
-        _row(self.agents, event.agent_name).add(event.elapsed_time, failed)
-        reason = str(event.metadata.get("stop_reason") or ("error" if failed else "finished"))[:_LONGEST]
+        end = end_of_run(event)
+        _row(self.agents, event.agent_name).add(event.elapsed_time, end.outcome != "ok")
+        reason = end.reason
         if reason in self.reasons or len(self.reasons) < _MOST_ROWS:
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
         self._asked.pop(_run(event), None)
-
-    def _tool_call(self, event: TraceEvent) -> None:
-        self.calls += 1
 
     def _tool_result(self, event: TraceEvent) -> None:
         name = event.tool_name or ""
@@ -155,11 +114,7 @@ class Summary:
     def _model_response(self, event: TraceEvent) -> None:
         facts = event.metadata
         model = str(facts.get("model") or self._asked.get(_run(event)) or "model")[:_LONGEST]
-        row = _row(self.models, model)
-        row.add(event.elapsed_time, False)
-        row.input_tokens += _count(facts.get("input_tokens"))
-        row.output_tokens += _count(facts.get("output_tokens"))
-        row.add_cost(facts.get("cost"))
+        _row(self.models, model).add(event.elapsed_time, False)
         self._note_slow(event, model)
 
     def _agent_delegate(self, event: TraceEvent) -> None:
@@ -197,21 +152,21 @@ def numbers_of(summary: Summary) -> dict[str, Any]:
     """A summary as a dict of numbers."""
     calls = sum(row.count for row in summary.tools.values())
     failed = sum(row.failed for row in summary.tools.values())
-    models = summary.of_models
+    counts = summary.counts
     return {
-        "total_events": summary.events,
-        "runs": summary.runs,
-        "agent_runs": summary.started,
-        "model_calls": models.count,
-        "tool_calls": summary.calls,
+        "total_events": counts.events,
+        "runs": counts.runs,
+        "agent_runs": counts.agents,
+        "model_calls": counts.requests,
+        "tool_calls": counts.tools,
         "delegations": summary.delegations,
         "retries": summary.retries,
         "warnings": summary.warnings,
         "errors": summary.errors,
-        "input_tokens": models.input_tokens,
-        "output_tokens": models.output_tokens,
-        "cost": models.cost,
-        "total_time": summary.seconds,
+        "input_tokens": counts.input_tokens,
+        "output_tokens": counts.output_tokens,
+        "cost": counts.cost,
+        "total_time": counts.seconds,
         "average_tool_time": sum(row.seconds for row in summary.tools.values()) / calls if calls else 0.0,
         "success_rate": (calls - failed) / calls if calls else 1.0,
         "stop_reasons": summary.reasons,
@@ -240,7 +195,3 @@ def _row(rows: dict[Any, Row], name: Any) -> Row:
 
 def _run(event: TraceEvent) -> str:
     return str(event.metadata.get("run") or event.run_id)
-
-
-def _count(value: object) -> int:
-    return value if type(value) is int else 0

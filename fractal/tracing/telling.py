@@ -39,7 +39,7 @@ __all__ = ["Payload", "RunFacts", "lines_by_kind"]
 Payload = Callable[[Any], bytes]
 """Writes a value that a user, a tool or a model made: as JSON, of bounded size, without secrets."""
 
-_NULL = b"null"
+_NULL, _TRUE, _FALSE = b"null", b"true", b"false"
 _NO_CALL = b',"tool_name":null,"tool_call_id":null,"parallel_group_id":null'
 
 
@@ -107,7 +107,7 @@ class RunFacts:
                 arguments,
                 result,
                 error,
-                to_json(elapsed),
+                _NULL if elapsed is None else to_json(elapsed),
                 metadata,
                 self._tail,
             )
@@ -125,7 +125,7 @@ class RunFacts:
         part = self._calls.pop(call_id, None) if is_last else self._calls.get(call_id)
         if part is None:
             group = self._group if call_id in self._asked else _NULL
-            named = encode(name), encode(call_id), group
+            named = _encoded(name), encode(call_id), group
             part = b',"tool_name":%b,"tool_call_id":%b,"parallel_group_id":%b' % named
             if not is_last:
                 self._calls[call_id] = part
@@ -154,6 +154,9 @@ class RunFacts:
         """Seconds since then."""
         return at - self._delegations.pop(call_id, at)
 
+
+_encoded = functools.lru_cache(maxsize=256)(encode)
+"""JSON of a name, of which there are few."""
 
 Lines = tuple[bytes, ...]
 
@@ -202,9 +205,13 @@ def _requested(event: ModelRequested, run: RunFacts, payload: Payload) -> Lines:
         event.iteration,
         event.attempt,
         event.message_count,
-        encode(event.model),
+        _encoded(event.model),
     )
     metadata += run.changed(event, payload)
+    if event.parameters:
+        metadata += b'"parameters":%b,' % payload(event.parameters)
+    if event.server is not None:
+        metadata += b'"server":%b,' % encode(event.server)
     if event.kept is not None:
         metadata += b'"kept":%b,' % encode(event.kept)
     # Replies and results have lines of their own.
@@ -255,7 +262,7 @@ def _tool_finished(event: ToolFinished, run: RunFacts, payload: Payload) -> Line
     ended = run.line(
         event.at,
         b"tool_result",
-        {"success": result.error is None, "outcome": result.outcome},
+        b'"success":%b,"outcome":"%b",' % (_FALSE if error is not _NULL else _TRUE, result.outcome.encode()),
         call=call,
         result=payload(shown(result.content)) if result.content is not None else _NULL,
         error=error,

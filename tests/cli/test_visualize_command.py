@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from fractal import BaseAgent
-from fractal.cli import visualize
+from fractal.cli import trace_files
 from fractal.cli.main import main
 from fractal.testing import ScriptedModel
 from tests.pages import Scripts, told
@@ -73,7 +73,7 @@ def test_a_directory_shows_the_runs_of_all_its_files(tmp_path: Path, capsys: pyt
 def test_of_many_files_the_newest_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(visualize, "MOST_FILES", 2)
+    monkeypatch.setattr(trace_files, "MOST_FILES", 2)
     for n in range(4):
         os.utime(written(tmp_path / f"{n}.jsonl", "agent_start"), (n, n))
     assert main(["visualize", str(tmp_path), "-o", str(tmp_path / "out.html")]) == 0

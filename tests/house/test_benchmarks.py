@@ -54,6 +54,14 @@ def _scenarios_of(name: str) -> list[str]:
 
 
 @pytest.mark.slow
+def test_what_it_costs_to_watch_a_run_is_measured():
+    command, environment = [sys.executable, "-m", "benchmarks.tracing", "2"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert [line.split()[0] for line in ended.stdout.splitlines()[:3]] == ["watched", "nobody", "nobody,"]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_round_takes_turns_and_gives_ratios(tmp_path: Path):
     found = tmp_path / "found.json"

@@ -39,13 +39,16 @@ from fractal import (
     ToolFinished,
     ToolResult,
     ToolStarted,
+    TracingKit,
     run_many,
     sync,
 )
 from fractal.models import ModelRequest
+from fractal.models._http.address import server_of
 from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.testing._leftovers import running_tasks
 from fractal.tracing import Instrumentation
+from fractal.tracing.otlp import otlp_lines
 from tests.played import Stage
 from tests.programs import LOOP_KINDS, make
 from tests.spans import Telemetry, assert_parents, parent_of, size_of, tree_of_events, tree_of_spans
@@ -409,6 +412,65 @@ async def test_retries_are_in_one_span(endpoint: StartEndpoint) -> None:
     assert "error.type" not in (well.attributes or {})
     assert (badly.attributes or {})["error.type"] == (failed.attributes or {})["error.type"] == "StatusError"
     assert (badly.attributes or {})["fractal.attempts"] == 1
+
+
+SET = {"top_p": 0.5, "seed": 7, "stop": "END", "n": 1, "logprobs": True, "metadata": {"user": "x"}}
+
+
+@pytest.mark.parametrize("kind", ["our own", "their client"])
+async def test_a_request_says_whom_it_asks_and_for_what(kind: str, endpoint: StartEndpoint) -> None:
+    openai = pytest.importorskip("openai")
+    one, told, kit = endpoint(["hi", "hi"]), Telemetry(), TracingKit()
+    url = one.url.replace("http://", "http://user:word@") if kind == "our own" else one.url
+    client = OpenAIModel(base_url=url) if kind == "our own" else openai.AsyncOpenAI(base_url=url, api_key="sk-test")
+    more: dict[str, Any] = {"temperature": 0.2, "max_tokens": 50, "reasoning_effort": "low", "extra_body": SET}
+    async with BaseAgent("A", "a", "m", client, observers=[*told.observers, kit], **more) as agent:
+        await by_run(agent)
+    wanted = {
+        "gen_ai.request.temperature": 0.2,
+        "gen_ai.request.max_tokens": 50,
+        "gen_ai.request.top_p": 0.5,
+        "gen_ai.request.seed": 7,
+        "gen_ai.request.stop_sequences": ("END",),
+        "gen_ai.request.reasoning.level": "low",
+        "gen_ai.request.model": "m",
+        "server.address": "127.0.0.1",
+        "server.port": int(one.url.split(":")[2].split("/")[0]),
+    }
+    facts = dict(told.named("chat m").attributes or {})
+    assert {name: facts[name] for name in facts if name.startswith(("gen_ai.request.", "server."))} == wanted
+    [(about, _)] = told.metrics()["gen_ai.client.inference.duration"]
+    assert (about["server.address"], about["server.port"]) == ("127.0.0.1", wanted["server.port"])
+    [request] = [event for event in kit.get_trace() if event.event_type == "model_request"]
+    assert request.metadata["parameters"] == {"temperature": 0.2, "max_tokens": 50, "reasoning_effort": "low"} | SET
+    assert request.metadata["server"] == ["127.0.0.1", wanted["server.port"]]
+    assert "word" not in request.to_json()
+    [[line]] = [json.loads(line)["resourceSpans"][0]["scopeSpans"] for line in otlp_lines(kit.get_trace())]
+    [chat] = [span for span in line["spans"] if span["name"] == "chat m"]
+    assert {each["key"] for each in chat["attributes"]} >= wanted.keys()
+
+
+@pytest.mark.parametrize("url", ["", "what?", "ftp://host", "http://", "http://[::1", "http://h:99999"])
+def test_a_url_that_names_no_server_says_none(url: str) -> None:
+    assert server_of(url) is None
+
+
+def test_the_server_of_a_url_is_its_host_and_port() -> None:
+    assert server_of("https://user:key@api.example.com/v1?key=x") == ("api.example.com", 443)
+    assert server_of(" http://[::1]:8000/v1") == ("::1", 8000)
+
+
+@pytest.mark.parametrize("odd", [5, ("a", "b"), ["h"], RuntimeError("no")], ids=repr)
+async def test_what_a_model_of_ones_own_calls_server_may_be_anything(odd: Any, told: Telemetry) -> None:
+    class Mine(ScriptedModel):
+        @property
+        def server(self) -> Any:
+            if isinstance(odd, Exception):
+                raise odd
+            return odd
+
+    await by_run(BaseAgent("A", "a", "m", Mine(["hi"]), observers=told.observers))
+    assert "server.address" not in (told.named("chat m").attributes or {})
 
 
 async def test_a_call_says_how_it_ended(told: Telemetry) -> None:

@@ -28,7 +28,7 @@ from fractal.testing import ScriptedModel, answers
 from fractal.tracing import TraceReader
 from fractal.tracing.otlp import otlp_lines
 from fractal.tracing.perfetto import perfetto_lines
-from fractal.tracing.spans import _Steps
+from fractal.tracing.spans import Spans
 from tests.cli.test_trace_command import ODD, STEERING, line, written
 from tests.spans import tree_of_events
 
@@ -350,7 +350,7 @@ def test_nothing_in_a_file_steers_the_terminal(form: str, tmp_path: Path, monkey
 def test_the_memory_it_takes_does_not_grow_with_the_file(
     lines: Any, kinds: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fractal.tracing.spans.MOST_OPEN", 200_000)
+    monkeypatch.setattr("fractal.tracing.exported.MOST_HELD", 200_000)
 
     def peak(runs: int) -> int:
         path = tmp_path / f"{runs}"
@@ -371,7 +371,7 @@ def test_the_memory_it_takes_does_not_grow_with_the_file(
 
 
 def test_a_run_of_any_number_of_calls_takes_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fractal.tracing.spans.MOST_OPEN", 2_000_000)
+    monkeypatch.setattr("fractal.tracing.exported.MOST_HELD", 2_000_000)
     call = [line(kind, tool_name="t", tool_call_id="c", result="x" * 1000) for kind in ("tool_call", "tool_result")]
     path = written(tmp_path / "t", line("agent_start"), *call * 12_000, line("agent_end"))
     tracemalloc.start()
@@ -398,10 +398,10 @@ def test_what_is_told_of_a_run_after_its_end_is_passed_over(tmp_path: Path) -> N
 def test_of_the_runs_that_have_ended_the_newest_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fractal.tracing.spans._MOST_ENDED", 100)
     runs = [line(kind, metadata={"run": f"{n}"}) for n in range(300) for kind in ("agent_start", "agent_end")]
-    steps = _Steps()
-    assert len([*steps.of(TraceReader(written(tmp_path / "t", *runs)))]) == 600
-    assert [*steps._ended] == [f"{n}" for n in range(200, 300)]
-    assert (steps._runs, steps._weight) == ({}, 0)
+    spans = Spans()
+    assert sum(len([*spans.take(event)]) for event in TraceReader(written(tmp_path / "t", *runs))) == 600
+    assert [*spans._ended] == [f"{n}" for n in range(200, 300)]
+    assert (spans._runs, spans.open) == ({}, 0)
 
 
 def test_an_end_without_a_beginning_has_the_length_that_it_tells(tmp_path: Path) -> None:

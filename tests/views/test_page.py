@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from fractal import BaseAgent, TraceEvent, TracingKit
 from fractal._views import page_runs
 from fractal._views.page import PageRuns, page_of
 from fractal._views.page_lanes import lanes_of, waited_for
-from fractal._views.page_spans import LONGEST_TEXT, RunSpans, Span
+from fractal._views.page_spans import LONGEST_TEXT, PageSpan, RunSpans
 from fractal.testing import ScriptedModel
 from fractal.tracing import TraceReader, TraceUnreadable
-from fractal.tracing.record import TYPES, Trace
+from fractal.tracing.record import TYPES
+from fractal.tracing.trace import Trace
 from tests.pages import AT, HOSTILE, Scripts, real, told
 
 
@@ -141,7 +143,7 @@ def test_an_approval_is_a_wait():
 
 def test_what_began_in_another_file_begins_with_its_first_event():
     run = spans_of(told("tool_result", 5, tool_name="t", elapsed_time=2.0))
-    assert [(span.kind, span.start - AT) for span in run.spans] == [("run", 5.0), ("tool", 3.0)]
+    assert [(span.kind, span.start - AT) for span in run.spans] == [("run", 3.0), ("tool", 3.0)]
     assert run.first == AT + 3
 
 
@@ -171,22 +173,23 @@ def test_runs_of_one_agent_share_lanes_only_if_they_do_not_overlap():
 
 
 @st.composite
-def some_spans(draw: st.DrawFn) -> list[Span]:
-    spans = [Span(kind="run", name="A", agent="A", parent=-1, start=0, end=100)]
+def some_spans(draw: st.DrawFn) -> list[PageSpan]:
+    spans = [PageSpan(kind="run", name="A", agent="A", parent=-1, start=0, end=100)]
     for _ in range(draw(st.integers(0, 25))):
         parent = draw(st.integers(0, len(spans) - 1))
         above = spans[parent]
         start = draw(st.integers(int(above.start), int(above.end or 0)))
         end = draw(st.integers(start, int(above.end or 0)))
         kind = draw(st.sampled_from(("run", "tool", "model"))) if above.kind != "model" else "run"
-        spans.append(Span(kind=kind, name=draw(st.sampled_from("AB")), agent="A", parent=parent, start=start, end=end))
+        name = draw(st.sampled_from("AB"))
+        spans.append(PageSpan(kind=kind, name=name, agent="A", parent=parent, start=start, end=end))
     return spans
 
 
 @given(some_spans())
-def test_no_two_spans_of_a_lane_overlap(spans: list[Span]):
+def test_no_two_spans_of_a_lane_overlap(spans: list[PageSpan]):
     lanes = lanes_of(spans, 100)
-    by_lane: dict[int, list[Span]] = {}
+    by_lane: dict[int, list[PageSpan]] = {}
     for span, lane in zip(spans, lanes.of_spans, strict=True):
         by_lane.setdefault(lane, []).append(span)
     assert by_lane.keys() == set(range(len(lanes.labels)))
@@ -196,7 +199,7 @@ def test_no_two_spans_of_a_lane_overlap(spans: list[Span]):
 
 
 @given(some_spans())
-def test_what_was_waited_for_adds_up_to_the_whole(spans: list[Span]):
+def test_what_was_waited_for_adds_up_to_the_whole(spans: list[PageSpan]):
     seconds = waited_for(spans, 100)
     assert math.isclose(sum(seconds), 100)
     assert all(0 <= each <= (span.end or 0) - span.start for each, span in zip(seconds, spans, strict=True))
@@ -386,7 +389,36 @@ def test_runs_and_calls_that_failed_are_counted_in_traces_without_events_of_erro
 # ---- in a notebook
 
 
-def test_a_notebook_shows_a_trace_as_a_table_of_texts():
+def test_a_notebook_shows_a_trace_as_a_tree_beside_a_timeline():
+    shown = Trace(real())._repr_html_()
+    rows = re.findall(r"<tr><td>([^<]*)</td>.*?margin-left:([0-9.]+)%;width:([0-9.]+)%.*?</tr>", shown)
+    assert [name for name, _, _ in rows] == [
+        *("Chief", "· model", "· search", "· ask", "· · Below", "· · · model", "· · · search", "· · · model"),
+        "· model",
+    ]
+    assert (rows[0][1], rows[0][2]) == ("0.0", "100.0")
+    assert all(float(left) + float(width) <= 100.1 for _, left, width in rows)
+    assert "LookupError: nothing there" in shown
+
+
+def test_each_run_of_a_notebook_has_a_scale_of_its_own():
+    runs = [
+        told(kind, at + 1000 * n, run_id=f"r{n}", metadata={"run": f"r{n}"})
+        for n in range(2)
+        for at, kind in ((0, "agent_start"), (1, "agent_end"))
+    ]
+    assert Trace(runs)._repr_html_().count("margin-left:0.0%;width:100.0%") == 2
+
+
+def test_a_notebook_shows_what_goes_on_and_what_has_no_beginning():
+    shown = Trace([told("agent_start"), told("tool_call", 1, tool_name="t")])._repr_html_()
+    assert shown.count("unfinished") == 2
+    late = Trace([told("tool_result", 5, tool_name="t", elapsed_time=2.0)])._repr_html_()
+    assert "<td>· t</td>" in late
+    assert "<td>2.000</td><td>ok</td>" in late
+
+
+def test_a_notebook_shows_a_trace_as_texts():
     kit = TracingKit()
     agent = BaseAgent("<b>A</b>", "a", client=ScriptedModel(["done <script>alert(1)</script>\u202e"]), observers=[kit])
     assert anyio.run(agent.run, HOSTILE).success

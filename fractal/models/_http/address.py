@@ -26,6 +26,7 @@ __all__ = [
     "ask_for_key",
     "plain_key",
     "plain_url",
+    "server_of",
 ]
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -145,6 +146,16 @@ def address_of(
     headers = JSON | {name: value.strip() for name, value in named.items() if value}
     url = parts._replace(netloc=host, path=parts.path.rstrip("/") + "/chat/completions").geturl()
     return Address(url, headers, Secrets(text))
+
+
+def server_of(base_url: str) -> tuple[str, int] | None:
+    """Host and port of a URL, and nothing else that it may say; None if it is none of HTTP."""
+    try:
+        parts = urlsplit(base_url.strip())
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        return (parts.hostname, port) if parts.hostname and port else None
+    except ValueError:
+        return None
 
 
 def _usable(base_url: str) -> SplitResult:

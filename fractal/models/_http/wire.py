@@ -38,6 +38,11 @@ class HttpWire:
         self._bounds = bounds
         self._known: tuple[_Facts, Address] | None = None
 
+    @property
+    def base_url(self) -> str:
+        """The endpoint, as it is now."""
+        return self._base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
+
     async def respond(self, request: ModelRequest) -> Reply:
         """Send the request and read the answer."""
         address = await self._address_asked() if callable(self._api_key) else self._address(self._api_key)
@@ -67,7 +72,7 @@ class HttpWire:
     def _address(self, key: object) -> Address:
         """The address of a request; the environment is read here and nowhere else, at each request."""
         facts: _Facts = (
-            self._base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL,
+            self.base_url,
             key or os.environ.get("OPENAI_API_KEY"),
             os.environ.get("OPENAI_ORG_ID"),
             os.environ.get("OPENAI_PROJECT_ID"),
