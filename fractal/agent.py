@@ -90,7 +90,7 @@ class BaseAgent(AgentDefinition[Content_co], Awaited):
             max_retries: Times a failed request, and an empty reply, is tried again. None: the agent's, or 3.
             messages: Conversation to continue.
             **options: `timeout`, `limits`, `budget`, `deps`, `approve`, `around_tool`, `around_model`, `guard`,
-                `output_type` and `output_mode`: see `RunBounds`.
+                `output_type`, `output_mode` and `conversation`: see `RunBounds`.
 
         Returns:
             How it ended. A failure of the model, a spent budget or the end of `timeout` is a result with
@@ -99,6 +99,7 @@ class BaseAgent(AgentDefinition[Content_co], Awaited):
         Raises:
             InvalidArguments: An argument cannot be what was meant.
             InvalidMessages: `messages` is no history that an endpoint accepts.
+            StoreError: What is said cannot be kept in `conversation`, which somebody else has gone on with, say.
 
         Example:
             ```python

@@ -12,6 +12,12 @@ FractalError
 │   ├── SyncInAsyncError         (RuntimeError) a blocking call where it would wait for itself
 │   ├── PortalClosed             (RuntimeError) a blocking call on an event loop whose block has been left
 │   └── OtherProcess             (RuntimeError) a forked child waits for what runs in its parent
+├── StoreError                   what is kept on disk or in a database: raised, never a result
+│   ├── ConversationConflict     somebody else has gone on with a conversation
+│   ├── ConversationNotFound     (LookupError) there is no conversation with that id
+│   ├── ConversationExists       (ValueError) there is one with that id already
+│   ├── StoreUnavailable         it cannot be reached, read or written now
+│   └── StoreUnreadable          it is damaged, of a newer version, or something else
 ├── AnswerRejected               raised by an output validator of yours: the model is told why, and asked again
 └── RunError                     why a run did not succeed: in `AgentResult`, raised by `raise_for_error()`
     ├── ModelError               the endpoint
@@ -69,6 +75,9 @@ __all__ = [
     "ConnectionFailed",
     "ContentFiltered",
     "ContextWindowExceeded",
+    "ConversationConflict",
+    "ConversationExists",
+    "ConversationNotFound",
     "DeadlineExceeded",
     "DeadlineWouldPass",
     "DelegateFailed",
@@ -96,6 +105,9 @@ __all__ = [
     "ServerError",
     "StatusError",
     "StopReason",
+    "StoreError",
+    "StoreUnavailable",
+    "StoreUnreadable",
     "SyncInAsyncError",
     "ToolErrors",
     "ToolFailed",
@@ -251,6 +263,83 @@ class OtherProcess(UserError, RuntimeError):
             f"this runs in process {pid}, from which this one was forked: wait for it there, or make the call again in"
             " this one"
         )
+
+
+class StoreError(FractalError):
+    """Something is not kept, or cannot be read again.
+
+    Attributes:
+        result: Of a run that could not keep what it has said: its `AgentResult`, with all of that; else None.
+    """
+
+    result: Any = None
+
+
+class ConversationConflict(StoreError):
+    """Somebody else has gone on with a conversation, or has deleted it, since it was read; nothing was written.
+
+    Attributes:
+        conversation_id: Its id.
+        expected: The revision that was read; 0 for a conversation that there was not yet.
+        found: The revision that there is now; 0 if there is none.
+    """
+
+    def __init__(self, conversation_id: str, expected: int, found: int) -> None:
+        self.conversation_id, self.expected, self.found = conversation_id, expected, found
+        super().__init__(
+            f"conversation {conversation_id!r} was read at revision {expected}, and is now at revision {found}: await"
+            " its reload(), and ask again, or append() what was said to another one"
+        )
+
+
+class ConversationNotFound(StoreError, LookupError):
+    """There is no conversation with that id.
+
+    Attributes:
+        conversation_id: The id.
+    """
+
+    def __init__(self, conversation_id: str) -> None:
+        self.conversation_id = conversation_id
+        super().__init__(f"there is no conversation {conversation_id!r}")
+
+
+class ConversationExists(StoreError, ValueError):
+    """A conversation was to get an id that another one has.
+
+    Attributes:
+        conversation_id: The id.
+    """
+
+    def __init__(self, conversation_id: str) -> None:
+        self.conversation_id = conversation_id
+        super().__init__(f"there is a conversation {conversation_id!r} already: give another id, or delete that one")
+
+
+class StoreUnavailable(StoreError):
+    """A store cannot be reached, read or written now: it is locked, full, read-only or away. Nothing was torn.
+
+    Attributes:
+        store: Which: a path, or the kind of database.
+        reason: What is in the way.
+    """
+
+    def __init__(self, store: str, reason: str) -> None:
+        self.store, self.reason = store, reason
+        super().__init__(f"{store}: {reason}")
+
+
+class StoreUnreadable(StoreError):
+    """A store is damaged, of a newer version, or something else.
+
+    Attributes:
+        store: Which: a path, or the kind of database.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, store: str, reason: str) -> None:
+        self.store, self.reason = store, reason
+        super().__init__(f"{store}: {reason}")
 
 
 class AnswerRejected(FractalError):

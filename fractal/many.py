@@ -322,6 +322,8 @@ class _Batch:
         on_progress: Callable[[Progress], object] | None = None,
     ) -> None:
         _check(agent, inputs, max_concurrency, on_error, on_progress)
+        if options.get("conversation") is not None:
+            raise InvalidArguments("conversation= is for one run after the other: leave it out of a batch")
         self.max_concurrency = max_concurrency
         self._agent, self._inputs, self._options = agent, inputs, options
         self._fails_fast, self._on_progress = on_error == "fail_fast", on_progress

@@ -11,6 +11,7 @@ from fractal.limits import Limits, SharedBudget
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fractal._engine.keeper import Kept
     from fractal._engine.window import Compact, TokenCounter
     from fractal.approval import Approver
     from fractal.around import Around, AroundHook, Guard
@@ -34,11 +35,13 @@ class PlainBounds(TypedDict, total=False):
         guard: Who may stop the run while its model is asked first, beside the agent's: a function or a list.
         output_mode: How the model is made to give such an answer. None or left out: the agent's.
         budget: A budget that this run, with all below it, shares with others; besides the agent's.
+        conversation: A conversation to go on with that is kept, in place of `messages`.
     """
 
     timeout: float | None
     limits: Limits | None
     budget: SharedBudget | None
+    conversation: Kept | None
     deps: Any
     approve: Approver | None
     around_tool: AroundHook | Sequence[AroundHook | Around] | None

@@ -36,7 +36,7 @@ from fractal._engine.overrides import (
 from fractal._engine.run import Run, RunSettings
 from fractal._engine.step import bind
 from fractal._log import log
-from fractal._texts import said_by
+from fractal._texts import repr_of, said_by
 from fractal.errors import InvalidArguments, RunError, UserError
 from fractal.limits import limit_of_iterations
 from fractal.messages import Transcript, user_message
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from fractal._answers.answer import AnswerSettings
     from fractal._answers.output import OutputMode
     from fractal._engine.call import Call
+    from fractal._engine.keeper import Keeper
 
 __all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "release", "result_of", "use_tool"]
 
@@ -198,9 +199,22 @@ def _checked(agent: object, options: RunOptions) -> tuple[RunSettings, Transcrip
     if (schemas := override_of(agent, "get_tool_schemas")) is not None:
         settings.toolkit = Offered(agent, core_of(agent).toolkit, schemas())
     messages: object = options.get("messages") or ()
+    if (conversation := options.get("conversation")) is not None:
+        if options.get("messages") is not None:
+            raise InvalidArguments("messages= and conversation= are two histories: give one of them")
+        settings.keeper = _keeper_of(conversation)
+        messages = settings.keeper.history
     if not isinstance(messages, Iterable):
         raise InvalidArguments(f"messages={messages!r}: give a list, such as an earlier result's messages")
     return settings, Transcript(messages)
+
+
+def _keeper_of(conversation: object) -> Keeper:
+    begin_turn = getattr(conversation, "begin_turn", None)
+    if not callable(begin_turn):
+        given = repr_of(conversation)
+        raise InvalidArguments(f"conversation={given}: give one of `async with SQLiteConversations(path).open(id)`")
+    return cast("Keeper", begin_turn())
 
 
 def open_stream(

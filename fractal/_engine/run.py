@@ -41,6 +41,7 @@ from fractal.results import AgentResult, ToolResult, Usage
 if TYPE_CHECKING:
     from fractal._concurrency.background import Joinable
     from fractal._engine.hooks import Hook, Warn
+    from fractal._engine.keeper import Keeper
     from fractal.messages import Message, Transcript
     from fractal.model import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import Tool
@@ -111,6 +112,7 @@ class RunSettings:
         execute_tool: Calls the verb of that name, if the agent has one of its own, for each call of the model.
         prices: What models cost; None for those of the run above, or of the library.
         budgets: Budgets that the run shares with other trees of runs.
+        keeper: Who keeps what is said, or None.
     """
 
     agent: Any
@@ -132,6 +134,7 @@ class RunSettings:
     execute_tool: Callable[..., Awaitable[Any]] | None
     prices: Prices | None
     budgets: tuple[SharedBudget, ...]
+    keeper: Keeper | None = None
 
 
 run_watchers: list[Callable[[Run], object]] = []

@@ -36,6 +36,7 @@ ROWS = [
     ["delegation", "definition", "agent"],
     ["_views", "many", "fastapi"],
     ["sync"],
+    ["durable"],
     ["_names"],
     ["testing", "pytest_plugin"],
     ["cli", "__main__"],

@@ -32,6 +32,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 import fractal
+import fractal.durable
 import fractal.fastapi
 import fractal.sync
 import fractal.testing
@@ -42,6 +43,7 @@ from tests.house.test_architecture import ROWS
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PUBLIC = [fractal, fractal.sync, fractal.durable, fractal.fastapi, fractal.testing]
 SUBFOLDERS = {"_http", "_clients", "_replies"}  # of models, named beside it
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _OUTPUT = re.compile(r"^[ \t]*#> ?(.*)$", re.MULTILINE)
@@ -202,18 +204,14 @@ def test_every_page_can_be_reached_from_the_index():
     assert pages <= set(_LINK.findall(index))
 
 
-@pytest.mark.parametrize(
-    "module", [fractal, fractal.sync, fractal.fastapi, fractal.testing], ids=lambda module: module.__name__
-)
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
 def test_the_reference_has_every_public_name(module: types.ModuleType):
     section = _section(ROOT / "docs" / "reference.md", module.__name__)
     missing = [name for name in module.__all__ if not re.search(rf"`{name}\b", section)]
     assert not missing
 
 
-@pytest.mark.parametrize(
-    "module", [fractal, fractal.sync, fractal.fastapi, fractal.testing], ids=lambda module: module.__name__
-)
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
 def test_the_reference_has_no_name_that_is_not_there(module: types.ModuleType):
     names_and_events, _, _ = _section(ROOT / "docs" / "reference.md", module.__name__).partition("### Verbs")
     names = re.findall(r"^\| `(\w+)", names_and_events, re.MULTILINE)
