@@ -16,14 +16,25 @@ if TYPE_CHECKING:
     from fractal.approval import Approver
     from fractal.around import Around, AroundHook, Guard
     from fractal.events import Observer
+    from fractal.journal import Journal
     from fractal.prices import Price
     from fractal.toolkit import AgentToolkit
 
-__all__ = ["RUN_OPTIONS", "AgentOptions", "PlainAgentOptions", "PlainBounds", "PlainOptions", "RunBounds", "RunOptions"]
+__all__ = [
+    "RUN_OPTIONS",
+    "AgentOptions",
+    "PlainAgentOptions",
+    "PlainBounds",
+    "PlainOptions",
+    "ResumeBounds",
+    "ResumeOptions",
+    "RunBounds",
+    "RunOptions",
+]
 
 
-class PlainBounds(TypedDict, total=False):
-    """The bounds of one run and of what its tools find, whatever its answer has to be.
+class ResumeBounds(TypedDict, total=False):
+    """The bounds of one run and of what its tools find, wherever it is recorded and whatever its answer has to be.
 
     Attributes:
         timeout: Seconds the run may take. None or left out: the agent's own.
@@ -48,6 +59,19 @@ class PlainBounds(TypedDict, total=False):
     around_model: AroundHook | Sequence[AroundHook | Around] | None
     guard: Guard | Sequence[Guard] | None
     output_mode: OutputMode | None
+
+
+class PlainBounds(ResumeBounds, total=False):
+    """The bounds of one run and of what its tools find, whatever its answer has to be.
+
+    Attributes:
+        journal: Where the run is recorded, step by step, so that the same call goes on with it after its process has
+            ended, and returns its result once there is one. Needs `run_id`.
+        run_id: Id of the run in the journal: text of up to 200 characters, such as `"order-17"`.
+    """
+
+    journal: Journal | None
+    run_id: str | None
 
 
 class RunBounds(PlainBounds, total=False):
@@ -77,6 +101,20 @@ class PlainOptions(PlainBounds, total=False):
 
 class RunOptions(RunBounds, PlainOptions, total=False):
     """All options of one run, the same for every verb that starts one."""
+
+
+class ResumeOptions(ResumeBounds, total=False):
+    """The options of a run that goes on with what its journal has.
+
+    Attributes:
+        output_type: As in `RunBounds`.
+        max_iterations: As in `PlainOptions`.
+        max_retries: As in `PlainOptions`.
+    """
+
+    output_type: Any
+    max_iterations: int | None
+    max_retries: int | None
 
 
 RUN_OPTIONS = frozenset(RunOptions.__annotations__)

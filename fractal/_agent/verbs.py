@@ -35,6 +35,7 @@ from fractal._engine.overrides import (
 )
 from fractal._engine.run import Run, RunSettings
 from fractal._engine.step import bind
+from fractal._engine.taken_up import checked_answers, checked_durable, taken_up
 from fractal._log import log
 from fractal._texts import repr_of, said_by
 from fractal.errors import InvalidArguments, RunError, UserError
@@ -42,7 +43,7 @@ from fractal.limits import limit_of_iterations
 from fractal.messages import Transcript, user_message
 from fractal.models.combined import CombinedModel
 from fractal.models.openai import OpenAIModel
-from fractal.options import RUN_OPTIONS, RunOptions
+from fractal.options import RUN_OPTIONS, ResumeOptions, RunOptions
 from fractal.results import AgentResult, ToolResult, Usage
 from fractal.streaming import RunStream
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from fractal._engine.call import Call
     from fractal._engine.keeper import Keeper
 
-__all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "release", "result_of", "use_tool"]
+__all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "release", "result_of", "resume", "use_tool"]
 
 
 async def ask(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
@@ -139,6 +140,7 @@ def _failure(agent: object, error: RunError) -> AgentResult:
         run_id="",
         tool_results=[],
         abandoned=[],
+        pending=[],
         warnings=[],
         elapsed=0.0,
     )
@@ -287,6 +289,40 @@ def _asked_about(agent: object, tool_name: str) -> Call | None:
     return call if call.run.is_here and not call.run.is_over else None
 
 
+async def resume(
+    agent: object,
+    journal: Any,
+    run_id: Any,
+    answers: Any = None,
+    **options: Unpack[ResumeOptions],
+) -> AgentResult:
+    """Go on with a run that a journal has, after the answers to calls that wait for approval.
+
+    Args:
+        agent: The agent that ran.
+        journal: The journal.
+        run_id: Id of the run.
+        answers: `Allow(…)`, `Deny(…)`, True or False, by the ids of calls in `result.pending`. None: none.
+        **options: As `ResumeOptions` describes them.
+
+    Raises:
+        RunUnknown: The journal has no such run.
+        NotPending: A call that is answered does not wait for that.
+        JournalError: The journal cannot be used, or another process is at work on the run.
+    """
+    durable = checked_durable(journal, run_id)
+    if durable is None:
+        raise InvalidArguments("resume needs a journal, and the id of a run that it has")
+    given = checked_answers(answers)
+    async with durable.journal.open(durable.run_id) as opened:
+        durable = durable._replace(opened=opened)
+        history, message = await taken_up(durable, given)
+        settings, transcript = _checked(agent, cast("RunOptions", {**options, "messages": history}))
+        settings.durable = durable
+        transcript.append(message)
+        return await drive(Run(settings, transcript))
+
+
 async def release(agent: object) -> None:
     """Close what an agent opened in the running event loop."""
     model = core_of(agent).facts()["model"]
@@ -317,6 +353,7 @@ def _settings(agent: object, options: RunOptions) -> RunSettings:
         facts["approve"] = Hook(approve, "approve")
     if (budget := checked_budget(options.get("budget"))) is not None:
         facts["budgets"] = (*facts["budgets"], budget)
+    facts["durable"] = checked_durable(options.get("journal"), options.get("run_id"))
     if "around_tool" in options or "around_model" in options or "guard" in options:
         facts["hooks"] = facts["hooks"].plus(hooks_of(options))
     return RunSettings(**facts)

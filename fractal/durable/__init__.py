@@ -1,4 +1,4 @@
-"""What outlives its process: conversations that are kept on disk or in a database."""
+"""What outlives its process: durable runs in a journal, and conversations in a store."""
 
 from fractal.durable.conversations import (
     Conversation as Conversation,
@@ -7,5 +7,17 @@ from fractal.durable.conversations import (
 )
 from fractal.durable.conversations_postgres import PostgresConversations as PostgresConversations
 from fractal.durable.conversations_sqlite import SQLiteConversations as SQLiteConversations
+from fractal.durable.memory import MemoryJournal as MemoryJournal
+from fractal.journal import Journal as Journal, OpenJournal as OpenJournal, StepKey as StepKey
 
-__all__ = ["Conversation", "ConversationInfo", "Conversations", "PostgresConversations", "SQLiteConversations"]
+__all__ = [
+    "Conversation",
+    "ConversationInfo",
+    "Conversations",
+    "Journal",
+    "MemoryJournal",
+    "OpenJournal",
+    "PostgresConversations",
+    "SQLiteConversations",
+    "StepKey",
+]
