@@ -7,6 +7,11 @@ from fractal.durable.conversations import (
 )
 from fractal.durable.conversations_postgres import PostgresConversations as PostgresConversations
 from fractal.durable.conversations_sqlite import SQLiteConversations as SQLiteConversations
+from fractal.durable.dbos_agent import (
+    DurableAgent as DurableAgent,
+    DurableOptions as DurableOptions,
+    DurableRun as DurableRun,
+)
 from fractal.durable.memory import MemoryJournal as MemoryJournal
 from fractal.journal import Journal as Journal, OpenJournal as OpenJournal, StepKey as StepKey
 
@@ -14,6 +19,9 @@ __all__ = [
     "Conversation",
     "ConversationInfo",
     "Conversations",
+    "DurableAgent",
+    "DurableOptions",
+    "DurableRun",
     "Journal",
     "MemoryJournal",
     "OpenJournal",

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import logging
 import os
 import pkgutil
 import re
@@ -68,6 +69,13 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setattr(socket, "getaddrinfo", _only_this_machine(socket.getaddrinfo))
         yield endpoint
+
+
+@pytest.fixture(autouse=True)
+def _no_captured_stream() -> Iterator[None]:
+    """DBOS logs to the standard error that there was first, and of a test that is closed at its end."""
+    yield
+    logging.getLogger("dbos").handlers.clear()
 
 
 def _only_this_machine(look_up: Callable[..., Any]) -> Callable[..., Any]:
