@@ -204,19 +204,19 @@ def _checked(agent: object, options: RunOptions) -> tuple[RunSettings, Transcrip
     if (conversation := options.get("conversation")) is not None:
         if options.get("messages") is not None:
             raise InvalidArguments("messages= and conversation= are two histories: give one of them")
-        settings.keeper = _keeper_of(conversation)
+        settings.keeper = _keeper_of(conversation, options.get("run_id"))
         messages = settings.keeper.history
     if not isinstance(messages, Iterable):
         raise InvalidArguments(f"messages={messages!r}: give a list, such as an earlier result's messages")
     return settings, Transcript(messages)
 
 
-def _keeper_of(conversation: object) -> Keeper:
+def _keeper_of(conversation: object, run_id: str | None) -> Keeper:
     begin_turn = getattr(conversation, "begin_turn", None)
     if not callable(begin_turn):
         given = repr_of(conversation)
         raise InvalidArguments(f"conversation={given}: give one of `async with SQLiteConversations(path).open(id)`")
-    return cast("Keeper", begin_turn())
+    return cast("Keeper", begin_turn(run_id))
 
 
 def open_stream(

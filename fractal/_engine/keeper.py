@@ -42,6 +42,10 @@ class Keeper(Protocol):
 class Kept(Protocol):
     """A conversation that is kept, as far as runs need it."""
 
-    def begin_turn(self) -> Keeper:
-        """Make the hold of a run on it; nothing is read or written yet."""
+    def begin_turn(self, run_id: str | None) -> Keeper:
+        """Make the hold of a run on it; nothing is read or written yet.
+
+        Args:
+            run_id: Id of a durable run, which may have said something there before its process ended; else None.
+        """
         ...

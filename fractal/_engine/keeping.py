@@ -9,7 +9,7 @@ import anyio
 
 from fractal._concurrency.scopes import is_cancellation
 from fractal._texts import said_by
-from fractal.errors import StoreError
+from fractal.errors import ApprovalPending, StoreError
 
 if TYPE_CHECKING:
     from fractal._engine.keeper import Keeper
@@ -33,7 +33,10 @@ async def kept(run: Run, keeper: Keeper, work: Callable[[Run], Awaitable[T]]) ->
     except StoreError:
         raise
     except BaseException as error:
-        await _keep_rest(run, keeper, was_cancelled=is_cancellation(error))
+        was_cancelled = is_cancellation(error)
+        goes_on = isinstance(error, ApprovalPending) or (was_cancelled and not run.is_out_of_time())
+        if run.journaled is None or not goes_on:  # what a durable run says next follows what is in its journal
+            await _keep_rest(run, keeper, was_cancelled=was_cancelled)
         raise
     await keep(run, keeper)
     return end

@@ -19,7 +19,7 @@ from fractal._copies import copied_messages
 from fractal._json import decode, encode
 from fractal._texts import clean_text, repr_of
 from fractal.durable.conversations_access import Access
-from fractal.durable.conversations_sql import ConversationInfo, Head, Rows
+from fractal.durable.conversations_sql import ConversationInfo, Head, Row, Rows
 from fractal.errors import InvalidArguments, InvalidMessages, StoreUnreadable
 from fractal.messages import Message, Transcript
 
@@ -129,8 +129,8 @@ class Conversations:
             StoreError: The store cannot be read.
         """
         one = checked_id(conversation_id)
-        info, texts = await self._access.once(lambda rows: rows.export(one))
-        messages = _messages_of(texts, self._access.name, one)
+        info, found = await self._access.once(lambda rows: rows.export(one))
+        messages = _messages_of(found, self._access.name, one)
         return {
             "format": "fractal-conversation",
             "version": 1,
@@ -160,6 +160,7 @@ class Conversation:
         self._lock = threading.Lock()  # around `_rows`: a connection serves one thread at a time
         self._head: Head | None = None
         self._messages: list[Message] = []
+        self._runs: list[str | None] = []  # who has said each of them
         self._is_open = False
 
     @property
@@ -196,9 +197,9 @@ class Conversation:
         """
 
         def read(rows: Rows) -> None:
-            head, texts = rows.load(self.id)
-            messages = _messages_of(texts, self._access.name, self.id)
-            self._head, self._messages = head, messages
+            head, found = rows.load(self.id)
+            messages = _messages_of(found, self._access.name, self.id)
+            self._head, self._messages, self._runs = head, messages, [each.run for each in found]
 
         await self._do(read)
 
@@ -213,30 +214,38 @@ class Conversation:
             ConversationConflict: Somebody else has gone on with the conversation.
             StoreError: They cannot be written.
         """
-        await self._append(self._head, Transcript(messages).messages)
+        await self._append(self._head, Transcript(messages).messages, None)
 
     async def fork(self, new_id: str, *, length: int | None = None) -> ConversationInfo:
         """Make another conversation that begins like this one; see `Conversations.fork`."""
         return await Conversations(self._access).fork(self.id, new_id, length=length)
 
-    def begin_turn(self) -> Keeper:
+    def begin_turn(self, run_id: str | None) -> Keeper:
         """Make the hold of one run on the conversation; the engine calls it.
+
+        Args:
+            run_id: Id of a durable run, which may have said something here before its process ended; else None.
 
         Raises:
             InvalidArguments: The conversation is not open.
         """
         self._require_open()
-        return _Turn(self._check, self._append, self._head, self._messages)
+        append, history, position = partial(self._append, run_id=run_id), self._messages, len(self._messages)
+        if run_id is not None and run_id in self._runs:
+            first = self._runs.index(run_id)
+            history, position = history[:first], first + self._runs.count(run_id)
+        return _Turn(self._check, append, self._head, history, position, is_last=position == len(self._messages))
 
-    async def _append(self, head: Head | None, messages: Sequence[Message]) -> Head | None:
+    async def _append(self, head: Head | None, messages: Sequence[Message], run_id: str | None) -> Head | None:
         if not messages:
             return head
-        texts = [encode(message).decode() for message in messages]
+        new_rows = [Row(encode(message).decode(), run_id) for message in messages]
 
         def write(rows: Rows) -> Head:
-            new = rows.append(self.id, head, texts)
+            new = rows.append(self.id, head, new_rows)
             if self._head == head:  # here, in the thread: however the waiting ends, this is what there is now
-                self._messages = [*self._messages, *map(decode, texts)]
+                self._messages = [*self._messages, *(decode(each.text) for each in new_rows)]
+                self._runs = [*self._runs, *(each.run for each in new_rows)]
                 self._head = new
             return new
 
@@ -292,9 +301,12 @@ class _Turn:
         append: Callable[[Head | None, Sequence[Message]], Awaitable[Head | None]],
         head: Head | None,
         history: Sequence[Message],
+        position: int,
+        *,
+        is_last: bool,
     ) -> None:
-        self._check, self._append, self._head = check, append, head
-        self.history, self.position = history, len(history)
+        self._check, self._append, self._head, self._is_last = check, append, head, is_last
+        self.history, self.position = history, position
 
     async def begin(self) -> None:
         """Look whether somebody else has gone on with the conversation, before anything is paid for.
@@ -303,7 +315,8 @@ class _Turn:
             ConversationConflict: Somebody has.
             StoreError: The store cannot be read.
         """
-        await self._check(self._head)
+        # Where others have gone on after what this run had said, no state of the conversation is the right one.
+        await self._check(self._head if self._is_last else None)
 
     async def keep(self, messages: Sequence[Message]) -> None:
         """Keep the messages that follow the position, all or none.
@@ -329,18 +342,18 @@ def checked_id(value: object, name: str = "conversation_id") -> str:
     return str(value)
 
 
-def _check_cut(length: int | None, texts: Sequence[str]) -> None:
+def _check_cut(length: int | None, rows: Sequence[Row]) -> None:
     """Raise if the first so many messages of a conversation are no conversation."""
-    if length is not None and length > len(texts):
-        raise InvalidArguments(f"length={length}: there are {len(texts)} messages")
+    if length is not None and length > len(rows):
+        raise InvalidArguments(f"length={length}: there are {len(rows)} messages")
     try:
-        Transcript(map(decode, texts[:length]))
+        Transcript(decode(each.text) for each in rows[:length])
     except InvalidMessages as error:
         raise InvalidArguments(f"length={length}: cut there, {error}") from None
 
 
-def _messages_of(texts: Sequence[str], store: str, conversation_id: str) -> list[Message]:
+def _messages_of(rows: Sequence[Row], store: str, conversation_id: str) -> list[Message]:
     try:
-        return Transcript(map(decode, texts)).messages
+        return Transcript(decode(each.text) for each in rows).messages
     except (ValueError, InvalidMessages) as error:
         raise StoreUnreadable(store, f"conversation {conversation_id!r} is damaged: {error}") from None

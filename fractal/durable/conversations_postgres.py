@@ -28,7 +28,7 @@ _TABLES = (
     " mark text NOT NULL, length bigint NOT NULL, size bigint NOT NULL, created float8 NOT NULL,"
     " changed float8 NOT NULL)",
     'CREATE TABLE IF NOT EXISTS fractal_conversation_messages (conversation text COLLATE "C" NOT NULL,'
-    " position bigint NOT NULL, message text NOT NULL, PRIMARY KEY (conversation, position))",
+    " position bigint NOT NULL, message text NOT NULL, run text, PRIMARY KEY (conversation, position))",
 )
 
 _INSERT_VERSION = (

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fractal.errors import ConversationConflict, ConversationExists, ConversationNotFound, StoreError, StoreUnreadable
 
-__all__ = ["VERSION", "Busy", "ConversationInfo", "Head", "Rows"]
+__all__ = ["VERSION", "Busy", "ConversationInfo", "Head", "Row", "Rows"]
 
 VERSION = 1
 """Of the tables. A store of a newer one is refused, as nobody here knows what it means."""
@@ -53,6 +53,18 @@ class Head(NamedTuple):
 
     revision: int
     mark: str
+
+
+class Row(NamedTuple):
+    """A message as it is kept.
+
+    Attributes:
+        text: Its JSON.
+        run: Id of the durable run that has said it, or None.
+    """
+
+    text: str
+    run: str | None
 
 
 class Busy(Exception):
@@ -106,19 +118,19 @@ class Rows(ABC):
 
     # ---- reading
 
-    def load(self, one: str) -> tuple[Head | None, list[str]]:
+    def load(self, one: str) -> tuple[Head | None, list[Row]]:
         """Read a conversation; its messages as JSON, and None if there is none."""
         with self.transaction(writes=False):
             row = self._row(one)
-            return (Head(row[0], row[1]), self._texts(one, row[2])) if row is not None else (None, [])
+            return (Head(row[0], row[1]), self._rows(one, row[2])) if row is not None else (None, [])
 
-    def export(self, one: str) -> tuple[ConversationInfo, list[str]]:
+    def export(self, one: str) -> tuple[ConversationInfo, list[Row]]:
         """Read a conversation with what is known of it."""
         with self.transaction(writes=False):
             info = self._info(one)
             if info is None:
                 raise ConversationNotFound(one)
-            return info, self._texts(one, info.length)
+            return info, self._rows(one, info.length)
 
     def listed(self, prefix: str, after: str, limit: int) -> list[ConversationInfo]:
         """List conversations by id."""
@@ -134,46 +146,46 @@ class Rows(ABC):
 
     # ---- writing
 
-    def append(self, one: str, head: Head | None, texts: Sequence[str]) -> Head:
+    def append(self, one: str, head: Head | None, rows: Sequence[Row]) -> Head:
         """Add messages to a conversation that is in a certain state; returns the next one."""
         new, now = Head((head.revision if head else 0) + 1, secrets.token_hex(16)), time.time()
         with self.transaction(writes=True):
             row = self._row(one)
             self._require(one, head, row)
             length, size = (row[2], row[3]) if row is not None else (0, 0)
-            size += sum(map(len, texts))
+            size += sum(len(each.text) for each in rows)
             if size > LONGEST:
                 raise StoreError(
                     f"conversation {one!r} would have more than {LONGEST >> 20} Mi characters: begin another, with a"
                     " summary of this one"
                 )
             if head is None:
-                done = self.execute(_INSERT, (one, *new, len(texts), size, now, now))
+                done = self.execute(_INSERT, (one, *new, len(rows), size, now, now))
             else:
-                done = self.execute(_UPDATE, (*new, length + len(texts), size, now, one, head.mark))
+                done = self.execute(_UPDATE, (*new, length + len(rows), size, now, one, head.mark))
             if done.rowcount != 1:  # of two that write at once, the second finds this
                 self._require(one, head, self._row(one))
                 raise Busy
-            self.execute_many(_INSERT_MESSAGE, ((one, length + n, text) for n, text in enumerate(texts)))
+            self.execute_many(_INSERT_MESSAGE, ((one, length + n, *each) for n, each in enumerate(rows)))
         return new
 
     def fork(
-        self, one: str, other: str, length: int | None, check: Callable[[Sequence[str]], None]
+        self, one: str, other: str, length: int | None, check: Callable[[Sequence[Row]], None]
     ) -> ConversationInfo:
         """Copy the first messages of a conversation, which `check` may refuse, into a new one."""
         with self.transaction(writes=True):
             row = self._row(one)
             if row is None:
                 raise ConversationNotFound(one)
-            texts = self._texts(one, row[2])
-            check(texts)
-            texts, now = texts[:length], time.time()
-            mark, size = secrets.token_hex(16), sum(map(len, texts))
-            if self.execute(_INSERT, (other, 1, mark, len(texts), size, now, now)).rowcount != 1:
+            rows = self._rows(one, row[2])
+            check(rows)
+            rows, now = rows[:length], time.time()
+            mark, size = secrets.token_hex(16), sum(len(each.text) for each in rows)
+            if self.execute(_INSERT, (other, 1, mark, len(rows), size, now, now)).rowcount != 1:
                 raise ConversationExists(other)
-            self.execute_many(_INSERT_MESSAGE, ((other, n, text) for n, text in enumerate(texts)))
+            self.execute_many(_INSERT_MESSAGE, ((other, n, each.text, None) for n, each in enumerate(rows)))
         moment = datetime.fromtimestamp(now, UTC)
-        return ConversationInfo(other, 1, len(texts), moment, moment)
+        return ConversationInfo(other, 1, len(rows), moment, moment)
 
     def delete(self, one: str) -> bool:
         """Delete a conversation; returns whether there was one."""
@@ -221,19 +233,18 @@ class Rows(ABC):
             pass
         raise StoreUnreadable(self.name, "what is known of a conversation is damaged")
 
-    def _texts(self, one: str, length: int) -> list[str]:
-        wanted = "SELECT position, message FROM fractal_conversation_messages WHERE conversation = ? ORDER BY position"
-        texts, size = list[str](), 0
-        for position, text in self.execute(wanted, (one,)):
-            if position != len(texts) or not isinstance(text, str):
+    def _rows(self, one: str, length: int) -> list[Row]:
+        rows, size = list[Row](), 0
+        for position, text, run in self.execute(_MESSAGES, (one,)):
+            if position != len(rows) or not isinstance(text, str) or not isinstance(run, str | None):
                 break
             size += len(text)
             if size > LONGEST:
                 raise StoreUnreadable(self.name, f"conversation {one!r} has more than {LONGEST >> 20} Mi characters")
-            texts.append(text)
-        if len(texts) != length:
+            rows.append(Row(text, run))
+        if len(rows) != length:
             raise StoreUnreadable(self.name, f"messages of conversation {one!r} are missing, or too many")
-        return texts
+        return rows
 
     def _require(self, one: str, head: Head | None, row: tuple[int, str, int, int] | None) -> None:
         if (row[1] if row is not None else None) != (head.mark if head is not None else None):
@@ -249,7 +260,8 @@ _UPDATE = (
     "UPDATE fractal_conversations SET revision = ?, mark = ?, length = ?, size = ?, changed = ?"
     " WHERE id = ? AND mark = ?"
 )
-_INSERT_MESSAGE = "INSERT INTO fractal_conversation_messages (conversation, position, message) VALUES (?, ?, ?)"
+_MESSAGES = "SELECT position, message, run FROM fractal_conversation_messages WHERE conversation = ? ORDER BY position"
+_INSERT_MESSAGE = "INSERT INTO fractal_conversation_messages (conversation, position, message, run) VALUES (?, ?, ?, ?)"
 
 
 def _is_count(value: object) -> bool:

@@ -34,7 +34,7 @@ _TABLES = {
     ),
     "fractal_conversation_messages": (
         "CREATE TABLE fractal_conversation_messages (conversation TEXT NOT NULL, position INTEGER NOT NULL,"
-        " message TEXT NOT NULL, PRIMARY KEY (conversation, position))"
+        " message TEXT NOT NULL, run TEXT, PRIMARY KEY (conversation, position))"
     ),
 }
 _FOUND = (

@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,15 @@ from fractal import (
     sync,
     tool,
 )
-from fractal.durable import Conversation, Conversations, PostgresConversations, SQLiteConversations
+from fractal.durable import (
+    Conversation,
+    Conversations,
+    MemoryJournal,
+    PostgresConversations,
+    SQLiteConversations,
+    conversations_sqlite,
+    memory,
+)
 from fractal.testing import ScriptedModel, answers, cancel_everywhere, check_messages
 from tests.databases import postgres
 from tests.support import BACKENDS, in_thread
@@ -544,12 +554,13 @@ HOSTILE: dict[str, tuple[str, ...]] = {
     "other columns": (f"ALTER TABLE {MESSAGES} ADD COLUMN more",),
     "a message is missing": (f"DELETE FROM {MESSAGES} WHERE position = 1",),
     "the last one is missing": (f"DELETE FROM {MESSAGES} WHERE position = 2",),
-    "a message more": (f"INSERT INTO {MESSAGES} VALUES ('trip', 3, '{{}}')",),
+    "a message more": (f"INSERT INTO {MESSAGES} VALUES ('trip', 3, '{{}}', NULL)",),
     "no JSON": (f"UPDATE {MESSAGES} SET message = '{{' WHERE position = 1",),
     "no message": (f"UPDATE {MESSAGES} SET message = '[7]' WHERE position = 1",),
     "no text": (f"UPDATE {MESSAGES} SET message = x'00ff' WHERE position = 1",),
     "no valid history": (f"UPDATE {MESSAGES} SET message = '{json.dumps(QUESTION)}' WHERE position = 1",),
     "deeply nested": (f"UPDATE {MESSAGES} SET message = '{'[' * 100_000}' WHERE position = 1",),
+    "no run": (f"UPDATE {MESSAGES} SET run = x'00' WHERE position = 1",),
     "no revision": ("UPDATE fractal_conversations SET revision = 'x'",),
     "no mark": ("UPDATE fractal_conversations SET mark = x'00'",),
     "negative": ("UPDATE fractal_conversations SET length = -3",),
@@ -822,6 +833,124 @@ async def test_a_forked_child_has_a_connection_of_its_own(tmp_path: Path):
         rows._process = os.getpid()
         rows.close()
     assert len(await messages_in(store, "trip")) == 2
+
+
+# ---- durable runs
+
+
+def snapshots_of(tmp_path: Path, journal: MemoryJournal, backend: Any) -> list[tuple[dict[str, Any], Path]]:
+    """What would be left if the process had ended at each moment: before and after each record, and each commit."""
+    left: list[tuple[dict[str, Any], Path]] = []
+    source = tmp_path / "talks.db"
+
+    def look() -> None:
+        copy = tmp_path / f"left {len(left)}.db"
+        for suffix in ("", "-wal"):
+            if (file := Path(f"{source}{suffix}")).exists():
+                shutil.copy(file, f"{copy}{suffix}")
+        left.append((deepcopy(journal.runs), copy))
+
+    return_to = memory._OpenInMemory.record, conversations_sqlite._SQLiteRows.append
+
+    async def record(self: Any, key: Any, text: str) -> None:
+        look()
+        await return_to[0](self, key, text)
+        look()
+
+    def append(self: Any, *arguments: Any) -> Any:
+        look()
+        head = return_to[1](self, *arguments)
+        look()
+        return head
+
+    async def scenario() -> None:
+        async with SQLiteConversations(source).open("trip") as conversation:
+            await talker("hello").run("hi", conversation=conversation)
+            await durable_talker().run("go", conversation=conversation, journal=journal, run_id="one")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory._OpenInMemory, "record", record)
+        patch.setattr(conversations_sqlite._SQLiteRows, "append", append)
+        anyio.run(scenario, backend=backend)
+    return left
+
+
+def durable_talker() -> BaseAgent:
+    script = {0: [answers.call("look", {"n": n}, id=f"c{n}") for n in (1, 2)], 2: a_call(3), 3: "done"}
+    model = ScriptedModel(lambda request: script[sum(each["role"] == "tool" for each in request.messages)])
+    return BaseAgent("Talker", "You talk.", client=model).add_tool(look)
+
+
+def test_a_durable_run_goes_on_with_its_conversation_wherever_its_process_ended(tmp_path: Path, backend: str):
+    left = snapshots_of(tmp_path, MemoryJournal(), backend)
+    assert len(left) > 30
+
+    async def go_on(runs: dict[str, Any], path: Path) -> None:
+        journal, store = MemoryJournal(), SQLiteConversations(path)
+        journal.runs = runs
+        async with store.open("trip") as conversation:
+            if not conversation.messages:
+                await talker("hello").run("hi", conversation=conversation)
+            before = conversation.messages[:2]
+            for _ in range(2):  # once it has ended, the call gives its result, and says nothing again
+                result = await durable_talker().run("go", conversation=conversation, journal=journal, run_id="one")
+                assert result.success
+                assert result.messages[:2] == before
+                assert conversation.messages == result.messages
+            assert await messages_in(store, "trip") == result.messages
+            check_messages(result.messages)
+            # A call that was at work when the process ended has another result, and no more.
+            assert roles(result.messages) == [*roles(before), *roles(EVERYTHING)]
+
+    async def go_on_from_all() -> None:
+        for runs, path in left:
+            await go_on(runs, path)
+
+    anyio.run(go_on_from_all, backend=backend)
+
+
+EVERYTHING = [{"role": role} for role in ("user", "assistant", "tool", "tool", "assistant", "tool", "assistant")]
+
+
+async def test_a_durable_run_that_was_cancelled_goes_on_with_its_conversation(tmp_path: Path):
+    store, journal, begun = SQLiteConversations(tmp_path / "talks.db"), MemoryJournal(), anyio.Event()
+
+    @tool(idempotent=True)
+    async def slow() -> str:
+        """Take a while."""
+        if not begun.is_set():
+            begun.set()
+            await anyio.sleep_forever()
+        return "slow"
+
+    agent = talker(answers.calls(answers.call("slow", {}, id="s")), "done").add_tool(slow)
+    async with store.open("trip") as conversation:
+        async with anyio.create_task_group() as group:
+
+            async def ask() -> None:
+                await agent.run("go", conversation=conversation, journal=journal, run_id="one")
+
+            group.start_soon(ask)
+            await begun.wait()
+            group.cancel_scope.cancel()
+        assert conversation.messages == []
+        result = await agent.run("go", conversation=conversation, journal=journal, run_id="one")
+        assert [each["content"] for each in conversation.messages] == ["go", None, "slow", "done"]
+        assert conversation.messages == result.messages
+
+
+async def test_a_durable_run_does_not_go_on_after_what_others_have_said_since(tmp_path: Path):
+    store, journal = SQLiteConversations(tmp_path / "talks.db"), MemoryJournal()
+    async with store.open("trip") as conversation:
+        with pytest.raises(ConversationConflict):
+            agent = talker(a_call(), answers.calls(answers.call("elsewhere", {}, id="e")))
+            await agent.add_tool(partial(go_on_elsewhere, store), name="elsewhere").run(
+                "go", conversation=conversation, journal=journal, run_id="one"
+            )
+        await conversation.reload()
+        with pytest.raises(ConversationConflict):
+            await talker("done").run("go", conversation=conversation, journal=journal, run_id="one")
+        assert roles(conversation.messages) == ["user", "assistant", "tool", "user"]
 
 
 # ---- PostgreSQL
