@@ -41,16 +41,17 @@ class JournaledCall:
         bound: What is called.
 
     Attributes:
+        path: As given.
         position: As given.
     """
 
     __slots__ = (
-        *("_changed", "_given", "_name", "_path", "_started", "_tree"),
-        *("is_deferred", "is_interrupted", "position"),
+        *("_changed", "_given", "_name", "_started", "_tree"),
+        *("is_deferred", "is_interrupted", "path", "position"),
     )
 
     def __init__(self, tree: JournalOfTree, path: str, position: str, bound: BoundCall) -> None:
-        self._tree, self._path, self.position = tree, path, position
+        self._tree, self.path, self.position = tree, path, position
         self._name = bound.name
         sent = bound.sent if isinstance(bound.sent, str) else compact(jsonable(bound.sent))
         self._given = {"arguments": sent}
@@ -124,7 +125,7 @@ class JournaledCall:
         """End a call that waits for an answer, and with it, after the calls beside it, the run."""
         bound, tool = call.bound, call.bound.tool
         assert tool is not None
-        call_id = f"{self._path}/{bound.call_id}" if self._path else bound.call_id
+        call_id = f"{self.path}/{bound.call_id}" if self.path else bound.call_id
         key = self._key("answer", round_)
         self._tree.deferred[call_id] = (key.path, key.position)
         self.is_deferred = True
@@ -177,4 +178,4 @@ class JournaledCall:
 
     def _key(self, kind: StepKind, number: int = 0) -> StepKey:
         position = f"{self.position} time {number}" if number else self.position
-        return StepKey(self._path, position, kind, self._name)
+        return StepKey(self.path, position, kind, self._name)
