@@ -78,7 +78,7 @@ class OpenJournal(Protocol):
     async def mark(self, key: StepKey, text: str) -> None:
         """Keep a record that takes the place of an earlier one of its key; the end of the machine may lose it.
 
-        Called before each piece of text that the reader of a stream is shown.
+        Called before each request, and before each piece of text that the reader of a stream is shown.
 
         Raises:
             JournalError: As `record`.

@@ -313,6 +313,8 @@ async def resume(
     durable = checked_durable(journal, run_id)
     if durable is None:
         raise InvalidArguments("resume needs a journal, and the id of a run that it has")
+    if "messages" in options:
+        raise InvalidArguments("resume takes no messages=: the run goes on with those it began with")
     given = checked_answers(answers)
     async with durable.journal.open(durable.run_id) as opened:
         durable = durable._replace(opened=opened)

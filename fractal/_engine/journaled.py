@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from fractal._concurrency.current import current_run
 from fractal._engine.journal_forms import digest, in_brief, result_form, result_of
 from fractal._engine.journal_of_tree import JournalOfTree
 from fractal._engine.journaled_call import JournaledCall
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from fractal.journal import StepKind
     from fractal.results import AgentResult
 
-__all__ = ["JournaledRun", "journaled"]
+__all__ = ["JournaledRun", "journaled", "step_here"]
 
 Party = TypeVar("Party", bound="CallParty")
 
@@ -183,6 +184,16 @@ def _clock(left: float | None) -> dict[str, Any]:
     """The moment, and the deadline that is so many seconds away, on the clock that all processes share."""
     now = time.time()
     return {"at": now, "deadline": None if left is None else now + left}
+
+
+def step_here() -> str | None:
+    """The run and the position of the step that the current task works for: a tool call, or else a reply."""
+    run = current_run.get()
+    if run is None or run.journaled is None:
+        return None
+    call = _call_around(run)
+    key = StepKey(call.path, call.position, "started") if call is not None else run.journaled.replies.key("reply")
+    return f"{run.journaled.tree.run_id}: {str(key).rpartition(' ')[0]}"
 
 
 def _call_around(run: RunParty) -> JournaledCall | None:

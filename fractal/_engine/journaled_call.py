@@ -41,20 +41,22 @@ class JournaledCall:
         bound: What is called.
 
     Attributes:
+        path: As given.
         position: As given.
     """
 
     __slots__ = (
-        *("_changed", "_given", "_name", "_path", "_started", "_tree"),
-        *("is_deferred", "is_interrupted", "position"),
+        *("_changed", "_given", "_name", "_round", "_started", "_tree"),
+        *("is_deferred", "is_interrupted", "path", "position"),
     )
 
     def __init__(self, tree: JournalOfTree, path: str, position: str, bound: BoundCall) -> None:
-        self._tree, self._path, self.position = tree, path, position
+        self._tree, self.path, self.position = tree, path, position
         self._name = bound.name
         sent = bound.sent if isinstance(bound.sent, str) else compact(jsonable(bound.sent))
         self._given = {"arguments": sent}
         self._started = 0  # times that a process has begun it
+        self._round = 0  # of asking; above 0 after a crash
         self._changed: Any = None  # the arguments that somebody has approved in place of those
         self.is_interrupted = False
         self.is_deferred = False
@@ -80,7 +82,7 @@ class JournaledCall:
         assert tool is not None
         policy = tool.options.after_crash or ("repeat" if tool.options.idempotent else "fail")
         if policy == "ask":
-            call.needs_approval = True
+            call.needs_approval, self._round = True, self._started + 1
         if policy != "fail":
             return False
         call.run.budget.correct("tool_calls", 1)
@@ -103,29 +105,28 @@ class JournaledCall:
 
     async def approval(self, call: CallParty, ask: _Ask) -> Allow | Deny | Defer:
         """The answer to whether a call may be made: the recorded one, or that of whoever is asked now."""
-        round_ = self._started + 1 if self.is_interrupted else 0
-        kept = self._tree.recall(self._key("approval", round_), self._given)
+        kept = self._tree.recall(self._key("approval", self._round), self._given)
         if kept is None:
             answer = await ask(call)
-            await self._tree.record(self._key("approval", round_), self._given, approval_form(answer))
+            await self._tree.record(self._key("approval", self._round), self._given, approval_form(answer))
         else:
             answer = self._tree.read(self._key("approval"), lambda: approval_of(kept))
         if isinstance(answer, Defer):
-            key = replace(self._key("answer", round_), name="")
+            key = replace(self._key("answer", self._round), name="")
             given = self._tree.recall(key)
             answer = answer if given is None else self._tree.read(key, lambda: approval_of(given))
         if isinstance(answer, Defer):
-            self._defer(call, round_)
+            self._defer(call)
         elif isinstance(answer, Allow):
             self._changed = answer.arguments
         return answer
 
-    def _defer(self, call: CallParty, round_: int) -> None:
+    def _defer(self, call: CallParty) -> None:
         """End a call that waits for an answer, and with it, after the calls beside it, the run."""
         bound, tool = call.bound, call.bound.tool
         assert tool is not None
-        call_id = f"{self._path}/{bound.call_id}" if self._path else bound.call_id
-        key = self._key("answer", round_)
+        call_id = f"{self.path}/{bound.call_id}" if self.path else bound.call_id
+        key = self._key("answer", self._round)
         self._tree.deferred[call_id] = (key.path, key.position)
         self.is_deferred = True
         pending = PendingCall(
@@ -177,4 +178,4 @@ class JournaledCall:
 
     def _key(self, kind: StepKind, number: int = 0) -> StepKey:
         position = f"{self.position} time {number}" if number else self.position
-        return StepKey(self._path, position, kind, self._name)
+        return StepKey(self.path, position, kind, self._name)

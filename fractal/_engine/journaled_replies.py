@@ -50,17 +50,17 @@ class JournaledReplies:
         """
         self._next(run)
         self._sent = 0
-        while self._tree.recall(self._key("sent", try_=self._sent + 1)) is not None:
+        self._recall_window(run)
+        while self._tree.recall(self.key("sent", try_=self._sent + 1)) is not None:
             self._sent += 1
             self._recall_window(run)
-        self._recall_window(run)
         run.budget.correct("requests", self._sent)
-        kept = self._tree.recall(self._key("reply"), self._given)
+        kept = self._tree.recall(self.key("reply"), self._given)
         if kept is None:
-            shown: Any = self._tree.recall(self._key("shown"))
+            shown: Any = self._tree.recall(self.key("shown"))
             self._shown = _Shown(shown["characters"], shown["sha256"]) if shown else _Shown(0, "")
             return None
-        reply = self._tree.read(self._key("reply"), lambda: reply_of(kept["reply"]))
+        reply = self._tree.read(self.key("reply"), lambda: reply_of(kept["reply"]))
         self._spend(run, reply, kept)
         if run.answer is not None:
             run.answer.take_way(kept["way"])
@@ -88,9 +88,9 @@ class JournaledReplies:
         budget.add_reply(reply, cost)
 
     def _recall_window(self, run: RunParty) -> None:
-        kept = self._tree.recall(self._key("window", try_=self._sent + 1))
+        kept = self._tree.recall(self.key("window", try_=self._sent + 1))
         if kept is not None and run.window is not None:
-            summary = self._tree.read(self._key("window"), lambda: from_lossless(kept["summary"]))
+            summary = self._tree.read(self.key("window"), lambda: from_lossless(kept["summary"]))
             run.window.restore(kept["cut"], summary)
             self._cut = kept["cut"]
 
@@ -101,12 +101,12 @@ class JournaledReplies:
         if cut != self._cut:
             self._cut = cut
             value = {"cut": cut, "summary": to_lossless(summary)}
-            await self._tree.record(self._key("window", try_=self._sent + 1), None, value)
+            await self._tree.record(self.key("window", try_=self._sent + 1), None, value)
 
     async def sent(self) -> None:
         """Record that the request is sent, which spends it."""
         self._sent += 1
-        await self._tree.record(self._key("sent", try_=self._sent), None, True)
+        await self._tree.mark(self.key("sent", try_=self._sent), True)
 
     async def record(self, run: RunParty, reply: Reply, cost: int | None, charged: int) -> None:
         """Record a reply.
@@ -124,7 +124,7 @@ class JournaledReplies:
             "shown": bool(run.feeds),
             "way": run.answer.way if run.answer is not None else None,
         }
-        await self._tree.record(self._key("reply"), self._given, value)
+        await self._tree.record(self.key("reply"), self._given, value)
         if run.feeds and (late := self._shown.held_back()):
             await run.tell(TextDelta, text=late)
 
@@ -138,10 +138,11 @@ class JournaledReplies:
             run.warn("after a restart the model wrote another text than had been shown of it: shown from its start")
         if not text:
             return None
-        await self._tree.mark(self._key("shown"), self._shown.add(text))
+        await self._tree.mark(self.key("shown"), self._shown.add(text))
         return delta if text == delta.text else replace(delta, text=text)
 
-    def _key(self, kind: StepKind, try_: int = 0) -> StepKey:
+    def key(self, kind: StepKind, try_: int = 0) -> StepKey:
+        """The key of a record of the request that is being answered."""
         position = str(self._iteration) + (f"+{self._asked}" if self._asked > 1 else "")
         return StepKey(self._path, f"{position} try {try_}" if try_ else position, kind, _MODEL)
 

@@ -13,6 +13,7 @@ from fractal.durable.dbos_agent import (
     DurableRun as DurableRun,
 )
 from fractal.durable.memory import MemoryJournal as MemoryJournal
+from fractal.durable.sqlite import SQLiteJournal as SQLiteJournal
 from fractal.journal import Journal as Journal, OpenJournal as OpenJournal, StepKey as StepKey
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "OpenJournal",
     "PostgresConversations",
     "SQLiteConversations",
+    "SQLiteJournal",
     "StepKey",
 ]
