@@ -68,7 +68,7 @@ def kill_at(point: int) -> None:
     dbos_journal._OpenInDBOS.record = killing
 
 
-def launch(database: str, executor: str = "one") -> DurableAgent[str]:
+def launch(database: str, executor: str = "one", *, takes_runs: bool = True) -> DurableAgent[str]:
     from dbos import DBOS
 
     config: Any = {
@@ -81,6 +81,8 @@ def launch(database: str, executor: str = "one") -> DurableAgent[str]:
     }
     DBOS(config=config)
     durable = DurableAgent(clerk(), name="clerk")
+    if not takes_runs:
+        DBOS.listen_queues(["nobody's"])
     DBOS.launch()
     return durable
 
@@ -148,6 +150,28 @@ def everywhere(database: str, backend: str, first: str, step: str) -> None:
         if in_child(partial(begin, point)) == 0:
             break
     assert in_child(partial(finish, orders)) == 0
+
+
+def fill(database: str, number: str) -> None:
+    """Put so many runs into the queue `orders`, and wait for their results."""
+    from dbos import DBOS
+
+    durable, results = launch(database, "filler", takes_runs=False), dict[str, Any]()
+    DBOS.register_queue("orders", global_concurrency=4, worker_concurrency=3, polling_interval_sec=0.1)
+
+    async def finish(order: str) -> None:
+        run = await durable.enqueue("orders", order, run_id=order)
+        results[order] = json.loads((await run.result()).model_dump_json())
+
+    async def finish_all() -> None:
+        async with anyio.create_task_group() as group:
+            for order in range(int(number)):
+                group.start_soon(finish, f"order-{order}")
+
+    anyio.run(finish_all)
+    sys.stdout.write(json.dumps(results))
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

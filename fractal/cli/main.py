@@ -153,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_visualize(
         commands.add_parser("visualize", help="write a page that shows a trace in a browser", description=_VISUALIZE)
     )
+    _add_worker(commands)
     _add_endpoint(
         commands.add_parser("endpoint", help="serve a stand-in for a model, to try things", description=_ENDPOINT)
     )
@@ -257,6 +258,14 @@ def _add_visualize(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_visualize)
     parser.add_argument("trace", metavar="FILE|DIR", help="file of a TracingKit, or a directory of such")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the page there; default: to standard output")
+
+
+def _add_worker(commands: Any) -> None:
+    from fractal.cli.worker import WORKER, add_worker_arguments, work
+
+    parser = commands.add_parser("worker", help="work on durable runs", description=WORKER)
+    parser.set_defaults(command=work)
+    add_worker_arguments(parser)
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +27,7 @@ from fractal import (
     UnexpectedError,
     sync,
 )
+from fractal.cli.main import main
 from fractal.durable import DurableAgent
 from fractal.testing import ScriptedModel, answers, check_messages
 from tests.databases import postgres
@@ -96,13 +100,13 @@ def check(order: str, result: dict[str, Any], effects: Counter[str]) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs many processes")
 @pytest.mark.parametrize(("kind", "backend", "step"), [("sqlite", "asyncio", 6), ("postgres", "trio", 14)])
 def test_wherever_its_process_is_killed_a_run_goes_on_in_another(
-    kind: str, backend: str, step: int, tmp_path: Path, request: pytest.FixtureRequest, record_property: Any
+    kind: str, backend: str, step: int, tmp_path: Path, request: pytest.FixtureRequest
 ):
     step = int(os.environ.get("FRACTAL_KILL_STEP", step))
     done = programme(tmp_path, "everywhere", database(kind, tmp_path, request), backend, "1", str(step))
     results, effects = json.loads(done.stdout), effects_in(tmp_path)
     assert len(results) > 40 // step
-    record_property("killed at", len(results) - 1)
+    sys.stdout.write(f"killed at {len(results) - 1} moments on {kind}")
     for order, result in results.items():
         check(order, result, effects)
 
@@ -116,6 +120,96 @@ def test_a_process_that_is_launched_again_goes_on_by_itself(tmp_path: Path, requ
     assert result["content"] == "order is done"
     check_messages([*result["messages"], {"role": "user", "content": "and now?"}])
     assert max(effects[f"order booked {n}"] for n in range(6)) == 1
+
+
+# ---- workers
+
+
+class Worker:
+    """`fractal worker`, in a process of its own."""
+
+    def __init__(self, tmp_path: Path, database: str, one: str, *more: str) -> None:
+        words = ["worker", "--agents", "clerks", "--name", "fractal-tests", "--database", database, "--id", one, *more]
+        environment = {**os.environ, "EFFECTS": str(tmp_path / "effects"), "PACE": "0.05", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fractal", *words], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    def wait_for(self, words: str) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if words in line:
+                return
+        pytest.fail(f"it has ended without {words!r}")
+
+    def end(self, number: int) -> str:
+        self.process.send_signal(number)
+        _, told = self.process.communicate(timeout=40)
+        return told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+@pytest.mark.parametrize("kind", ["postgres"])
+def test_workers_share_a_queue_and_one_that_ends_loses_nothing(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    (tmp_path / "clerks.py").write_text(CLERKS, encoding="utf-8")
+    where, number = database(kind, tmp_path, request), int(os.environ.get("FRACTAL_RUNS", "24"))
+    first = Worker(tmp_path, where, "first")
+    first.wait_for("works on clerk")  # it makes the tables
+    second = Worker(tmp_path, where, "second", "--grace", "0")
+    command = [sys.executable, "-m", "tests.durable_clerk", "fill", where, str(number)]
+    environment = {**os.environ, "EFFECTS": str(tmp_path / "effects"), "PYTHONPATH": str(ROOT)}
+    filler = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        _wait_for(number // 6, tmp_path)
+        first.end(signal.SIGKILL)
+        first = Worker(tmp_path, where, "first")
+        _wait_for(number // 3, tmp_path)
+        handed_back = re.search(r"has ended; (\d+) handed back", second.end(signal.SIGTERM))
+        assert handed_back
+        sys.stdout.write(handed_back[0])
+        assert second.process.returncode == 0
+        out, _ = filler.communicate(timeout=100)
+        assert "0 handed back" in first.end(signal.SIGTERM)
+    finally:
+        for each in (first.process, second.process, filler):
+            each.kill()
+            each.wait()
+    results, effects = json.loads(out), effects_in(tmp_path)
+    assert {*results} == {f"order-{order}" for order in range(number)}
+    for order, result in results.items():
+        assert result["content"] == f"{order} is done"
+        assert max(effects[f"{order} booked {n}"] for n in range(6)) <= 1
+    # But for what was under way, each effect was had.
+    assert sum(count for what, count in effects.items() if " booked " in what) >= 6 * number - 4 * 3 * 2
+
+
+CLERKS = """
+from fractal.cli.main import main
+from fractal.durable import DurableAgent
+from tests.durable_clerk import clerk
+
+durable = DurableAgent(clerk(), name="clerk")
+"""
+
+
+def _wait_for(number: int, tmp_path: Path) -> None:
+    """Wait until so many runs have come to their last request."""
+    deadline, file = time.monotonic() + 60, tmp_path / "effects"
+    while not file.exists() or file.read_text("utf-8").count(" asked 6\n") < number:
+        assert time.monotonic() < deadline, "they did not come so far"
+        time.sleep(0.02)
+
+
+def test_a_worker_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing_there.py").write_text("", encoding="utf-8")
+    for module, words in (("nothing_there", "there is no DurableAgent"), ("no_such_module", "there is no module")):
+        arguments = ["worker", "--agents", module, "--name", "fractal-tests", "--database", "sqlite:///x.db"]
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
 
 
 # ---- in one process
