@@ -31,7 +31,7 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to its parser."""
     parser.add_argument("--agents", metavar="MODULE", required=True, nargs="+", help="modules that make durable agents")
     parser.add_argument("--database", metavar="URL", required=True, help="sqlite:///runs.db or postgresql://…")
-    parser.add_argument("--name", dest="app", required=True, help="name of the application, the same for all of its processes")
+    parser.add_argument("--name", dest="app", required=True, help="name of the application, as in all of its processes")
     parser.add_argument(
         "--code", metavar="VERSION", default="1", help="version of the code: a worker takes runs of its own; default: 1"
     )

@@ -247,7 +247,7 @@ class _Server:
         file = getattr(sys.modules.get(scenario.__module__), "__file__", None) or ""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fractal.testing._killed", name, file, backend],
+            [sys.executable, "-m", "fractal.testing._kill_server", name, file, backend],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -8,8 +8,7 @@ import anyio
 from pydantic import BaseModel
 
 from fractal import AgentResult, Allow, BaseAgent, Defer, Deny, Limits, RunContext, sync, tool
-from fractal.testing import answers
-from fractal.testing._killed import KillWorld
+from fractal.testing import KillWorld, answers
 
 Result = AgentResult[Any]
 
