@@ -23,6 +23,7 @@ from fractal._agent.core import core_of
 from fractal._engine.journal_forms import result_form, result_of
 from fractal._json import decode, encode
 from fractal._texts import in_brief, one_line
+from fractal.agent import BaseAgent
 from fractal.definition import AgentDefinition
 from fractal.durable.dbos_journal import DBOSJournal, outside
 from fractal.errors import InvalidArguments, JournalMismatch, RunCancelled, RunUnknown, UnexpectedError
@@ -40,6 +41,9 @@ PREFIX = "fractal."
 
 _NAME = re.compile(r"[\w.-]{1,100}")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
+_TO_CANCEL = 5.0
+"""Seconds to tell other processes that a run is cancelled."""
+
 _ENDED = frozenset({"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
 
 
@@ -136,10 +140,22 @@ class DurableAgent(Generic[Content_co]):
             InvalidArguments: An argument cannot be what was meant.
             JournalMismatch: There is a run of that id, with another input or other options.
         """
-        if not isinstance(cast("object", queue), str) or not queue:
-            raise InvalidArguments(f"queue={in_brief(queue)}: give the name of a queue")
-        begin = partial(self._dbos.DBOS.enqueue_workflow, queue, self._workflow)
+        begin = partial(self._dbos.DBOS.enqueue_workflow, _checked_queue(queue), self._workflow)
         return await self._begin(begin, user_input, run_id, options)
+
+    def on(self, queue: str) -> BaseAgent[Content_co]:
+        """An agent for this process whose runs go into a queue, and are done by whichever process takes them.
+
+        Everything that takes an agent takes it: `run_many(clerk.on("orders"), inputs)` spreads a batch over workers,
+        with its results, order and progress as they are at home. A run that is cancelled here is cancelled there.
+
+        Args:
+            queue: Name of the queue.
+
+        Raises:
+            InvalidArguments: That can be none.
+        """
+        return _OnQueue(self, _checked_queue(queue))
 
     def find(self, run_id: str) -> DurableRun[Content_co]:
         """The run of an id, begun in whatever process; that there is one shows when it is asked.
@@ -259,6 +275,24 @@ class DurableRun(Generic[Content_co]):
         return found
 
 
+class _OnQueue(BaseAgent[Content_co]):
+    """An agent whose runs are done by whichever process takes them from a queue."""
+
+    def __init__(self, durable: DurableAgent[Content_co], queue: str) -> None:
+        super().__init__(durable.agent.name, "")
+        self._durable, self._queue = durable, queue
+
+    async def run(self, user_input: object, **options: Any) -> AgentResult[Any]:  # type: ignore[override]
+        """Put the input into the queue, and wait for the result."""
+        run = await self._durable.enqueue(self._queue, user_input, **options)
+        try:
+            return await run.result()
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(_TO_CANCEL, shield=True):
+                await run.cancel()
+            raise
+
+
 def _dbos_module() -> Any:
     try:
         return import_module("dbos")
@@ -271,6 +305,12 @@ def _checked_name(name: object, own: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidArguments(f"name={in_brief(name)}: give up to 100 letters, digits, '_', '.' and '-'")
     return name
+
+
+def _checked_queue(queue: object) -> str:
+    if not isinstance(queue, str) or not queue:
+        raise InvalidArguments(f"queue={in_brief(queue)}: give the name of a queue")
+    return queue
 
 
 def _checked_id(run_id: object) -> str:

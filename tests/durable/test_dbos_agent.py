@@ -25,13 +25,14 @@ from fractal import (
     RunCancelled,
     RunUnknown,
     UnexpectedError,
+    run_many,
     sync,
 )
 from fractal.cli.main import main
 from fractal.durable import DurableAgent
 from fractal.testing import ScriptedModel, answers, check_messages
 from tests.databases import postgres
-from tests.support import BACKENDS
+from tests.support import BACKENDS, in_thread
 
 dbos = pytest.importorskip("dbos", reason="the extra `durable` is not installed")
 
@@ -59,7 +60,7 @@ def programme(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a function of `durable_clerk` in processes of its own."""
     command = [sys.executable, "-m", "tests.durable_clerk", *words]
     environment = {**os.environ, "EFFECTS": str(tmp_path / "effects"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=250)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -171,7 +172,7 @@ def test_workers_share_a_queue_and_one_that_ends_loses_nothing(
         assert handed_back
         sys.stdout.write(handed_back[0])
         assert second.process.returncode == 0
-        out, _ = filler.communicate(timeout=100)
+        out, _ = filler.communicate(timeout=250)
         assert "0 handed back" in first.end(signal.SIGTERM)
     finally:
         for each in (first.process, second.process, filler):
@@ -307,9 +308,37 @@ async def test_a_queue_takes_runs_and_all_of_them_end(launched: Launched):
     assert results == {number: f"it said N{number}" for number in range(5)}
 
 
+async def test_a_batch_is_spread_over_a_queue_with_its_order_and_progress(launched: Launched):
+    seen: list[int] = []
+    inputs = [*(f"n{number}" for number in range(5)), "fail"]
+    results = await run_many(
+        launched["shouter"].on("orders"), inputs, progress=lambda at: seen.append(at.done), max_retries=0
+    )
+    assert [each.content for each in results[:5]] == [f"it said N{number}" for number in range(5)]
+    assert (results[5].success, results[5].stop_reason) == (False, "model_error")
+    assert seen[-1] == 6
+    with pytest.raises(InvalidArguments, match="deps"):
+        await launched["shouter"].on("orders").run("hi", deps=1)
+    with pytest.raises(InvalidArguments, match="queue="):
+        launched["shouter"].on("")
+
+
+async def test_a_run_on_a_queue_that_is_cancelled_here_is_cancelled_there(launched: Launched):
+    def runs_there() -> dict[str, Any]:
+        dbos.DBOS.register_queue("slow", worker_concurrency=1)
+        return {each.workflow_id: each for each in dbos.DBOS.list_workflows(name="fractal.hanger")}
+
+    before = await in_thread(runs_there)
+    with anyio.move_on_after(0.5) as scope:
+        await launched["hanger"].on("slow").run("hi", timeout=3)
+    assert scope.cancelled_caught
+    [status] = [each.status for one, each in (await in_thread(runs_there)).items() if one not in before]
+    assert status == "CANCELLED"
+
+
 async def test_a_run_that_is_cancelled_says_so(launched: Launched):
     hanger = launched["hanger"]
-    await anyio.to_thread.run_sync(lambda: dbos.DBOS.register_queue("slow", worker_concurrency=1))
+    await in_thread(lambda: dbos.DBOS.register_queue("slow", worker_concurrency=1))
     run = await hanger.enqueue("slow", "hi", timeout=2)
     await run.cancel()
     assert await run.status() == "CANCELLED"

@@ -203,6 +203,13 @@ def test_the_durable_example_survives_the_end_of_its_process(tmp_path: Path) -> 
     assert "refunded order 3" in output
 
 
+@pytest.mark.slow
+def test_the_workers_example_handles_each_order_though_a_worker_is_killed(tmp_path: Path) -> None:
+    output = run("workers_example", cwd=tmp_path)
+    assert "a worker was killed, and is started again\n" in output
+    assert output.endswith("12 of 12 orders were handled\norder 11 is on its way\n")
+
+
 def test_the_fastapi_example_serves_from_the_command_line_until_ctrl_c(tmp_path: Path) -> None:
     with subprocess.Popen(
         command("fastapi_example", "0"),
