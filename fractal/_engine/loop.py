@@ -102,8 +102,10 @@ def conduct(run: Run, work: _Work) -> Awaitable[AgentResult]:
     """
     if (keeper := run.settings.keeper) is not None:
         work = partial(_kept, keeper, work)
-    in_scope = partial(_conduct_in_scope, run, work)
-    conducted = in_scope() if run.journaled is None else run.journaled.conduct(run, in_scope)
+    if run.journaled is None:
+        conducted = _conduct_in_scope(run, work)
+    else:
+        conducted = run.journaled.conduct(run, partial(_conduct_in_scope, run, work))
     return let_finish(run, conducted) if run.own_companions else conducted
 
 

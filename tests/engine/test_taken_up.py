@@ -6,10 +6,12 @@ import functools
 import json
 import time
 from collections.abc import Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
+from pydantic import BaseModel
 
 from fractal import (
     AgentResult,
@@ -21,6 +23,7 @@ from fractal import (
     Deny,
     InvalidArguments,
     JournalMismatch,
+    JournalNotWritten,
     Limits,
     ModelRequest,
     NotPending,
@@ -427,3 +430,147 @@ async def test_a_mismatch_below_ends_the_run_and_is_no_error_of_a_tool() -> None
     records[reply] = json.dumps(changed)
     with pytest.raises(JournalMismatch, match="/1 reply"):
         await lead.run("go", journal=journal, run_id="one")
+
+
+# ---- results, and stores that fail
+
+
+async def test_a_failed_end_is_an_end_too() -> None:
+    journal = MemoryJournal()
+    agent = BaseAgent("A", "a", client=ScriptedModel([answers.refusal("I will not")]))
+    first = await agent.run("go", journal=journal, run_id="one")
+    again = await agent.run("go", journal=journal, run_id="one")
+    assert (again.stop_reason, again.error) == (first.stop_reason, first.error) == ("refusal", "I will not")
+    assert type(again.exception) is type(first.exception)
+    assert again.exception is not None
+    assert again.exception.result is again
+
+
+async def test_an_answer_of_a_class_that_no_journal_can_name_is_read_anew() -> None:
+    class Bill(BaseModel):
+        total: int
+
+    journal = MemoryJournal()
+    agent = BaseAgent("A", "a", client=ScriptedModel(['{"total": 3}']), output_type=Bill, output_mode="native")
+    await agent.run("go", journal=journal, run_id="one")
+    assert (await agent.run("go", journal=journal, run_id="one")).content == Bill(total=3)
+    text = await agent.replace(output_type=list[int]).run("go", journal=journal, run_id="one")
+    assert text.content == {"total": 3}
+
+
+async def test_a_result_that_no_journal_can_keep_is_warned_of() -> None:
+    class Odd:
+        def __str__(self) -> str:
+            return "odd"
+
+    @tool
+    def make() -> Odd:
+        """Make something odd."""
+        return Odd()
+
+    whole = MemoryJournal()
+    agent = BaseAgent("A", "a", client=by_turn(answers.call("make"), "done")).add_tool(make)
+    first = await agent.run("go", journal=whole, run_id="one")
+    assert any("a journal cannot keep" in warning for warning in first.warnings)
+    again = await agent.run("go", journal=cut_after(whole, len(whole.runs["one"]) - 1), run_id="one")
+    assert again.messages == first.messages
+    assert again.tool_results[0].content == "odd"
+
+
+async def test_a_store_that_fails_ends_the_run_before_the_tool_begins() -> None:
+    done: list[int] = []
+
+    class Failing(MemoryJournal):
+        @asynccontextmanager
+        async def open(self, run_id: str) -> Any:
+            async with super().open(run_id) as opened:
+                record = opened.record
+
+                async def fail(key: Any, text: str) -> None:
+                    if key.kind == "started":
+                        raise OSError("the store is on fire")
+                    await record(key, text)
+
+                opened.record = fail
+                yield opened
+
+    @tool
+    def work() -> None:
+        """Work."""
+        done.append(1)
+
+    agent = BaseAgent("A", "a", client=by_turn(answers.call("work"), "done")).add_tool(work)
+    with pytest.raises(JournalNotWritten, match="the store is on fire"):
+        await agent.run("go", journal=Failing(), run_id="one")
+    assert done == []
+
+
+async def test_what_a_hook_asks_again_has_records_of_its_own() -> None:
+    asked: list[int] = []
+
+    def answer(request: Any) -> str:
+        asked.append(1)
+        return f"answer {len(asked)}"
+
+    async def twice(ctx: Any, request: Any, next: Any) -> Any:
+        await next()
+        return await next()
+
+    whole = MemoryJournal()
+    agent = BaseAgent("A", "a", client=ScriptedModel(answer), around_model=twice)
+    assert (await agent.run("go", journal=whole, run_id="one")).content == "answer 2"
+    keys = [*whole.runs["one"]]
+    left = cut_after(whole, keys.index("1 reply") + 1)
+    assert (await agent.run("go", journal=left, run_id="one")).content == "answer 3"
+    assert [key for key in left.runs["one"] if key.endswith("reply")] == ["1 reply", "1+2 reply"]
+
+
+async def test_a_window_is_where_it_was_and_its_summary_is_not_made_again() -> None:
+    summed: list[int] = []
+
+    def sum_up(messages: list[Any]) -> str:
+        summed.append(len(messages))
+        return "a summary"
+
+    def sent(request: Any) -> Any:
+        systems.append([message for message in request["messages"] if message["role"] == "system"])
+        return "done" if request["messages"][-1]["role"] == "tool" else answers.call("look")
+
+    def look() -> str:
+        """Look."""
+        return "nothing"
+
+    systems: list[Any] = []
+    history = [{"role": ("user", "assistant")[n % 2], "content": "word " * 100} for n in range(20)]
+    agent = BaseAgent("A", "a", client=ScriptedModel(sent), context_window=2000, compact=sum_up).add_tool(look)
+    whole = MemoryJournal()
+    await agent.run("go", messages=history, journal=whole, run_id="one")
+    left = cut_after(whole, [*whole.runs["one"]].index("1.0 finished") + 1)
+    before = len(summed)
+    result = await agent.run("go", messages=history, journal=left, run_id="one")
+    assert (result.content, len(summed)) == ("done", before)
+    assert systems[-1] == systems[1]
+
+
+async def test_the_way_in_which_an_answer_is_asked_for_is_that_of_the_first_process() -> None:
+    class Bill(BaseModel):
+        total: int
+
+    def answer(request: Any) -> Any:
+        if "response_format" in request:
+            return answers.failure(400, "no response_format", code="unsupported")
+        return answers.call("final_answer", {"total": 3}) if turns(request) else answers.call("look")
+
+    def look() -> str:
+        """Look."""
+        return "nothing"
+
+    def agent() -> BaseAgent[Any]:
+        return BaseAgent("A", "a", client=ScriptedModel(answer), output_type=Bill).add_tool(look)
+
+    whole = MemoryJournal()
+    first = await agent().run("go", journal=whole, run_id="one")
+    assert first.content == Bill(total=3)
+    left = cut_after(whole, len(whole.runs["one"]) - 1)
+    again = await agent().run("go", journal=left, run_id="one")
+    assert (again.content, again.usage.requests) == (Bill(total=3), first.usage.requests)
