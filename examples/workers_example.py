@@ -34,7 +34,8 @@ async def ship(order: str) -> str:
     return f"{order} is on its way"
 
 
-clerk = DurableAgent(BaseAgent("Clerk", "You handle orders.").add_tool(ship))  # all processes know it by its name
+agent = BaseAgent("Clerk", "You handle orders.").add_tool(ship)
+clerk = DurableAgent(agent, name="shipping-clerk")  # all processes know it by its name
 
 
 def model(turn: Turn) -> AnswerLike:
