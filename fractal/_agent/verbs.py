@@ -196,6 +196,8 @@ def _known(options: RunOptions) -> RunOptions:
 
 def _checked(agent: object, options: RunOptions) -> tuple[RunSettings, Transcript]:
     settings = _settings(agent, options)
+    if "journal" in options or "run_id" in options:
+        settings.durable = checked_durable(options.get("journal"), options.get("run_id"))
     if (override := override_of(agent, "execute_tool")) is not None:
         settings.execute_tool = partial(call_override, override, blocks=core_of(agent).blocks, is_tool_call=True)
     if (schemas := override_of(agent, "get_tool_schemas")) is not None:
@@ -355,7 +357,6 @@ def _settings(agent: object, options: RunOptions) -> RunSettings:
         facts["approve"] = Hook(approve, "approve")
     if (budget := checked_budget(options.get("budget"))) is not None:
         facts["budgets"] = (*facts["budgets"], budget)
-    facts["durable"] = checked_durable(options.get("journal"), options.get("run_id"))
     if "around_tool" in options or "around_model" in options or "guard" in options:
         facts["hooks"] = facts["hooks"].plus(hooks_of(options))
     return RunSettings(**facts)

@@ -50,8 +50,10 @@ async def _defer(call: Call) -> None:
     """End a call whose approver answers later; without a journal nothing could take it up again."""
     await _tell(call, ApprovalAnswered, is_allowed=False, reason="deferred")
     if call.journaled is None:
-        call.run.warn(f"approve() has deferred tool {call.bound.name!r}, and the run has no journal: pass journal=")
-        call.end("denied", error="denied: its approval was deferred, and the run cannot wait for that")
+        call.run.warn(
+            f"approve() has deferred tool {call.bound.name!r}: only calls of a model can wait, in a run with journal="
+        )
+        call.end("denied", error="denied: its approval was deferred, and it cannot wait for that")
     else:
         call.end("skipped", error="not called yet: it waits for approval")
 

@@ -122,7 +122,8 @@ def _never_begun(run: Run, bound: BoundCall) -> Call:
 
 def _raise_for_errors(calls: Sequence[Call]) -> None:
     failures = list(_failures(calls))
-    waiting = [call.exception for call in calls if is_a(call.exception, ApprovalPending)]
+    raised = [call.exception for call in calls if call.exception is not None]
+    waiting = [error for error in raised if is_a(error, ApprovalPending)]
     if waiting and not failures:
         raise ApprovalPending([pending for each in waiting for pending in each.pending])
     misuse = [failure for failure in failures if is_a(failure, UserError)]

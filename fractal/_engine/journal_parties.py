@@ -61,6 +61,7 @@ class CallParty(Protocol):
 
     bound: BoundCall
     run: Any
+    through: Any
     journaled: Any
     exception: BaseException | None
     result: ToolResult | None

@@ -100,7 +100,7 @@ class JournaledRun:
             first: Index of the first of them in the reply.
         """
         for index, call in enumerate(calls, first):
-            if call.bound.fault is None and call.bound.tool is not None and not call.bound.tool.is_answer:
+            if call.bound.tool is None or not call.bound.tool.is_answer:
                 call.journaled = JournaledCall(self.tree, self._path, f"{run.iterations}.{index}", call.bound)
 
     async def recall_calls(self, calls: Sequence[Party]) -> list[Party]:

@@ -13,6 +13,7 @@ from fractal._texts import is_a
 from fractal.approval import Allow, Defer, PendingCall
 from fractal.errors import ApprovalPending, ToolInterrupted
 from fractal.journal import StepKey
+from fractal.toolkit import ToolOptions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -53,8 +54,8 @@ class JournaledCall:
     def __init__(self, tree: JournalOfTree, path: str, position: str, bound: BoundCall) -> None:
         self._tree, self.path, self.position = tree, path, position
         self._name = bound.name
-        sent = bound.sent if isinstance(bound.sent, str) else compact(jsonable(bound.sent))
-        self._given = {"arguments": sent}
+        sent = bound.sent if bound.sent is not None else bound.arguments
+        self._given = {"arguments": sent if isinstance(sent, str) else compact(jsonable(sent))}
         self._started = 0  # times that a process has begun it
         self._round = 0  # of asking; above 0 after a crash
         self._changed: Any = None  # the arguments that somebody has approved in place of those
@@ -68,19 +69,22 @@ class JournaledCall:
 
         One that a process began, and did not bring to its end, is treated as its tool's `after_crash` says.
         """
-        kept = self._tree.recall(self._key("finished"), self._given)
+        is_vain = call.bound.fault is not None and call.through is None  # now: the tool was another when it was made
+        kept = self._tree.recall(self._key("finished"), None if is_vain else self._given)
         if kept is not None:
             self._tree.read(self._key("finished"), lambda: self._end(call, kept))
             return True
+        if is_vain:
+            call.journaled = None
+            return False
         while self._tree.recall(self._key("started", self._started + 1), self._given) is not None:
             self._started += 1
         self.is_interrupted = self._started > 0
         return self.is_interrupted and await self._settle(call)
 
     async def _settle(self, call: CallParty) -> bool:
-        tool = call.bound.tool
-        assert tool is not None
-        policy = tool.options.after_crash or ("repeat" if tool.options.idempotent else "fail")
+        options = call.bound.tool.options if call.bound.tool is not None else ToolOptions()
+        policy = options.after_crash or ("repeat" if options.idempotent else "fail")
         if policy == "ask":
             call.needs_approval, self._round = True, self._started + 1
         if policy != "fail":

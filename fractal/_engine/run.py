@@ -32,7 +32,7 @@ from fractal._engine.observers import Brief, companions_of, interested, tell_all
 from fractal._engine.pricing import Prices, prices_of_library
 from fractal._engine.window import Window, WindowView
 from fractal._log import log
-from fractal._texts import said_by
+from fractal._texts import is_a, said_by
 from fractal.context import RunContext
 from fractal.errors import SUCCESSES, ApprovalPending, BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
 from fractal.events import Event, LimitHit, Observer, RunFinished, RunObserver, RunStarted, WarningRaised
@@ -659,7 +659,7 @@ class Run:
             run_id=self.run_id,
             tool_results=self.tool_results.copy(),
             abandoned=self.abandoned.copy(),
-            pending=list(error.pending) if isinstance(error, ApprovalPending) else [],
+            pending=list(error.pending) if error is not None and is_a(error, ApprovalPending) else [],
             warnings=self.warnings.copy(),
             elapsed=self.now() - self.started,
         )

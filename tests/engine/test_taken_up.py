@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
@@ -33,6 +34,7 @@ from fractal import (
     RunContext,
     RunUnknown,
     TextDelta,
+    ToolResult,
     WarningRaised,
     tool,
 )
@@ -88,6 +90,13 @@ async def test_a_deferred_call_ends_the_run_and_its_answer_goes_on_with_it_elsew
     assert (second.asked, len(second.model.requests)) == ([], 1)
 
 
+async def test_calls_that_wait_survive_json_and_pickle() -> None:
+    result = await Clerk(2).agent.run("go", journal=MemoryJournal(), run_id="one")
+    again = AgentResult.model_validate_json(result.model_dump_json())
+    assert again.pending == pickle.loads(pickle.dumps(result)).pending == result.pending
+    assert (again.stop_reason, again.success) == ("approval", False)
+
+
 async def test_calls_that_get_no_answer_go_on_waiting() -> None:
     journal, clerk = MemoryJournal(), Clerk(2, 3)
     await clerk.agent.run("go", journal=journal, run_id="one")
@@ -137,7 +146,7 @@ async def test_without_a_journal_nothing_can_be_deferred() -> None:
     clerk = Clerk(2)
     result = await clerk.agent.run("go")
     assert (result.content, [call.outcome for call in result.tool_results]) == ("done", ["denied"])
-    assert any("pass journal=" in warning for warning in result.warnings)
+    assert any("with journal=" in warning for warning in result.warnings)
 
 
 async def test_the_calls_of_delegates_wait_with_the_run_above() -> None:
@@ -574,3 +583,39 @@ async def test_the_way_in_which_an_answer_is_asked_for_is_that_of_the_first_proc
     left = cut_after(whole, len(whole.runs["one"]) - 1)
     again = await agent().run("go", journal=left, run_id="one")
     assert (again.content, again.usage.requests) == (Bill(total=3), first.usage.requests)
+
+
+# ---- other code than that of the first process
+
+
+async def test_results_of_a_tool_that_is_gone_are_kept_and_its_other_calls_are_told() -> None:
+    whole, first = MemoryJournal(), Clerk(1, 2, requires_approval=False)
+    await first.agent.run("go", journal=whole, run_id="one")
+    records = whole.runs["one"]
+    for position, contents in ((None, ["paid 1", "paid 2"]), ("1.1", ["paid 1", None])):
+        left = MemoryJournal()
+        kept = [key for key in records if not key.startswith(("2 ", "end")) and key.split(" ")[0] != position]
+        left.runs["one"] = {key: records[key] for key in kept}
+        agent = Clerk(1, 2).agent
+        agent.remove_tool("pay")
+        result = await agent.run("go", journal=left, run_id="one")
+        assert [call.content for call in result.tool_results] == contents
+        assert result.content == "done"
+
+
+async def test_calls_that_an_own_execute_tool_makes_are_recorded() -> None:
+    made: list[str] = []
+
+    class Own(BaseAgent[Any]):
+        async def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> Any:
+            made.append(tool_name)
+            return ToolResult(content=f"{tool_name} of another server", tool_name=tool_name)
+
+    whole = MemoryJournal()
+    agent = Own("A", "a", client=by_turn(answers.call("remote", {"n": 1}), "done"))
+    first = await agent.run("go", journal=whole, run_id="one")
+    assert first.tool_results[0].content == "remote of another server"
+    for end, outcome, times in (("1.0 finished", "ok", 1), ("1.0 time 1 started", "error", 1)):
+        left = cut_after(whole, [*whole.runs["one"]].index(end) + 1)
+        result = await agent.run("go", journal=left, run_id="one")
+        assert ([call.outcome for call in result.tool_results], len(made)) == ([outcome], times)
