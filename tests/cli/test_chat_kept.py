@@ -83,6 +83,7 @@ def test_it_may_be_kept_in_postgresql(chat: Chat, endpoint: Endpoint, server: st
 
 
 def test_what_cannot_be_is_told_at_once(chat: Chat, project: Path):
+    pytest.importorskip("psycopg")
     (project / "no.db").write_text("this is no database" * 100, encoding="utf-8")
     for options, words in {
         ("--store", "talks.db"): "name it with --conversation",

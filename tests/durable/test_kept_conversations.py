@@ -71,9 +71,9 @@ def server() -> Iterator[str]:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Conversations:
     if request.param == "sqlite":
         return SQLiteConversations(tmp_path / "talks.db")
+    conninfo = request.getfixturevalue("server")  # without one the test is skipped
     import psycopg
 
-    conninfo = request.getfixturevalue("server")
     with psycopg.connect(conninfo, autocommit=True) as connection:
         names = "fractal_conversations, fractal_conversation_messages, fractal_conversations_version"
         connection.execute(f"DROP TABLE IF EXISTS {names}")
