@@ -56,7 +56,8 @@ class PortableModel(BaseModel):
         """The state for a pickle, without values that cannot be pickled."""
         state = super().__getstate__()
         facts: dict[str, Any] = state["__dict__"]
-        loose: dict[str, Any] = {name: portable(facts[name]) for name in ("content", "messages") if name in facts}
+        names = ("content", "messages", "pending")
+        loose: dict[str, Any] = {name: portable(facts[name]) for name in names if name in facts}
         if "metadata" in facts:
             messages = facts.get("messages")
             loose["metadata"] = {

@@ -25,7 +25,7 @@ from fractal.errors import (
 
 __all__ = ["complete_call", "complete_run", "without_nulls"]
 
-_HAVE_EMPTY_FORMS = frozenset({"metadata", "messages", "tool_results", "abandoned", "warnings", "usage"})
+_HAVE_EMPTY_FORMS = frozenset({"metadata", "messages", "tool_results", "abandoned", "pending", "warnings", "usage"})
 
 # Several errors share a word. These are what stored results of the older form mean by it: no run had a deadline there.
 _ERRORS: tuple[type[RunError], ...] = (

@@ -14,13 +14,15 @@ from fractal._concurrency.current import current_run
 from fractal._engine.overrides import override_of, verb
 from fractal.definition import AgentDefinition
 from fractal.delegation import run_delegate
-from fractal.options import PlainBounds, RunBounds
+from fractal.options import PlainBounds, ResumeOptions, RunBounds
 from fractal.results import Content, Content_co
 from fractal.streaming import DEFAULT_BUFFER, RunStream
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from fractal.approval import Allow, Deny
+    from fractal.journal import Journal
     from fractal.results import AgentResult, ToolResult
 
 __all__ = ["BaseAgent"]
@@ -90,7 +92,7 @@ class BaseAgent(AgentDefinition[Content_co], Awaited):
             max_retries: Times a failed request, and an empty reply, is tried again. None: the agent's, or 3.
             messages: Conversation to continue.
             **options: `timeout`, `limits`, `budget`, `deps`, `approve`, `around_tool`, `around_model`, `guard`,
-                `output_type` and `output_mode`: see `RunBounds`.
+                `output_type`, `output_mode`, `conversation`, `journal` and `run_id`: see `RunBounds`.
 
         Returns:
             How it ended. A failure of the model, a spent budget or the end of `timeout` is a result with
@@ -99,6 +101,8 @@ class BaseAgent(AgentDefinition[Content_co], Awaited):
         Raises:
             InvalidArguments: An argument cannot be what was meant.
             InvalidMessages: `messages` is no history that an endpoint accepts.
+            StoreError: What is said cannot be kept in `conversation`, which somebody else has gone on with, say.
+            JournalError: The run has a `journal`, and cannot go on with it: see `docs/durable-runs.md`.
 
         Example:
             ```python
@@ -258,6 +262,40 @@ class BaseAgent(AgentDefinition[Content_co], Awaited):
             messages=messages,
             **options,
         )
+
+    async def resume(
+        self,
+        journal: Journal,
+        run_id: str,
+        answers: Mapping[str, Allow | Deny | bool] | None = None,
+        **options: Unpack[ResumeOptions],
+    ) -> AgentResult[Any]:
+        """Go on with a durable run that a journal has, in whatever process, and answer calls that wait for approval.
+
+        Args:
+            journal: The journal that the run began with.
+            run_id: Its id there.
+            answers: `Allow(…)`, `Deny(…)`, True or False, by the `call_id` of calls in the result's `pending`. A call
+                that is not among them goes on waiting. None: no answers, for a run whose process has ended.
+            **options: As in `run`, but for the input, the history and the journal.
+
+        Returns:
+            How it ended; with the stop reason `"approval"` if calls wait again.
+
+        Raises:
+            RunUnknown: The journal has no such run.
+            NotPending: A call that is answered was never issued, or has been answered; nothing is recorded.
+            RunInProgress: Another process is at work on the run.
+            JournalError: The journal cannot be used.
+
+        Example:
+            ```python
+            result = await agent.run("Pay it", journal=journal, run_id="invoice-17", approve=lambda call: Defer())
+            answers = {call.call_id: Allow() for call in result.pending}
+            result = await agent.resume(journal, "invoice-17", answers)
+            ```
+        """
+        return await verbs.resume(self, journal, run_id, answers, **options)
 
     @verb
     async def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> ToolResult:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["Allow", "Approval", "Approver", "Deny", "PendingCall"]
+__all__ = ["Allow", "Approval", "Approver", "Defer", "Deny", "PendingCall"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,15 +15,18 @@ class PendingCall:
 
     Attributes:
         tool_name: The tool.
-        call_id: Id of the call, as in the transcript and the events.
+        call_id: Id of the call, as in the transcript and the events; in a result's `pending`, a delegate's call has
+            the delegate's position before it.
         arguments: What it will be called with: checked, as the function's own types, by name. A copy.
         description: What the model is told the tool does.
+        is_interrupted: Whether a process ended while the call was at work: it may have taken effect already.
     """
 
     tool_name: str
     call_id: str
     arguments: Mapping[str, Any]
     description: str
+    is_interrupted: bool = False
 
     def with_arguments(self, /, **changes: Any) -> PendingCall:
         """A copy of the call with some of its arguments changed.
@@ -62,7 +65,12 @@ class Deny:
     reason: str = "not approved"
 
 
-Approval = Allow | Deny | bool
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Answer later: a durable run ends with the stop reason `"approval"`, and goes on when `agent.resume` answers."""
+
+
+Approval = Allow | Deny | Defer | bool
 """An answer; True is `Allow()`, False is `Deny()`."""
 
 Approver = Callable[..., Approval | Awaitable[Approval]]

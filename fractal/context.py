@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 import types
@@ -30,6 +31,7 @@ class _RunFacts(Protocol):
     agent: Any
     deps: Any
     depth: int
+    iterations: int
 
     @property
     def usage(self) -> Usage: ...
@@ -58,19 +60,29 @@ class RunContext(Generic[Deps]):
         ...     return ctx.deps["user"]
     """
 
-    __slots__ = ("_clock", "_deadline", "_run", "agent", "call_id", "deps", "depth", "run_id", "tool_name")
+    __slots__ = ("_clock", "_deadline", "_run", "_turn", "agent", "call_id", "deps", "depth", "run_id", "tool_name")
 
     def __init__(self, run: _RunFacts, *, tool_name: str | None = None, call_id: str | None = None) -> None:
         self._run = run
         self.deps: Deps = run.deps
         self.run_id, self.agent, self.depth = run.run_id, run.agent, run.depth
-        self.tool_name, self.call_id = tool_name, call_id
+        self.tool_name, self.call_id, self._turn = tool_name, call_id, run.iterations
         # For worker threads, which cannot ask the loop: the time left at the start, on a clock of their own.
         self._deadline, self._clock = math.inf, 0.0
 
     def started(self) -> None:
         """Note the deadline of the call that begins now; the engine calls this where the call runs."""
         self._deadline, self._clock = remaining(), time.monotonic()
+
+    @property
+    def idempotency_key(self) -> str:
+        """The key of the tool call for whatever it changes outside: the same each time that this call is made.
+
+        That is so when a hook makes it again, and when another process makes it again for a durable run, as it has the
+        same `run_id`. Two calls have two keys, with the same arguments too.
+        """
+        position = f"{self.run_id}\0{self._turn}\0{self.call_id}"
+        return hashlib.sha256(position.encode()).hexdigest()[:32]
 
     @property
     def usage(self) -> Usage:

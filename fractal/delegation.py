@@ -18,7 +18,7 @@ from fractal._copies import copied, with_own_content
 from fractal._functions.docstring import Documentation
 from fractal._functions.schema import schema_of
 from fractal._json import is_mapping, text_of
-from fractal.errors import DelegateFailed, InvalidArguments
+from fractal.errors import ApprovalPending, DelegateFailed, InvalidArguments
 from fractal.events import DelegationFinished, DelegationStarted
 from fractal.toolkit import DELEGATE, FOR_ANOTHER, Tool, ToolOptions
 
@@ -60,7 +60,7 @@ def delegate_tool(
     description = description or f"Hand a question to the agent {delegate.name!r} and get its answer."
     function = _asking(delegate, parameters)
     checked = schema_of(function, name=name, documentation=Documentation(), is_context=lambda _: False)
-    return Tool(name, description, function, checked, True, ToolOptions(name=name))
+    return Tool(name, description, function, checked, True, ToolOptions(name=name, after_crash="repeat"))
 
 
 def _asking(delegate: AnyAgent, parameters: Mapping[str, Mapping[str, Any]] | None) -> Callable[..., Any]:
@@ -99,6 +99,8 @@ async def ask_delegate(delegate: AnyAgent, query: object) -> Any:
     """
     run = current_run.get()
     result = await run_delegate(delegate, query, run)
+    if isinstance(result.exception, ApprovalPending):  # not an end: the run above waits with it
+        raise result.exception
     if not result.success:
         error = DelegateFailed(delegate.name, _known(delegate, result))
         error.result = result

@@ -11,7 +11,21 @@ FractalError
 │   ├── ClientBoundToLoop        (RuntimeError) an HTTP client that cannot follow to a second event loop
 │   ├── SyncInAsyncError         (RuntimeError) a blocking call where it would wait for itself
 │   ├── PortalClosed             (RuntimeError) a blocking call on an event loop whose block has been left
-│   └── OtherProcess             (RuntimeError) a forked child waits for what runs in its parent
+│   ├── OtherProcess             (RuntimeError) a forked child waits for what runs in its parent
+│   └── JournalError             (RuntimeError) a durable run cannot go on with its journal
+│       ├── JournalMismatch      it records something else than the run does now
+│       ├── JournalUnreadable    it is damaged, or of a newer version
+│       ├── JournalNotWritten    nothing can be written: full disk, no permission
+│       ├── RunInProgress        another process, or task, is at work on the run
+│       ├── RunTakenOver         another process went on with the run
+│       ├── RunUnknown           (LookupError) it has no such run
+│       └── NotPending           (LookupError) an answer for a call that does not wait for one
+├── StoreError                   what is kept on disk or in a database: raised, never a result
+│   ├── ConversationConflict     somebody else has gone on with a conversation
+│   ├── ConversationNotFound     (LookupError) there is no conversation with that id
+│   ├── ConversationExists       (ValueError) there is one with that id already
+│   ├── StoreUnavailable         it cannot be reached, read or written now
+│   └── StoreUnreadable          it is damaged, of a newer version, or something else
 ├── AnswerRejected               raised by an output validator of yours: the model is told why, and asked again
 └── RunError                     why a run did not succeed: in `AgentResult`, raised by `raise_for_error()`
     ├── ModelError               the endpoint
@@ -31,6 +45,8 @@ FractalError
     ├── NoContent                the model kept answering nothing
     ├── InvalidOutput            the model kept giving answers that do not fit the output type
     ├── ToolFailed               a tool with `on_error="raise"` raised
+    ├── ToolInterrupted          a process ended while a tool was at work: unknown whether it took effect
+    ├── ApprovalPending          calls wait for the answer of somebody who has deferred it
     ├── ToolErrors               (ExceptionGroup) several failures at once: two such tools in one reply
     ├── ToolIgnoredCancellation  a tool went on after its grace; raised out of the run, with `on_stubborn="raise"`
     ├── DelegateFailed           an agent asked as a tool gave no answer
@@ -59,9 +75,12 @@ from fractal._texts import said_by
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from fractal.approval import PendingCall
+
 __all__ = [
     "AllModelsFailed",
     "AnswerRejected",
+    "ApprovalPending",
     "AuthenticationFailed",
     "BadReply",
     "BudgetExceeded",
@@ -69,6 +88,9 @@ __all__ = [
     "ConnectionFailed",
     "ContentFiltered",
     "ContextWindowExceeded",
+    "ConversationConflict",
+    "ConversationExists",
+    "ConversationNotFound",
     "DeadlineExceeded",
     "DeadlineWouldPass",
     "DelegateFailed",
@@ -80,10 +102,15 @@ __all__ = [
     "InvalidOutput",
     "InvalidTool",
     "IterationsExceeded",
+    "JournalError",
+    "JournalMismatch",
+    "JournalNotWritten",
+    "JournalUnreadable",
     "LimitReached",
     "MissingCredentials",
     "ModelError",
     "NoContent",
+    "NotPending",
     "OtherProcess",
     "PortalClosed",
     "PriceUnknown",
@@ -93,13 +120,20 @@ __all__ = [
     "RequestTimedOut",
     "RunCancelled",
     "RunError",
+    "RunInProgress",
+    "RunTakenOver",
+    "RunUnknown",
     "ServerError",
     "StatusError",
     "StopReason",
+    "StoreError",
+    "StoreUnavailable",
+    "StoreUnreadable",
     "SyncInAsyncError",
     "ToolErrors",
     "ToolFailed",
     "ToolIgnoredCancellation",
+    "ToolInterrupted",
     "ToolNameTaken",
     "UnexpectedError",
     "UserError",
@@ -120,6 +154,7 @@ StopReason = Literal[
     "depth",
     "model_error",
     "tool_error",
+    "approval",
     "cancelled",
     "error",
 ]
@@ -250,6 +285,164 @@ class OtherProcess(UserError, RuntimeError):
         super().__init__(
             f"this runs in process {pid}, from which this one was forked: wait for it there, or make the call again in"
             " this one"
+        )
+
+
+class StoreError(FractalError):
+    """Something is not kept, or cannot be read again.
+
+    Attributes:
+        result: Of a run that could not keep what it has said: its `AgentResult`, with all of that; else None.
+    """
+
+    result: Any = None
+
+
+class ConversationConflict(StoreError):
+    """Somebody else has gone on with a conversation, or has deleted it, since it was read; nothing was written.
+
+    Attributes:
+        conversation_id: Its id.
+        expected: The revision that was read; 0 for a conversation that there was not yet.
+        found: The revision that there is now; 0 if there is none.
+    """
+
+    def __init__(self, conversation_id: str, expected: int, found: int) -> None:
+        self.conversation_id, self.expected, self.found = conversation_id, expected, found
+        super().__init__(
+            f"conversation {conversation_id!r} was read at revision {expected}, and is now at revision {found}: await"
+            " its reload(), and ask again, or append() what was said to another one"
+        )
+
+
+class ConversationNotFound(StoreError, LookupError):
+    """There is no conversation with that id.
+
+    Attributes:
+        conversation_id: The id.
+    """
+
+    def __init__(self, conversation_id: str) -> None:
+        self.conversation_id = conversation_id
+        super().__init__(f"there is no conversation {conversation_id!r}")
+
+
+class ConversationExists(StoreError, ValueError):
+    """A conversation was to get an id that another one has.
+
+    Attributes:
+        conversation_id: The id.
+    """
+
+    def __init__(self, conversation_id: str) -> None:
+        self.conversation_id = conversation_id
+        super().__init__(f"there is a conversation {conversation_id!r} already: give another id, or delete that one")
+
+
+class StoreUnavailable(StoreError):
+    """A store cannot be reached, read or written now: it is locked, full, read-only or away. Nothing was torn.
+
+    Attributes:
+        store: Which: a path, or the kind of database.
+        reason: What is in the way.
+    """
+
+    def __init__(self, store: str, reason: str) -> None:
+        self.store, self.reason = store, reason
+        super().__init__(f"{store}: {reason}")
+
+
+class StoreUnreadable(StoreError):
+    """A store is damaged, of a newer version, or something else.
+
+    Attributes:
+        store: Which: a path, or the kind of database.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, store: str, reason: str) -> None:
+        self.store, self.reason = store, reason
+        super().__init__(f"{store}: {reason}")
+
+
+class JournalError(UserError, RuntimeError):
+    """A durable run cannot go on with its journal; raised out of the run, which can be taken up again.
+
+    Attributes:
+        run_id: Id of the run; None where it is about all of the journal.
+    """
+
+    def __init__(self, message: str, *, run_id: str | None = None) -> None:
+        self.run_id = run_id
+        super().__init__(message)
+
+
+class JournalMismatch(JournalError):
+    """A journal records something else of a step than the run does now: another input, another tool or arguments.
+
+    Attributes:
+        step: The step, by its position in the run.
+        recorded: What the journal has.
+        now: What the run does.
+    """
+
+    def __init__(self, run_id: str, step: str, recorded: str, now: str) -> None:
+        self.step, self.recorded, self.now = step, recorded, now
+        super().__init__(
+            f"run {run_id!r} does something else at step {step!r} than its journal records: recorded was {recorded};"
+            f" now it is {now}. Go on with the code and the input it began with, or begin anew with another run_id",
+            run_id=run_id,
+        )
+
+
+class JournalUnreadable(JournalError):
+    """A journal, or a record in it, is damaged, of a newer version, or none."""
+
+
+class JournalNotWritten(JournalError):
+    """A journal could not be written: the disk is full, the file may not be written, or others keep it locked."""
+
+
+class RunInProgress(JournalError):
+    """Another process, or another task of this one, is at work on the run.
+
+    Attributes:
+        owner: Who that is.
+    """
+
+    def __init__(self, run_id: str, owner: str) -> None:
+        self.owner = owner
+        super().__init__(f"run {run_id!r} is in progress: {owner} is at work on it", run_id=run_id)
+
+
+class RunTakenOver(JournalError):
+    """Another process has gone on with the run, since this one gave no sign of life for too long."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"run {run_id!r} was taken over: this process gave no sign of life for longer than its lease", run_id=run_id
+        )
+
+
+class RunUnknown(JournalError, LookupError):
+    """A journal has no run of that id."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"the journal has no run {run_id!r}", run_id=run_id)
+
+
+class NotPending(JournalError, LookupError):
+    """An answer was given for a call that does not wait for one: it was never issued, or has been answered.
+
+    Attributes:
+        call_id: Id of the call.
+    """
+
+    def __init__(self, run_id: str, call_id: str, pending: Sequence[str]) -> None:
+        self.call_id = call_id
+        waiting = ", ".join(map(repr, pending)) or "none"
+        super().__init__(
+            f"call {call_id!r} of run {run_id!r} does not wait for an answer; those that do: {waiting}", run_id=run_id
         )
 
 
@@ -584,6 +777,36 @@ class ToolIgnoredCancellation(RunError):
             f"tool {tool_name!r}{called} has not stopped {grace:g} s after it was cancelled{stuck}; the run ended"
             " without it. Let it pass the cancellation on, or give it more time: Limits(grace=…)"
         )
+
+
+class ToolInterrupted(RunError):
+    """A process ended while a tool was at work, so that nobody knows whether it took effect.
+
+    Attributes:
+        tool_name: The tool.
+    """
+
+    stop_reason = "tool_error"
+
+    def __init__(self, tool_name: str) -> None:
+        self.tool_name = tool_name
+        super().__init__("the process ended while the tool was at work: it is unknown whether it took effect")
+
+
+class ApprovalPending(RunError):
+    """Calls wait for the answer of somebody who has deferred it: `agent.resume(journal, run_id, answers=…)` gives it.
+
+    Attributes:
+        pending: The calls.
+    """
+
+    stop_reason = "approval"
+    error_type = "approval_pending"
+
+    def __init__(self, pending: Sequence[PendingCall]) -> None:
+        self.pending = tuple(pending)
+        names = ", ".join(call.tool_name for call in self.pending[:10])
+        super().__init__(f"{len(self.pending)} calls wait for approval: {names}")
 
 
 class DelegateFailed(RunError):

@@ -205,6 +205,25 @@ class Budget:
                 else:
                     ledger.cost += cost
 
+    def add_usage(self, usage: Usage) -> None:
+        """Note the usage of a run below that has ended in another process, here and above."""
+        spent: dict[Resource, int] = {
+            "requests": usage.requests,
+            "tool_calls": usage.tool_calls,
+            "tokens": usage.total_tokens,
+        }
+        cost = amount_of(usage.cost) if usage.cost is not None else None
+        if cost is not None and not self.is_unlimited("cost"):
+            spent["cost"] = int(cost)
+        for resource, amount in spent.items():
+            self.correct(resource, amount)
+        with _lock:
+            for ledger in (self, *self._above):
+                for name in _TOKENS:
+                    ledger.tokens[name] += getattr(usage, name)
+                ledger.is_priced = ledger.is_priced and cost is not None
+                ledger.cost += int(cost or 0)
+
     def correct(self, resource: Resource, amount: int) -> None:
         """Add or, if negative, give back an amount without asking whether it fits."""
         if amount:

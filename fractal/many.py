@@ -143,7 +143,8 @@ async def run_many(
             the others and is raised.
         progress: True: show a bar on standard error, or now and then a line where there is no terminal. A function:
             call it in the event loop after each run; it must not block. None or False: neither.
-        **options: As `RunOptions` describes them, for each run.
+        **options: As `RunOptions` describes them, for each run; with `run_id="day-7"` the runs are `day-7/0`, `day-7/1`
+            and so on, so that the same batch goes on where it was.
 
     Returns:
         The results in the order of the inputs.
@@ -322,6 +323,8 @@ class _Batch:
         on_progress: Callable[[Progress], object] | None = None,
     ) -> None:
         _check(agent, inputs, max_concurrency, on_error, on_progress)
+        if options.get("conversation") is not None:
+            raise InvalidArguments("conversation= is for one run after the other: leave it out of a batch")
         self.max_concurrency = max_concurrency
         self._agent, self._inputs, self._options = agent, inputs, options
         self._fails_fast, self._on_progress = on_error == "fail_fast", on_progress
@@ -405,7 +408,7 @@ class _Batch:
         with self._errors_end_it():
             self._running += 1
             try:
-                result = await self._result(user_input)
+                result = await self._result(index, user_input)
             finally:
                 self._running -= 1
             self._done += 1
@@ -417,10 +420,13 @@ class _Batch:
             self._tell_progress()
             self._slots.release()
 
-    async def _result(self, user_input: object) -> AgentResult[Any]:
+    async def _result(self, index: int, user_input: object) -> AgentResult[Any]:
+        options = self._options
+        if (run_id := options.get("run_id")) is not None:
+            options = cast("RunOptions", {**options, "run_id": f"{run_id}/{index}"})
         if override_of(self._agent, "run") is not None:
-            return await verbs.result_of(self._agent, user_input, **self._options)
-        run = verbs.begin(self._agent, user_input, **self._options)
+            return await verbs.result_of(self._agent, user_input, **options)
+        run = verbs.begin(self._agent, user_input, **options)
         run.origin = self.origin
         run.start_clock(anyio.current_effective_deadline())
         self._runs.add(run)

@@ -11,18 +11,30 @@ from fractal.limits import Limits, SharedBudget
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fractal._engine.keeper import Kept
     from fractal._engine.window import Compact, TokenCounter
     from fractal.approval import Approver
     from fractal.around import Around, AroundHook, Guard
     from fractal.events import Observer
+    from fractal.journal import Journal
     from fractal.prices import Price
     from fractal.toolkit import AgentToolkit
 
-__all__ = ["RUN_OPTIONS", "AgentOptions", "PlainAgentOptions", "PlainBounds", "PlainOptions", "RunBounds", "RunOptions"]
+__all__ = [
+    "RUN_OPTIONS",
+    "AgentOptions",
+    "PlainAgentOptions",
+    "PlainBounds",
+    "PlainOptions",
+    "ResumeBounds",
+    "ResumeOptions",
+    "RunBounds",
+    "RunOptions",
+]
 
 
-class PlainBounds(TypedDict, total=False):
-    """The bounds of one run and of what its tools find, whatever its answer has to be.
+class ResumeBounds(TypedDict, total=False):
+    """The bounds of one run and of what its tools find, wherever it is recorded and whatever its answer has to be.
 
     Attributes:
         timeout: Seconds the run may take. None or left out: the agent's own.
@@ -34,17 +46,32 @@ class PlainBounds(TypedDict, total=False):
         guard: Who may stop the run while its model is asked first, beside the agent's: a function or a list.
         output_mode: How the model is made to give such an answer. None or left out: the agent's.
         budget: A budget that this run, with all below it, shares with others; besides the agent's.
+        conversation: A conversation to go on with that is kept, in place of `messages`.
     """
 
     timeout: float | None
     limits: Limits | None
     budget: SharedBudget | None
+    conversation: Kept | None
     deps: Any
     approve: Approver | None
     around_tool: AroundHook | Sequence[AroundHook | Around] | None
     around_model: AroundHook | Sequence[AroundHook | Around] | None
     guard: Guard | Sequence[Guard] | None
     output_mode: OutputMode | None
+
+
+class PlainBounds(ResumeBounds, total=False):
+    """The bounds of one run and of what its tools find, whatever its answer has to be.
+
+    Attributes:
+        journal: Where the run is recorded, step by step, so that the same call goes on with it after its process has
+            ended, and returns its result once there is one. Needs `run_id`.
+        run_id: Id of the run in the journal: text of up to 200 characters, such as `"order-17"`.
+    """
+
+    journal: Journal | None
+    run_id: str | None
 
 
 class RunBounds(PlainBounds, total=False):
@@ -74,6 +101,20 @@ class PlainOptions(PlainBounds, total=False):
 
 class RunOptions(RunBounds, PlainOptions, total=False):
     """All options of one run, the same for every verb that starts one."""
+
+
+class ResumeOptions(ResumeBounds, total=False):
+    """The options of a run that goes on with what its journal has.
+
+    Attributes:
+        output_type: As in `RunBounds`.
+        max_iterations: As in `PlainOptions`.
+        max_retries: As in `PlainOptions`.
+    """
+
+    output_type: Any
+    max_iterations: int | None
+    max_retries: int | None
 
 
 RUN_OPTIONS = frozenset(RunOptions.__annotations__)

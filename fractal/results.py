@@ -14,6 +14,7 @@ from fractal._forms import AnyMessage, AnyObject, AsJson, Count, PortableModel, 
 from fractal._json import is_list
 from fractal._stored import complete_call, complete_run, without_nulls
 from fractal._texts import clean_text, str_of
+from fractal.approval import PendingCall
 from fractal.errors import RunError, StopReason
 
 __all__ = ["AgentResult", "AgentReturnPart", "Outcome", "ToolResult", "ToolReturnPart", "Usage"]
@@ -186,6 +187,10 @@ class AgentResult(_Made, Generic[Content_co]):
     abandoned: list[ToolResult] = Field(
         default_factory=list[ToolResult],
         description="Calls, delegates' included, whose worker thread was still running when the run ended.",
+    )
+    pending: Annotated[list[PendingCall], AsJson] = Field(
+        default_factory=list[PendingCall],
+        description="Tool calls that wait for an answer, with the stop reason `approval`: see `agent.resume`.",
     )
     warnings: list[Text] = Field(default_factory=list[str], description="What was odd, but stopped nothing.")
     elapsed: float = Field(default=0.0, description="Seconds the run took.")

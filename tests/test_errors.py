@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 
 import fractal
-from fractal import AgentResult, _names, errors
+from fractal import AgentResult, PendingCall, _names, errors
 from fractal.errors import FractalError, ModelError, RunError, StopReason, UserError
 
 FACTS: dict[str, Any] = {"status": 429, "code": "c", "param": "p", "request_id": "r", "retry_after": 1.5}
@@ -30,6 +30,12 @@ SAMPLES: list[FractalError] = [
     errors.SyncInAsyncError("text"),
     errors.PortalClosed("trio"),
     errors.OtherProcess(4711),
+    errors.StoreError("text"),
+    errors.ConversationConflict("trip", 3, 4),
+    errors.ConversationNotFound("trip"),
+    errors.ConversationExists("trip"),
+    errors.StoreUnavailable("talks.db", "the disk is full"),
+    errors.StoreUnreadable("talks.db", "it is no database"),
     errors.AnswerRejected("too short"),
     errors.RunError("text"),
     errors.ModelError("text", **FACTS),
@@ -51,6 +57,8 @@ SAMPLES: list[FractalError] = [
     errors.ToolFailed("search", "ValueError: no"),
     errors.ToolErrors([errors.ToolFailed("search", "no"), errors.BudgetExceeded("tool_calls", 2, 2)]),
     errors.ToolIgnoredCancellation("search", "app.py:12 in search", 1.5),
+    errors.ToolInterrupted("search"),
+    errors.ApprovalPending([PendingCall(tool_name="pay", call_id="1", arguments={"order": 1}, description="Pay.")]),
     errors.DelegateFailed("Guide", "agent 'Guide' gave no answer"),
     errors.LimitReached("text"),
     errors.DeadlineExceeded(2.5),
@@ -60,6 +68,14 @@ SAMPLES: list[FractalError] = [
     errors.ContextWindowExceeded(5000, 4096),
     errors.DepthExceeded(8),
     errors.RunCancelled(),
+    errors.JournalError("text", run_id="one"),
+    errors.JournalMismatch("one", "1.0 started", "search", "look"),
+    errors.JournalUnreadable("text"),
+    errors.JournalNotWritten("text", run_id="one"),
+    errors.RunInProgress("one", "process 7"),
+    errors.RunTakenOver("one"),
+    errors.RunUnknown("one"),
+    errors.NotPending("one", "call_1", ["call_2"]),
     errors.UnexpectedError("text"),
 ]
 CLASSES = [type(sample) for sample in SAMPLES]

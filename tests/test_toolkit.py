@@ -74,6 +74,7 @@ OPTIONS: dict[str, Any] = {
     "on_error": "raise",
     "requires_approval": True,
     "idempotent": True,
+    "after_crash": "ask",
 }
 
 

@@ -35,22 +35,24 @@ from fractal._engine.overrides import (
 )
 from fractal._engine.run import Run, RunSettings
 from fractal._engine.step import bind
+from fractal._engine.taken_up import checked_answers, checked_durable, taken_up
 from fractal._log import log
-from fractal._texts import said_by
+from fractal._texts import repr_of, said_by
 from fractal.errors import InvalidArguments, RunError, UserError
 from fractal.limits import Limits, limit_of_iterations
 from fractal.messages import Transcript, user_message
 from fractal.models.combined import CombinedModel
 from fractal.models.openai import OpenAIModel
-from fractal.options import RUN_OPTIONS, RunOptions
+from fractal.options import RUN_OPTIONS, ResumeOptions, RunOptions
 from fractal.results import AgentResult, ToolResult, Usage
 from fractal.streaming import RunStream
 
 if TYPE_CHECKING:
     from fractal._answers.answer import AnswerSettings
     from fractal._engine.call import Call
+    from fractal._engine.keeper import Keeper
 
-__all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "release", "result_of", "use_tool"]
+__all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "release", "result_of", "resume", "use_tool"]
 
 
 async def ask(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
@@ -137,6 +139,7 @@ def _failure(agent: object, error: RunError) -> AgentResult:
         run_id="",
         tool_results=[],
         abandoned=[],
+        pending=[],
         warnings=[],
         elapsed=0.0,
     )
@@ -192,14 +195,29 @@ def _known(options: RunOptions) -> RunOptions:
 
 def _checked(agent: object, options: RunOptions) -> tuple[RunSettings, Transcript]:
     settings = _settings(agent, options)
+    if "journal" in options or "run_id" in options:
+        settings.durable = checked_durable(options.get("journal"), options.get("run_id"))
     if (override := override_of(agent, "execute_tool")) is not None:
         settings.execute_tool = partial(call_override, override, blocks=core_of(agent).blocks, is_tool_call=True)
     if (schemas := override_of(agent, "get_tool_schemas")) is not None:
         settings.toolkit = Offered(agent, core_of(agent).toolkit, schemas())
     messages: object = options.get("messages") or ()
+    if (conversation := options.get("conversation")) is not None:
+        if options.get("messages") is not None:
+            raise InvalidArguments("messages= and conversation= are two histories: give one of them")
+        settings.keeper = _keeper_of(conversation, options.get("run_id"))
+        messages = settings.keeper.history
     if not isinstance(messages, Iterable):
         raise InvalidArguments(f"messages={messages!r}: give a list, such as an earlier result's messages")
     return settings, Transcript(messages)
+
+
+def _keeper_of(conversation: object, run_id: str | None) -> Keeper:
+    begin_turn = getattr(conversation, "begin_turn", None)
+    if not callable(begin_turn):
+        given = repr_of(conversation)
+        raise InvalidArguments(f"conversation={given}: give one of `async with SQLiteConversations(path).open(id)`")
+    return cast("Keeper", begin_turn(run_id))
 
 
 def open_stream(
@@ -270,6 +288,42 @@ def _asked_about(agent: object, tool_name: str) -> Call | None:
     if call is None or call.run.agent is not agent or call.bound.name != tool_name or call.result is not None:
         return None
     return call if call.run.is_here and not call.run.is_over else None
+
+
+async def resume(
+    agent: object,
+    journal: Any,
+    run_id: Any,
+    answers: Any = None,
+    **options: Unpack[ResumeOptions],
+) -> AgentResult:
+    """Go on with a run that a journal has, after the answers to calls that wait for approval.
+
+    Args:
+        agent: The agent that ran.
+        journal: The journal.
+        run_id: Id of the run.
+        answers: `Allow(…)`, `Deny(…)`, True or False, by the ids of calls in `result.pending`. None: none.
+        **options: As `ResumeOptions` describes them.
+
+    Raises:
+        RunUnknown: The journal has no such run.
+        NotPending: A call that is answered does not wait for that.
+        JournalError: The journal cannot be used, or another process is at work on the run.
+    """
+    durable = checked_durable(journal, run_id)
+    if durable is None:
+        raise InvalidArguments("resume needs a journal, and the id of a run that it has")
+    if "messages" in options:
+        raise InvalidArguments("resume takes no messages=: the run goes on with those it began with")
+    given = checked_answers(answers)
+    async with durable.journal.open(durable.run_id) as opened:
+        durable = durable._replace(opened=opened)
+        history, message = await taken_up(durable, given)
+        settings, transcript = _checked(agent, cast("RunOptions", {**options, "messages": history}))
+        settings.durable = durable
+        transcript.append(message)
+        return await drive(Run(settings, transcript))
 
 
 async def release(agent: object) -> None:

@@ -127,6 +127,16 @@ class Answer:
             self._plan.accepted()
         self._is_forced = False
 
+    @property
+    def way(self) -> str | None:
+        """The way in which it is asked for now; None for text."""
+        return self._plan.way if self._plan is not None else None
+
+    def take_way(self, way: str | None) -> None:
+        """Ask in a way that the endpoint took, in a process that has ended."""
+        if self._plan is not None and self._plan.take(way):
+            self._offer()
+
     async def read(self, text: str) -> Any:
         """The answer in a reply's text.
 

@@ -412,6 +412,14 @@ class OutputPlan:
         self.way = self._left.pop(0)
         return True
 
+    def take(self, way: str | None) -> bool:
+        """Choose a way that the endpoint is known to take; returns whether it is another one."""
+        for position, other in enumerate(self._left):
+            if other == way:
+                self.way, self._left = other, self._left[position + 1 :]
+                return True
+        return False
+
     def accepted(self) -> None:
         """Note that the endpoint has taken the way, so that the earlier refusals were refusals of their ways."""
         if not self._accepted:

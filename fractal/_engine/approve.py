@@ -11,7 +11,7 @@ from fractal._engine.explain import explain
 from fractal._functions.schema import ArgumentsFault
 from fractal._json import is_list, is_mapping, text_of
 from fractal._texts import repr_of
-from fractal.approval import Allow, Deny, PendingCall
+from fractal.approval import Allow, Defer, Deny, PendingCall
 from fractal.events import ApprovalAnswered, ApprovalRequested
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ async def is_approved(call: Call) -> bool:
     """Ask the approver whether a call may be made, and with what arguments; end the call if not."""
     bound = call.bound
     await _tell(call, ApprovalRequested)
-    answer = await _answer(call)
+    answer = await (_answer(call) if call.journaled is None else call.journaled.approval(call, _answer))
+    if isinstance(answer, Defer):
+        await _defer(call)
+        return False
     if isinstance(answer, Allow) and answer.arguments is not None:
         try:
             call.bound = allowed(bound, answer.arguments)
@@ -43,6 +46,18 @@ async def is_approved(call: Call) -> bool:
     return True
 
 
+async def _defer(call: Call) -> None:
+    """End a call whose approver answers later; without a journal nothing could take it up again."""
+    await _tell(call, ApprovalAnswered, is_allowed=False, reason="deferred")
+    if call.journaled is None:
+        call.run.warn(
+            f"approve() has deferred tool {call.bound.name!r}: only calls of a model can wait, in a run with journal="
+        )
+        call.end("denied", error="denied: its approval was deferred, and it cannot wait for that")
+    else:
+        call.end("skipped", error="not called yet: it waits for approval")
+
+
 async def _tell(call: Call, kind: type[Event], **facts: Any) -> None:
     bound = call.bound
     if call.run.has_listeners:
@@ -50,7 +65,7 @@ async def _tell(call: Call, kind: type[Event], **facts: Any) -> None:
         await call.run.tell(kind, tool_name=bound.name, call_id=bound.call_id, arguments=arguments, **facts)
 
 
-async def _answer(call: Call) -> Allow | Deny:
+async def _answer(call: Call) -> Allow | Deny | Defer:
     """The approver's answer; a call without an approver, or whose approver fails, is denied."""
     run, bound = call.run, call.bound
     assert bound.tool is not None
@@ -59,7 +74,11 @@ async def _answer(call: Call) -> Allow | Deny:
         return Deny("there is nobody to approve it")
     arguments = copied_arguments(bound.arguments)
     pending = PendingCall(
-        tool_name=bound.name, call_id=bound.call_id, arguments=arguments, description=bound.tool.description
+        tool_name=bound.name,
+        call_id=bound.call_id,
+        arguments=arguments,
+        description=bound.tool.description,
+        is_interrupted=call.journaled is not None and call.journaled.is_interrupted,
     )
     context = run.context(tool_name=bound.name, call_id=bound.call_id)
     context.started()
@@ -70,9 +89,12 @@ async def _answer(call: Call) -> Allow | Deny:
         return Deny(f"it could not be approved: {explain(error)}")
     if isinstance(answer, bool):
         return Allow() if answer else Deny()
-    if isinstance(answer, (Allow, Deny)):
+    if isinstance(answer, (Allow, Deny, Defer)):
         return answer
-    run.warn(f"approve() answered {repr_of(answer)} for tool {bound.name!r}: return Allow(…), Deny(…), True or False")
+    run.warn(
+        f"approve() answered {repr_of(answer)} for tool {bound.name!r}: return Allow(…), Deny(…), Defer(), True or"
+        " False"
+    )
     return Deny("the approval was not understood")
 
 

@@ -72,6 +72,8 @@ async def ask(run: Run, change: Change | None = None) -> Reply:
         BudgetExceeded: A request, or the tokens it needs, would be over the budget.
         DeadlineWouldPass: The next try would have to wait longer than there is time.
     """
+    if run.journaled is not None and (recorded := await run.journaled.replies.recall(run)) is not None:
+        return recorded
     attempt = 1
     while True:
         await run.stop_if_cancelled()
@@ -115,7 +117,10 @@ class _Question:
         was_shown: Whether a piece of the reply has reached the reader of a stream.
     """
 
-    __slots__ = ("_asked", "_change", "_first", "_left", "_money", "_pauses", "_run", "_scope", "attempt", "was_shown")
+    __slots__ = (
+        *("_asked", "_change", "_charged", "_first", "_left", "_money", "_pauses", "_run", "_scope"),
+        *("attempt", "was_shown"),
+    )
 
     def __init__(self, run: Run, attempt: int, change: Change | None = None) -> None:
         self._run, self.attempt, self._change = run, attempt, change
@@ -125,6 +130,7 @@ class _Question:
         self._first: float | None = None  # when its first piece came
         self._money: Money | None = None  # there is one where money is limited
         self._asked: ModelRequest | None = None
+        self._charged = 0  # requests besides the first
 
     async def send(self, request: ModelRequest) -> Reply:
         """Send the request.
@@ -147,12 +153,16 @@ class _Question:
                 request = await self._announced(request)
             else:
                 run.budget.spend("requests")
+            if run.journaled is not None:
+                await run.journaled.replies.sent()
             started = run.now()
             reply = await self._answer(request)
             if run.answer is not None:
                 run.answer.accepted()
             tokens.commit(reply.input_tokens + reply.output_tokens)
             cost = self._settle(request, reply)
+            if run.journaled is not None:
+                await run.journaled.replies.record(run, reply, cost, self._charged)
             if run.has_listeners:
                 await run.tell(ModelResponded, **self._facts_of(reply, started, cost))
             return reply
@@ -182,6 +192,7 @@ class _Question:
         if self._money is not None:
             self._money.charge()
         self._run.budget.spend("requests")
+        self._charged += 1
         if self._run.has_listeners and self._asked is not None:
             self._run.emit(ModelRequested, **self._facts(self._asked))
 
@@ -229,6 +240,11 @@ class _Question:
             self.was_shown, self._first = True, self._run.now()
         if self._run.is_held:
             await self._wait_for_reader()
+        if self._run.journaled is not None:
+            unseen = await self._run.journaled.replies.shown(self._run, delta)
+            if unseen is None:
+                return
+            delta = unseen
         match delta.kind:
             case "text":
                 self._run.emit(TextDelta, text=delta.text)
@@ -281,6 +297,8 @@ class _Question:
         kept, summary = await window.fit(
             window.other_tokens(request), partial(call_user, self._run.warn), reserve=window.reserve(request)
         )
+        if self._run.journaled is not None:
+            await self._run.journaled.replies.window(self._run)
         return replace(request, kept=kept, summary=summary)
 
     def _facts(self, request: ModelRequest) -> dict[str, Any]:

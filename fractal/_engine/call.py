@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import anyio
 
+    from fractal._engine.journaled_call import JournaledCall
     from fractal._engine.run import Run
     from fractal._engine.step import BoundCall
     from fractal.around import Around
@@ -63,6 +64,7 @@ class Call:
         "is_out_of_grace",
         "is_over",
         "is_stopped",
+        "journaled",
         "key",
         "left_at",
         "look_at",
@@ -119,6 +121,7 @@ class Call:
         self._where: str | None = None  # and where it was then
         self.work: object = None  # what it waits for: the tool's coroutine, or a `ThreadCall`
         self.waits_for: str | None = None  # what it was waiting for when it was cut before it began
+        self.journaled: JournaledCall | None = None  # what records it
         self.needs_approval = bound.tool is not None and bool(bound.tool.options.requires_approval) and outer is None
         self._emitted = 0 if run.has_listeners and outer is None else 2  # of its two events
 
@@ -228,6 +231,11 @@ class Call:
             run.duplicates.gate(bound.tool.function).release()
         run.warn_late(ended_late(bound.name, run.now() - self.left_at))
 
+    @property
+    def above(self) -> Call | None:
+        """The call whose function has made this one."""
+        return self._above
+
     def innermost(self) -> Call:
         """The deepest call, in runs below, that this one waits for; itself if there is none."""
         return next((call.innermost() for call in self._below), self)
@@ -293,6 +301,10 @@ class Call:
             self._emitted = 2
             result = self._shown(self.result)
             run.emit(ToolFinished, tool_name=bound.name, call_id=bound.call_id, result=result)
+
+    def tell_never(self) -> None:
+        """Emit no events of the call: it has ended in another process."""
+        self._emitted = 2
 
     def _shown(self, result: ToolResult) -> ToolResult:
         """A copy of the result for listeners, whose changes do not reach the run."""

@@ -19,7 +19,7 @@ from fractal._engine.explain import explain
 from fractal._engine.invoke import leave, run_call
 from fractal._engine.step import bind
 from fractal._texts import is_a
-from fractal.errors import AnswerRejected, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
+from fractal.errors import AnswerRejected, ApprovalPending, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -58,6 +58,8 @@ async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]
             if made:
                 await checkpoint()  # where deadlines are looked at
             running = [Call(run, call, through=through, around=around) for call in some]
+            if run.journaled is not None:
+                run.journaled.take_calls(run, running, len(made))
             made += running
             await _call_all(run, running)
     finally:
@@ -120,6 +122,10 @@ def _never_begun(run: Run, bound: BoundCall) -> Call:
 
 def _raise_for_errors(calls: Sequence[Call]) -> None:
     failures = list(_failures(calls))
+    raised = [call.exception for call in calls if call.exception is not None]
+    waiting = [error for error in raised if is_a(error, ApprovalPending)]
+    if waiting and not failures:
+        raise ApprovalPending([pending for each in waiting for pending in each.pending])
     misuse = [failure for failure in failures if is_a(failure, UserError)]
     if len(failures) > 1 and not misuse:
         raise ToolErrors([each if is_a(each, RunError) else unexpected(each) for each in failures])
@@ -137,7 +143,7 @@ def _failures(calls: Sequence[Call]) -> Iterator[BaseException]:
             if not spent:
                 spent = True  # told once
                 yield error
-        elif tool is None or error is None or outcome == "denied":
+        elif tool is None or error is None or outcome == "denied" or is_a(error, ApprovalPending):
             continue
         elif tool.is_answer and not is_a(error, AnswerRejected):
             yield error  # a validator failed: nothing that the model could mend
@@ -156,13 +162,14 @@ async def _call_all(run: Run, calls: Sequence[Call]) -> None:
         if has_listeners:
             await checkpoint()  # somebody who was told of the reply may have cancelled whoever has called the run
         spent: BudgetExceeded | None = None
-        for call in calls:
+        new = calls if run.journaled is None else await run.journaled.recall_calls(calls)
+        for call in new:
             if has_listeners:
                 await call.tell()
             spent = _admit(call, spent)
             if has_listeners and call.result is not None:
                 await call.tell()
-        for batch in _batches([call for call in calls if call.result is None]):
+        for batch in _batches([call for call in new if call.result is None]):
             await _CallBatch(run, batch).run_all()
     finally:
         for call in calls:
@@ -263,6 +270,8 @@ class _CallBatch:
         try:
             try:
                 await run_call(call, self._start_clock, _call_alone)
+                if call.journaled is not None and not call.is_left:
+                    await call.journaled.finish(call)
             except GeneratorExit:  # pragma: no cover - an event loop that is closed in the middle of it
                 raise
             except BaseException as error:

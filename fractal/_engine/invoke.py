@@ -107,6 +107,8 @@ async def _approve_and_invoke(call: Call, start_clock: Callable[[Call], None], i
         await call.run.hear()  # whoever allows a call of a run that somebody cancels in this moment is late
         start_clock(call)
     await call.run.stop_if_cancelled()  # a tool would run as far as its first await, and a thread would begin
+    if call.journaled is not None:
+        await call.journaled.start()
     if call.through is not None:
         await _ask_agent(call)
     elif call.around:

@@ -14,6 +14,7 @@ from fractal._engine.around import NO_HOOKS
 from fractal._engine.around_model import Asking
 from fractal._engine.ask import ask
 from fractal._engine.calls import answer_calls
+from fractal._engine.keeping import keep, kept
 from fractal._engine.observers import let_finish
 from fractal._engine.step import AskAgain, CallTools, Decline, Finish, bound_calls, next_step
 from fractal._functions.arguments import written_object
@@ -30,6 +31,7 @@ from fractal.errors import (
     RunCancelled,
     RunError,
     StopReason,
+    StoreError,
     ToolFailed,
     ToolIgnoredCancellation,
     UserError,
@@ -38,6 +40,7 @@ from fractal.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fractal._engine.keeper import Keeper
     from fractal._engine.run import Run
     from fractal._engine.step import BoundCall, Step
     from fractal.model import Reply
@@ -97,8 +100,17 @@ def conduct(run: Run, work: _Work) -> Awaitable[AgentResult]:
     Raises:
         BaseException: As `drive`.
     """
-    conducted = _conduct_in_scope(run, work)
+    if (keeper := run.settings.keeper) is not None:
+        work = partial(_kept, keeper, work)
+    if run.journaled is None:
+        conducted = _conduct_in_scope(run, work)
+    else:
+        conducted = run.journaled.conduct(run, partial(_conduct_in_scope, run, work))
     return let_finish(run, conducted) if run.own_companions else conducted
+
+
+async def _kept(keeper: Keeper, work: _Work, run: Run) -> _End:
+    return await kept(run, keeper, work)
 
 
 async def _conduct_in_scope(run: Run, work: _Work) -> AgentResult:
@@ -129,6 +141,9 @@ async def _conduct(run: Run, work: _Work) -> bool:
         run.fail(error)
     except UserError as error:
         run.fail(unexpected(error))
+        raise
+    except StoreError as error:
+        error.result = run.fail(unexpected(error))
         raise
     except Exception as error:
         log.debug(f"run {run.run_id} failed", error)
@@ -174,7 +189,10 @@ async def converse(run: Run) -> _End:
     run.system = await run.settings.system_prompt(run.context(), run.warn)
     end: _End | None = None
     asked = ask if run.hooks is NO_HOOKS else Asking(run)
+    keeper = run.settings.keeper
     while end is None:
+        if keeper is not None:
+            await keep(run, keeper)
         _next_iteration(run)
         final_reason = run.final_reason()
         reply = await asked(run)

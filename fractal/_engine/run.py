@@ -27,13 +27,14 @@ from fractal._copies import copied_messages, with_own_content
 from fractal._engine.around import NO_HOOKS, RunHooks
 from fractal._engine.below import Below, origin_of
 from fractal._engine.duplicates import Duplicates
+from fractal._engine.journaled import JournaledRun, journaled
 from fractal._engine.observers import Brief, companions_of, interested, tell_all
 from fractal._engine.pricing import Prices, prices_of_library
 from fractal._engine.window import Window, WindowView
 from fractal._log import log
-from fractal._texts import said_by
+from fractal._texts import is_a, said_by
 from fractal.context import RunContext
-from fractal.errors import SUCCESSES, BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
+from fractal.errors import SUCCESSES, ApprovalPending, BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
 from fractal.events import Event, LimitHit, Observer, RunFinished, RunObserver, RunStarted, WarningRaised
 from fractal.limits import DEFAULT_LIMITS, Budget, Limits, SharedBudget, limits_below
 from fractal.results import AgentResult, ToolResult, Usage
@@ -41,6 +42,8 @@ from fractal.results import AgentResult, ToolResult, Usage
 if TYPE_CHECKING:
     from fractal._concurrency.background import Joinable
     from fractal._engine.hooks import Hook, Warn
+    from fractal._engine.journal_of_tree import Durable
+    from fractal._engine.keeper import Keeper
     from fractal.messages import Message, Transcript
     from fractal.model import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import Tool
@@ -111,6 +114,8 @@ class RunSettings:
         execute_tool: Calls the verb of that name, if the agent has one of its own, for each call of the model.
         prices: What models cost; None for those of the run above, or of the library.
         budgets: Budgets that the run shares with other trees of runs.
+        keeper: Who keeps what is said, or None.
+        durable: Where the run is recorded; None: where the run above is, if it is.
     """
 
     agent: Any
@@ -132,6 +137,8 @@ class RunSettings:
     execute_tool: Callable[..., Awaitable[Any]] | None
     prices: Prices | None
     budgets: tuple[SharedBudget, ...]
+    keeper: Keeper | None = None
+    durable: Durable | None = None
 
 
 run_watchers: list[Callable[[Run], object]] = []
@@ -174,6 +181,7 @@ class Run:
         "feeds",
         "hooks",
         "iterations",
+        "journaled",
         "limits",
         "new_scope",
         "now",
@@ -237,6 +245,9 @@ class Run:
         self._begun_by: str | None = None  # the call of the run above
         if parent is not None:
             self._depth_limit = min(self._depth_limit, parent._depth_limit)
+        self.journaled: JournaledRun | None = None
+        if settings.durable is not None or (parent is not None and parent.journaled is not None):
+            self.journaled = journaled(self)
         for watch in run_watchers:
             watch(self)
 
@@ -352,6 +363,16 @@ class Run:
             above = parent._own_deadline if parent.is_same_loop(self) else self.scope.deadline
             self._own_deadline = min(self._own_deadline, above)
             self._begun_by = parent.open_call_id()
+
+    def keep_deadline(self, left: float) -> None:
+        """Keep the deadline that the run had in a process that has ended, if it is nearer; before the run begins.
+
+        Args:
+            left: Seconds until then.
+        """
+        deadline = self.now() + left
+        self.scope.deadline = min(self.scope.deadline, deadline)
+        self._own_deadline = min(self._own_deadline, deadline)
 
     def enter(self) -> None:
         """Make this the current run of its task; `scope` is entered next."""
@@ -646,6 +667,7 @@ class Run:
             run_id=self.run_id,
             tool_results=self.tool_results.copy(),
             abandoned=self.abandoned.copy(),
+            pending=list(error.pending) if error is not None and is_a(error, ApprovalPending) else [],
             warnings=self.warnings.copy(),
             elapsed=self.now() - self.started,
         )

@@ -222,6 +222,21 @@ class WindowView:
         self._summary_tokens = 0
         self._texts: dict[str, int] = {}  # tokens of the system prompt and of instructions
 
+    @property
+    def state(self) -> tuple[int, Message | None]:
+        """The position up to which messages are left out, and what stands for them."""
+        return self._cut, self._summary
+
+    def restore(self, cut: int, summary: Message | None) -> None:
+        """Leave out what a process that has ended left out.
+
+        Args:
+            cut: The position up to which messages are left out.
+            summary: What stands for them.
+        """
+        self._cut, self._summary = cut, summary
+        self._summary_tokens = self._window.tokens(summary) if summary is not None else 0
+
     def other_tokens(self, request: ModelRequest) -> int:
         """Tokens of a request apart from the transcript and the summaries in it.
 

@@ -22,6 +22,9 @@ TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 _MARK = "__fractal_tool__"
 
+_NOT_LOST = ("requires_approval", "after_crash")
+"""Options that hold for what overrides a function, unless it says otherwise: None says nothing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolOptions:
@@ -37,6 +40,7 @@ class ToolOptions:
     on_error: Literal["model", "raise"] = "model"
     requires_approval: bool | None = None
     idempotent: bool = False
+    after_crash: Literal["repeat", "fail", "ask"] | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and (not isinstance(self.name, str) or not TOOL_NAME.fullmatch(self.name)):
@@ -49,6 +53,8 @@ class ToolOptions:
             raise InvalidArguments(f"max_concurrency={self.max_concurrency!r}: give 1 or more, or None for no limit")
         if self.on_cancel not in ("abandon", "wait"):
             raise InvalidArguments(f'on_cancel={self.on_cancel!r}: it is "abandon" or "wait"')
+        if self.after_crash not in (None, "repeat", "fail", "ask"):
+            raise InvalidArguments(f'after_crash={self.after_crash!r}: it is "repeat", "fail" or "ask"')
         if self.on_error not in ("model", "raise"):
             raise InvalidArguments(f'on_error={self.on_error!r}: it is "model" or "raise"')
 
@@ -79,6 +85,7 @@ def tool(
     on_error: Literal["model", "raise"] = "model",
     requires_approval: bool | None = None,
     idempotent: bool = False,
+    after_crash: Literal["repeat", "fail", "ask"] | None = None,
 ) -> Callable[[Function], Function]: ...
 
 
@@ -109,6 +116,10 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any: 
             before, of what the function overrides too. Only False takes it back.
         idempotent: A second call does no harm beside one that could not be stopped. If not, a call waits for those in
             the same run, and in those above and below it, that were abandoned and still go on.
+        after_crash: What becomes of a call that was at work when the process of a durable run ended, so that nobody
+            knows whether it took effect. `"repeat"` makes it again, with the same `ctx.idempotency_key`; `"fail"` tells
+            the model that it is unknown; `"ask"` asks the run's `approve=`. None: as it was said before, or else
+            `"repeat"` for an idempotent tool and `"fail"` for any other.
 
     Returns:
         The function, marked; or a decorator, when called with options.
@@ -125,8 +136,9 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any: 
         3
     """
     ToolOptions(**options)  # refuses what cannot be
-    if options.get("requires_approval", True) is None:
-        del options["requires_approval"]
+    for name in _NOT_LOST:
+        if options.get(name, True) is None:
+            del options[name]
 
     def mark(target: Any) -> Any:
         # A static or class method is marked on its function, whichever decorator comes first.
@@ -149,15 +161,17 @@ def options_of(function: object, overridden: Iterable[object] = ()) -> ToolOptio
 
     Args:
         function: Function, method, partial or object, or what a class holds.
-        overridden: What it takes the place of: approval that was asked for there is not lost in silence.
+        overridden: What it takes the place of: approval that was asked for there is not lost in silence, nor what
+            becomes of a call after a crash.
     """
     said = _said_of(function)
-    if "requires_approval" not in (said or ()):
-        for other in (*overridden, *(above for layer in layers(function) for above in has_overridden(layer))):
-            before = _said_of(other)
-            if before is not None and "requires_approval" in before:
-                said = {**(said or {}), "requires_approval": before["requires_approval"]}
-                break
+    for name in _NOT_LOST:
+        if name not in (said or ()):
+            for other in (*overridden, *(above for layer in layers(function) for above in has_overridden(layer))):
+                before = _said_of(other)
+                if before is not None and name in before:
+                    said = {**(said or {}), name: before[name]}
+                    break
     return None if said is None else ToolOptions(**said)
 
 

@@ -31,14 +31,16 @@ from fractal.cli.chat_screen import Screen, call_text, counted, usage_text
 from fractal.cli.chat_turn import Question, Turn
 from fractal.cli.door import json_line, reports_shown, show
 from fractal.cli.files import read_bounded, replace
+from fractal.cli.which_agent import WrongUse
 from fractal.definition import AgentDefinition
-from fractal.errors import FractalError, InvalidMessages
+from fractal.errors import ConversationConflict, FractalError, InvalidMessages, StoreError
 from fractal.messages import Message, Transcript
 from fractal.results import Usage
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
+    from fractal.durable import Conversation
     from fractal.results import AgentResult
 
 __all__ = ["chat", "load_messages", "save_messages"]
@@ -59,6 +61,7 @@ def chat(
     *,
     backend: Literal["asyncio", "trio"],
     messages: list[Message],
+    kept: Conversation | None = None,
     save: str | None,
     options: Mapping[str, Any],
 ) -> bool:
@@ -68,6 +71,7 @@ def chat(
         agent: Who answers.
         backend: Event loop to run on.
         messages: Conversation to go on with.
+        kept: Conversation of a store to go on with in their place, or None.
         save: File that the conversation is written to after each answer, or None.
         options: Of each run.
 
@@ -79,12 +83,14 @@ def chat(
     with ExitStack() as stack:
         portal = stack.enter_context(sync.portal(backend=backend))
         stack.enter_context(_entered(agent))
+        if kept is not None:
+            stack.enter_context(_opened(kept))
         interrupts = _Interrupts()
         if is_terminal:
             # Warnings are shown in the conversation itself.
             stack.enter_context(reports_shown(logging.ERROR))
             stack.enter_context(interrupts)
-        talk = _Talk(agent, portal, interrupts, messages, save, options, is_terminal)
+        talk = _Talk(agent, portal, interrupts, messages, kept, save, options, is_terminal)
         talk.go_on()
     return talk.is_saved and (is_terminal or talk.has_answered)
 
@@ -121,6 +127,21 @@ def _entered(agent: AgentDefinition) -> AbstractContextManager[object]:
     if isinstance(agent, sync.BaseAgent):
         return agent
     return sync.enter(agent) if isinstance(agent, BaseAgent) else nullcontext()
+
+
+@contextmanager
+def _opened(kept: Conversation) -> Generator[None]:
+    """A block in which a conversation of a store is open.
+
+    Raises:
+        WrongUse: It cannot be read.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(sync.enter(kept))
+        except StoreError as error:
+            raise WrongUse(f"--conversation {kept.id}: {said_by(error)}") from None
+        yield
 
 
 class _Interrupts:
@@ -178,12 +199,14 @@ class _Talk:
         portal: sync.Portal,
         interrupts: _Interrupts,
         messages: list[Message],
+        kept: Conversation | None,
         save: str | None,
         options: Mapping[str, Any],
         is_terminal: bool,
     ) -> None:
+        self._kept = kept
         self._agent, self._portal, self._interrupts = agent, portal, interrupts
-        self._messages, self._save_to, self._options = messages, save, options
+        self._messages, self._save_to, self._options = kept.messages if kept else messages, save, options
         self._is_terminal = is_terminal
         self._screen = Screen(is_terminal)
         self._keyboard = Keyboard(interrupts.welcome) if is_terminal else None
@@ -202,6 +225,8 @@ class _Talk:
         """Take lines until there are none, or one says so."""
         if self._is_terminal:
             show(f"{self._agent.name} listens. /help tells what else there is.")
+            if self._messages:
+                self._screen.note(f"the conversation goes on: {counted(len(self._messages), 'message')}")
         was_interrupted = False
         while True:
             try:
@@ -240,11 +265,15 @@ class _Talk:
 
     def _answer(self, question: str) -> None:
         # Without a buffer: what was told before a question is read before it.
-        stream = partial(verbs.open_stream, self._agent, question, 0, messages=self._messages, **self._options)
+        history: Any = {"messages": self._messages} if self._kept is None else {"conversation": self._kept}
+        stream = partial(verbs.open_stream, self._agent, question, 0, **history, **self._options)
         turn = Turn(stream, self._portal, can_ask=self._is_terminal)
         was_stopped = self._was_stopped(turn)
         try:
             result = turn.result()
+        except ConversationConflict:
+            self._read_again()
+            return
         except FractalError as error:
             self.has_answered = False
             self._screen.note(f"no answer: {said_by(error)}")
@@ -283,15 +312,31 @@ class _Talk:
     def _keep(self, result: AgentResult, was_stopped: bool) -> None:
         has_done = len(result.messages) > len(self._messages) + 1
         self._screen.end(result)
-        if result.success or was_stopped or has_done:
-            self._messages = result.messages
-        elif self._is_terminal:
+        if self._kept is not None:
+            has_done = len(self._kept.messages) > len(self._messages)
+            self._messages = self._kept.messages
+        elif result.success or was_stopped or has_done:
+            self._messages, has_done = result.messages, True
+        if not has_done and self._is_terminal:
             # An endpoint that does not take it would not take the next one after it either.
             self._screen.note("the question is not kept")
         self._last_usage, self._usage = result.usage, self._usage + result.usage
         self.has_answered = result.success
         if self._save_to is not None:
             self._write(self._save_to)
+
+    def _read_again(self) -> None:
+        """Read a conversation with which somebody else has gone on; the question is to be asked again."""
+        assert self._kept is not None
+        self.has_answered = False
+        try:
+            sync.call(self._kept.reload)
+        except StoreError as error:
+            self._screen.note(f"not kept, and not read again: {said_by(error)}")
+            return
+        self._messages = self._kept.messages
+        now = counted(len(self._messages), "message")
+        self._screen.note(f"not kept: somebody else has gone on with the conversation, which has {now} now; ask again")
 
     # ---- calls that need approval
 
@@ -354,8 +399,8 @@ class _Talk:
         return is_saved
 
     def _load(self, path: str) -> None:
-        if not path:
-            self._screen.note("/load FILE: name the file")
+        if not path or self._kept is not None:
+            self._screen.note("/load FILE: name the file" if self._kept is None else self._stays())
             return
         try:
             self._messages = load_messages(path)
@@ -365,8 +410,14 @@ class _Talk:
             self._screen.note(f"loaded from {path}: {counted(len(self._messages), 'message')}")
 
     def _begin_anew(self, _: str) -> None:
+        if self._kept is not None:
+            self._screen.note(self._stays())
+            return
         self._messages = []
         self._screen.note("a new conversation")
+
+    def _stays(self) -> str:
+        return "this conversation is kept: for another one leave, and name it with --conversation"
 
     def _show_usage(self, _: str) -> None:
         show(f"last answer: {usage_text(self._last_usage)}\nin all:      {usage_text(self._usage)}")

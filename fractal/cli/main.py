@@ -154,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_visualize(
         commands.add_parser("visualize", help="write a page that shows a trace in a browser", description=_VISUALIZE)
     )
+    _add_worker(commands)
     _add_endpoint(
         commands.add_parser("endpoint", help="serve a stand-in for a model, to try things", description=_ENDPOINT)
     )
@@ -246,7 +247,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_chat)
     _add_agent(parser)
-    parser.add_argument("--continue", dest="conversation", metavar="FILE", help="go on with a conversation saved there")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--continue", dest="continued", metavar="FILE", help="go on with a conversation saved there")
+    begin.add_argument("--conversation", metavar="ID", help="go on with the conversation of that id, and keep it")
+    parser.add_argument(
+        "--store",
+        metavar="FILE|URL",
+        help="where --conversation is kept: a file, or postgresql://…; default: FRACTAL_CONVERSATIONS, or a file of"
+        " yours",
+    )
     parser.add_argument("--save", metavar="FILE", help="save the conversation there after each answer")
 
 
@@ -290,6 +299,14 @@ def _add_visualize(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_visualize)
     parser.add_argument("trace", metavar="FILE|DIR", help="file of a TracingKit, or a directory of such")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the page there; default: to standard output")
+
+
+def _add_worker(commands: Any) -> None:
+    from fractal.cli.worker import WORKER, add_worker_arguments, work
+
+    parser = commands.add_parser("worker", help="work on durable runs", description=WORKER)
+    parser.set_defaults(command=work)
+    add_worker_arguments(parser)
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -445,12 +462,15 @@ async def _ask(agent: AgentDefinition, question: str, options: argparse.Namespac
 
 def _chat(options: argparse.Namespace) -> int:
     from fractal.cli.chat import chat, load_messages
+    from fractal.cli.kept import conversation_of
 
     agent = _agent(options)
     try:
-        messages = load_messages(options.conversation) if options.conversation is not None else []
+        messages = load_messages(options.continued) if options.continued is not None else []
     except (OSError, ValueError) as error:
-        raise WrongUse(f"--continue {options.conversation}: {_why(error)}") from None
+        raise WrongUse(f"--continue {options.continued}: {_why(error)}") from None
+    if options.store is not None and options.conversation is None:
+        raise WrongUse("--store is where a conversation is kept: name it with --conversation")
     if options.save is not None:
         try:
             check_writable(options.save)
@@ -458,7 +478,14 @@ def _chat(options: argparse.Namespace) -> int:
             pass  # told when it is to be written
         except OSError as error:
             raise WrongUse(f"--save {options.save}: {_why(error)}") from None
-    is_well = chat(agent, backend=options.backend, messages=messages, save=options.save, options=_given(options))
+    is_well = chat(
+        agent,
+        backend=options.backend,
+        messages=messages,
+        kept=conversation_of(options.conversation, options.store) if options.conversation is not None else None,
+        save=options.save,
+        options=_given(options),
+    )
     return 0 if is_well else FAILED
 
 

@@ -23,7 +23,7 @@ from fractal.models.openai import OpenAIModel
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["OTHER_ENDPOINTS", "WrongUse", "agent_at", "assistant", "checked_url"]
+__all__ = ["OTHER_ENDPOINTS", "WrongUse", "agent_at", "assistant", "checked_url", "imported"]
 
 OTHER_ENDPOINTS = (
     "for a server of your own set OPENAI_BASE_URL, or give --base-url; `fractal endpoint` starts one to try things with"
@@ -86,7 +86,7 @@ def _found(path: str) -> object:
         )
     if not colon or not module_name or not attribute:
         raise WrongUse(f"--agent {path}: write module:attribute, as in app.agents:planner")
-    module = _imported(module_name)
+    module = imported(module_name)
     found: object = module
     for name in attribute.split("."):
         try:
@@ -100,7 +100,12 @@ def _is_file(name: str) -> bool:
     return name.endswith(".py") or os.sep in name or "/" in name
 
 
-def _imported(name: str) -> ModuleType:
+def imported(name: str) -> ModuleType:
+    """The module of that name; those of the current directory are found.
+
+    Raises:
+        WrongUse: There is none, or it cannot be imported.
+    """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python -m does
     try:

@@ -10,6 +10,7 @@ from fractal.sync.agent import (
     BaseAgent as BaseAgent,
     Handle as Handle,
     execute_tool as execute_tool,
+    resume as resume,
     run as run,
     start as start,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "enter",
     "execute_tool",
     "portal",
+    "resume",
     "run",
     "run_many",
     "start",

@@ -17,7 +17,7 @@ from fractal._texts import described
 from fractal.definition import AgentDefinition
 from fractal.delegation import run_delegate
 from fractal.errors import RunCancelled
-from fractal.options import PlainBounds, PlainOptions, RunBounds, RunOptions
+from fractal.options import PlainBounds, PlainOptions, ResumeOptions, RunBounds, RunOptions
 from fractal.results import AgentResult, Content, Content_co, ToolResult
 from fractal.streaming import DEFAULT_BUFFER
 from fractal.sync._entered import Entered, enter
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from fractal._engine.run import Run
+    from fractal.approval import Allow, Deny
+    from fractal.journal import Journal
 
-__all__ = ["BaseAgent", "Handle", "execute_tool", "run", "start"]
+__all__ = ["BaseAgent", "Handle", "execute_tool", "resume", "run", "start"]
 
 Agent = TypeVar("Agent", bound="BaseAgent[Any]")
 
@@ -116,6 +118,31 @@ def execute_tool(agent: AgentDefinition[Any], tool_name: str = "", /, **argument
 def _blocking_override(agent: AgentDefinition[Any], name: str) -> Callable[..., Any] | None:
     """A blocking agent's override of a verb, called in the caller's thread, as a direct call would be."""
     return override_of(agent, name) if core_of(agent).blocks else None
+
+
+def resume(
+    agent: AgentDefinition[Any],
+    journal: Journal,
+    run_id: str,
+    answers: Mapping[str, Allow | Deny | bool] | None = None,
+    **options: Unpack[ResumeOptions],
+) -> AgentResult[Any]:
+    """Go on with a durable run that a journal has, blocking.
+
+    Args:
+        agent: The agent.
+        journal: The journal that the run began with.
+        run_id: Its id there.
+        answers: As in `BaseAgent.resume`.
+        **options: As `ResumeOptions` describes them.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        JournalError: As in `BaseAgent.resume`.
+    """
+    return call_blocking(lambda: verbs.resume(agent, journal, run_id, answers, **options))
 
 
 class _Started:
@@ -379,6 +406,16 @@ class BaseAgent(AgentDefinition[Content_co]):
     def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> ToolResult:
         """Call one registered tool, blocking; see `fractal.sync.execute_tool`."""
         return call_blocking(lambda: verbs.call_tool(self, tool_name, arguments))
+
+    def resume(
+        self,
+        journal: Journal,
+        run_id: str,
+        answers: Mapping[str, Allow | Deny | bool] | None = None,
+        **options: Unpack[ResumeOptions],
+    ) -> AgentResult[Any]:
+        """Go on with a durable run that a journal has, blocking; see `fractal.sync.resume`."""
+        return resume(self, journal, run_id, answers, **options)
 
     def call_agent(self, other: AgentDefinition[Content], query: object) -> AgentResult[Content]:
         """Ask another agent, blocking; in a plain `def` tool it is a child of the run that called the tool."""

@@ -6,6 +6,7 @@ from fractal.testing._blocking import (
     block_real_requests as block_real_requests,
 )
 from fractal.testing._history import check_messages as check_messages
+from fractal.testing._killed import KillWorld as KillWorld
 from fractal.testing._nothing_left import NothingLeft as NothingLeft, assert_nothing_left as assert_nothing_left
 from fractal.testing._recording import EventRecorder as EventRecorder, record_events as record_events
 from fractal.testing._requests import ScriptedRequest as ScriptedRequest
@@ -25,6 +26,11 @@ from fractal.testing.endpoint import (
     EndpointError as EndpointError,
     RecordedRequest as RecordedRequest,
 )
+from fractal.testing.killing import (
+    KillFaults as KillFaults,
+    KillReport as KillReport,
+    kill_everywhere as kill_everywhere,
+)
 from fractal.testing.scripted import ScriptedModel as ScriptedModel
 from fractal.testing.stalling import stall_guard as stall_guard
 
@@ -35,6 +41,9 @@ __all__ = [
     "Endpoint",
     "EndpointError",
     "EventRecorder",
+    "KillFaults",
+    "KillReport",
+    "KillWorld",
     "NotInVirtualTime",
     "NothingLeft",
     "RealRequestBlocked",
@@ -47,6 +56,7 @@ __all__ = [
     "block_real_requests",
     "cancel_everywhere",
     "check_messages",
+    "kill_everywhere",
     "record_events",
     "stall_guard",
     "virtual_time",

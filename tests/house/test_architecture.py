@@ -23,11 +23,11 @@ PACKAGE = Path(fractal.__file__).parent
 ROWS = [
     [
         *("errors", "parts", "approval"),
-        *("_texts", "_json", "_checks", "_forms", "_copies", "_log", "_html", "_elsewhere", "_stored"),
+        *("_texts", "_json", "_checks", "_forms", "_copies", "_log", "_html", "_elsewhere", "_stored", "_lossless"),
     ],
     ["_concurrency"],
     ["_functions"],
-    ["messages", "model", "prices", "limits", "results", "context", "events", "toolkit", "around"],
+    ["messages", "model", "prices", "limits", "results", "context", "events", "toolkit", "around", "journal"],
     ["models"],
     ["_answers"],
     ["_engine"],
@@ -37,6 +37,7 @@ ROWS = [
     ["_views", "many", "fastapi"],
     ["serving"],
     ["sync"],
+    ["durable"],
     ["_names"],
     ["testing", "pytest_plugin"],
     ["cli", "__main__"],

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import logging
 import os
 import pkgutil
 import re
@@ -32,6 +33,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 import fractal
+import fractal.durable
 import fractal.fastapi
 import fractal.serving
 import fractal.sync
@@ -43,7 +45,7 @@ from tests.house.test_architecture import ROWS
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-PUBLIC = [fractal, fractal.sync, fractal.fastapi, fractal.serving, fractal.testing]
+PUBLIC = [fractal, fractal.sync, fractal.durable, fractal.fastapi, fractal.serving, fractal.testing]
 SUBFOLDERS = {"_http", "_clients", "_replies"}  # of models, named beside it
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _OUTPUT = re.compile(r"^[ \t]*#> ?(.*)$", re.MULTILINE)
@@ -68,6 +70,13 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setattr(socket, "getaddrinfo", _only_this_machine(socket.getaddrinfo))
         yield endpoint
+
+
+@pytest.fixture(autouse=True)
+def _no_captured_stream() -> Iterator[None]:
+    """DBOS logs to the standard error that there was first, and of a test that is closed at its end."""
+    yield
+    logging.getLogger("dbos").handlers.clear()
 
 
 def _only_this_machine(look_up: Callable[..., Any]) -> Callable[..., Any]:

@@ -194,6 +194,22 @@ def test_the_structured_output_example_checks_corrects_and_gives_up(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals to one process")
 @pytest.mark.usefixtures("_interruptible")
+def test_the_durable_example_survives_the_end_of_its_process(tmp_path: Path) -> None:
+    output = run("durable_example", cwd=tmp_path)
+    assert "ended with -9" in output
+    assert output.count("process pays order 1") == 1
+    assert output.count("process pays order 2") == 2
+    assert "approval: [\"refund {'order': 3}\"]" in output
+    assert "refunded order 3" in output
+
+
+@pytest.mark.slow
+def test_the_workers_example_handles_each_order_though_a_worker_is_killed(tmp_path: Path) -> None:
+    output = run("workers_example", cwd=tmp_path)
+    assert "a worker was killed, and is started again\n" in output
+    assert output.endswith("12 of 12 orders were handled\norder 11 is on its way\n")
+
+
 def test_the_fastapi_example_serves_from_the_command_line_until_ctrl_c(tmp_path: Path) -> None:
     with subprocess.Popen(
         command("fastapi_example", "0"),

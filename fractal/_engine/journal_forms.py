@@ -1,0 +1,164 @@
+"""The forms in which a journal keeps what a run has got and done: replies, results of calls, results of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from fractal._answers.output import OutputFault
+from fractal._engine.explain import explain
+from fractal._json import encode, is_mapping, text_of
+from fractal._lossless import from_lossless, is_lossless, to_lossless
+from fractal._texts import one_line
+from fractal.approval import Allow, Defer, Deny
+from fractal.errors import UnexpectedError
+from fractal.model import Reply, ToolCall
+from fractal.results import AgentResult, ToolResult, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fractal._answers.answer import AnswerSettings
+    from fractal.messages import Message
+
+__all__ = [
+    "approval_form",
+    "approval_of",
+    "digest",
+    "exception_form",
+    "exception_of",
+    "in_brief",
+    "reply_form",
+    "reply_of",
+    "result_form",
+    "result_of",
+]
+
+_LONGEST = 200
+
+
+def digest(value: object) -> str:
+    """A short digest of a value of JSON's types."""
+    return hashlib.sha256(encode(value)).hexdigest()[:16]
+
+
+def in_brief(messages: Iterable[Message]) -> list[str]:
+    """Messages as short lines, for whoever reads a record."""
+    return [one_line(f"{each['role']}: {text_of(each.get('content'))}", _LONGEST) for each in messages]
+
+
+_OF_REPLY = {each.name: each for each in dataclasses.fields(Reply)}
+
+
+def reply_form(reply: Reply) -> dict[str, Any]:
+    """The form of a reply; what it does not say is left out."""
+    given = {name: getattr(reply, name) for name in _OF_REPLY}
+    empty = Reply()
+    form = {name: to_lossless(value) for name, value in given.items() if value != getattr(empty, name)}
+    if reply.tool_calls:
+        form["tool_calls"] = [
+            {"id": call.id, "name": call.name, "arguments": call.arguments}
+            | ({"extra": to_lossless(dict(call.extra))} if call.extra else {})
+            | ({"is_object": True} if call.is_object else {})
+            for call in reply.tool_calls
+        ]
+    return form
+
+
+def reply_of(form: dict[str, Any]) -> Reply:
+    """The reply of a form."""
+    facts = {name: from_lossless(value) for name, value in form.items() if name != "tool_calls"}
+    calls = [{**call, "extra": from_lossless(call.get("extra", {}))} for call in form.get("tool_calls", ())]
+    return Reply(**facts, tool_calls=tuple(ToolCall(**call) for call in calls))
+
+
+def approval_form(answer: Allow | Deny | Defer) -> dict[str, Any]:
+    """The form of the answer of somebody who approves."""
+    if isinstance(answer, Defer):
+        return {"answer": "defer"}
+    if isinstance(answer, Deny):
+        return {"answer": "deny", "reason": text_of(answer.reason)}
+    return {"answer": "allow", "arguments": to_lossless(answer.arguments and dict(answer.arguments))}
+
+
+def approval_of(form: dict[str, Any]) -> Allow | Deny | Defer:
+    """The answer of a form."""
+    if form["answer"] == "allow":
+        return Allow(from_lossless(form["arguments"]))
+    return Deny(form["reason"]) if form["answer"] == "deny" else Defer()
+
+
+_OF_CALL = ("content", "tool_name", "metadata", "error", "outcome", "elapsed", "call_id")
+
+
+def _call_form(result: ToolResult) -> dict[str, Any]:
+    form = {name: to_lossless(getattr(result, name)) for name in _OF_CALL}
+    return {**form, "exception": exception_form(result.exception)}
+
+
+def _call_of(form: dict[str, Any]) -> ToolResult:
+    facts = {name: from_lossless(form[name]) for name in _OF_CALL}
+    return ToolResult.of_facts(exception_of(form["exception"]), **facts)
+
+
+def exception_form(error: BaseException | None) -> Any:
+    """The form of an exception; of one that has no lossless form that of another with its text."""
+    if error is None or is_lossless(error):
+        return to_lossless(error)
+    return to_lossless(UnexpectedError(explain(error)))
+
+
+def exception_of(form: Any) -> Any:
+    """The exception of a form; None where it had no lossless one."""
+    error = from_lossless(form)
+    return error if isinstance(error, BaseException) else None
+
+
+_AS_THEY_ARE = ("agent_name", "success", "stop_reason", "error", "warnings", "elapsed", "run_id", "messages", "content")
+_OF_METADATA = ("iterations", "model", "terminated_by_tool", "reason", "error", "error_type")
+
+
+def result_form(result: AgentResult) -> dict[str, Any]:
+    """The form of the result of a run."""
+    metadata = {name: result.metadata[name] for name in _OF_METADATA if name in result.metadata}
+    return {
+        **{name: to_lossless(getattr(result, name)) for name in _AS_THEY_ARE},
+        "metadata": to_lossless(metadata),
+        "usage": result.usage.model_dump(mode="json"),
+        "tool_results": [_call_form(each) for each in result.tool_results],
+        "abandoned": [_call_form(each) for each in result.abandoned],
+        "exception": exception_form(result.exception),
+    }
+
+
+def result_of(form: dict[str, Any], answer: AnswerSettings | None) -> AgentResult:
+    """The result of a form.
+
+    Args:
+        form: The form.
+        answer: What the answer has to be, for one that had no lossless form.
+    """
+    facts = {name: from_lossless(form[name]) for name in _AS_THEY_ARE}
+    facts["content"] = _content_of(form["content"], answer) if facts["success"] else facts["content"]
+    facts["metadata"] = {**from_lossless(form["metadata"]), "messages": facts["messages"]}
+    facts["usage"] = Usage(**form["usage"])
+    facts["tool_results"] = [_call_of(each) for each in form["tool_results"]]
+    facts["abandoned"] = [_call_of(each) for each in form["abandoned"]]
+    error = exception_of(form["exception"])
+    names = AgentResult.model_fields
+    result = AgentResult.of_facts(error, **{name: facts.get(name, []) for name in names})
+    if error is not None:
+        error.result = result
+    return result
+
+
+def _content_of(form: Any, answer: AnswerSettings | None) -> Any:
+    content = from_lossless(form)
+    is_lossy = is_mapping(form) and form.get("$") == "lossy"
+    if not is_lossy or answer is None or answer.type is None:
+        return content
+    try:
+        return answer.type.parse_text(text_of(content))
+    except OutputFault:
+        return content

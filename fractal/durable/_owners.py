@@ -1,0 +1,66 @@
+"""Who is at work on a run, and whether that process still lives."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+__all__ = ["Owner", "this_process"]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process that is at work on a run.
+
+    Attributes:
+        host: The machine, since it was started, and the processes on it that know each other's ids.
+        pid: Id of the process there.
+        born: When that process began, as the machine counts; empty where that is not known.
+    """
+
+    host: str
+    pid: int
+    born: str
+
+    def is_dead(self) -> bool:
+        """Whether the process is known to have ended; False where nobody here can know it."""
+        if self.host != _host():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # somebody else's
+            pass
+        state, born = _stat_of(self.pid)
+        return state in ("Z", "X") or bool(self.born and born and self.born != born)
+
+    def __str__(self) -> str:
+        return f"process {self.pid}" + ("" if self.host == _host() else " of another machine")
+
+
+def this_process() -> Owner:
+    """The process that asks."""
+    return Owner(_host(), os.getpid(), _stat_of(os.getpid())[1])
+
+
+@cache
+def _host() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not on Linux
+        return platform.node()
+
+
+def _stat_of(pid: int) -> tuple[str, str]:
+    """State of a process, and when it began; empty where the system does not say."""
+    try:
+        # The name of the program, in brackets, may have anything in it.
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return fields[0], fields[19]
+    except (OSError, IndexError):
+        return "", ""

@@ -1,0 +1,371 @@
+"""Agents as workflows of DBOS: runs that go on in another process, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from fractal import (
+    BaseAgent,
+    InvalidArguments,
+    JournalMismatch,
+    Limits,
+    RunCancelled,
+    RunUnknown,
+    UnexpectedError,
+    run_many,
+    sync,
+)
+from fractal.cli.main import main
+from fractal.durable import DurableAgent
+from fractal.testing import ScriptedModel, answers, check_messages
+from tests.databases import postgres
+from tests.support import BACKENDS, in_thread
+
+dbos = pytest.importorskip("dbos", reason="the extra `durable` is not installed")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=BACKENDS[:2])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Without uvloop: the workflows run on the event loop of DBOS."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> None:
+    """What DBOS keeps, threads, files and connections, stays until it is destroyed."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres() as conninfo:
+        yield conninfo
+
+
+def programme(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a function of `durable_clerk` in processes of its own."""
+    command = [sys.executable, "-m", "tests.durable_clerk", *words]
+    environment = {**os.environ, "EFFECTS": str(tmp_path / "effects"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def effects_in(tmp_path: Path) -> Counter[str]:
+    return Counter((tmp_path / "effects").read_text("utf-8").splitlines())
+
+
+def database(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    if kind == "sqlite":
+        return f"sqlite:///{tmp_path / 'runs.db'}"
+    import psycopg
+
+    conninfo: str = request.getfixturevalue("server")
+    name = f"runs_{tmp_path.name.replace('-', '_')}".lower()
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return conninfo.replace("/postgres?", f"/{name}?")
+
+
+def check(order: str, result: dict[str, Any], effects: Counter[str]) -> None:
+    """A run is whole, and nothing was done twice; what was under way when its process died is told to the model."""
+    assert result["success"]
+    assert result["content"] == f"{order} is done"
+    check_messages([*result["messages"], {"role": "user", "content": "and now?"}])
+    for n in range(6):
+        done = effects[f"{order} booked {n}"]
+        said = next(each["content"] for each in result["messages"] if each.get("tool_call_id") == f"c{n}")
+        assert done == 1 if said == f"booked {n}" else done <= 1
+    unknown = sum(each["outcome"] != "ok" for each in result["tool_results"])
+    assert unknown <= 3
+    # A reply that is recorded is not asked for again: of one process that died at most one request was lost.
+    assert all(effects[f"{order} asked {n}"] in (1, 2) for n in (0, 3, 6))
+    assert sum(effects[f"{order} asked {n}"] for n in (0, 3, 6)) <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs many processes")
+@pytest.mark.parametrize(("kind", "backend", "step"), [("sqlite", "asyncio", 6), ("postgres", "trio", 14)])
+def test_wherever_its_process_is_killed_a_run_goes_on_in_another(
+    kind: str, backend: str, step: int, tmp_path: Path, request: pytest.FixtureRequest
+):
+    step = int(os.environ.get("FRACTAL_KILL_STEP", step))
+    done = programme(tmp_path, "everywhere", database(kind, tmp_path, request), backend, "1", str(step))
+    results, effects = json.loads(done.stdout), effects_in(tmp_path)
+    assert len(results) > 40 // step
+    sys.stdout.write(f"killed at {len(results) - 1} moments on {kind}")
+    for order, result in results.items():
+        check(order, result, effects)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs many processes")
+def test_a_process_that_is_launched_again_goes_on_by_itself(tmp_path: Path, request: pytest.FixtureRequest):
+    done = programme(tmp_path, "again_and_again", database("sqlite", tmp_path, request), "asyncio", "6,15")
+    assert done.stderr.split() == ["-9", "-9", "0"]
+    result, effects = json.loads(done.stdout), effects_in(tmp_path)
+    assert result["content"] == "order is done"
+    check_messages([*result["messages"], {"role": "user", "content": "and now?"}])
+    assert max(effects[f"order booked {n}"] for n in range(6)) == 1
+
+
+# ---- workers
+
+
+class Worker:
+    """`fractal worker`, in a process of its own."""
+
+    def __init__(self, tmp_path: Path, database: str, one: str, *more: str) -> None:
+        words = ["worker", "--agents", "clerks", "--name", "fractal-tests", "--database", database, "--id", one, *more]
+        environment = {**os.environ, "EFFECTS": str(tmp_path / "effects"), "PACE": "0.05", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fractal", *words], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    def wait_for(self, words: str) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if words in line:
+                return
+        pytest.fail(f"it has ended without {words!r}")
+
+    def end(self, number: int) -> str:
+        self.process.send_signal(number)
+        _, told = self.process.communicate(timeout=40)
+        return told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+@pytest.mark.parametrize("kind", ["postgres"])
+def test_workers_share_a_queue_and_one_that_ends_loses_nothing(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    (tmp_path / "clerks.py").write_text(CLERKS, encoding="utf-8")
+    where, number = database(kind, tmp_path, request), int(os.environ.get("FRACTAL_RUNS", "24"))
+    first = Worker(tmp_path, where, "first")
+    first.wait_for("works on clerk")  # it makes the tables
+    second = Worker(tmp_path, where, "second", "--grace", "0")
+    command = [sys.executable, "-m", "tests.durable_clerk", "fill", where, str(number)]
+    environment = {**os.environ, "EFFECTS": str(tmp_path / "effects"), "PYTHONPATH": str(ROOT)}
+    filler = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        _wait_for(number // 6, tmp_path)
+        first.end(signal.SIGKILL)
+        first = Worker(tmp_path, where, "first")
+        _wait_for(number // 3, tmp_path)
+        handed_back = re.search(r"has ended; (\d+) handed back", second.end(signal.SIGTERM))
+        assert handed_back
+        sys.stdout.write(handed_back[0])
+        assert second.process.returncode == 0
+        out, _ = filler.communicate(timeout=250)
+        assert "0 handed back" in first.end(signal.SIGTERM)
+    finally:
+        for each in (first.process, second.process, filler):
+            each.kill()
+            each.wait()
+    results, effects = json.loads(out), effects_in(tmp_path)
+    assert {*results} == {f"order-{order}" for order in range(number)}
+    for order, result in results.items():
+        assert result["content"] == f"{order} is done"
+        assert max(effects[f"{order} booked {n}"] for n in range(6)) <= 1
+    # But for what was under way, each effect was had.
+    assert sum(count for what, count in effects.items() if " booked " in what) >= 6 * number - 4 * 3 * 2
+
+
+CLERKS = """
+from fractal.cli.main import main
+from fractal.durable import DurableAgent
+from tests.durable_clerk import clerk
+
+durable = DurableAgent(clerk(), name="clerk")
+"""
+
+
+def _wait_for(number: int, tmp_path: Path) -> None:
+    """Wait until so many runs have come to their last request."""
+    deadline, file = time.monotonic() + 60, tmp_path / "effects"
+    while not file.exists() or file.read_text("utf-8").count(" asked 6\n") < number:
+        assert time.monotonic() < deadline, "they did not come so far"
+        time.sleep(0.02)
+
+
+def test_a_worker_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing_there.py").write_text("", encoding="utf-8")
+    for module, words in (("nothing_there", "there is no DurableAgent"), ("no_such_module", "there is no module")):
+        arguments = ["worker", "--agents", module, "--name", "fractal-tests", "--database", "sqlite:///x.db"]
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
+
+
+# ---- in one process
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, DurableAgent[Any]]]:
+    """Agents of this process: a process has one DBOS."""
+
+    def shout(text: str) -> str:
+        return text.upper()
+
+    def model(request: Any) -> Any:
+        last = request.messages[-1]
+        if last["role"] == "tool":
+            return f"it said {last['content']}"
+        if last["content"] == "fail":
+            return answers.failure(400, "no")
+        return [answers.call("shout", {"text": str(last["content"])}, id="c")]
+
+    async def hang() -> None:
+        await anyio.sleep_forever()
+
+    hanging = ScriptedModel(lambda _: [answers.call("hang", {}, id="h")])
+    folder = tmp_path_factory.mktemp("dbos")
+    config: Any = {
+        "name": "fractal-tests",
+        "system_database_url": f"sqlite:///{folder / 'runs.db'}",
+        "application_version": "1",
+        "log_level": "CRITICAL",
+    }
+    dbos.DBOS(config=config)
+    agents = {
+        "shouter": BaseAgent("Shouter", "You shout.", client=ScriptedModel(model)).add_tool(shout),
+        "counter": BaseAgent("Counter", "You count.", client=ScriptedModel(lambda _: "[1, 2]"), output_type=list[int]),
+        "hanger": BaseAgent("Hanger", "You hang.", client=hanging).add_tool(hang),
+    }
+    made = {name: DurableAgent(agent, name=name) for name, agent in agents.items()}
+    dbos.DBOS.launch()
+    dbos.DBOS.register_queue("orders", worker_concurrency=2, polling_interval_sec=0.1)
+    yield made
+    dbos.DBOS.destroy(destroy_registry=True)
+
+
+Launched = dict[str, DurableAgent[Any]]
+
+
+async def test_a_run_is_begun_and_gives_its_result(launched: Launched):
+    run = await launched["shouter"].start("hello")
+    result = await run.result()
+    assert (result.content, result.success, result.run_id) == ("it said HELLO", True, run.run_id)
+    assert [each.content for each in result.tool_results] == ["HELLO"]
+    assert await run.status() == "SUCCESS"
+    counted = await (await launched["counter"].start("count")).result()
+    assert counted.content == [1, 2]
+
+
+async def test_a_failure_is_a_result(launched: Launched):
+    result = await (await launched["shouter"].start("fail", max_retries=0)).result()
+    assert (result.success, result.stop_reason) == (False, "model_error")
+    limited = await (await launched["shouter"].start("hi", limits=Limits(max_requests=1))).result()
+    assert limited.stop_reason == "budget"
+    timed = await (await launched["hanger"].start("hi", timeout=0.3)).result()
+    assert timed.stop_reason == "deadline"
+
+
+def test_blocking_code_begins_one_too(launched: Launched):
+    run = sync.call(launched["shouter"].start, "hello")
+    assert sync.call(run.result).content == "it said HELLO"
+
+
+async def test_one_id_is_one_run(launched: Launched, anyio_backend_name: str):
+    shouter, one = launched["shouter"], f"one of {anyio_backend_name}"
+    first = await (await shouter.start("hello", run_id=one)).result()
+    again = await (await shouter.start("hello", run_id=one)).result()
+    assert (await shouter.find(one).result()).messages == first.messages == again.messages
+    for other in (("hello you", {}), ("hello", {"timeout": 5})):
+        with pytest.raises(JournalMismatch) as caught:
+            await shouter.start(other[0], run_id=one, **other[1])  # type: ignore[arg-type]
+        assert '"hello"' in caught.value.recorded
+    with pytest.raises(RunUnknown):
+        await shouter.find("nobody").result()
+
+
+async def test_a_queue_takes_runs_and_all_of_them_end(launched: Launched):
+    runs = [await launched["shouter"].enqueue("orders", f"n{number}") for number in range(5)]
+    results: dict[int, str] = {}
+
+    async def collect(number: int) -> None:
+        results[number] = (await runs[number].result()).content
+
+    async with anyio.create_task_group() as group:
+        for number in range(5):
+            group.start_soon(collect, number)
+    assert results == {number: f"it said N{number}" for number in range(5)}
+
+
+async def test_a_batch_is_spread_over_a_queue_with_its_order_and_progress(launched: Launched):
+    seen: list[int] = []
+    inputs = [*(f"n{number}" for number in range(5)), "fail"]
+    results = await run_many(
+        launched["shouter"].on("orders"), inputs, progress=lambda at: seen.append(at.done), max_retries=0
+    )
+    assert [each.content for each in results[:5]] == [f"it said N{number}" for number in range(5)]
+    assert (results[5].success, results[5].stop_reason) == (False, "model_error")
+    assert seen[-1] == 6
+    with pytest.raises(InvalidArguments, match="deps"):
+        await launched["shouter"].on("orders").run("hi", deps=1)
+    with pytest.raises(InvalidArguments, match="queue="):
+        launched["shouter"].on("")
+
+
+async def test_a_run_on_a_queue_that_is_cancelled_here_is_cancelled_there(launched: Launched):
+    def runs_there() -> dict[str, Any]:
+        dbos.DBOS.register_queue("slow", worker_concurrency=1)
+        return {each.workflow_id: each for each in dbos.DBOS.list_workflows(name="fractal.hanger")}
+
+    before = await in_thread(runs_there)
+    with anyio.move_on_after(0.5) as scope:
+        await launched["hanger"].on("slow").run("hi", timeout=3)
+    assert scope.cancelled_caught
+    [status] = [each.status for one, each in (await in_thread(runs_there)).items() if one not in before]
+    assert status == "CANCELLED"
+
+
+async def test_a_run_that_is_cancelled_says_so(launched: Launched):
+    hanger = launched["hanger"]
+    await in_thread(lambda: dbos.DBOS.register_queue("slow", worker_concurrency=1))
+    run = await hanger.enqueue("slow", "hi", timeout=2)
+    await run.cancel()
+    assert await run.status() == "CANCELLED"
+    with pytest.raises(RunCancelled):
+        await run.result()
+
+
+async def test_what_a_run_raises_is_told(launched: Launched, monkeypatch: pytest.MonkeyPatch):
+    shouter = launched["shouter"]
+    monkeypatch.setattr("fractal.durable.dbos_agent.result_form", lambda _: 1 / 0)
+    run = await shouter.start("hello")
+    with pytest.raises(UnexpectedError, match="ZeroDivisionError: division by zero"):
+        await run.result()
+
+
+async def test_wrong_use_is_refused_before_anything_begins(launched: Launched):
+    shouter = launched["shouter"]
+    for options in ({"deps": 1}, {"approve": print}, {"timeout": "x"}, {"max_iterations": -1}, {"output_type": int}):
+        with pytest.raises(InvalidArguments):
+            await shouter.start("hello", **options)  # type: ignore[arg-type]
+    for one in ("", "x" * 201, "a\nb", 7):
+        with pytest.raises(InvalidArguments, match="run_id="):
+            await shouter.start("hello", run_id=one)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArguments, match="queue="):
+        await shouter.enqueue("", "hello")
+    for name in ("", "a b", "x" * 101, 7, "shouter"):
+        with pytest.raises(InvalidArguments, match="name="):
+            DurableAgent(shouter.agent, name=name)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArguments, match="agent="):
+        DurableAgent("Clerk")  # type: ignore[arg-type]
