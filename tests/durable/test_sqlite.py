@@ -19,6 +19,7 @@ import pytest
 from fractal import (
     AgentResult,
     BaseAgent,
+    Defer,
     InvalidArguments,
     JournalError,
     JournalNotWritten,
@@ -434,3 +435,21 @@ async def test_a_long_run_recovers_in_time_that_grows_with_its_steps(path: Path)
         seconds[turns] = time.process_time() - began
         assert result.metadata["iterations"] == turns
     assert seconds[500] < 10 * seconds[50] * 3 + 0.2
+
+
+def test_a_blocking_agent_takes_a_run_up(path: Path, backend: str) -> None:
+    def answer(request: Any) -> Any:
+        return "done" if request["messages"][-1]["role"] == "tool" else answers.call("pay", id="pay_1")
+
+    @tool(requires_approval=True)
+    def pay() -> str:
+        """Pay."""
+        return "paid"
+
+    journal = SQLiteJournal(path)
+    with sync.portal(backend=backend):
+        agent = sync.BaseAgent("Clerk", "You pay.", client=ScriptedModel(answer), approve=lambda call: Defer())
+        agent.add_tool(pay)
+        waits = agent.run("go", journal=journal, run_id="one")
+        result = agent.resume(journal, "one", {call.call_id: True for call in waits.pending})
+    assert (waits.stop_reason, result.content) == ("approval", "done")

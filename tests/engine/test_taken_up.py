@@ -337,6 +337,27 @@ async def test_what_was_spent_stays_spent() -> None:
     assert result.usage.total_tokens == 15
 
 
+async def test_money_that_was_spent_stays_spent() -> None:
+    options: Any = {"model": "gpt", "prices": {"gpt": Price(input=1000, output=1000)}, "max_tokens": 10}
+
+    async def look() -> str:
+        """Look."""
+        return "nothing"
+
+    def agent() -> BaseAgent[Any]:
+        return BaseAgent("A", "a", client=by_turn(answers.call("look"), "done"), **options).add_tool(look)
+
+    whole = MemoryJournal()
+    first = await agent().run("go", journal=whole, run_id="one", limits=Limits(max_cost=1))
+    assert first.success
+    left = cut_after(whole, [*whole.runs["one"]].index("1.0 finished") + 1)
+    result = await agent().run("go", journal=left, run_id="one", limits=Limits(max_cost=0.001))
+    assert (result.stop_reason, result.usage.requests) == ("budget", 1)
+    left = cut_after(whole, [*whole.runs["one"]].index("1.0 finished") + 1)
+    result = await agent().run("go", journal=left, run_id="one", limits=Limits(max_cost=1))
+    assert (result.content, result.usage.cost) == ("done", first.usage.cost)
+
+
 # ---- streams
 
 
