@@ -371,7 +371,7 @@ def test_a_journal_refuses_what_it_cannot_be(given: Any) -> None:
     "given",
     [{"journal": MemoryJournal()}, {"run_id": "one"}, {"journal": MemoryJournal, "run_id": "one"}]
     + [{"journal": MemoryJournal(), "run_id": each} for each in ("", "x" * 201, "a\nb", 3)],
-    ids=str,
+    ids=["no id", "no journal", "a class", "an empty id", "a long id", "two lines", "a number"],
 )
 async def test_a_run_refuses_half_of_what_it_needs(given: Any) -> None:
     with pytest.raises(InvalidArguments):
