@@ -69,6 +69,7 @@ def agent_result(value: Any) -> AgentResult:
         run_id=HALF,
         tool_results=[call],
         abandoned=[call],
+        pending=[],
         warnings=[HALF],
         elapsed=1.0,
     )

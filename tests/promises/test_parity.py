@@ -995,7 +995,7 @@ _MEASURED = re.compile(
 STREAMED = ("stream", "sync.stream")
 _DELTAS = {"text_delta", "reasoning_delta", "tool_call_delta"}
 _ASKS_FOR_A_STREAM = {"stream", "stream_options"}
-_NEVER_EQUAL = {"run_id", "parent_id", "at", "elapsed", "wait", "response_id", "first_piece"}
+_NEVER_EQUAL = {"run_id", "parent_id", "at", "elapsed", "wait", "response_id", "first_piece", "server"}
 
 
 def plain(value: Any) -> Any:
