@@ -192,14 +192,16 @@ class Budget:
             reply: The reply.
             cost: What it cost, as ledgers count money; None if nobody knows.
         """
+        has_parts = reply.cached_input_tokens or reply.cache_write_input_tokens or reply.reasoning_tokens
         with _lock:
             for ledger in (self, *self._above):
                 tokens = ledger.tokens
                 tokens["input_tokens"] += reply.input_tokens
                 tokens["output_tokens"] += reply.output_tokens
-                tokens["cached_input_tokens"] += reply.cached_input_tokens
-                tokens["cache_write_input_tokens"] += reply.cache_write_input_tokens
-                tokens["reasoning_tokens"] += reply.reasoning_tokens
+                if has_parts:
+                    tokens["cached_input_tokens"] += reply.cached_input_tokens
+                    tokens["cache_write_input_tokens"] += reply.cache_write_input_tokens
+                    tokens["reasoning_tokens"] += reply.reasoning_tokens
                 if cost is None:
                     ledger.is_priced = False
                 else:

@@ -243,12 +243,14 @@ class ModelRequest:
 
     def _fields(self) -> dict[str, Any]:
         fields = self.settings.fields()
-        if not self.has_tools:  # endpoints refuse what is said of tools where there are none
+        if fields and not self.has_tools:  # endpoints refuse what is said of tools where there are none
             fields = {name: value for name, value in fields.items() if name not in _OF_TOOLS}
-        return fields | dict(self.fields)
+        return {**fields, **self.fields}
 
     def opening(self) -> list[Message]:
         """The messages before the conversation: at most one system message, since many endpoints take no second."""
+        if self.summary is None and self.instruction is None:  # as nearly always
+            return [{"role": "system", "content": self.system}] if self.system else []
         summary = self._system_text(self.summary) if self.summary is not None else None
         others = [self.summary] if self.summary is not None and summary is None else []
         said = "\n\n".join(filter(None, (self.system, summary, self.instruction)))

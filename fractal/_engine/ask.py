@@ -147,9 +147,10 @@ class _Question:
 
     async def _send(self, request: ModelRequest) -> Reply:
         run = self._run
+        has_listeners = run.has_listeners  # asked once: who is told of the request is told of the reply
         with self._tokens_set_aside(request) as tokens:
             # Spent before it is sent, and never given back: one that fails or is cut has still reached the endpoint.
-            if run.has_listeners:
+            if has_listeners:
                 request = await self._announced(request)
             else:
                 run.budget.spend("requests")
@@ -163,7 +164,7 @@ class _Question:
             cost = self._settle(request, reply)
             if run.journaled is not None:
                 await run.journaled.replies.record(run, reply, cost, self._charged)
-            if run.has_listeners:
+            if has_listeners:
                 await run.tell(ModelResponded, **self._facts_of(reply, started, cost))
             return reply
 

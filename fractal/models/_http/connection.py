@@ -313,12 +313,19 @@ class Answer:
         pieces = self.aiter_bytes()
         whole = bytearray()  # a list of what comes would be much longer, if it comes byte by byte
         if pieces is self:  # as nearly always
-            while piece := await self._next_piece():
+            while piece := await self._connection.next_piece(self._request):
+                self._take(len(piece))
                 whole += piece
         else:
             async for piece in pieces:
                 whole += piece
         return bytes(whole)
+
+    def _take(self, size: int) -> None:
+        """Count bytes of the body."""
+        self._room -= size
+        if self._room < 0:
+            raise ReplyTooLarge("body", self._bounds.body)
 
     def aiter_bytes(self) -> AsyncIterator[bytes]:
         """The body as it comes."""
@@ -333,14 +340,8 @@ class Answer:
 
     async def __anext__(self) -> bytes:
         # No generator: one that is left early has to be closed, and each piece has to pass through it.
-        piece = await self._next_piece()
+        piece = await self._connection.next_piece(self._request)
         if not piece:
             raise StopAsyncIteration
-        return piece
-
-    async def _next_piece(self) -> bytes:
-        piece = await self._connection.next_piece(self._request)
-        self._room -= len(piece)
-        if self._room < 0:
-            raise ReplyTooLarge("body", self._bounds.body)
+        self._take(len(piece))
         return piece
