@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -52,7 +53,22 @@ if TYPE_CHECKING:
     from fractal._engine.call import Call
     from fractal._engine.keeper import Keeper
 
-__all__ = ["answer", "ask", "begin", "call_tool", "check", "open_stream", "release", "result_of", "resume", "use_tool"]
+__all__ = [
+    "answer",
+    "ask",
+    "begin",
+    "call_tool",
+    "check",
+    "deps_of_calls",
+    "open_stream",
+    "release",
+    "result_of",
+    "resume",
+    "use_tool",
+]
+
+deps_of_calls: ContextVar[Any] = ContextVar("fractal_deps_of_calls", default=None)
+"""What tools find as `ctx.deps` that are called outside of runs, where all arguments are those of the tool."""
 
 
 async def ask(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
@@ -277,7 +293,8 @@ async def call_tool(agent: object, tool_name: str, arguments: Mapping[str, Any])
         if run is not None and run.agent is agent and run.is_here and not run.is_over:
             return await call_within(run, call)
         transcript = Transcript([user_message(f"Call {tool_name}.")])
-        return await call_alone(Run(_settings(agent, {}), transcript), call)
+        options: RunOptions = {"deps": deps_of_calls.get()} if run is None else {}
+        return await call_alone(Run(_settings(agent, options), transcript), call)
     finally:
         current_through.reset(within)
 

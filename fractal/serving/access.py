@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Collection
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 
 from fractal.serving._openai.answering import fault_response
@@ -53,10 +53,12 @@ class Access:
         headers = Headers(scope=scope)
         if self._hosts is not None and _name_of(headers.get("host", "")) not in self._hosts:
             return problem_response(Problem(421, "unknown_host", "this server does not answer to that name"))
-        if self._token is None or self._knows(headers):
+        if self._token is None:
             return None
-        if self._is_given(scope):
+        if self._is_given(scope):  # also to who has been here before: it must not stay in the address
             return self._with_cookie(scope)
+        if self._knows(headers):
+            return None
         said = "send the token: Authorization: Bearer …, or open the page with ?token=…"
         if "/v1/" in scope["path"]:
             return fault_response(Fault(401, said, "invalid_request_error", "invalid_api_key"))
@@ -66,11 +68,8 @@ class Access:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and _is_same(given.strip(), self._token or ""):
             return True
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and _is_same(cookie.value, self._cookie)
+        # Read as browsers write them: cookies of other programs on this machine come along, and may hold anything.
+        return _is_same(cookie_parser(headers.get("cookie", "")).get(_COOKIE, ""), self._cookie)
 
     def _is_given(self, scope: Scope) -> bool:
         query = parse_qs(scope["query_string"].decode("latin-1"))

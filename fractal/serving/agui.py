@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -21,9 +21,8 @@ except ImportError as missing:  # pragma: no cover - installed wherever the test
 
 from fractal.agent import BaseAgent
 from fractal.errors import InvalidArguments
-from fractal.serving._agui.answering import AguiEvents
+from fractal.serving._agui.answering import AguiEvents, Begin
 from fractal.serving._agui.asked import Decided, conversation_of, decisions_of, read_input
-from fractal.serving._agui.translating import Translator
 from fractal.serving.askers import deps_of, noting, owner_of
 from fractal.serving.bodies import Bounds, read_bytes, request_id
 from fractal.serving.host import host_of
@@ -32,6 +31,9 @@ from fractal.serving.problems import Problem
 from fractal.serving.registry import ServedRuns, ServingOptions, served_runs
 from fractal.serving.route import ServingRoute
 from fractal.serving.run import RunAsked, ServedRun
+
+if TYPE_CHECKING:
+    from ag_ui.core import RunAgentInput
 
 __all__ = ["agui_router"]
 
@@ -81,20 +83,8 @@ def agui_router(
 
     async def answered(request: Request, name: str | None) -> Response:
         given = read_input(await read_bytes(request, bounds))
-        if given.resume:
-            run, after = _resumed(runs, decisions_of(given.resume), owner_of(request))
-        else:
-            user_input, messages = conversation_of(given)
-            asked = RunAsked(
-                input=user_input,
-                messages=messages,
-                is_streamed=True,
-                owner=owner_of(request),
-                deps=deps_of(request),
-                request_id=request_id.get(),
-            )
-            run, after = await _begun(runs, name, asked), 0
-        return AguiEvents(runs, run, Translator(run.id, given.thread_id, given.run_id), after)
+        begin = _resuming(runs, given, request) if given.resume else _beginning(runs, name, given, request)
+        return AguiEvents(runs, begin, thread_id=given.thread_id, client_run_id=given.run_id)
 
     async def run_agent(request: Request) -> Response:
         """Run the first agent, and answer with its events in the words of AG-UI."""
@@ -112,16 +102,40 @@ def agui_router(
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
-async def _begun(runs: ServedRuns, name: str | None, asked: RunAsked) -> ServedRun:
-    _, agent = runs.agent_named(name)
-    if host_of(agent) is None:
-        raise InvalidArguments(
-            "a run that waits for an approval outlives its request: the lifespan of the application has to be that of"
-            " the router, or FastAPI(lifespan=serving_lifespan(agent))"
-        )
-    run = await runs.begin(name, asked)
-    assert isinstance(run, ServedRun)  # only a request with a key can be one that has ended
-    return run
+def _beginning(runs: ServedRuns, name: str | None, given: RunAgentInput, request: Request) -> Begin:
+    """The function that begins a run."""
+    user_input, messages = conversation_of(given)
+    asked = RunAsked(
+        input=user_input,
+        messages=messages,
+        is_streamed=True,
+        owner=owner_of(request),
+        deps=deps_of(request),
+        request_id=request_id.get(),
+    )
+
+    async def begin() -> tuple[ServedRun, int]:
+        _, agent = runs.agent_named(name)
+        if host_of(agent) is None:
+            raise InvalidArguments(
+                "a run that waits for an approval outlives its request: the lifespan of the application has to be that"
+                " of the router, or FastAPI(lifespan=serving_lifespan(agent))"
+            )
+        run = await runs.begin(name, asked)
+        assert isinstance(run, ServedRun)  # only a request with a key can be one that has ended
+        return run, 0
+
+    return begin
+
+
+def _resuming(runs: ServedRuns, given: RunAgentInput, request: Request) -> Begin:
+    """The function that takes up the run that waits for answers."""
+    decisions, owner = decisions_of(given.resume or ()), owner_of(request)
+
+    async def begin() -> tuple[ServedRun, int]:
+        return _resumed(runs, decisions, owner)
+
+    return begin
 
 
 def _resumed(runs: ServedRuns, decisions: list[Decided], owner: str | None) -> tuple[ServedRun, int]:

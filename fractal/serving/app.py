@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from fractal import __version__
 from fractal.agent import BaseAgent
+from fractal.errors import InvalidArguments
 from fractal.serving._page.routes import page_router
 from fractal.serving.access import Access
 from fractal.serving.lifespan import serving_lifespan
@@ -51,6 +52,8 @@ def serving_app(
         app = serving_app(agent, on_disconnect="detach")  # uvicorn module:app
         ```
     """
+    if token is not None and (not isinstance(token, str) or not token.strip()):
+        raise InvalidArguments("token: give a text that is not empty, or None to let everybody in")
     runs = served_runs(agents, options)
     app = FastAPI(
         title="Fractal",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -79,7 +79,7 @@ def openai_router(
     async def answered(request: Request, read: Read, form: type[Form]) -> Response:
         try:
             asked = read(await read_bytes(request, bounds), runs.agents)
-            return Answering(runs, await _begun(runs, asked, request), asked, form(asked))
+            return Answering(runs, _beginning(runs, asked, request), asked, form(asked))
         except Problem as problem:
             return fault_response(fault_of(problem))
         except Fault as fault:
@@ -113,22 +113,25 @@ def openai_router(
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
-async def _begun(runs: ServedRuns, asked: Asked, request: Request) -> ServedRun:
-    run = await runs.begin(
-        asked.model,
-        RunAsked(
-            input=asked.user_input,
-            messages=asked.messages,
-            is_streamed=asked.is_streamed,
-            owner=owner_of(request),
-            deps=deps_of(request),
-            options={"approve": _deny},
-            request_id=request_id.get(),
-        ),
+def _beginning(runs: ServedRuns, asked: Asked, request: Request) -> Callable[[], Awaitable[ServedRun]]:
+    """The function that begins the run."""
+    given = RunAsked(
+        input=asked.user_input,
+        messages=asked.messages,
+        is_streamed=asked.is_streamed,
+        owner=owner_of(request),
+        deps=deps_of(request),
+        options={"approve": _deny},
+        request_id=request_id.get(),
     )
-    assert isinstance(run, ServedRun)  # only a request with a key can be one that has ended
-    run.ends_with_clients = True  # nobody can come back to an answer of this kind
-    return run
+
+    async def begin() -> ServedRun:
+        run = await runs.begin(asked.model, given)
+        assert isinstance(run, ServedRun)  # only a request with a key can be one that has ended
+        run.ends_with_clients = True  # nobody can come back to an answer of this kind
+        return run
+
+    return begin
 
 
 async def _deny(call: PendingCall) -> Deny:

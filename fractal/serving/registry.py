@@ -20,11 +20,12 @@ from fractal._texts import repr_of
 from fractal.agent import BaseAgent
 from fractal.errors import InvalidArguments
 from fractal.limits import Limits
+from fractal.serving.bodies import request_id
 from fractal.serving.event_log import EventLog
 from fractal.serving.host import host_of
 from fractal.serving.problems import Problem
 from fractal.serving.record import MemoryStore, RunRecord, RunStore
-from fractal.serving.run import RunAsked, ServedRun
+from fractal.serving.run import RunAsked, ServedRun, wait_for
 
 __all__ = ["Client", "OnDisconnect", "ServedRuns", "ServingOptions", "checked_agents", "served_runs"]
 
@@ -107,7 +108,7 @@ class ServedRuns:
         store: Where runs are kept that have ended. None: in memory, the newest.
 
     Attributes:
-        turn: Where runs wait for their turn; for what else shall count as one.
+        turn: Where runs wait for their turn.
 
     Raises:
         InvalidArguments: An argument cannot be what was meant.
@@ -146,6 +147,7 @@ class ServedRuns:
         self._live: dict[str, ServedRun] = {}
         self._keys: dict[tuple[str | None, str], ServedRun] = {}
         self._driven: set[str] = set()
+        self._calls = 0
 
     # ---- asking for runs
 
@@ -210,8 +212,33 @@ class ServedRuns:
             raise InvalidArguments(
                 "on_disconnect='detach' needs somebody who owns the runs: FastAPI(lifespan=serving_lifespan(agent))"
             )
-        if len(self._live) >= self.max_concurrency + self.max_queue:
+        self._check_queue()
+
+    def _check_queue(self) -> None:
+        if not self._has_room:
             raise Problem(429, "too_many_runs", "too many runs wait for their turn", retry_after=1)
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._live) + self._calls < self.max_concurrency + self.max_queue
+
+    @asynccontextmanager
+    async def calling(self) -> AsyncGenerator[None]:
+        """Wait for a turn for a block that is no run, such as a single tool call; it counts as one.
+
+        Raises:
+            Problem: There is no room, or the turn has not come in time.
+        """
+        self._check_queue()
+        self._calls += 1
+        try:
+            await wait_for(self.turn, self.timeout)
+            try:
+                yield
+            finally:
+                self.turn.release()
+        finally:
+            self._calls -= 1
 
     # ---- carrying them out
 
@@ -278,10 +305,12 @@ class ServedRuns:
         """Carry out a run to its end, and keep what became of it."""
         own = self.agents[run.agent_name].timeout
         asked = run.asked.timeout or min(own or self.timeout, self.timeout)
+        token = request_id.set(run.asked.request_id)  # a streamed run begins after the request has been read
         try:
             log.info(f"run {run.id} of agent {run.agent_name!r} begins for request {run.asked.request_id}")
             await run.drive(self.turn, asked)
         finally:
+            request_id.reset(token)
             run.end()
             log.info(f"run {run.id} for request {run.asked.request_id} has ended: {run.state}")
             with anyio.move_on_after(SAVING_SECONDS, shield=True) as scope:
@@ -332,8 +361,7 @@ class ServedRuns:
         """Whether a run would be taken in now."""
         hosts = [host_of(agent) for agent in self.agents.values()]
         is_hosted = self.on_disconnect == "cancel" or all(hosts)
-        has_room = len(self._live) < self.max_concurrency + self.max_queue
-        return is_hosted and has_room and not any(host is not None and host.is_closing for host in hosts)
+        return is_hosted and self._has_room and not any(host is not None and host.is_closing for host in hosts)
 
 
 def served_runs(

@@ -111,7 +111,8 @@ class RunEvents(Response):
         return None
 
     async def _write(self, log: EventLog, run_id: str, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        if not await _sent(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers}):
+            return
         after = self._after
         while True:
             has_more = False
@@ -127,7 +128,7 @@ class RunEvents(Response):
                 break
             if not await _sent(send, {"type": "http.response.body", "body": piece, "more_body": True}):
                 return
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await _sent(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _sent(send: Send, message: Any) -> bool:

@@ -10,16 +10,17 @@ from fastapi import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fractal._agent.verbs import deps_of_calls
 from fractal._json import encode
 from fractal.agent import BaseAgent
 from fractal.errors import InvalidArguments
 from fractal.fastapi import CLIENT_HAS_GONE, ends_with_client
 from fractal.results import ToolResult
+from fractal.serving.askers import deps_of
 from fractal.serving.bodies import Bounds, read_object
 from fractal.serving.problems import Problem
 from fractal.serving.registry import ServedRuns
 from fractal.serving.route import json_response
-from fractal.serving.run import wait_for
 
 __all__ = ["ToolCalls"]
 
@@ -50,7 +51,7 @@ class ToolCalls:
         arguments = await read_object(request, self._bounds)
         try:
             async with ends_with_client(request):
-                result = await self._called(its, name, arguments)
+                result = await self._called(its, name, arguments, deps_of(request))
         except HTTPException as error:
             raise Problem(CLIENT_HAS_GONE, "client_gone", "the client has gone") from error
         if result.error is not None:
@@ -59,13 +60,15 @@ class ToolCalls:
             encode({"content": result.model_dump(mode="json")["content"], "outcome": "ok", "elapsed": result.elapsed})
         )
 
-    async def _called(self, agent: BaseAgent[Any], name: str, arguments: dict[str, Any]) -> ToolResult:
-        with anyio.move_on_after(self._runs.timeout):
-            await wait_for(self._runs.turn, self._runs.timeout)
+    async def _called(self, agent: BaseAgent[Any], name: str, arguments: dict[str, Any], deps: Any) -> ToolResult:
+        deadline = anyio.current_time() + self._runs.timeout
+        async with self._runs.calling():
+            token = deps_of_calls.set(deps)
             try:
-                return await agent.execute_tool(name, **arguments)
+                with anyio.CancelScope(deadline=deadline):
+                    return await agent.execute_tool(name, **arguments)
             finally:
-                self._runs.turn.release()
+                deps_of_calls.reset(token)
         raise Problem(504, "timeout", "the tool did not finish in time")
 
 

@@ -9,7 +9,7 @@ import httpx2
 import openai
 import pytest
 
-from fractal import BaseAgent
+from fractal import BaseAgent, InvalidArguments
 from fractal.serving import serving_app
 from fractal.testing import ScriptedModel
 from tests.on_uvicorn import on_uvicorn
@@ -70,6 +70,27 @@ def test_a_browser_gets_a_cookie_and_the_token_leaves_the_address(guarded: str):
         assert TOKEN not in cookie
         assert one.get("/").status_code == 200
         assert one.get("/health").status_code == 200
+
+
+def test_the_token_leaves_the_address_of_a_browser_that_has_the_cookie_already(guarded: str):
+    with client(base_url=guarded) as one:
+        one.get("/", params={"token": TOKEN})
+        again = one.get("/", params={"token": TOKEN})
+    assert (again.status_code, again.headers["location"]) == (303, "./")
+
+
+@pytest.mark.parametrize("other", ['theme={"dark": true}', "a=1,2 3", "x", "é=ü", "a[b]=c"])
+def test_cookies_of_other_programs_on_this_machine_are_no_hindrance(guarded: str, other: str):
+    with client(base_url=guarded) as one:
+        ours = one.get("/", params={"token": TOKEN}).headers["set-cookie"].partition(";")[0]
+    for cookies in (f"{other}; {ours}", f"{ours}; {other}"):
+        assert httpx2.get(f"{guarded}/health", headers={"cookie": cookies.encode()}, trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize("token", ["", "  ", b"secret", 7])
+def test_a_token_that_lets_everybody_in_is_refused(token: Any):
+    with pytest.raises(InvalidArguments, match="token"):
+        app(token=token)
 
 
 def test_the_token_in_an_address_is_for_pages_alone(guarded: str):

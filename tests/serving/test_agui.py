@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, HTTPException
 from pydantic import TypeAdapter
 
 from fractal import BaseAgent, tool
@@ -229,6 +229,42 @@ def test_an_approval_is_an_interrupt_that_the_next_request_answers(
     assert (second[-1].outcome.type, texts(second)) == ("success", ["well"])
     assert again.status_code == 404
     assert len(one.requests) == 2
+
+
+@pytest.mark.parametrize("max_bytes", [2**20, 2**15], ids=["all is kept", "much is dropped"])
+def test_an_interrupt_after_a_long_run_goes_on_where_it_was(max_bytes: int, endpoint: StartEndpoint):
+    many = [answers.call("look_long", id=f"look-{number}") for number in range(5)]
+    endpoint([*many, answers.call("pay", {"euros": 7}, id="p"), "well"])
+
+    def look_long() -> str:
+        """Look."""
+        return "seen " * 4000
+
+    agent = BaseAgent("Guide", "g").add_tool(pay).add_tool(look_long)
+    with served(agent, max_bytes=max_bytes) as client:
+        first = client.ask("pay")
+        (interrupt,) = first[-1].outcome.interrupts
+        second = client.resume(interruptId=interrupt.id, payload={"decision": "allow"})
+    assert "TOOL_CALL_START" not in kinds(second)
+    assert [each.tool_call_id for each in second if each.type.value == "TOOL_CALL_RESULT"] == ["p"]
+    assert texts(second) == ["well"]
+    ids = [{each.message_id for each in events if hasattr(each, "message_id")} for events in (first, second)]
+    assert not ids[0] & ids[1]
+
+
+def finished_or_failed() -> Iterator[None]:
+    yield
+    raise HTTPException(418, "no tea")
+
+
+async def test_a_request_that_fails_before_its_answer_is_sent_begins_no_run():
+    runs = ServedRuns(BaseAgent("Guide", "g", client=ScriptedModel(["hi"])))
+    app = FastAPI()
+    app.include_router(agui_router(runs), dependencies=[Depends(finished_or_failed, scope="function")])
+    asked = {"threadId": "t", "runId": "r", "messages": [{"id": "1", "role": "user", "content": "hi"}]}
+    async with serving_lifespan(runs)(app):
+        assert (await post(app, "/agui", asked)).status == 418
+    assert await runs.page(None, None, 9) == []
 
 
 def test_a_delegate_that_needs_approval_is_suspended_and_taken_up_again(endpoint: StartEndpoint):

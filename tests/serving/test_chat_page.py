@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -72,3 +74,39 @@ def test_scripts_put_nothing_into_the_page_that_a_browser_would_parse(path: Path
     text = path.read_text("utf-8")
     for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "eval(", "Function("):
         assert word not in text
+
+
+NODES = """
+import { readFileSync } from "node:fs";
+import { markdown } from "./text.mjs";
+const made = (name) => ({ name, children: [], append(...more) { this.children.push(...more); } });
+globalThis.document = { createElement: made, createDocumentFragment: () => made(""), createTextNode: (text) => text };
+const shown = (it) => typeof it === "string" ? it : `<${it.name}>${it.children.map(shown).join("")}</${it.name}>`;
+for (const text of JSON.parse(readFileSync(0, "utf-8"))) console.log(markdown(text).children.map(shown).join(""));
+"""
+
+
+def _drawn(folder: Path, texts: list[str]) -> list[str]:
+    """What the page makes of markdown, as HTML."""
+    if (node := shutil.which("node")) is None:
+        pytest.skip("node is not here")
+    (folder / "text.mjs").write_bytes((FOLDER / "text.js").read_bytes())
+    (folder / "draw.mjs").write_text(NODES)
+    command, given = [node, str(folder / "draw.mjs")], json.dumps(texts)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.split("\n")[:-1]
+
+
+def test_headings_have_their_marks_before_and_behind(tmp_path: Path):
+    given = ["# a", "##  a b  ", "# a ##", "# a #b", "#", "# #", "### a###  ", "#a"]
+    right = ["1a", "2a b", "1a", "1a #b", "1", "1", "3a###"]
+    assert _drawn(tmp_path, given) == [*(f"<h{each[0]}>{each[1:]}</h{each[0]}>" for each in right), "<p>#a</p>"]
+
+
+def test_no_text_takes_a_page_long_to_draw(tmp_path: Path):
+    many = 5000
+    odd = "\u2028"  # no end of a line in the page, and no character of one for expressions
+    texts = [f"#{' ' * many}x{' ' * many}{odd}", f"#{' #' * many}{odd}", f"{'~' * 40 * many}`", f"*{' ' * many}x"]
+    marks = ("*a ", "_a ", "[", "![](", "**", "<http://", "http://)", "`` ", "| ", "> ", "- ")
+    texts += [mark * many for mark in marks]
+    assert len(_drawn(tmp_path, texts)) >= len(texts)

@@ -14,7 +14,7 @@ import anyio
 import httpx2
 import openai
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, HTTPException
 from pydantic import BaseModel
 
 from fractal import BaseAgent, InvalidArguments, Limits, Refused, RunContext, tool
@@ -363,6 +363,42 @@ def test_an_error_before_the_first_word_is_a_status_and_not_asked_again(
     assert "secret" not in str(caught.value)
     assert caught.value.response.headers["x-run-id"].startswith("run_")
     assert caught.value.response.headers.get("retry-after") == ("7" if status == 429 else None)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_run_that_somebody_has_cancelled_is_not_asked_again(is_streamed: bool):
+    asked = list[str]()
+
+    @tool
+    async def work(ctx: RunContext) -> None:
+        """Work."""
+        asked.append(ctx.run_id)
+        run = runs.live(ctx.run_id)
+        assert run is not None
+        run.cancel()
+        await anyio.sleep_forever()
+
+    runs = ServedRuns(agent_of(*[answers.call("work")] * 3).add_tool(work))
+    with served(runs) as client, pytest.raises(openai.ConflictError):
+        client.with_options(max_retries=2).chat.completions.create(model="Guide", messages=HI, stream=is_streamed)
+    assert len(asked) == 1
+
+
+def finished_or_failed() -> Iterator[None]:
+    yield
+    raise HTTPException(418, "no tea")
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"), [("/v1/chat/completions", {"messages": HI}), ("/v1/responses", {"input": "hi"})]
+)
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_request_that_fails_before_its_answer_is_sent_begins_no_run(path: str, asked: Any, is_streamed: bool):
+    runs = ServedRuns(agent_of("hi"))
+    app = FastAPI()
+    app.include_router(openai_router(runs), dependencies=[Depends(finished_or_failed, scope="function")])
+    assert (await post(app, path, {"model": "Guide", "stream": is_streamed, **asked})).status == 418
+    assert await runs.page(None, None, 9) == []
 
 
 def test_deadlines_hold():

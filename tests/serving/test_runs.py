@@ -311,8 +311,10 @@ async def test_tools_find_what_a_dependency_gives() -> None:
 # ---- ids of requests
 
 
+@pytest.mark.parametrize("path", ["/runs", "/runs/stream"])
+@pytest.mark.parametrize("on_disconnect", ["cancel", "detach"])
 async def test_the_id_of_a_request_comes_back_and_is_in_the_log_and_found_by_tools(
-    caplog: pytest.LogCaptureFixture,
+    path: str, on_disconnect: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen = list[str | None]()
 
@@ -324,13 +326,13 @@ async def test_the_id_of_a_request_comes_back_and_is_in_the_log_and_found_by_too
 
     agent = BaseAgent("A", "a", client=ScriptedModel([answers.call("look"), "done", "done"])).add_tool(look)
     with caplog.at_level(logging.INFO, "fractal"):
-        async with served(agent) as app:
-            visit = await post(app, "/runs", ASK, headers={"X-Request-ID": "mine-1"})
+        async with served(agent, on_disconnect=on_disconnect) as app:
+            visit = await post(app, path, ASK, headers={"X-Request-ID": "mine-1"})
             assert visit.headers["x-request-id"] == "mine-1"
-            forged = await post(app, "/runs", ASK, headers={"X-Request-ID": "a\tb"})
+            forged = await post(app, path, ASK, headers={"X-Request-ID": "a\tb"})
             assert forged.headers["x-request-id"].startswith("req_")
     assert seen == ["mine-1"]
-    assert f"run {visit.json['id']} of agent 'A' begins for request mine-1" in caplog.text
+    assert f"run {visit.headers['x-run-id']} of agent 'A' begins for request mine-1" in caplog.text
 
 
 # ---- settings

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 
-from fractal import BaseAgent, Limits, tool
+from fractal import BaseAgent, Limits, RunContext, tool
+from fractal.results import ToolResult
+from fractal.serving import sse
 from fractal.testing import ScriptedModel, answers
 from tests.serving.support import Shop, served
 from tests.visits import Visit, get, post, until
@@ -252,6 +255,75 @@ async def test_a_tool_ends_with_its_client_and_with_the_time_of_the_server() -> 
         assert (visit.status, agent.cleaned_up.is_set()) == (499, True)
     async with served(Shop(), tools=True, timeout=0.05) as app:
         assert (await post(app, "/tools/search", {})).status == 504
+
+
+async def test_a_single_tool_finds_what_a_dependency_gives() -> None:
+    seen = list[object]()
+
+    @tool
+    async def note(ctx: RunContext) -> None:
+        """Note."""
+        seen.append(ctx.deps)
+
+    class Overriding(BaseAgent):
+        async def execute_tool(self, tool_name: str = "", /, **arguments: Any) -> ToolResult:
+            return await super().execute_tool(tool_name, **arguments)
+
+    for kind in (BaseAgent, Overriding):
+        async with served(kind("A", "a").add_tool(note), tools=True, deps=lambda: "the database") as app:
+            assert (await post(app, "/tools/note", {})).status == 200
+        async with served(kind("A", "a").add_tool(note), tools=True) as app:
+            assert (await post(app, "/tools/note", {})).status == 200
+    assert seen == ["the database", None] * 2
+
+
+async def test_single_tools_wait_in_the_queue_of_runs_and_no_longer_than_they_may_take() -> None:
+    async with served(agent := Shop("hi"), tools=True, max_concurrency=1, max_queue=1, timeout=0.3) as app:
+        works, waits = (Visit("POST", "/tools/search", json={}) for _ in range(2))
+        async with works.going_on(app), waits.going_on(app):
+            await agent.searching.wait()
+            for path in ("/tools/search", "/runs"):
+                refused = await post(app, path, ASK if path == "/runs" else {})
+                assert (refused.status, refused.json["reason"]) == (429, "too_many_runs")
+            assert (await get(app, "/ready")).status == 503
+        assert {works.status, waits.status} == {504, 503}
+        assert (await post(app, "/runs", ASK)).status == 200
+
+
+# ---- readers
+
+
+class Stuck(Visit):
+    """A client that takes nothing any more from a message on."""
+
+    def __init__(self, *given: Any, at: Callable[[Any], bool], **more: Any) -> None:
+        super().__init__(*given, **more)
+        self._at = at
+
+    async def _send(self, message: Any) -> None:
+        if self._at(message):
+            await anyio.sleep_forever()
+        await super()._send(message)
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        lambda message: message["type"] == "http.response.start",
+        lambda message: message.get("more_body") is True,
+        lambda message: message.get("more_body") is False,
+    ],
+    ids=["at the head", "at the first piece", "at the end"],
+)
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_a_reader_that_takes_nothing_counts_as_gone(at: Any, is_over: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sse, "STUCK_SECONDS", 0.05)
+    async with served(Shop("hi", "hi")) as app:
+        run_id = (await post(app, "/runs/stream", ASK)).headers["x-run-id"]
+        path = f"/runs/{run_id}/stream" if is_over else "/runs/stream"
+        visit = Stuck("GET" if is_over else "POST", path, json=None if is_over else ASK, at=at)
+        with anyio.fail_after(5):
+            await visit.to(app)
 
 
 # ---- the document

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from ag_ui.core import BaseEvent
 from starlette.responses import Response
 
+from fractal.errors import FractalError
 from fractal.serving._agui.translating import Translator
+from fractal.serving.route import problem_for, problem_response
 from fractal.serving.sse import STUCK_SECONDS, gone
 
 if TYPE_CHECKING:
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
     from fractal.serving.registry import ServedRuns
     from fractal.serving.run import ServedRun
 
-__all__ = ["AguiEvents"]
+
+__all__ = ["AguiEvents", "Begin"]
+
+Begin = Callable[[], Awaitable[tuple["ServedRun", int]]]
+"""Begins a run or takes one up: gives it, and the number of the last event that the client knows."""
 
 KEEP_ALIVE = 15.0
 """Seconds of silence after which a comment is sent."""
@@ -34,22 +40,36 @@ class AguiEvents(Response):
 
     Args:
         runs: Whose run it is.
-        run: The run.
-        translator: Puts its events in the protocol's words.
-        after: Number of the last event that the client knows; 0 for all.
+        begin: Begins the run, or takes one up: gives it, and the number of the last event that the client knows, 0 for
+            none. Called when there is somebody to carry it out, and not if the response is never sent.
+        thread_id: What the client calls the conversation.
+        client_run_id: What it calls this run.
     """
+
+    _run: ServedRun
+    _translator: Translator
+    _after: int
 
     media_type = "text/event-stream"
 
-    def __init__(self, runs: ServedRuns, run: ServedRun, translator: Translator, after: int = 0) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no", "x-run-id": run.id})
+    def __init__(self, runs: ServedRuns, begin: Begin, *, thread_id: str, client_run_id: str) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._runs, self._run, self._translator, self._after = runs, run, translator, after
-        # Carried out where it outlives this request: it may have to wait for an approval, which is another one.
-        run.ends_with_clients = False
+        self._runs, self._begin, self._names = runs, begin, (thread_id, client_run_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until the run has ended, waits or the client has gone."""
+        try:
+            self._run, self._after = await self._begin()
+        except FractalError as error:
+            refusal = problem_response(problem_for(error))
+            refusal.headers.update({name: value for name, value in self.headers.items() if name == "x-request-id"})
+            await refusal(scope, receive, send)
+            return
+        self._translator = Translator(self._run.id, *self._names, after=self._after)
+        self.headers["x-run-id"] = self._run.id
+        # Carried out where it outlives this request: it may have to wait for an approval, which is another one.
+        self._run.ends_with_clients = False
         async with self._runs.attended(self._run, lambda: gone(receive)):
             self._run.ends_with_clients = self._runs.on_disconnect == "cancel"
             try:
@@ -61,7 +81,7 @@ class AguiEvents(Response):
 
     async def _write(self, send: Send) -> None:
         run, translator = self._run, self._translator
-        for event in run.log.after(0):
+        for event in run.log.events:
             if event.number <= self._after:
                 translator.take(event.data)  # for what is open there
         await self._put(send, translator.opening())

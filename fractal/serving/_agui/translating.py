@@ -65,10 +65,11 @@ class Translator:
         run_id: The run.
         thread_id: What the client calls the conversation.
         client_run_id: What it calls this run.
+        after: Number of the last event that streams before this one have told; 0 for none.
     """
 
-    def __init__(self, run_id: str, thread_id: str, client_run_id: str) -> None:
-        self._run_id = run_id
+    def __init__(self, run_id: str, thread_id: str, client_run_id: str, after: int = 0) -> None:
+        self._run_id, self._after = run_id, after
         self._ids: dict[str, Any] = {"thread_id": thread_id, "run_id": client_run_id}
         self._replies: dict[str, _Reply] = {}
         self._calls: dict[tuple[str, str], str] = {}  # the ids of open calls, as the client knows them
@@ -226,7 +227,8 @@ class Translator:
 
     def _new_id(self) -> str:
         self._number += 1
-        return f"{self._run_id}-{self._number}"
+        # With the number of the stream: events of one before may not be kept, and then counting would begin too low.
+        return f"{self._run_id}-{self._after}-{self._number}"
 
     def _reply(self, run_id: str) -> _Reply:
         if run_id not in self._replies:

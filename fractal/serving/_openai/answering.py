@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from starlette.responses import Response
 
 from fractal._json import encode, text_of
-from fractal.errors import Refused
+from fractal.errors import FractalError, Refused
 from fractal.serving._openai.faults import Fault, fault_of
 from fractal.serving.problems import Problem
+from fractal.serving.route import problem_for
 from fractal.serving.sse import STUCK_SECONDS, gone
 
 if TYPE_CHECKING:
@@ -43,21 +44,29 @@ class Answering(Response):
 
     Args:
         runs: Whose run it is.
-        run: The run.
+        begin: Begins the run; called when there is somebody to carry it out, and not if the response is never sent.
         asked: What the client wants to know.
         form: The form of the answer.
     """
 
-    def __init__(self, runs: ServedRuns, run: ServedRun, asked: Asked, form: Form) -> None:
-        super().__init__(headers={"x-run-id": run.id, "cache-control": "no-store"})
+    _run: ServedRun
+
+    def __init__(self, runs: ServedRuns, begin: Callable[[], Awaitable[ServedRun]], asked: Asked, form: Form) -> None:
+        super().__init__(headers={"cache-control": "no-store"})
         del self.headers["content-length"]
         if asked.ignored:
             self.headers["x-fractal-ignored"] = ", ".join(asked.ignored)
-        self._runs, self._run, self._asked, self._form = runs, run, asked, form
-        form.of_run(run.id)
+        self._runs, self._begin, self._asked, self._form = runs, begin, asked, form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have the agent run and send what it answers."""
+        try:
+            self._run = await self._begin()
+        except FractalError as error:
+            await self._with_headers(fault_response(fault_of(problem_for(error))))(scope, receive, send)
+            return
+        self.headers["x-run-id"] = self._run.id
+        self._form.of_run(self._run.id)
         async with self._runs.attended(self._run, lambda: gone(receive)) as client:
             if self._asked.is_streamed:
                 await self._stream(send)

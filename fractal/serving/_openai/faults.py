@@ -59,7 +59,7 @@ def fault_of(problem: Problem) -> Fault:
     elif status == 429:
         code = "rate_limit_exceeded"
     headers = {name.lower(): value for name, value in problem.headers.items()}
-    if problem.reason not in _NOT_BEGUN and status >= 429:
+    if problem.reason not in _NOT_BEGUN and (status == 409 or status >= 429):  # what those clients send again
         headers["x-should-retry"] = "false"
     return Fault(status, problem.detail, _kind_of(status), code, None, headers)
 

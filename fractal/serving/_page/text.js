@@ -19,10 +19,12 @@ export const shown = (value) => (typeof value === "string" ? value : JSON.string
 // ---- markdown
 
 const DEEPEST = 12;
-const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
+// What is matched comes from models: no expression may take more than linear time.
+const FENCE = /^ {0,3}(`{3,}(?!`)|~{3,}(?!~))([^`]*)$/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])( +|$)(.*)$/;
 const RULE = /^ {0,3}(?:(?:\* *){3,}|(?:- *){3,}|(?:_ *){3,})$/;
-const HEADING = /^ {0,3}(#{1,6})(?: +(.*?))?(?: +#+)? *$/;
+const HEADING = /^ {0,3}(#{1,6})(?: (.*))?$/;
+const HEADING_END = /(^| )#+$/;
 const QUOTE = /^ {0,3}> ?(.*)$/;
 const CELLS = /^ {0,3}\|.*\| *$/;
 const isUnderHead = (line) => line !== undefined && /^[ |:-]+$/.test(line) && line.includes("-");
@@ -40,7 +42,7 @@ function block(lines, at, to, depth) {
   if (!line.trim()) return at + 1;
   let found;
   if ((found = FENCE.exec(line))) return fenced(lines, at, to, found[1]);
-  if ((found = HEADING.exec(line))) return put(to, inline(document.createElement(`h${found[1].length}`), found[2] ?? ""), at + 1);
+  if ((found = HEADING.exec(line))) return put(to, inline(document.createElement(`h${found[1].length}`), (found[2] ?? "").trim().replace(HEADING_END, "").trimEnd()), at + 1);
   if (RULE.test(line)) return put(to, document.createElement("hr"), at + 1);
   if (QUOTE.test(line) && depth < DEEPEST) return quoted(lines, at, to, depth);
   if (ITEM.test(line) && depth < DEEPEST) return listed(lines, at, to, depth);
