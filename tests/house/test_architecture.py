@@ -27,7 +27,7 @@ ROWS = [
     ],
     ["_concurrency"],
     ["_functions"],
-    ["messages", "model", "prices", "limits", "results", "context", "events", "toolkit", "around", "journal"],
+    ["messages", "reply", "model", "prices", "limits", "results", "context", "events", "toolkit", "around", "journal"],
     ["models"],
     ["_answers"],
     ["_engine"],
