@@ -34,7 +34,7 @@ ROWS = [
     ["options", "prompt", "streaming", "tracing"],
     ["_agent"],
     ["delegation", "definition", "agent"],
-    ["_views", "many", "fastapi"],
+    ["_views", "_batch", "many", "fastapi"],
     ["serving"],
     ["sync"],
     ["durable"],
