@@ -27,7 +27,10 @@ ROWS = [
     ],
     ["_concurrency"],
     ["_functions"],
-    ["messages", "reply", "model", "prices", "limits", "results", "context", "events", "toolkit", "around", "journal"],
+    [
+        *("messages", "reply", "model", "prices", "limits", "results", "context", "_event", "events"),
+        *("toolkit", "around", "journal"),
+    ],
     ["models"],
     ["_answers"],
     ["_engine"],
