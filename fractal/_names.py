@@ -4,7 +4,7 @@ import typing as _typing
 from importlib import import_module as _import_module
 
 from fractal import parts as parts
-from fractal._answers.output import (
+from fractal._answers.ways import (
     OutputMode as OutputMode,
 )
 from fractal._concurrency.threads import (

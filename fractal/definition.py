@@ -14,7 +14,7 @@ from fractal._agent.constructor import answers_of, check_settings, constructor, 
 from fractal._agent.core import AgentCore, Awaited, core_of
 from fractal._agent.settings import SETTINGS, Setting
 from fractal._agent.tools import AroundSetting, GuardSetting, ToolkitSetting, checked_tools
-from fractal._answers.output import OutputMode
+from fractal._answers.ways import OutputMode
 from fractal._engine.hooks import Hook
 from fractal._engine.overrides import check_overrides, verb
 from fractal._engine.window import Compact, TokenCounter

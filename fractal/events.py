@@ -9,15 +9,12 @@ it can be pickled, printed and logged, whatever a model or a tool has put into i
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self, TypeVar, dataclass_transform
+from dataclasses import field
+from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
-from fractal._forms import AnyMessage, AnyObject, Count, Text, portable, shown
+from fractal._event import RunEvent, event_class
+from fractal._forms import AnyMessage, AnyObject, Count, Text
 from fractal.limits import Limits
 from fractal.results import AgentResult, ToolResult
 
@@ -44,93 +41,8 @@ __all__ = [
     "WarningRaised",
 ]
 
-_Kind = TypeVar("_Kind")
 
-
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
-def _event(kind: type[_Kind]) -> type[_Kind]:
-    """Make a frozen dataclass; shared methods are in the base class, since compiling them for each takes time."""
-    return dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)(kind)
-
-
-@_event
-class RunEvent:
-    """The facts that all events have.
-
-    Attributes:
-        run_id: The run it happened in.
-        parent_id: The run that started this one, or None.
-        agent_name: The agent that runs.
-        depth: How many runs are above this one.
-        at: Seconds since the epoch.
-    """
-
-    run_id: Text
-    parent_id: Text | None
-    agent_name: Text
-    depth: int
-    at: float = field(default_factory=time.time)
-
-    def __eq__(self, other: object) -> bool:
-        return _values(self) == _values(other) if isinstance(other, type(self)) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash((type(self), *_values(self)))
-
-    def __repr__(self) -> str:
-        facts = ", ".join(f"{name}={shown(value)}" for name, value in _facts(self).items())
-        return f"{type(self).__qualname__}({facts})"
-
-    def _repr_html_(self) -> str:
-        from fractal._html import of_event
-
-        return of_event(self)
-
-    def __reduce__(self) -> tuple[Callable[..., RunEvent], tuple[Any, ...]]:
-        return _made, (type(self), {name: portable(value) for name, value in _facts(self).items()})
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return type(self)(**copy.deepcopy(_facts(self), memo))
-
-    def model_dump(self, *, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
-        """The event as a dict, as results give theirs.
-
-        Args:
-            mode: `"json"`: of JSON's own types alone.
-        """
-        dumped: dict[str, Any] = _adapter_of(type(self)).dump_python(self, mode=mode)
-        return dumped
-
-    def model_dump_json(self) -> str:
-        """The event as JSON text, as results give theirs."""
-        return _adapter_of(type(self)).dump_json(self).decode()
-
-
-def _facts(event: RunEvent) -> dict[str, Any]:
-    return {field.name: getattr(event, field.name) for field in fields(event)}
-
-
-def _values(event: RunEvent) -> tuple[Any, ...]:
-    return tuple(_facts(event).values())
-
-
-def _made(kind: type[RunEvent], facts: dict[str, Any]) -> RunEvent:
-    return kind(**facts)
-
-
-_adapters: dict[type[RunEvent], TypeAdapter[Any]] = {}
-
-
-def _adapter_of(kind: type[RunEvent]) -> TypeAdapter[Any]:
-    if kind not in _adapters:  # when it is first needed: many events are never written
-        _adapters[kind] = TypeAdapter(kind)
-    return _adapters[kind]
-
-
-@_event
+@event_class
 class RunStarted(RunEvent):
     """A run began.
 
@@ -150,7 +62,7 @@ class RunStarted(RunEvent):
     timeout: float | None = None
 
 
-@_event
+@event_class
 class RunFinished(RunEvent):
     """A run ended, in whatever way; always the last event of a run, also of one that was cancelled.
 
@@ -162,7 +74,7 @@ class RunFinished(RunEvent):
     result: AgentResult
 
 
-@_event
+@event_class
 class ModelRequested(RunEvent):
     """A request went to the model.
 
@@ -192,7 +104,7 @@ class ModelRequested(RunEvent):
     server: tuple[Text, int] | None = None
 
 
-@_event
+@event_class
 class ModelResponded(RunEvent):
     """The model answered.
 
@@ -226,7 +138,7 @@ class ModelResponded(RunEvent):
     first_piece: float | None = None
 
 
-@_event
+@event_class
 class TextDelta(RunEvent):
     """A piece of the model's text, while it is written; only in streamed runs.
 
@@ -238,7 +150,7 @@ class TextDelta(RunEvent):
     text: Text
 
 
-@_event
+@event_class
 class ReasoningDelta(RunEvent):
     """A piece of what a model thinks before it answers, where the endpoint shows it; only in streamed runs.
 
@@ -250,7 +162,7 @@ class ReasoningDelta(RunEvent):
     text: Text
 
 
-@_event
+@event_class
 class ToolCallDelta(RunEvent):
     """A piece of the arguments of a tool call, while they are written; only in streamed runs.
 
@@ -268,7 +180,7 @@ class ToolCallDelta(RunEvent):
     arguments: Text
 
 
-@_event
+@event_class
 class RetryScheduled(RunEvent):
     """A request failed and will be sent again.
 
@@ -284,7 +196,7 @@ class RetryScheduled(RunEvent):
     error: Text
 
 
-@_event
+@event_class
 class ToolStarted(RunEvent):
     """A tool call began.
 
@@ -300,7 +212,7 @@ class ToolStarted(RunEvent):
     arguments: AnyObject
 
 
-@_event
+@event_class
 class ApprovalRequested(RunEvent):
     """A tool call waits for approval.
 
@@ -316,7 +228,7 @@ class ApprovalRequested(RunEvent):
     arguments: AnyObject
 
 
-@_event
+@event_class
 class ApprovalAnswered(RunEvent):
     """The approver has answered; a call that was denied, or got no answer, is not made.
 
@@ -336,7 +248,7 @@ class ApprovalAnswered(RunEvent):
     reason: Text | None
 
 
-@_event
+@event_class
 class ToolFinished(RunEvent):
     """A tool call ended, well or badly; every started call has one.
 
@@ -352,7 +264,7 @@ class ToolFinished(RunEvent):
     result: ToolResult
 
 
-@_event
+@event_class
 class DelegationStarted(RunEvent):
     """The run hands a question to another agent.
 
@@ -368,7 +280,7 @@ class DelegationStarted(RunEvent):
     query: AnyObject
 
 
-@_event
+@event_class
 class DelegationFinished(RunEvent):
     """The other agent is done.
 
@@ -384,7 +296,7 @@ class DelegationFinished(RunEvent):
     result: AgentResult | None
 
 
-@_event
+@event_class
 class LimitHit(RunEvent):
     """A limit ended the run, kept a tool call from being made, or let only a final answer through.
 
@@ -399,7 +311,7 @@ class LimitHit(RunEvent):
     message: Text
 
 
-@_event
+@event_class
 class WarningRaised(RunEvent):
     """Something was odd, but stopped nothing.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from fractal._answers.output import OutputMode
+from fractal._answers.ways import OutputMode
 from fractal.limits import Limits, SharedBudget
 
 if TYPE_CHECKING:

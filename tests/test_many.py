@@ -484,7 +484,7 @@ async def test_an_async_generator_is_stepped_and_closed_in_one_task(end: str):
 async def test_a_generator_that_does_not_end_is_left_and_named(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("fractal.many._CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("fractal._batch._CLOSE_SECONDS", 0.05)
 
     async def inputs() -> AsyncIterator[str]:
         try:
@@ -510,7 +510,7 @@ async def test_a_generator_that_does_not_end_swallows_no_cancellation(
 ):
     if anyio_backend_name != "asyncio":
         pytest.skip("asyncio's own, which is told once")
-    monkeypatch.setattr("fractal.many._CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("fractal._batch._CLOSE_SECONDS", 0.05)
 
     async def inputs() -> AsyncIterator[str]:
         try:

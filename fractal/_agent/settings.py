@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, Self, TypeVar, get_args, overload
 
-from fractal._answers.output import OutputMemory, OutputMode, output_for
+from fractal._answers.output import output_for
+from fractal._answers.ways import OutputMemory, OutputMode
 from fractal._checks import is_count, is_number
 from fractal._engine.around import checked_around, checked_guards
 from fractal._engine.hooks import Hook

@@ -6,15 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-from fractal._answers.output import (
-    WRAPPER,
-    OutputFault,
-    OutputMemory,
-    OutputMode,
-    OutputPlan,
-    OutputType,
-    free_tool_name,
-)
+from fractal._answers.output import WRAPPER, OutputFault, OutputType, free_tool_name
+from fractal._answers.ways import OutputMemory, OutputMode, OutputPlan
 from fractal._functions.schema import ArgumentsFault, Parameters
 from fractal._json import decode, encode, is_mapping
 from fractal.errors import InvalidOutput, StatusError

@@ -15,9 +15,10 @@ from typing import Any, cast
 
 from anyio.lowlevel import checkpoint
 
+from fractal._answers.kinds import shape_of
 from fractal._answers.output import WRAPPER, OutputFault, OutputType
 from fractal._answers.scanner import Scanner
-from fractal._answers.shapes import NOTHING, Shape, shape_of
+from fractal._answers.shapes import NOTHING, Shape
 from fractal._json import is_same
 from fractal.events import Event, ModelRequested, RunFinished, TextDelta, ToolCallDelta
 

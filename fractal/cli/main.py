@@ -10,21 +10,22 @@ import importlib.util
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from pydantic import BaseModel
 
-from fractal import __version__, sync
+from fractal import sync
 from fractal._agent import verbs
 from fractal._concurrency.scopes import leaves
 from fractal._concurrency.threads import abandoned_threads
-from fractal._texts import described, is_a, printable, said_by, str_of
+from fractal._texts import described, is_a, said_by, str_of
 from fractal.agent import BaseAgent
 from fractal.cli.door import json_text, reports_shown, say, say_json, tell, tell_traceback
 from fractal.cli.files import check_writable
+from fractal.cli.parsers import EXPORT, make_parser
 from fractal.cli.which_agent import OTHER_ENDPOINTS, WrongUse, agent_at, assistant, checked_url
 from fractal.definition import AgentDefinition
 from fractal.errors import FractalError, InvalidArguments, MissingCredentials, UserError
@@ -37,8 +38,6 @@ __all__ = ["main"]
 FAILED = 1
 WRONG_USE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
-
-EXPORT = "trace export"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The arguments cannot be read, or ask for help or the version.
     """
-    parser = _parser()
+    parser = make_parser()
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     if given[:2] == EXPORT.split():  # for argparse a command is one word
         given[:2] = [EXPORT]
@@ -66,9 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        command: Callable[[argparse.Namespace], int] = options.command
         with reports_shown():
-            return command(options)
+            return _COMMANDS[options.name](options)
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         return _failed(options, error)
     finally:
-        if options.command in (_run, _run_many):  # `chat` has told it, and the tools of the demo do nothing
+        if options.name in ("run", "run-many"):  # `chat` has told it, and the tools of the demo do nothing
             _tell_what_goes_on(options)
 
 
@@ -118,246 +116,6 @@ def _text_of(error: BaseException) -> str:
 def _fail(options: argparse.Namespace, message: str, status: int) -> int:
     tell(f"fractal {options.name}: {message}")
     return status
-
-
-# ---- what there is to say
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))  # which repeats what was given, in whatever characters
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="fractal",
-        description="LLM agents as structured concurrency.",
-        epilog="Exit status: 0 success, 1 no answer, 2 wrong use, 130 interrupted.",
-    )
-    parser.add_argument("--version", action="version", version=f"fractal {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="name", metavar="COMMAND")
-    _add_demo(commands.add_parser("demo", help="watch three agents work side by side", description=_DEMO))
-    _add_run(
-        commands.add_parser(
-            "run",
-            help="ask an agent one question",
-            description=_RUN,
-            epilog="On a terminal the tree of what was done goes to standard error, if rich is installed.",
-        )
-    )
-    _add_chat(commands.add_parser("chat", help="talk with an agent", description=_CHAT))
-    _add_run_many(commands.add_parser("run-many", help="ask an agent every line of a file", description=_RUN_MANY))
-    _add_serve(commands.add_parser("serve", help="serve agents over HTTP, with a chat page", description=_SERVE))
-    _add_trace(commands.add_parser("trace", help="show what a trace file tells", description=_TRACE))
-    _add_trace(commands.add_parser("view", help="show it, by another name", description=_TRACE))
-    _add_export(commands.add_parser(EXPORT, help="write a trace file for other viewers", description=_EXPORT))
-    _add_visualize(
-        commands.add_parser("visualize", help="write a page that shows a trace in a browser", description=_VISUALIZE)
-    )
-    _add_worker(commands)
-    _add_endpoint(
-        commands.add_parser("endpoint", help="serve a stand-in for a model, to try things", description=_ENDPOINT)
-    )
-    return parser
-
-
-_DEMO = """A planner asks two specialists at once, and they call their tools side by side; one tool exceeds its timeout.
-Without OPENAI_API_KEY, OPENAI_BASE_URL and --base-url an endpoint in this process plays the models."""
-
-_CHAT = """Talk with an agent in the terminal. Ctrl-C stops an answer, not the program; /help tells what else there is.
-Without a terminal each line of standard input is a turn, and only the answers are printed."""
-
-_RUN_MANY = """Ask an agent every line of a file, so many at a time. For each answer a line of JSON with `index`,
-`input` and `result` is written as it comes; how far it is goes to standard error."""
-
-_RUN = "Ask an agent one question and print its answer: text as it is, anything else as JSON."
-
-_SERVE = """Serve agents until Ctrl-C: a chat page for browsers, /v1 for OpenAI's clients, and /runs for programs. Only
-this machine reaches it unless --host says otherwise, and then a token is asked for."""
-
-_TRACE = """Show what a trace file tells: of each of the newest runs who did what, and a bar of time for each part, so
-that what ran side by side stands side by side. Of a directory, the list of the runs in its .jsonl files."""
-
-_VIEWS = {
-    "flow": "what happened, one event on a line",
-    "hierarchy": "who asked whom: the agents alone, with a bar of time for each",
-    "compact": "one run on a line: when, how it ended, how long it took, what it used",
-    "summary": "the numbers of all of it, however long it is",
-    "errors": "the errors, one on a line",
-}
-
-_EXPORT = """Write a trace file in the form that other viewers read: otlp, lines of JSON for Jaeger, Grafana and
-collectors of OpenTelemetry; perfetto, JSON for ui.perfetto.dev and chrome://tracing."""
-
-_VISUALIZE = """Write one page of HTML that shows a trace in a browser, without a network: who did what, side by side
-and nested, what models saw, what it cost and why it ended. Of a directory, the runs of all its .jsonl files."""
-
-_ENDPOINT = """Serve chat completions on this machine until Ctrl-C, or as long as a command runs, which finds the
-endpoint in OPENAI_BASE_URL. No model answers: tools that the question names are called, and what they return is the
-answer."""
-
-
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_demo)
-    _add_backend(parser)
-    parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible endpoint to talk to")
-    parser.add_argument("--model", metavar="NAME", help="model there; default: OPENAI_MODEL, or gpt-4o-mini")
-    parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds the planner has")
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--trace", metavar="FILE", help="write a page there that shows the run in a browser")
-    shown.add_argument("--serve", action="store_true", help="serve the agents with a chat page instead")
-    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="where to serve them; default: 8000")
-
-
-def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_serve)
-    parser.add_argument(
-        "--agent",
-        action="append",
-        metavar="MODULE:ATTRIBUTE",
-        help="agent to serve, as in `fractal run`; may be given several times. Default: an assistant without tools",
-    )
-    parser.add_argument("--base-url", metavar="URL", help="endpoint of the default agent; not with --agent")
-    parser.add_argument("--model", metavar="NAME", help="model of the default agent; not with --agent")
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen; default: 127.0.0.1, this machine alone")
-    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="default: 8000; 0: a free one")
-    parser.add_argument(
-        "--on-disconnect",
-        choices=("cancel", "detach"),
-        default="detach",
-        help="whether a run whose client has gone is cancelled or goes on, so that a page finds it again after a"
-        " reload; default: detach. OpenAI's clients cannot come back: their runs are always cancelled",
-    )
-    parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds each run has; default: 300")
-    parser.add_argument("--token", help="what clients have to know; default: FRACTAL_TOKEN")
-    parser.add_argument("--no-token", action="store_true", help="let everybody in who reaches the host")
-    parser.add_argument("--open", action="store_true", help="open the page in a browser")
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_run)
-    parser.add_argument("question", help="what to ask; - reads it from standard input")
-    _add_agent(parser)
-    parser.add_argument("--json", action="store_true", help="print the whole result as JSON, a failed one too")
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show the tree also without a terminal, and tracebacks"
-    )
-
-
-def _add_chat(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_chat)
-    _add_agent(parser)
-    begin = parser.add_mutually_exclusive_group()
-    begin.add_argument("--continue", dest="continued", metavar="FILE", help="go on with a conversation saved there")
-    begin.add_argument("--conversation", metavar="ID", help="go on with the conversation of that id, and keep it")
-    parser.add_argument(
-        "--store",
-        metavar="FILE|URL",
-        help="where --conversation is kept: a file, or postgresql://…; default: FRACTAL_CONVERSATIONS, or a file of"
-        " yours",
-    )
-    parser.add_argument("--save", metavar="FILE", help="save the conversation there after each answer")
-
-
-def _add_run_many(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_run_many)
-    parser.add_argument("inputs", help="file of inputs, one on each line; - reads standard input")
-    _add_agent(parser)
-    parser.add_argument("--max-concurrency", type=_count, default=8, metavar="N", help="runs at a time; default: 8")
-    parser.add_argument(
-        "--on-error", choices=("collect", "fail_fast"), default="collect", help="whether a failed run ends it all"
-    )
-    parser.add_argument("--jsonl", action="store_true", help="each line is JSON, and not text")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the results there; a file that is there stays")
-    more = parser.add_mutually_exclusive_group()
-    more.add_argument("--append", action="store_true", help="add the results to those in the output file")
-    more.add_argument(
-        "--resume", action="store_true", help="go on: leave out inputs that have an answer in the output file already"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="do not show how far it is")
-
-
-def _add_trace(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_trace)
-    parser.add_argument("trace", metavar="FILE|DIR", help="file of a TracingKit, or a directory: lists its runs")
-    what = parser.add_mutually_exclusive_group()
-    for view, help_of_it in _VIEWS.items():
-        what.add_argument(f"--{view}", dest="view", action="store_const", const=view, help=help_of_it)
-    parser.add_argument("--run", default="", metavar="ID", help="only the runs whose ids begin so")
-    parser.add_argument("--follow", action="store_true", help="show it while it grows, until its runs have ended")
-    parser.add_argument("--json", action="store_true", help="numbers, errors or the list of runs as JSON")
-
-
-def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_trace_export)
-    parser.add_argument("file", help="file of a TracingKit, or of tracing_output_file=")
-    parser.add_argument("--format", required=True, choices=("otlp", "perfetto"), help="what to write")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write it there; default: to standard output")
-
-
-def _add_visualize(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_visualize)
-    parser.add_argument("trace", metavar="FILE|DIR", help="file of a TracingKit, or a directory of such")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the page there; default: to standard output")
-
-
-def _add_worker(commands: Any) -> None:
-    from fractal.cli.worker import WORKER, add_worker_arguments, work
-
-    parser = commands.add_parser("worker", help="work on durable runs", description=WORKER)
-    parser.set_defaults(command=work)
-    add_worker_arguments(parser)
-
-
-def _add_endpoint(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_endpoint)
-    parser.add_argument("--port", type=_port, default=0, metavar="N", help="where to listen; default: a free one")
-    parser.add_argument(
-        "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="command to run meanwhile, with its arguments"
-    )
-
-
-def _add_agent(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--agent",
-        metavar="MODULE:ATTRIBUTE",
-        help="agent to ask: an object, or a class or function that makes one without arguments; modules of the current"
-        " directory are found. Default: an assistant without tools",
-    )
-    _add_backend(parser)
-    parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds each run has")
-    parser.add_argument("--max-iterations", type=_count, metavar="N", help="turns each run has")
-    parser.add_argument("--base-url", metavar="URL", help="endpoint of the default agent; not with --agent")
-    parser.add_argument("--model", metavar="NAME", help="model of the default agent; not with --agent")
-
-
-def _add_backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", choices=("asyncio", "trio"), default="asyncio", help="event loop to run on")
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise ValueError
-    return seconds
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise ValueError
-    return count
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 1 << 16:
-        raise ValueError
-    return port
-
-
-# argparse names the type in "invalid … value".
-_seconds.__name__, _count.__name__, _port.__name__ = "seconds", "count", "port"
 
 
 # ---- the commands
@@ -552,6 +310,27 @@ def _endpoint(options: argparse.Namespace) -> int:
         raise WrongUse(f"--port {options.port}: {described(error.__cause__ or error)}") from None
     except OSError as error:
         raise WrongUse(f"{words[0]}: {error.strerror or error}") from None
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from fractal.cli.worker import work
+
+    return work(options)
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _demo,
+    "run": _run,
+    "chat": _chat,
+    "run-many": _run_many,
+    "serve": _serve,
+    "trace": _trace,
+    "view": _trace,
+    EXPORT: _trace_export,
+    "visualize": _visualize,
+    "worker": _worker,
+    "endpoint": _endpoint,
+}
 
 
 def _has_rich() -> bool:

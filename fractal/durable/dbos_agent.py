@@ -32,7 +32,7 @@ from fractal.messages import user_message
 from fractal.results import AgentResult, Content_co
 
 if TYPE_CHECKING:
-    from fractal._answers.output import OutputMode
+    from fractal._answers.ways import OutputMode
 
 __all__ = ["DurableAgent", "DurableOptions", "DurableRun"]
 

@@ -29,17 +29,9 @@ from typing_extensions import TypedDict
 
 from fractal import InvalidArguments
 from fractal._answers.json_text import LONGEST_ANSWER, unfenced
-from fractal._answers.output import (
-    OutputFault,
-    OutputMemory,
-    OutputMode,
-    OutputPlan,
-    OutputType,
-    Way,
-    free_tool_name,
-    output_for,
-)
+from fractal._answers.output import OutputFault, OutputType, free_tool_name, output_for
 from fractal._answers.strict import strict_schema
+from fractal._answers.ways import OutputMemory, OutputMode, OutputPlan, Way
 from fractal._functions.schema import explain
 from fractal.errors import AuthenticationFailed, RateLimited, ServerError, StatusError
 from fractal.models import _dialect

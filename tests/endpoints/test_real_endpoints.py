@@ -33,7 +33,7 @@ from fractal import (
     run_many,
     sync,
 )
-from fractal._answers.output import OutputMode
+from fractal._answers.ways import OutputMode
 from tests.endpoints.conftest import Running
 from tests.endpoints.servers import (
     BOTH,
