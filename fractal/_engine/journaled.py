@@ -175,8 +175,8 @@ class JournaledRun:
 
 
 def _left(run: RunParty) -> float | None:
-    """Seconds until the deadline of a run; None without one."""
-    deadline = run.scope.deadline
+    """Seconds until the deadline of a run; None without one. A caller's scope goes with the process."""
+    deadline = run.own_deadline
     return None if deadline == math.inf else max(deadline - anyio.current_time(), 0.0)
 
 

@@ -640,3 +640,62 @@ async def test_calls_that_an_own_execute_tool_makes_are_recorded() -> None:
         left = cut_after(whole, [*whole.runs["one"]].index(end) + 1)
         result = await agent.run("go", journal=left, run_id="one")
         assert ([call.outcome for call in result.tool_results], len(made)) == ([outcome], times)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05], ids=["before it begins", "while it waits"])
+async def test_the_time_of_a_callers_scope_is_none_of_the_runs(seconds: float) -> None:
+    journal, has_waited = MemoryJournal(), []
+
+    @tool(idempotent=True)
+    async def wait() -> str:
+        """Wait, the first time."""
+        if seconds and not has_waited:
+            has_waited.append(True)
+            await anyio.sleep_forever()
+        return "waited"
+
+    agent = BaseAgent("A", "a", client=by_turn(answers.call("wait"), "done")).add_tool(wait)
+    with anyio.move_on_after(seconds) as scope:
+        await agent.run("go", journal=journal, run_id="one")
+    assert scope.cancelled_caught
+    for text in [text for key, text in journal.runs.get("one", {}).items() if key == "start"]:
+        assert json.loads(text)["value"]["deadline"] is None
+    result = await agent.run("go", journal=journal, run_id="one")
+    assert (result.stop_reason, result.content) == ("finished", "done")
+
+
+async def test_a_run_that_a_cancelled_caller_still_began_goes_on_later() -> None:
+    class Slow(MemoryJournal):
+        """A journal that takes its time to open, in which the caller is cancelled."""
+
+        @asynccontextmanager
+        async def open(self, run_id: str) -> Any:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.02)
+                async with super().open(run_id) as opened:
+                    yield opened
+
+    journal = Slow()
+    agent = BaseAgent("A", "a", client=by_turn("done"))
+    with anyio.move_on_after(0.01):
+        await agent.run("go", journal=journal, run_id="one")
+    result = await agent.run("go", journal=journal, run_id="one")
+    assert (result.stop_reason, result.content) == ("finished", "done")
+
+
+async def test_more_time_of_the_callers_moves_no_deadline_that_is_recorded() -> None:
+    journal = MemoryJournal()
+
+    @tool(idempotent=True)
+    async def wait() -> None:
+        """Wait."""
+        await anyio.sleep_forever()
+
+    agent = BaseAgent("A", "a", client=by_turn(answers.call("wait"), "done")).add_tool(wait)
+    with anyio.move_on_after(0.1):
+        await agent.run("go", journal=journal, run_id="one", timeout=0.4)
+    started = anyio.current_time()
+    with anyio.fail_after(0.5):
+        result = await agent.run("go", journal=journal, run_id="one", timeout=5)
+    assert result.stop_reason == "deadline"
+    assert anyio.current_time() - started < 0.45
