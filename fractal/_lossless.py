@@ -19,6 +19,7 @@ import sys
 import uuid
 import zoneinfo
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 from pydantic import BaseModel
@@ -90,6 +91,7 @@ def from_lossless(form: Any) -> Any:
 
 # ---- from values to JSON
 
+_PATH = type(pathlib.Path())
 _PLAIN = (str, bool, type(None))
 
 
@@ -102,7 +104,7 @@ def _form(value: Any, depth: int) -> Any:
     make = _FORMS.get(kind)
     if make is not None:
         return make(value, depth + 1)
-    if isinstance(value, pathlib.PurePath):
+    if kind is _PATH:
         return {_TAG: "path", "value": str(value)}
     return _form_of_object(value, kind, depth + 1)
 
@@ -186,7 +188,13 @@ def _parts_of_enum(value: Any, depth: int) -> dict[str, Any]:
 def _parts_of_error(value: Any, depth: int) -> dict[str, Any]:
     held: Any = value.__dict__
     facts = {name: held[name] for name in held if name != "result"}  # which leads back to all of the run
-    return {"args": _form(value.args, depth), "facts": _form(facts, depth)}
+    # Those of Python's own have more than `args`, such as the file of an OSError, which what copies them gives.
+    args = value.__reduce__()[1] if _is_pythons(kind_of(value)) else value.args
+    return {"args": _form(args, depth), "facts": _form(facts, depth)}
+
+
+def _is_pythons(kind: Any) -> bool:
+    return bool(kind.__module__ == "builtins")
 
 
 def _parts_of_model(value: BaseModel, depth: int) -> dict[str, Any]:
@@ -195,7 +203,17 @@ def _parts_of_model(value: BaseModel, depth: int) -> dict[str, Any]:
         "fields": _form(state["__dict__"], depth),
         "set": sorted(state["__pydantic_fields_set__"]),
         "extra": _form(state["__pydantic_extra__"], depth),
+        "private": _form_of_private(state["__pydantic_private__"] or {}, depth),
     }
+
+
+def _form_of_private(attributes: dict[str, Any], depth: int) -> dict[str, Any]:
+    """The private attributes that have a form; others, a lock say, are as they are when the model is made."""
+    forms = dict[str, Any]()
+    for name, value in attributes.items():
+        with suppress(_HasNoForm):
+            forms[name] = _form(value, depth)
+    return forms
 
 
 def _parts_of_dataclass(value: Any, depth: int) -> dict[str, Any]:
@@ -250,18 +268,23 @@ def _class_of(form: Any, base: type | None = None) -> Any:
 
 def _read_error(form: Any) -> BaseException:
     kind, arguments = _class_of(form, BaseException), _value(form["args"])
-    error = cast("BaseException", kind.__new__(kind, *arguments))
-    error.args = arguments
+    if _is_pythons(kind):
+        error = cast("BaseException", kind(*arguments))
+    else:
+        error = cast("BaseException", kind.__new__(kind, *arguments))
+        error.args = arguments
     vars(error).update(_value(form["facts"]))
     return error
 
 
 def _read_model(form: Any) -> BaseModel:
     kind = _class_of(form, BaseModel)
-    made = cast("BaseModel", kind.model_construct())  # its private attributes as they are when it is made
+    made = cast("BaseModel", kind.model_construct())  # which makes the private attributes that are not stored
     state = BaseModel.__getstate__(made)
     fields, extra = _value(form["fields"]), _value(form["extra"])
     given = {"__dict__": fields, "__pydantic_fields_set__": set(form["set"]), "__pydantic_extra__": extra}
+    if private := {name: _value(each) for name, each in form.get("private", {}).items()}:
+        given["__pydantic_private__"] = {**(state["__pydantic_private__"] or {}), **private}
     BaseModel.__setstate__(made, {**state, **given})
     return made
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, strategies as st
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from fractal import BudgetExceeded, ToolErrors, ToolFailed, UnexpectedError
 from fractal._lossless import Unreadable, compact, from_lossless, is_lossless, to_lossless
@@ -136,3 +136,40 @@ def test_what_has_no_lossless_form_becomes_the_json_that_models_see() -> None:
 def test_what_is_damaged_or_of_no_such_class_is_told_and_makes_nothing_run(form: Any) -> None:
     with pytest.raises(Unreadable):
         from_lossless(form)
+
+
+class Counted(BaseModel):
+    """A model with attributes that are no fields."""
+
+    name: str
+    _count: int = PrivateAttr(default=0)
+    _lock: Any = PrivateAttr(default=None)
+
+
+def test_private_attributes_of_a_model_come_again_where_they_have_a_form() -> None:
+    counted = Counted(name="one")
+    counted._count = 3
+    assert again(counted)._count == 3
+    counted._lock = object()
+    assert (again(counted)._count, again(counted)._lock) == (3, None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "no such file", "/a/b"),
+        OSError(18, "cross-device", "/a", None, "/b"),
+        UnicodeDecodeError("utf8", b"\xff", 0, 1, "odd"),
+        ExceptionGroup("two", [ValueError(1), KeyError("b")]),
+        SystemExit(2),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_exceptions_of_pythons_own_come_again_with_their_text(error: BaseException) -> None:
+    found = again(error)
+    assert (type(found), str(found), repr(found.args)) == (type(error), str(error), repr(error.args))
+
+
+@pytest.mark.parametrize("kind", [pathlib.PurePosixPath, pathlib.PureWindowsPath])
+def test_a_path_of_another_kind_does_not_become_one_of_this_machine(kind: type[pathlib.PurePath]) -> None:
+    assert not is_lossless(kind("a"))

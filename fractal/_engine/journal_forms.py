@@ -7,10 +7,11 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from fractal._answers.output import OutputFault
+from fractal._checks import is_count, is_number
 from fractal._engine.explain import explain
-from fractal._json import encode, is_mapping, text_of
-from fractal._lossless import from_lossless, is_lossless, to_lossless
-from fractal._texts import one_line
+from fractal._json import encode, is_list, is_mapping, text_of
+from fractal._lossless import Unreadable, from_lossless, is_lossless, to_lossless
+from fractal._texts import one_line, repr_of
 from fractal.approval import Allow, Defer, Deny
 from fractal.errors import UnexpectedError
 from fractal.model import Reply, ToolCall
@@ -29,6 +30,8 @@ __all__ = [
     "exception_form",
     "exception_of",
     "in_brief",
+    "moment_of",
+    "position_of",
     "reply_form",
     "reply_of",
     "result_form",
@@ -41,6 +44,30 @@ _LONGEST = 200
 def digest(value: object) -> str:
     """A short digest of a value of JSON's types."""
     return hashlib.sha256(encode(value)).hexdigest()[:16]
+
+
+def moment_of(form: Any) -> float | None:
+    """The seconds of a form; None where there are none.
+
+    Raises:
+        Unreadable: It is neither.
+    """
+    if form is None or is_number(form):
+        moment: float | None = form
+        return moment
+    raise Unreadable(f"a stored time is no number: {repr_of(form)}")
+
+
+def position_of(form: Any) -> int:
+    """The number of a form that counts something.
+
+    Raises:
+        Unreadable: It is none.
+    """
+    if not is_count(form):
+        raise Unreadable(f"a stored number is none: {repr_of(form)}")
+    number: int = form
+    return number
 
 
 def in_brief(messages: Iterable[Message]) -> list[str]:
@@ -70,7 +97,25 @@ def reply_of(form: dict[str, Any]) -> Reply:
     """The reply of a form."""
     facts = {name: from_lossless(value) for name, value in form.items() if name != "tool_calls"}
     calls = [{**call, "extra": from_lossless(call.get("extra", {}))} for call in form.get("tool_calls", ())]
-    return Reply(**facts, tool_calls=tuple(ToolCall(**call) for call in calls))
+    reply = Reply(**facts, tool_calls=tuple(ToolCall(**call) for call in calls))
+    if not (all(_is_fit(reply, name) for name in facts) and all(map(_is_whole, reply.tool_calls))):
+        raise Unreadable("a stored reply has parts that no reply has")
+    return reply
+
+
+def _is_fit(reply: Reply, name: str) -> bool:
+    """Whether a part of a reply is of the kind of such parts."""
+    value = getattr(reply, name)
+    if name == "content":
+        return is_list(value) or isinstance(value, str)
+    if name == "extra":
+        return is_mapping(value)
+    return is_count(value) if name.endswith("_tokens") else isinstance(value, str)
+
+
+def _is_whole(call: ToolCall) -> bool:
+    texts = (call.id, call.name, call.arguments)
+    return all(isinstance(each, str) for each in texts) and is_mapping(call.extra)
 
 
 def approval_form(answer: Allow | Deny | Defer) -> dict[str, Any]:

@@ -105,12 +105,12 @@ class JournalOfTree:
 
     def _read(self, key: StepKey, text: str) -> dict[str, Any]:
         try:
-            record = json.loads(text)
+            record = json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError):
             record = None
         if is_mapping(record) and isinstance(record.get("v"), int) and record["v"] > VERSION:
             raise self._unreadable(key, f"it is of version {record['v']}, and this is written for {VERSION}")
-        if not is_mapping(record) or not record.keys() >= {"v", "name", "given", "value"}:
+        if not is_mapping(record) or not _is_whole(record):
             raise self._unreadable(key, f"it is damaged: {one_line(text, 200)}")
         return dict(record)
 
@@ -167,3 +167,12 @@ class JournalOfTree:
         if self._opened is None:
             raise JournalError(f"the journal of run {self.run_id!r} is closed: the run has ended", run_id=self.run_id)
         return self._opened
+
+
+def _refuse(constant: str) -> None:
+    """Refuse what is no JSON, though Python's reader takes it: NaN and the infinities."""
+    raise ValueError(constant)
+
+
+def _is_whole(record: Any) -> bool:
+    return is_mapping(record) and record.keys() >= {"v", "name", "given", "value"} and isinstance(record["name"], str)

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import anyio
-
     from fractal._answers.answer import Answer
     from fractal._engine.step import BoundCall
     from fractal._engine.window import WindowView
@@ -30,10 +28,14 @@ class RunParty(Protocol):
     budget: Budget
     answer: Answer | None
     window: WindowView | None
-    scope: anyio.CancelScope
     iterations: int
     feeds: Any
     result: AgentResult | None
+
+    @property
+    def own_deadline(self) -> float:
+        """The nearest of the deadlines of the run and of those above it."""
+        ...
 
     def take_id(self, run_id: str) -> None:
         """Take an id that is known already."""

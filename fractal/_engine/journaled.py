@@ -12,12 +12,13 @@ import re
 import time
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
 from fractal._concurrency.current import current_run
-from fractal._engine.journal_forms import digest, in_brief, result_form, result_of
+from fractal._engine.journal_forms import digest, in_brief, moment_of, result_form, result_of
 from fractal._engine.journal_of_tree import JournalOfTree
 from fractal._engine.journaled_call import JournaledCall
 from fractal._engine.journaled_replies import JournaledReplies
@@ -139,7 +140,7 @@ class JournaledRun:
         end = self._key("end", name=run.settings.agent_name)
         kept = self.tree.recall(end)
         if kept is None:
-            deadline = await self._deadline(start)
+            deadline = await self._deadline(key, start)
             if deadline is not None:
                 run.keep_deadline(deadline - time.time())
             return None
@@ -148,17 +149,16 @@ class JournaledRun:
             run.budget.add_usage(result.usage)
         return result
 
-    async def _deadline(self, start: dict[str, Any]) -> float | None:
+    async def _deadline(self, key: StepKey, start: Any) -> float | None:
         """The recorded deadline, in seconds since the epoch; the time of waiting for approval does not count."""
-        while (pause := self.tree.recall(self._key("pause", f"pause {self._pauses + 1}"))) is not None:
+        while (pause := self.tree.recall(pause_key := self._key("pause", f"pause {self._pauses + 1}"))) is not None:
             self._pauses += 1
-            again = self._key("start", f"pause {self._pauses}")
-            recorded = self.tree.recall(again)
-            start = _clock(pause["left"]) if recorded is None else recorded
-            if recorded is None:
-                await self.tree.record(again, None, start)
-        deadline: float | None = start["deadline"]
-        return deadline
+            key = self._key("start", f"pause {self._pauses}")
+            start = self.tree.recall(key)
+            if start is None:
+                start = _clock(self.tree.read(pause_key, partial(_left_at, pause)))
+                await self.tree.record(key, None, start)
+        return self.tree.read(key, lambda: moment_of(start["deadline"]))
 
     async def _end(self, run: RunParty, result: AgentResult) -> None:
         self.tree.check()
@@ -174,9 +174,13 @@ class JournaledRun:
         return StepKey(self._path, position, kind, name)
 
 
+def _left_at(pause: Any) -> float | None:
+    return moment_of(pause["left"])
+
+
 def _left(run: RunParty) -> float | None:
-    """Seconds until the deadline of a run; None without one."""
-    deadline = run.scope.deadline
+    """Seconds until the deadline of a run; None without one. A caller's scope goes with the process."""
+    deadline = run.own_deadline
     return None if deadline == math.inf else max(deadline - anyio.current_time(), 0.0)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from fractal._copies import copied_arguments
 from fractal._engine.journal_forms import approval_form, approval_of, exception_form, exception_of
 from fractal._json import jsonable
-from fractal._lossless import compact, from_lossless, is_lossless, to_lossless
-from fractal._texts import is_a
+from fractal._lossless import Unreadable, compact, from_lossless, is_lossless, to_lossless
+from fractal._texts import is_a, repr_of
 from fractal.approval import Allow, Defer, PendingCall
 from fractal.errors import ApprovalPending, ToolInterrupted
 from fractal.journal import StepKey
@@ -101,7 +101,7 @@ class JournaledCall:
         call.tell_never()
         call.exception = exception_of(kept["exception"])
         call.end(kept["outcome"], from_lossless(kept["content"]), kept["error"])
-        call.text = kept["text"]
+        call.text = _text_in(kept)
         assert call.result is not None
         call.result.elapsed = kept["elapsed"]
         if kept["changed"] is not None:
@@ -183,3 +183,11 @@ class JournaledCall:
     def _key(self, kind: StepKind, number: int = 0) -> StepKey:
         position = f"{self.position} time {number}" if number else self.position
         return StepKey(self.path, position, kind, self._name)
+
+
+def _text_in(kept: dict[str, Any]) -> str:
+    """What the model was told of a call."""
+    text = kept["text"]
+    if not isinstance(text, str):
+        raise Unreadable(f"what the model was told of a call is no text: {repr_of(text)}")
+    return text

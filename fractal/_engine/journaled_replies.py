@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fractal._engine.journal_forms import digest, in_brief, reply_form, reply_of
-from fractal._lossless import from_lossless, to_lossless
+from fractal._engine.journal_forms import digest, in_brief, position_of, reply_form, reply_of
+from fractal._lossless import Unreadable, from_lossless, to_lossless
 from fractal.events import TextDelta
 from fractal.journal import StepKey
+from fractal.messages import Transcript
 
 if TYPE_CHECKING:
     from fractal._engine.journal_of_tree import JournalOfTree
     from fractal._engine.journal_parties import RunParty
     from fractal.journal import StepKind
+    from fractal.messages import Message
     from fractal.model import Delta, Reply
 
 __all__ = ["JournaledReplies"]
@@ -58,14 +60,14 @@ class JournaledReplies:
         kept = self._tree.recall(self.key("reply"), self._given)
         if kept is None:
             shown: Any = self._tree.recall(self.key("shown"))
-            self._shown = _Shown(shown["characters"], shown["sha256"]) if shown else _Shown(0, "")
+            self._shown = self._tree.read(self.key("shown"), lambda: _Shown.of_form(shown))
             return None
-        reply = self._tree.read(self.key("reply"), lambda: reply_of(kept["reply"]))
-        self._spend(run, reply, kept)
+        reply, facts = self._tree.read(self.key("reply"), lambda: (reply_of(kept["reply"]), _Facts.of_form(kept)))
+        self._spend(run, reply, facts)
         if run.answer is not None:
-            run.answer.take_way(kept["way"])
+            run.answer.take_way(facts.way)
             run.answer.accepted()
-        if run.feeds and reply.text and not kept["shown"]:
+        if run.feeds and reply.text and not facts.shown:
             await run.tell(TextDelta, text=reply.text)
         return reply
 
@@ -79,9 +81,9 @@ class JournaledReplies:
         self._given = {"messages": self._seen, "new": in_brief(new), "sha256": digest(new)}
 
     @staticmethod
-    def _spend(run: RunParty, reply: Reply, kept: dict[str, Any]) -> None:
-        budget, cost = run.budget, kept["cost"]
-        budget.correct("requests", kept["charged"])
+    def _spend(run: RunParty, reply: Reply, facts: _Facts) -> None:
+        budget, cost = run.budget, facts.cost
+        budget.correct("requests", facts.charged)
         budget.correct("tokens", reply.input_tokens + reply.output_tokens)
         if cost is not None and not budget.is_unlimited("cost"):
             budget.correct("cost", cost)
@@ -90,9 +92,9 @@ class JournaledReplies:
     def _recall_window(self, run: RunParty) -> None:
         kept = self._tree.recall(self.key("window", try_=self._sent + 1))
         if kept is not None and run.window is not None:
-            summary = self._tree.read(self.key("window"), lambda: from_lossless(kept["summary"]))
-            run.window.restore(kept["cut"], summary)
-            self._cut = kept["cut"]
+            key = self.key("window", try_=self._sent + 1)
+            self._cut, summary = self._tree.read(key, lambda: _window_of(kept, len(run.transcript)))
+            run.window.restore(self._cut, summary)
 
     async def window(self, run: RunParty) -> None:
         """Record what the window leaves out, and what stands for that."""
@@ -147,6 +149,29 @@ class JournaledReplies:
         return StepKey(self._path, f"{position} try {try_}" if try_ else position, kind, _MODEL)
 
 
+class _Facts(NamedTuple):
+    """What is recorded of a reply besides itself."""
+
+    cost: int | None
+    charged: int
+    shown: bool
+    way: Any
+
+    @classmethod
+    def of_form(cls, form: Any) -> _Facts:
+        """The facts of a record's value."""
+        cost = None if form["cost"] is None else position_of(form["cost"])
+        return cls(cost, position_of(form["charged"]), bool(form["shown"]), form["way"])
+
+
+def _window_of(form: Any, length: int) -> tuple[int, Message | None]:
+    """What was left out of so many messages, and what stands for that."""
+    cut, summary = position_of(form["cut"]), from_lossless(form["summary"])
+    if cut > length or (summary is not None and not Transcript([summary]).messages):
+        raise Unreadable("a stored window is of another conversation")
+    return cut, summary
+
+
 class _Shown:
     """The text of a reply that a reader has been shown, in this process and before.
 
@@ -163,6 +188,11 @@ class _Shown:
         self._held = ""  # back, until it is known to be the text that was shown
         self._digest, self._count = hashlib.sha256(), 0
         self.is_another = False
+
+    @classmethod
+    def of_form(cls, form: Any) -> _Shown:
+        """What a record's value tells of; nothing without one."""
+        return cls(position_of(form["characters"]), str(form["sha256"])) if form is not None else cls(0, "")
 
     def rest_of(self, piece: str) -> str:
         """What of the next piece, and of those held back, has not been shown."""

@@ -287,5 +287,5 @@ def _why_cancelled(run: Run) -> RunError:
         return RunCancelled()
     seconds = run.settings.timeout
     if seconds is None or run.started + seconds > run.deadline:
-        seconds = min(run.now(), run.scope.deadline) - run.started
+        seconds = max(min(run.now(), run.own_deadline) - run.started, 0.0)  # it may have been over before
     return DeadlineExceeded(seconds, run.waited_for)

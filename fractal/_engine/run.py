@@ -329,6 +329,11 @@ class Run:
         """The nearest of the deadlines of the run and around it."""
         return min(self.scope.deadline, self._deadline_around)
 
+    @property
+    def own_deadline(self) -> float:
+        """The nearest of the deadlines of the run and of those above it; a caller's scope does not count."""
+        return self._own_deadline
+
     def time_left(self) -> float:
         """Seconds until the deadline of the run or of the run above; infinity without one.
 
@@ -459,6 +464,7 @@ class Run:
     def has_until(self, deadline: float) -> None:
         """Note that the deadline around the run has moved to a later time."""
         self._deadline_around = max(self._deadline_around, deadline)
+        self.scope.deadline = min(self.scope.deadline, self._own_deadline)  # which may be that of an earlier process
         for call in self.open_calls.values():
             call.follow()
 

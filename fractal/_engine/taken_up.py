@@ -13,6 +13,7 @@ from fractal._texts import in_brief, is_a, kind_of
 from fractal.approval import Allow, Deny
 from fractal.errors import InvalidArguments, NotPending, RunUnknown
 from fractal.journal import Journal, StepKey
+from fractal.messages import Transcript
 
 if TYPE_CHECKING:
     from fractal.messages import Message
@@ -87,7 +88,12 @@ async def taken_up(durable: Durable, answers: Mapping[str, Allow | Deny]) -> tup
             raise NotPending(durable.run_id, call_id, [*pending])
     for call_id, answer in answers.items():
         await tree.record(pending[call_id], None, approval_form(answer))
-    return tree.read(key, lambda: (from_lossless(start["history"]), from_lossless(start["message"])))
+    return tree.read(key, lambda: _messages_of(start))
+
+
+def _messages_of(start: Any) -> tuple[list[Message], Message]:
+    *history, message = Transcript([*from_lossless(start["history"]), from_lossless(start["message"])]).messages
+    return history, message
 
 
 def _pending(tree: JournalOfTree) -> dict[str, StepKey]:
@@ -97,5 +103,9 @@ def _pending(tree: JournalOfTree) -> dict[str, StepKey]:
         pause, last = pause + 1, found
     if last is None:
         return {}
-    keys = {call_id: StepKey(path, position, "answer") for call_id, (path, position) in last["pending"].items()}
+    keys = tree.read(StepKey("", f"pause {pause}", "pause"), lambda: _answer_keys(last))
     return {call_id: key for call_id, key in keys.items() if tree.recall(key) is None}
+
+
+def _answer_keys(pause: Any) -> dict[str, StepKey]:
+    return {call_id: StepKey(path, position, "answer") for call_id, (path, position) in pause["pending"].items()}

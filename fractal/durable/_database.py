@@ -114,12 +114,18 @@ class Database:
             with self._queue_lock:
                 writes, self._queue = self._queue, []
             try:
-                level = "FULL" if any(each.is_durable for each in writes) else "NORMAL"
-                self._named_errors(lambda: self._within(lambda connection: _write_all(connection, writes), level))
-            except JournalError:
+                self._write_together(writes)
+            except Exception as error:
+                others = [each for each in writes if each is not one]
                 with self._queue_lock:  # each of the others is told by trying itself
-                    self._queue = [each for each in writes if each is not one] + self._queue
-                raise
+                    self._queue = others + self._queue
+                if not others or isinstance(error.__cause__, (sqlite3.OperationalError, OSError)):
+                    raise
+                self._write_together([one])  # what failed may be one of theirs
+
+    def _write_together(self, writes: Sequence[Write]) -> None:
+        level = "FULL" if any(each.is_durable for each in writes) else "NORMAL"
+        self._named_errors(lambda: self._within(lambda connection: _write_all(connection, writes), level))
 
     def _within(self, work: Callable[[sqlite3.Connection], T], synchronous: str) -> T:
         connection = self._connection

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -453,3 +454,33 @@ def test_a_blocking_agent_takes_a_run_up(path: Path, backend: str) -> None:
         waits = agent.run("go", journal=journal, run_id="one")
         result = agent.resume(journal, "one", {call.call_id: True for call in waits.pending})
     assert (waits.stop_reason, result.content) == ("approval", "done")
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize("value", [None, "\ud800"], ids=["refused by the file", "refused before it"])
+def test_a_write_that_fails_takes_none_of_those_beside_it_with_it(path: Path, value: Any, first: bool) -> None:
+    database = _database.Database(path)
+    database.enter()
+    statement = "INSERT INTO fractal_steps (run_id, key, text) VALUES ('one', ?, 'x')"
+    good = [_database.Write(statement, (f"key {number}",), is_durable=True) for number in range(3)]
+    bad = _database.Write(statement, (value,), is_durable=True)
+    failed: list[Any] = []
+
+    def write(one: _database.Write) -> None:
+        try:
+            database.write(one)
+        except (JournalError, ValueError):
+            failed.append(one)
+
+    threads = [threading.Thread(target=write, args=(one,)) for one in ([bad, *good] if first else [*good, bad])]
+    with database._lock:  # so that all come together
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            while len(database._queue) < number:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    rows = database.transaction(lambda connection: connection.execute("SELECT key FROM fractal_steps").fetchall())
+    database.leave()
+    assert failed == [bad]
+    assert sorted(key for (key,) in rows) == ["key 0", "key 1", "key 2"]

@@ -23,8 +23,10 @@ from fractal import (
     Defer,
     Deny,
     InvalidArguments,
+    JournalError,
     JournalMismatch,
     JournalNotWritten,
+    JournalUnreadable,
     Limits,
     ModelRequest,
     NotPending,
@@ -35,6 +37,7 @@ from fractal import (
     RunUnknown,
     TextDelta,
     ToolResult,
+    UnexpectedError,
     WarningRaised,
     tool,
 )
@@ -640,3 +643,122 @@ async def test_calls_that_an_own_execute_tool_makes_are_recorded() -> None:
         left = cut_after(whole, [*whole.runs["one"]].index(end) + 1)
         result = await agent.run("go", journal=left, run_id="one")
         assert ([call.outcome for call in result.tool_results], len(made)) == ([outcome], times)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05], ids=["before it begins", "while it waits"])
+async def test_the_time_of_a_callers_scope_is_none_of_the_runs(seconds: float) -> None:
+    journal, has_waited = MemoryJournal(), []
+
+    @tool(idempotent=True)
+    async def wait() -> str:
+        """Wait, the first time."""
+        if seconds and not has_waited:
+            has_waited.append(True)
+            await anyio.sleep_forever()
+        return "waited"
+
+    agent = BaseAgent("A", "a", client=by_turn(answers.call("wait"), "done")).add_tool(wait)
+    with anyio.move_on_after(seconds) as scope:
+        await agent.run("go", journal=journal, run_id="one")
+    assert scope.cancelled_caught
+    for text in [text for key, text in journal.runs.get("one", {}).items() if key == "start"]:
+        assert json.loads(text)["value"]["deadline"] is None
+    result = await agent.run("go", journal=journal, run_id="one")
+    assert (result.stop_reason, result.content) == ("finished", "done")
+
+
+async def test_a_run_that_a_cancelled_caller_still_began_goes_on_later() -> None:
+    class Slow(MemoryJournal):
+        """A journal that takes its time to open, in which the caller is cancelled."""
+
+        @asynccontextmanager
+        async def open(self, run_id: str) -> Any:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.02)
+                async with super().open(run_id) as opened:
+                    yield opened
+
+    journal = Slow()
+    agent = BaseAgent("A", "a", client=by_turn("done"))
+    with anyio.move_on_after(0.01):
+        await agent.run("go", journal=journal, run_id="one")
+    result = await agent.run("go", journal=journal, run_id="one")
+    assert (result.stop_reason, result.content) == ("finished", "done")
+
+
+async def test_more_time_of_the_callers_moves_no_deadline_that_is_recorded() -> None:
+    journal = MemoryJournal()
+
+    @tool(idempotent=True)
+    async def wait() -> None:
+        """Wait."""
+        await anyio.sleep_forever()
+
+    agent = BaseAgent("A", "a", client=by_turn(answers.call("wait"), "done")).add_tool(wait)
+    with anyio.move_on_after(0.1):
+        await agent.run("go", journal=journal, run_id="one", timeout=0.4)
+    started = anyio.current_time()
+    with anyio.fail_after(0.5):
+        result = await agent.run("go", journal=journal, run_id="one", timeout=5)
+    assert result.stop_reason == "deadline"
+    assert anyio.current_time() - started < 0.45
+
+
+def _values_in(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The paths of the values inside of a record's value, two deep, and of itself."""
+    below = value.items() if isinstance(value, dict) and len(path) < 2 else ()
+    return [path, *(deeper for key, each in below for deeper in _values_in(each, (*path, key)))]
+
+
+def _changed(value: Any, path: tuple[str, ...], to: Any) -> Any:
+    return to if not path else {**value, path[0]: _changed(value[path[0]], path[1:], to)}
+
+
+async def test_a_record_that_somebody_has_damaged_is_told_as_that_or_does_no_harm() -> None:
+    def agent() -> BaseAgent[Any]:
+        @tool(requires_approval=True)
+        async def pay() -> str:
+            """Pay."""
+            return "paid"
+
+        asks = answers.calls(answers.call("pay", id="pay"), text="Let me pay.")
+        made = BaseAgent(
+            "A", "a", client=by_turn(asks, "done"), approve=lambda call: Defer(),
+            context_window=300, compact=lambda messages: "They talked.",
+        )  # fmt: skip
+        return made.add_tool(pay)
+
+    async def go(journal: MemoryJournal) -> AgentResult[Any]:
+        async with agent().stream("go", messages=history, journal=journal, run_id="one", timeout=1000) as stream:
+            result = await stream.result()
+        pending = {call.call_id: Allow() for call in result.pending}
+        return await agent().resume(journal, "one", pending) if pending else result
+
+    history = [{"role": role, "content": "word " * 50} for _ in range(4) for role in ("user", "assistant")]
+    whole = MemoryJournal()
+    assert (await go(whole)).content == "done"
+    records = whole.runs["one"]
+    assert {"pause 1 pause", "pause 1 start", "1 try 1 window", "1 shown"} <= records.keys()
+    told = 0
+    for index, key in enumerate(records):
+        for path in _values_in(json.loads(records[key])["value"]):
+            for wrong in ({"x": 1}, -1):
+                left = cut_after(whole, index + 1)
+                record = json.loads(records[key])
+                left.runs["one"][key] = json.dumps({**record, "value": _changed(record["value"], path, wrong)})
+                try:
+                    result = await go(left)
+                except JournalError:
+                    told += 1
+                else:
+                    assert not isinstance(result.exception, UnexpectedError), (key, path, wrong)
+    assert told > 50
+
+
+@pytest.mark.parametrize("damage", ['"v":NaN', '"v":1,"name":Infinity'])
+async def test_a_record_with_numbers_that_json_has_not_is_damaged(damage: str) -> None:
+    journal, agent = MemoryJournal(), BaseAgent("A", "a", client=by_turn("done"))
+    await agent.run("go", journal=journal, run_id="one")
+    journal.runs["one"]["start"] = journal.runs["one"]["start"].replace('"v":1', damage, 1)
+    with pytest.raises(JournalUnreadable, match="it is damaged"):
+        await agent.run("go", journal=journal, run_id="one")
