@@ -34,7 +34,8 @@ from fractal._engine.overrides import (
     override_of,
     returned_as,
 )
-from fractal._engine.run import Run, RunSettings
+from fractal._engine.run import Run
+from fractal._engine.run_settings import RunSettings
 from fractal._engine.step import bind
 from fractal._engine.taken_up import checked_answers, checked_durable, taken_up
 from fractal._log import log

@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import anyio
 from anyio.lowlevel import checkpoint, current_token
 
-from fractal._answers.answer import Answer, AnswerSettings, Offer
+from fractal._answers.answer import Answer, Offer
 from fractal._concurrency.background import current_task_of
 from fractal._concurrency.current import current_call, current_run
 from fractal._concurrency.feed import Inlet
@@ -30,25 +29,24 @@ from fractal._engine.duplicates import Duplicates
 from fractal._engine.journaled import JournaledRun, journaled
 from fractal._engine.observers import Brief, companions_of, interested, tell_all
 from fractal._engine.pricing import Prices, prices_of_library
-from fractal._engine.window import Window, WindowView
+from fractal._engine.window import WindowView
 from fractal._log import log
 from fractal._texts import is_a, said_by
 from fractal.context import RunContext
 from fractal.errors import SUCCESSES, ApprovalPending, BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
 from fractal.events import Event, LimitHit, Observer, RunFinished, RunObserver, RunStarted, WarningRaised
-from fractal.limits import DEFAULT_LIMITS, Budget, Limits, SharedBudget, limits_below
+from fractal.limits import DEFAULT_LIMITS, Budget, Limits, limits_below
 from fractal.results import AgentResult, ToolResult, Usage
 
 if TYPE_CHECKING:
     from fractal._concurrency.background import Joinable
-    from fractal._engine.hooks import Hook, Warn
-    from fractal._engine.journal_of_tree import Durable
-    from fractal._engine.keeper import Keeper
+    from fractal._engine.hooks import Hook
+    from fractal._engine.run_settings import RunSettings
     from fractal.messages import Message, Transcript
-    from fractal.model import Model, ModelSettings, ToolSchemas
+    from fractal.model import ToolSchemas
     from fractal.toolkit import Tool
 
-__all__ = ["Run", "RunSettings", "run_watchers"]
+__all__ = ["Run", "run_watchers"]
 
 _CLOCK_SLACK = 0.002
 """Seconds by which a deadline may fire early: uvloop's clock counts whole milliseconds."""
@@ -58,19 +56,6 @@ _A_TURN = 0.1
 
 _is_full = attrgetter("is_full")
 _FAILURES = frozenset(get_args(StopReason)) - SUCCESSES
-
-
-class _Toolkit(Protocol):
-    """Tools on offer, as far as a run needs them."""
-
-    @property
-    def tools(self) -> Mapping[str, Tool]:
-        """The tools by name."""
-        ...
-
-    def schemas(self) -> ToolSchemas:
-        """The schemas that the model sees."""
-        ...
 
 
 class _OpenCall(Protocol):
@@ -88,57 +73,6 @@ class _OpenCall(Protocol):
     def stop(self, now: float, /) -> object:
         """Cancel the call with its run."""
         ...
-
-
-@dataclass(slots=True, kw_only=True, eq=False, repr=False)
-class RunSettings:
-    """The settings of a run, from its agent and from the call that starts it; never changed.
-
-    Attributes:
-        agent: The agent.
-        agent_name: Its name.
-        model: Who answers.
-        model_name: Name of the model at the endpoint.
-        model_settings: Fields of each request.
-        toolkit: Tools on offer.
-        system_prompt: Makes the system prompt, and warns of what is odd; an empty one is not sent.
-        limits: What the run may use: the call's, over the agent's.
-        timeout: Seconds the run may take, or None.
-        max_retries: Times a failed request, and an empty reply, is tried again.
-        observers: Who is told what happens.
-        deps: What tools find in their context.
-        approve: Who answers for tools that require approval, or None.
-        answer: What an answer has to be; None for any text.
-        window: How much of the conversation a request may send; None for all of it.
-        hooks: The hooks around tool calls and requests, and the guards.
-        execute_tool: Calls the verb of that name, if the agent has one of its own, for each call of the model.
-        prices: What models cost; None for those of the run above, or of the library.
-        budgets: Budgets that the run shares with other trees of runs.
-        keeper: Who keeps what is said, or None.
-        durable: Where the run is recorded; None: where the run above is, if it is.
-    """
-
-    agent: Any
-    agent_name: str
-    model: Model
-    model_name: str
-    model_settings: ModelSettings
-    toolkit: _Toolkit
-    system_prompt: Callable[[RunContext[Any], Warn], Awaitable[str]]
-    limits: Limits
-    timeout: float | None
-    max_retries: int
-    observers: tuple[Observer, ...]
-    deps: Any
-    approve: Hook | None
-    answer: AnswerSettings | None
-    window: Window | None
-    hooks: RunHooks
-    execute_tool: Callable[..., Awaitable[Any]] | None
-    prices: Prices | None
-    budgets: tuple[SharedBudget, ...]
-    keeper: Keeper | None = None
-    durable: Durable | None = None
 
 
 run_watchers: list[Callable[[Run], object]] = []
