@@ -117,7 +117,7 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
         try:
             self._returned = await ask()
         finally:
-            adoption.is_over = True
+            adoption.end()
             adopting.reset(token)
             if held_back is not None:
                 held_back.let_out(self._returned)

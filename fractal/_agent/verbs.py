@@ -119,7 +119,7 @@ def _held_back(agent: object) -> Generator[Callable[[AgentResult], AgentResult]]
     try:
         yield let_out
     finally:
-        below.is_over = True
+        below.end()
         adopting.reset(token)
         for inlet in inlets:
             inlet.let_out(None)

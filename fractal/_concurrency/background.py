@@ -184,6 +184,7 @@ class Background(Joinable, Generic[T]):
         name: Name of the task.
         scope: What cancels it, which the function enters. None: one around the function.
         token: The event loop that runs here, if that is known.
+        deadline: Deadline of the starter; to be given where that is a callback of the event loop and no task.
 
     Attributes:
         on_cancel: Called when it is cancelled, in its event loop, before it hears of that itself.
@@ -198,13 +199,14 @@ class Background(Joinable, Generic[T]):
         name: str,
         scope: anyio.CancelScope | None = None,
         token: EventLoopToken | None = None,
+        deadline: float | None = None,
     ) -> None:
         token = token or current_token()
         backend = token.backend_class
         super().__init__(token)
         self.scope = scope if scope is not None else backend.create_cancel_scope()
         self._limit = self.scope.deadline  # of its own
-        self._starters = deadline = backend.current_effective_deadline()
+        self._starters = deadline = backend.current_effective_deadline() if deadline is None else deadline
         if deadline < self._limit:
             self.scope.deadline = deadline
         self.on_cancel: Callable[[], object] | None = None

@@ -99,6 +99,13 @@ class Gate:
                 self.release()
             raise
 
+    def acquire_at_once(self) -> bool:
+        """Take a slot if one is free and nobody waits; whether that was so."""
+        with self._lock:
+            is_free = self._held < self._limit and not self._waiters
+            self._held += is_free
+            return is_free
+
     def take(self) -> None:
         """Take a slot without waiting, over the limit if need be."""
         with self._lock:

@@ -214,14 +214,19 @@ class Adoption:
     def __init__(
         self, agent: object, above: Run | None, take: Callable[[Run], None], *, sees_to_streams: bool = False
     ) -> None:
-        self._agent, self._above, self._take = agent, above, take
+        self._agent, self._above = agent, above
+        self._take: Callable[[Run], None] | None = take
         self._sees_to_streams = sees_to_streams
         self.is_over = False
 
     def tell(self, run: Run) -> None:
         """Call back for a run, unless it is below another or comes after the end."""
-        if run.agent is self._agent and run.parent is self._above and not self.is_over:
+        if run.agent is self._agent and run.parent is self._above and self._take is not None:
             self._take(run)
+
+    def end(self) -> None:
+        """Call back no more, and forget what was called: contexts that know this may live long."""
+        self.is_over, self._take = True, None
 
     def shows(self, agent: object, above: Run | None) -> bool:
         """Whether this decides what streams show of the runs of an agent below a run."""

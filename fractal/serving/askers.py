@@ -35,10 +35,15 @@ def _noting(name: str, dependency: Callable[..., Any]) -> Dependency:
 
 def owner_of(request: Request) -> str | None:
     """Whose a request is; None where all are of one owner."""
-    owner: Any = getattr(request.state, "fractal_owner", None)
+    owner = _noted(request, "fractal_owner")
     return None if owner is None else str(owner)
 
 
 def deps_of(request: Request) -> Any:
     """What tools find as `ctx.deps`."""
-    return getattr(request.state, "fractal_deps", None)
+    return _noted(request, "fractal_deps")
+
+
+def _noted(request: Request, name: str) -> Any:
+    state: Any = request.scope.get("state")  # not `request.state`, which is slow to say that there is nothing
+    return state.get(name) if state else None

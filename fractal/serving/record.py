@@ -113,6 +113,10 @@ class MemoryStore:
 
     async def save(self, record: RunRecord) -> None:
         """Keep a run that has ended, and forget the oldest if there are too many."""
+        self.keep(record)
+
+    def keep(self, record: RunRecord) -> None:
+        """Keep a run as `save` does; where nobody has to await that."""
         self._records[record.id] = record
         self._bytes += record.size
         if record.key is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -11,7 +11,6 @@ import anyio
 from typing_extensions import TypedDict
 
 from fractal._checks import is_count
-from fractal._concurrency.background import Background
 from fractal._concurrency.gates import Gate
 from fractal._concurrency.scopes import single_error
 from fractal._json import is_mapping
@@ -21,13 +20,14 @@ from fractal.agent import BaseAgent
 from fractal.errors import InvalidArguments
 from fractal.limits import Limits
 from fractal.serving.bodies import request_id
+from fractal.serving.clients import Client, Gone
 from fractal.serving.event_log import EventLog
 from fractal.serving.host import host_of
 from fractal.serving.problems import Problem
 from fractal.serving.record import MemoryStore, RunRecord, RunStore
 from fractal.serving.run import RunAsked, ServedRun, wait_for
 
-__all__ = ["Client", "OnDisconnect", "ServedRuns", "ServingOptions", "checked_agents", "served_runs"]
+__all__ = ["OnDisconnect", "ServedRuns", "ServingOptions", "checked_agents", "served_runs"]
 
 OnDisconnect = Literal["cancel", "detach"]
 """What becomes of a run when the last client that waits for it has gone: it is cancelled, or goes on."""
@@ -48,49 +48,6 @@ class ServingOptions(TypedDict, total=False):
 
 SAVING_SECONDS = 5.0
 """Seconds that a store has to keep a run."""
-
-
-Gone = Callable[[], Awaitable[object]]
-
-
-class Client:
-    """A client that waits for a run.
-
-    Args:
-        run: The run.
-
-    Attributes:
-        scope: Cancelled when it has gone.
-        has_gone: Whether it has closed its connection.
-    """
-
-    def __init__(self, run: ServedRun) -> None:
-        self._run, self.scope = run, anyio.CancelScope()
-        self.has_gone = self._has_left = False
-        run.attach()
-
-    def watch(self, gone: Gone) -> Callable[[], Awaitable[None]]:
-        """The function that waits until the client has gone, and notes it."""
-
-        async def look() -> None:
-            await gone()
-            self.leave(has_gone=True)
-
-        return look
-
-    def leave(self, *, has_gone: bool = False) -> None:
-        """Wait for the run no longer.
-
-        Args:
-            has_gone: Whether it has closed its connection.
-        """
-        if self._has_left:
-            return
-        self._has_left = True
-        if has_gone:
-            self.has_gone = True
-            self.scope.cancel()
-        self._run.detach()
 
 
 class ServedRuns:
@@ -252,8 +209,7 @@ class ServedRuns:
         Returns:
             What became of it; None if the client has gone first, and the run goes on.
         """
-        client = Client(run)
-        watch = Background(client.watch(gone), f"client of {run.id}")
+        client = Client(run, gone)
         try:
             if self._is_to_be_driven(run):
                 await self.carry_out(run)
@@ -261,8 +217,7 @@ class ServedRuns:
                 with client.scope:
                     await run.ended.wait()
         finally:
-            client.leave()
-            await watch.cancel_and_join()
+            await client.left()
         return run.record() if run.is_over else None
 
     @asynccontextmanager
@@ -276,8 +231,7 @@ class ServedRuns:
             run: The run.
             gone: Returns when the client has closed its connection.
         """
-        client = Client(run)
-        watch = Background(client.watch(gone), f"client of {run.id}")
+        client = Client(run, gone)
         try:
             with single_error():
                 async with anyio.create_task_group() as group:
@@ -289,7 +243,7 @@ class ServedRuns:
                     finally:
                         client.leave()
         finally:
-            await watch.cancel_and_join()
+            await client.left()
 
     def _is_to_be_driven(self, run: ServedRun) -> bool:
         """Whether a run has to be carried out by its client; one that has a host is begun there."""
@@ -313,17 +267,20 @@ class ServedRuns:
             request_id.reset(token)
             run.end()
             log.info(f"run {run.id} for request {run.asked.request_id} has ended: {run.state}")
-            with anyio.move_on_after(SAVING_SECONDS, shield=True) as scope:
-                await self._keep(run)
-            if scope.cancelled_caught:
-                log.warning(f"the store has not kept run {run.id} within {SAVING_SECONDS:g} s")
+            await self._keep(run)
             self._forget(run)
 
     async def _keep(self, run: ServedRun) -> None:
-        try:
-            await self.store.save(run.record())
-        except Exception as error:
-            log.failure(f"the store could not keep run {run.id}", error)
+        if type(self.store) is MemoryStore:  # which neither waits nor fails: no scope of the backend's, which costs
+            self.store.keep(run.record())
+            return
+        with anyio.move_on_after(SAVING_SECONDS, shield=True) as scope:
+            try:
+                await self.store.save(run.record())
+            except Exception as error:
+                log.failure(f"the store could not keep run {run.id}", error)
+        if scope.cancelled_caught:
+            log.warning(f"the store has not kept run {run.id} within {SAVING_SECONDS:g} s")
 
     def _forget(self, run: ServedRun) -> None:
         del self._live[run.id]

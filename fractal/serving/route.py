@@ -61,9 +61,9 @@ def problem_for(error: FractalError) -> Problem:
     return problem_of(error)
 
 
-def problem_response(problem: Problem) -> Response:
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The answer that tells of a problem."""
-    return Response(problem.json(), problem.status, problem.headers, PROBLEM_TYPE)
+    return Response(problem.json(), problem.status, {**problem.headers, **(headers or {})}, PROBLEM_TYPE)
 
 
 def json_response(body: bytes, headers: Mapping[str, str] | None = None) -> Response:

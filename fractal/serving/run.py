@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ from fractal.serving.record import RunRecord
 from fractal.serving.wire import RunState, approval_json, event_json, result_json
 
 if TYPE_CHECKING:
+    from anyio.lowlevel import EventLoopToken
+
     from fractal._concurrency.gates import Gate
     from fractal._engine.run import Run
     from fractal.agent import BaseAgent
@@ -95,6 +98,7 @@ class ServedRun:
         created_at: When it was asked for, in seconds since the epoch.
         ended_at: When it ended, or None.
         ended: Set when it has ended, and all of its tasks have.
+        token: The event loop that it is in, with those who wait for it.
         limits: What it may use, over the agent's own limits.
         clients: How many clients wait for it.
         ends_with_clients: Whether to cancel it when the last client that waits for it has gone.
@@ -104,17 +108,18 @@ class ServedRun:
         self.id, self.agent_name, self.asked, self.log = run_id, agent_name, asked, log_
         self._agent = agent
         self.state: RunState = "queued"
-        self.approvals = PendingApprovals(self._tell_approval)
         self.result: AgentResult[Any] | None = None
         self.problem: Problem | None = None
         self.created_at = time.time()
         self.ended_at: float | None = None
-        self.ended = anyio.Event()
         self.limits: Limits | None = None
         self.ends_with_clients = False
         self.clients = 0
-        self._scope = anyio.CancelScope()
-        self._thread, self._token = get_ident(), current_token()
+        self._thread, self.token = get_ident(), current_token()
+        backend = self.token.backend_class  # which AnyIO looks for at each `Event()` and `CancelScope()`
+        self.ended, self._scope = backend.create_event(), backend.create_cancel_scope()
+        # Nothing that the run holds knows the run, so that it goes, with all of its messages, when nobody knows it.
+        self.approvals = PendingApprovals(partial(_tell_approval, log_, self._thread, self.token))
         self._why_cancelled = "the run was cancelled"
         self._has_begun = self._has_shown_text = False
         self._is_watched = asked.is_streamed
@@ -206,13 +211,11 @@ class ServedRun:
             turn: Where it waits for its turn.
             timeout: Seconds it may take, that wait included.
         """
-        deadline = anyio.current_time() + timeout
         try:
             with self._scope:
-                await wait_for(turn, timeout)
+                left = await wait_for(turn, timeout)
                 try:
                     self.state = "running"
-                    left = max(deadline - anyio.current_time(), 0.001)
                     await (self._stream(left) if self.asked.is_streamed else self._ask(left))
                 finally:
                     turn.release()
@@ -281,14 +284,14 @@ class ServedRun:
             self.result = stream.ended
 
     @contextmanager
-    def _adopting(self, take: Any) -> Generator[None]:
+    def _adopting(self, take: Callable[[Run], None]) -> Generator[None]:
         """Have the run that begins in the block take our id."""
         adoption = Adoption(self._agent, None, take)
         token = adopting.set(adoption)
         try:
             yield
         finally:
-            adoption.is_over = True
+            adoption.end()
             adopting.reset(token)
 
     def _take(self, run: Run) -> None:
@@ -309,7 +312,7 @@ class ServedRun:
     def tell(self, event: Event) -> None:
         """Take an event of the run, or of one below it that may be in another event loop, into the log."""
         if get_ident() != self._thread:
-            self._token.backend_class.run_sync_soon(self.tell, (event,), self._token.native_token)
+            self.token.backend_class.run_sync_soon(self.tell, (event,), self.token.native_token)
             return
         if event.run_id == self.id:
             self._note_own(event)
@@ -334,12 +337,6 @@ class ServedRun:
             case _:
                 pass
 
-    def _tell_approval(self, approval: ApprovalPending) -> None:
-        if get_ident() != self._thread:
-            self._token.backend_class.run_sync_soon(self._tell_approval, (approval,), self._token.native_token)
-            return
-        self.log.add("approval_requested", approval_json(approval))
-
 
 class _AskClients(Hook):
     """The approver of runs that have none of their own: whoever answers over the network."""
@@ -352,16 +349,32 @@ class _AskClients(Hook):
         return await self._approvals.ask(value, context)
 
 
-async def wait_for(turn: Gate, seconds: float) -> None:
+def _tell_approval(log_: EventLog, thread: int, token: EventLoopToken, approval: ApprovalPending) -> None:
+    """Take a call that waits into the log of a run; from the event loop of a delegate, too."""
+    if get_ident() != thread:
+        tell = partial(_tell_approval, log_, thread, token, approval)
+        token.backend_class.run_sync_soon(tell, (), token.native_token)
+        return
+    log_.add("approval_requested", approval_json(approval))
+
+
+async def wait_for(turn: Gate, seconds: float) -> float:
     """Wait for a turn, and take it.
+
+    Returns:
+        The seconds that are left, a thousandth at least.
 
     Raises:
         Problem: It has not come in time.
     """
+    if turn.acquire_at_once():
+        return seconds
+    deadline = anyio.current_time() + seconds
     with anyio.move_on_after(seconds) as scope:
         await turn.acquire()
     if scope.cancelled_caught:
         raise Problem(503, "queue_timeout", "the run did not have its turn in time", retry_after=1)
+    return max(deadline - anyio.current_time(), 0.001)
 
 
 def _text_of(message: Mapping[str, Any]) -> str:

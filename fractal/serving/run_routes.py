@@ -143,11 +143,10 @@ class RunRoutes:
 
 def _answer(record: RunRecord) -> Response:
     """The answer to whoever has asked for a run that has ended."""
-    response = json_response(run_json(record))
+    named = {"X-Run-Id": record.id}
     if record.problem is not None:
-        response = problem_response(Problem.of_facts(record.problem))
-    response.headers["X-Run-Id"] = record.id
-    return response
+        return problem_response(Problem.of_facts(record.problem), named)
+    return json_response(run_json(record), named)
 
 
 def _position(before: str | None) -> tuple[float, str] | None:

@@ -41,6 +41,20 @@ async def test_a_gate_lets_tasks_in_in_the_order_in_which_they_came():
     assert gate.held == 0
 
 
+async def test_a_place_is_taken_at_once_only_if_one_is_free_and_nobody_waits():
+    gate = Gate(1, "its turn")
+    assert gate.acquire_at_once()
+    assert not gate.acquire_at_once()
+    assert gate.held == 1
+    async with anyio.create_task_group() as group:
+        group.start_soon(gate.acquire)
+        await anyio.wait_all_tasks_blocked()
+        gate.release()
+        assert not gate.acquire_at_once()
+    gate.release()
+    assert gate.held == 0
+
+
 async def test_a_cancelled_wait_takes_no_place():
     gate = Gate(1, "its turn")
     await gate.acquire()
