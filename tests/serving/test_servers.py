@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
 import re
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,14 @@ def running(kind: str, folder: Path) -> Iterator[Server]:
     log = folder / f"{kind}.log"
     port = free_port()
     with log.open("wb") as output:
-        process = subprocess.Popen(_command(kind, port), stdout=output, stderr=output)
+        process = subprocess.Popen(_command(kind, port), stdout=output, stderr=output, start_new_session=True)
     try:
         server = Server(port, process, log)
         _wait_until_ready(server)
         yield server
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # hypercorn's worker is a process of its own
         process.wait()
 
 
