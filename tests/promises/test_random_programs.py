@@ -7,6 +7,7 @@ look for more, play other seeds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
 
 import pytest
 
@@ -17,8 +18,8 @@ from tests.support import LOOPS
 
 KINDS = [kind for kind in LOOP_KINDS if kind.split()[0] in LOOPS]
 
-FEW, MANY = 12, 1900
-"""Programs of each kind; each makes two to four runs."""
+FEW = 12
+"""Programs of each kind that are played always; each makes one to four runs."""
 
 
 @pytest.fixture(params=KINDS)
@@ -45,9 +46,11 @@ def test_twenty_thousand_runs_of_random_programs_leave_nothing_and_swallow_no_ca
     stage_of: tuple[str, Stage], record_property: Callable[[str, object], None]
 ):
     kind, stage = stage_of
-    play(kind, stage, range(FEW, FEW + MANY))
-    record_property("numbers", f"random programs on {kind}: {MANY}, of {stage.runs} runs")
-    assert stage.runs > 20_000 / len(LOOP_KINDS)
+    seeds = count(FEW)
+    # How many runs a program makes depends on how far it comes before it is cut, and so on the machine.
+    while stage.runs <= 20_000 / len(LOOP_KINDS):
+        play(kind, stage, [*islice(seeds, 100)])
+    record_property("numbers", f"random programs on {kind}: {next(seeds) - FEW}, of {stage.runs} runs")
 
 
 def play(kind: str, stage: Stage, seeds: Sequence[int]) -> None:
