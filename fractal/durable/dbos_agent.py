@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, cast
+from uuid import uuid4
 
 import anyio
 from typing_extensions import Unpack
@@ -22,6 +23,7 @@ from fractal._agent import verbs
 from fractal._agent.core import core_of
 from fractal._engine.journal_forms import result_form, result_of
 from fractal._json import decode, encode
+from fractal._log import log
 from fractal._texts import in_brief, one_line
 from fractal.agent import BaseAgent
 from fractal.definition import AgentDefinition
@@ -284,13 +286,23 @@ class _OnQueue(BaseAgent[Content_co]):
 
     async def run(self, user_input: object, **options: Any) -> AgentResult[Any]:  # type: ignore[override]
         """Put the input into the queue, and wait for the result."""
-        run = await self._durable.enqueue(self._queue, user_input, **options)
+        run_id = options.pop("run_id", None) or uuid4().hex  # known before: a cancellation may come while it is put there
         try:
+            run = await self._durable.enqueue(self._queue, user_input, run_id=run_id, **options)
             return await run.result()
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(_TO_CANCEL, shield=True):
-                await run.cancel()
+                await self._cancel(run_id)
             raise
+
+    async def _cancel(self, run_id: str) -> None:
+        """Cancel a run elsewhere; a failure must not take the place of the cancellation here."""
+        try:
+            await self._durable.find(run_id).cancel()
+        except RunUnknown:
+            pass  # it was not put into the queue
+        except Exception as error:
+            log.failure(f"run {run_id} could not be cancelled", error)
 
 
 def _dbos_module() -> Any:

@@ -369,3 +369,50 @@ async def test_wrong_use_is_refused_before_anything_begins(launched: Launched):
             DurableAgent(shouter.agent, name=name)  # type: ignore[arg-type]
     with pytest.raises(InvalidArguments, match="agent="):
         DurableAgent("Clerk")  # type: ignore[arg-type]
+
+
+class Elsewhere:
+    """A durable agent, as far as its form for a queue needs it: what it is asked hangs, and cancelling may fail."""
+
+    def __init__(self, hangs_in: str, cancelling: Exception | None) -> None:
+        self.agent = BaseAgent("far", "You are far away.", client=ScriptedModel([]))
+        self.hangs_in, self.cancelling = hangs_in, cancelling
+        self.asked, self.begun, self.cancelled = anyio.Event(), list[str](), list[str]()
+
+    async def enqueue(self, queue: str, user_input: object, *, run_id: str) -> Elsewhere:
+        self.begun.append(run_id)
+        await self.hang("enqueue")
+        return self
+
+    async def result(self) -> None:
+        await self.hang("result")
+
+    async def hang(self, where: str) -> None:
+        if where == self.hangs_in:
+            self.asked.set()
+            await anyio.sleep_forever()
+
+    def find(self, run_id: str) -> Elsewhere:
+        self.cancelled.append(run_id)
+        return self
+
+    async def cancel(self) -> None:
+        if self.cancelling is not None:
+            raise self.cancelling
+
+
+@pytest.mark.parametrize("cancelling", [None, RunUnknown("r"), OSError("no database")], ids=["works", "unknown", "fails"])
+@pytest.mark.parametrize("hangs_in", ["enqueue", "result"])
+async def test_a_run_in_a_queue_is_cancelled_with_its_caller_wherever_that_waits(
+    hangs_in: str, cancelling: Exception | None
+):
+    elsewhere: Any = Elsewhere(hangs_in, cancelling)
+    agent = DurableAgent.on(elsewhere, "orders")
+    with anyio.fail_after(10):
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(agent.run, "go")
+                await elsewhere.asked.wait()
+                scope.cancel()
+    assert scope.cancelled_caught
+    assert elsewhere.cancelled == elsewhere.begun != []
