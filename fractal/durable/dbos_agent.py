@@ -286,7 +286,9 @@ class _OnQueue(BaseAgent[Content_co]):
 
     async def run(self, user_input: object, **options: Any) -> AgentResult[Any]:  # type: ignore[override]
         """Put the input into the queue, and wait for the result."""
-        run_id = options.pop("run_id", None) or uuid4().hex  # known before: a cancellation may come while it is put there
+        run_id = options.pop("run_id", None)
+        if run_id is None:
+            run_id = uuid4().hex  # ours, and known before: a cancellation may come while it is put into the queue
         try:
             run = await self._durable.enqueue(self._queue, user_input, run_id=run_id, **options)
             return await run.result()

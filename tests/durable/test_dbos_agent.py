@@ -401,7 +401,9 @@ class Elsewhere:
             raise self.cancelling
 
 
-@pytest.mark.parametrize("cancelling", [None, RunUnknown("r"), OSError("no database")], ids=["works", "unknown", "fails"])
+@pytest.mark.parametrize(
+    "cancelling", [None, RunUnknown("r"), OSError("no database")], ids=["works", "unknown", "fails"]
+)
 @pytest.mark.parametrize("hangs_in", ["enqueue", "result"])
 async def test_a_run_in_a_queue_is_cancelled_with_its_caller_wherever_that_waits(
     hangs_in: str, cancelling: Exception | None
