@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,26 +18,18 @@ from fractal import BaseAgent, tool
 from fractal.serving import ServedRuns, agent_router, serving_lifespan
 from fractal.serving._page.routes import page_router
 from fractal.testing import Endpoint, answers
+from tests.browser import IN_BROWSER, chromium, note_faults, playwright
 from tests.on_uvicorn import on_uvicorn
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not here: pip install playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not here: apt-get install chromium"),
-    pytest.mark.timeout(180),
-]
+pytestmark = IN_BROWSER
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 StartEndpoint = Callable[..., Endpoint]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        one = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as one:
         yield one
-        one.close()
 
 
 class Chat:
@@ -49,9 +40,7 @@ class Chat:
         self.url, self.page = url, context.new_page()
         self.faults: list[str] = []
         self.expected = ""
-        self.page.on("console", lambda said: self.faults.append(f"console: {said.text}"))
-        self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
-        self.page.on("dialog", lambda dialog: (self.faults.append("dialog"), dialog.dismiss()))
+        note_faults(self.page, self.faults)
         self.page.on("request", self._requested)
         self.page.goto(url)
 

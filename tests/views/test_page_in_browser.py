@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,10 @@ import pytest
 
 from fractal import TraceEvent
 from fractal._views.page import PageRuns, page_of
+from tests.browser import IN_BROWSER, chromium, note_faults, playwright
 from tests.pages import HOSTILE, real, told
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not here: pip install playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not here: apt-get install chromium"),
-    pytest.mark.timeout(180),
-]
-
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+pytestmark = IN_BROWSER
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +24,8 @@ def a_run() -> list[TraceEvent]:
 
 @pytest.fixture(scope="module")
 def browser(a_run: list[TraceEvent]) -> Iterator[Any]:  # the driver has an event loop: what needs one comes before it
-    with playwright.sync_playwright() as driver:
-        one = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as one:
         yield one
-        one.close()
 
 
 class Opened:
@@ -45,9 +35,7 @@ class Opened:
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         self.page = context.new_page()
         self.faults: list[str] = []
-        self.page.on("console", lambda said: self.faults.append(f"console: {said.text}"))
-        self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
-        self.page.on("dialog", lambda dialog: (self.faults.append("dialog"), dialog.dismiss()))
+        note_faults(self.page, self.faults)
         self.page.on("request", self._requested)
         self.page.goto(path.as_uri())
         self.settle()
