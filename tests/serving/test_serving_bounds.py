@@ -277,16 +277,37 @@ async def test_a_single_tool_finds_what_a_dependency_gives() -> None:
     assert seen == ["the database", None] * 2
 
 
+class Tidying(Shop):
+    """A shop whose search, once it is cancelled, keeps its turn until it is let go."""
+
+    @tool
+    async def search(self) -> None:
+        """Search."""
+        self.searching.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.let_go.wait()
+
+
 async def test_single_tools_wait_in_the_queue_of_runs_and_no_longer_than_they_may_take() -> None:
-    async with served(agent := Shop("hi"), tools=True, max_concurrency=1, max_queue=1, timeout=0.3) as app:
-        works, waits = (Visit("POST", "/tools/search", json={}) for _ in range(2))
-        async with works.going_on(app), waits.going_on(app):
+    async with served(agent := Tidying("hi"), tools=True, max_concurrency=1, max_queue=1, timeout=1.0) as app:
+        visits = [Visit("POST", "/tools/search", json={}) for _ in range(2)]
+
+        async def make(visit: Visit) -> None:
+            await visit.to(app)
+            agent.let_go.set()  # the one that waits has its answer first
+
+        async with anyio.create_task_group() as group:
+            for visit in visits:
+                group.start_soon(make, visit)
             await agent.searching.wait()
             for path in ("/tools/search", "/runs"):
                 refused = await post(app, path, ASK if path == "/runs" else {})
                 assert (refused.status, refused.json["reason"]) == (429, "too_many_runs")
             assert (await get(app, "/ready")).status == 503
-        assert {works.status, waits.status} == {504, 503}
+        assert {visit.status for visit in visits} == {504, 503}
         assert (await post(app, "/runs", ASK)).status == 200
 
 
