@@ -764,7 +764,7 @@ print(last)
 def test_whenever_the_process_is_killed_there_is_a_history_to_go_on_with(tmp_path: Path, backend: str):
     step = 1 if backend == "asyncio" else 7  # the store does not know on which loop it is
     command = [sys.executable, "-c", KILLED, str(tmp_path), backend, str(step)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=50)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
     assert done.returncode == 0, done.stderr
     last = int(done.stdout)
     assert last > 80

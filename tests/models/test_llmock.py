@@ -245,7 +245,7 @@ async def test_the_judge_has_nothing_against_the_back_off_as_it_is(llmock_server
 async def test_runs_side_by_side_come_through_a_bad_phase(
     llmock_server: LlmockServer, client: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(_ask, "FIRST_BACK_OFF", 0.2)  # twelve answers at once hold each other up
+    monkeypatch.setattr(_ask, "FIRST_BACK_OFF", 0.1)  # twelve answers at once hold each other up
     llmock_server.scenario(
         {"type": "fail", "status": 429, "retry_after": 0.2, "times": 6},
         {"type": "fail", "status": 500, "times": 6},

@@ -464,7 +464,8 @@ def handler(*_):
         is_inside = False
 
 signal.signal(signal.SIGALRM, handler)
-from fractal.sync import _portal
+from fractal.sync import _event_loop, _portal
+_event_loop.CLOSE_TIMEOUT = 60  # a busy machine is slow, and is interrupted all the time
 _portal._shared = _portal.Portal(**options)
 handle = sync.start(good, "x")
 rounds = int(sys.argv[2])
@@ -494,14 +495,16 @@ def test_a_signal_handler_may_call_whatever_it_interrupts(loop: str, rounds: int
 
 
 END = """
-import sys, time
+import sys, threading, time
 from fractal import BaseAgent, sync, tool
 from fractal.testing import ScriptedModel, answers
 from fractal.sync import _event_loop
 _event_loop.CLOSE_TIMEOUT = 0.5
+began = threading.Barrier(3)
 
 @tool(on_cancel="wait")
 def pay():
+    began.wait()
     time.sleep(1)
     print("paid", flush=True)
 
@@ -509,6 +512,7 @@ def pay():
 async def clean_up():
     import anyio
     try:
+        await anyio.to_thread.run_sync(began.wait)
         await anyio.sleep(60)
     finally:
         with anyio.CancelScope(shield=True):
@@ -521,7 +525,7 @@ own.__enter__()
 for name in ("pay", "clean_up"):
     agent = BaseAgent("A", "a", client=ScriptedModel([answers.call(name)])).add_tool(pay).add_tool(clean_up)
     sync.start(agent, "go")
-time.sleep(0.3)
+began.wait()
 """
 
 

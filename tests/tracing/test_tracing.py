@@ -499,7 +499,8 @@ def test_after_a_kill_each_line_of_the_file_is_whole(tmp_path: Path) -> None:
     code = (
         "import anyio, itertools, os, signal, threading, time\nfrom fractal import BaseAgent, run_many\n"
         "from fractal.testing import ScriptedModel\n"
-        "def killer():\n    time.sleep(1.0)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def killer():\n    while not os.path.exists('trace.jsonl') or os.path.getsize('trace.jsonl') < 1_500_000:\n"
+        "        time.sleep(0.01)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "model = ScriptedModel(lambda r: 'long ' * 2000)\n"
         "agent = BaseAgent('A', 'a', client=model, tracing_output_file='trace.jsonl')\n"
         "threading.Thread(target=killer).start()\n"
