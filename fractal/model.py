@@ -270,7 +270,7 @@ class StreamingModel(Model, Protocol):
         ...
 
 
-async def ask_model(model: Model, request: ModelRequest, sink: Sink | None) -> Any:
+def ask_model(model: Model, request: ModelRequest, sink: Sink | None) -> Awaitable[Any]:
     """Ask a model, which may be a user's: with its grace, and with failures told from a cancellation.
 
     Args:
@@ -279,15 +279,15 @@ async def ask_model(model: Model, request: ModelRequest, sink: Sink | None) -> A
         sink: Awaited with each piece; None: the reply comes whole.
 
     Returns:
-        What it returned, which should be a `Reply`.
+        What it returns, once that is awaited; it should be a `Reply`.
 
     Raises:
         ModelError: There is no usable answer, or it broke off.
     """
     reply = model.respond(request) if sink is None else stream_or_respond(model, request, sink)
     if getattr(model, "needs_no_grace", False) is True:
-        return await reply
-    return await answered(reply, f"the model {type(model).__name__}")
+        return reply
+    return answered(reply, f"the model {type(model).__name__}")
 
 
 async def stream_or_respond(model: Model, request: ModelRequest, sink: Sink) -> Reply:

@@ -164,18 +164,22 @@ def _failure(agent: object, error: RunError) -> AgentResult:
     return result
 
 
-async def answer(agent: object, user_input: object, **options: Unpack[RunOptions]) -> AgentResult:
-    """Answer one input in the calling task; our own form of the verb `run`.
+def answer(agent: object, user_input: object, **options: Unpack[RunOptions]) -> Awaitable[AgentResult]:
+    """Answer one input in the calling task; our own form of the verb `run`. What is returned is awaited at once.
 
     Args:
         agent: The agent.
         user_input: As in `BaseAgent.run`.
         **options: As `RunOptions` describes them.
     """
-    run, adoption, inlets = begin(agent, user_input, **options), adopting.get(), list[HeldBack]()
+    run, adoption = begin(agent, user_input, **options), adopting.get()
     is_seen_to = adoption is not None and adoption.shows(agent, run.parent)
     if run.feeds and not is_seen_to and override_of(agent, "run") is not None:  # a tool has called that itself
-        inlets = _hold_back(run)
+        return _drive_held_back(run, _hold_back(run))
+    return drive(run)
+
+
+async def _drive_held_back(run: Run, inlets: list[HeldBack]) -> AgentResult:
     try:
         return await drive(run)
     finally:

@@ -281,7 +281,9 @@ class Background(Joinable, Generic[T]):
         try:
             if self._starters != math.inf:
                 await self._follow_to_end()
-            await self._wait_for_end()
+            await self._ended.wait()
+            if self.scope.cancel_called:
+                await self._stop_if_late()
         except BaseException as met:
             self.cancel()
             with suppress(anyio.get_cancelled_exc_class()):  # another one, told by the first
@@ -308,14 +310,13 @@ class Background(Joinable, Generic[T]):
         Raises:
             BaseException: What it raised; told once.
         """
-        await self._wait_for_end()
+        await self._ended.wait()
+        if self.scope.cancel_called:
+            await self._stop_if_late()
         self._tell()
 
-    async def _wait_for_end(self) -> None:
-        await self._ended.wait()
-        if not self.scope.cancel_called:
-            return
-        # It has the deadline of whoever waits, and may have met it a little sooner.
+    async def _stop_if_late(self) -> None:
+        # The task had the deadline of whoever waits, and may have met it a little sooner.
         while -math.inf < anyio.current_effective_deadline() <= anyio.current_time():
             await checkpoint()
         await stop_if_cancelled()

@@ -24,7 +24,7 @@ from fractal.model import Delta, ModelRequest, Reply, ask_model
 from fractal.prices import MONEY
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Awaitable, Generator, Mapping
 
     from fractal._engine.run import Run
     from fractal.messages import Transcript
@@ -132,12 +132,17 @@ class _Question:
         self._asked: ModelRequest | None = None
         self._charged = 0  # requests besides the first
 
-    async def send(self, request: ModelRequest) -> Reply:
-        """Send the request.
+    def send(self, request: ModelRequest) -> Awaitable[Reply]:
+        """Send the request; the answer is what is returned, once that has been awaited.
 
         Raises:
             ModelError: There is no usable answer.
         """
+        run = self._run
+        is_priced = run.prices is None or run.prices.is_loaded
+        return self._send(request) if is_priced and run.budget.is_unlimited("cost") else self._send_priced(request)
+
+    async def _send_priced(self, request: ModelRequest) -> Reply:
         if self._run.prices is not None and not self._run.prices.is_loaded:
             await self._run.prices.load()
         if self._run.budget.is_unlimited("cost"):
@@ -157,7 +162,8 @@ class _Question:
             if run.journaled is not None:
                 await run.journaled.replies.sent()
             started = run.now()
-            reply = await self._answer(request)
+            seconds = run.limits.request_timeout
+            reply = await (self._ask_model(request) if seconds is None else self._ask_in_time(request, seconds))
             if run.answer is not None:
                 run.answer.accepted()
             tokens.commit(reply.input_tokens + reply.output_tokens)
@@ -217,10 +223,7 @@ class _Question:
             if scope is not None and not self._pauses:
                 scope.deadline = now() + self._left
 
-    async def _answer(self, request: ModelRequest) -> Reply:
-        seconds = self._run.limits.request_timeout
-        if seconds is None:
-            return await self._ask_model(request)
+    async def _ask_in_time(self, request: ModelRequest, seconds: float) -> Reply:
         with move_on_after(seconds) as self._scope:
             return await self._ask_model(request)
         raise RequestTimedOut(f"the model did not answer within the {seconds:g} s that a request may take")

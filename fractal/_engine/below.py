@@ -125,7 +125,7 @@ class Origin:
     def __init__(self, run: Any, *, is_enclosed: bool) -> None:
         self.run, self.is_enclosed = run, is_enclosed
 
-    async def do(
+    def do(
         self,
         function: Callable[[], Awaitable[T]],
         name: str,
@@ -133,8 +133,8 @@ class Origin:
         token: EventLoopToken | None = None,
         on_cancel: Callable[[], object] | None = None,
         on_more_time: Callable[[float], object] | None = None,
-    ) -> T:
-        """Run a function in a task of its own, which the run above ends and joins.
+    ) -> Awaitable[T]:
+        """Run a function in a task of its own, which the run above ends and joins. What is returned is awaited at once.
 
         Args:
             function: What to run.
@@ -151,7 +151,7 @@ class Origin:
         task.on_cancel, task.on_more_time = on_cancel, on_more_time
         if self.run is not None:
             self.run.note_below(task, is_reached=self.is_enclosed)
-        return await task.result()
+        return task.result()
 
 
 _OUTSIDE = Origin(None, is_enclosed=False)

@@ -117,44 +117,46 @@ async def _conduct_in_scope(run: Run, work: _Work) -> AgentResult:
     run.enter()
     was_cancelled = False
     with run.scope:
-        was_cancelled = await _conduct(run, work)
+        try:
+            await run.open()
+            try:
+                content, stop_reason = await work(run)
+            finally:
+                await run.below.end()
+            await run.pace_in_time()
+            run.succeed(content, stop_reason)
+        except BaseException as error:
+            if _fail(run, error):
+                raise
+            was_cancelled = is_cancellation(error)
     if was_cancelled:
         await stop_if_cancelled()  # by what is around it
     assert run.result is not None
     return run.result
 
 
-async def _conduct(run: Run, work: _Work) -> bool:
-    """Take a run to its result, inside its scope; returns whether it was cancelled."""
-    try:
-        await run.open()
-        try:
-            content, stop_reason = await work(run)
-        finally:
-            await run.below.end()
-        await run.pace_in_time()
-        run.succeed(content, stop_reason)
-    except ToolIgnoredCancellation as error:
-        run.fail(error)
-        raise
-    except RunError as error:
-        run.fail(error)
-    except UserError as error:
-        run.fail(unexpected(error))
-        raise
-    except StoreError as error:
-        error.result = run.fail(unexpected(error))
-        raise
-    except Exception as error:
-        log.debug(f"run {run.run_id} failed", error)
-        run.fail(unexpected(error))
-    except BaseException as error:
-        if is_cancellation(error):
-            run.fail(_why_cancelled(run))
+def _fail(run: Run, error: BaseException) -> bool:
+    """End a run with an error; returns whether the error is raised, too, and not told by the result alone."""
+    match error:
+        case RunError():
+            run.fail(error)
+            return isinstance(error, ToolIgnoredCancellation)
+        case UserError():
+            run.fail(unexpected(error))
             return True
-        run.fail(unexpected(error))
-        raise
-    return False
+        case StoreError():
+            error.result = run.fail(unexpected(error))
+            return True
+        case Exception():
+            log.debug(f"run {run.run_id} failed", error)
+            run.fail(unexpected(error))
+            return False
+        case _ if is_cancellation(error):
+            run.fail(_why_cancelled(run))
+            return False
+        case _:
+            run.fail(unexpected(error))
+            return True
 
 
 async def call_alone(run: Run, call: BoundCall) -> ToolResult:

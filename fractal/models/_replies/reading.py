@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["broken_off", "decoded", "function_in", "reply_from", "reply_of", "reply_to_message", "text_in"]
 
-_SHORT = 400  # bytes that cannot be over any bound of JSON that makes sense
+_READABLE_DEPTH = 200  # what is deeper, pydantic's `from_json` does not read
 
 # What goes back in a form of its own, and what no endpoint takes back.
 _READ = frozenset({"role", "content", "refusal", "tool_calls", "function_call"})
@@ -94,19 +94,21 @@ def decoded(data: bytes, bounds: ReplyBounds) -> Any:
         ValueError: It is not JSON.
         ReplyTooLarge: It is over a bound.
     """
-    deep = False
-    if len(data) > _SHORT:
-        opened = data.count(b"[") + data.count(b"{")
-        if len(data) > bounds.values and opened + data.count(b",") > bounds.values:
-            raise ReplyTooLarge("values", bounds.values)
-        deep = opened > bounds.depth
+    may_be_deep = bounds.depth < _READABLE_DEPTH
+    if len(data) > bounds.values and _opened(data) + data.count(b",") > bounds.values:
+        raise ReplyTooLarge("values", bounds.values)
     try:
         value = from_json(data)
     except ValueError:
-        value = _slowly_decoded(data)
-    if deep and _is_deeper(value, bounds.depth):
+        value, may_be_deep = _slowly_decoded(data), True
+    if may_be_deep and _opened(data) > bounds.depth and _is_deeper(value, bounds.depth):
         raise ReplyTooLarge("depth", bounds.depth)
     return value
+
+
+def _opened(data: bytes) -> int:
+    """Lists and objects of a JSON text, at most: brackets inside its strings count, too."""
+    return data.count(b"[") + data.count(b"{")
 
 
 def _slowly_decoded(data: bytes) -> Any:
