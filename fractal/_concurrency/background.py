@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
@@ -404,11 +405,12 @@ def spawn(
     if hasattr(loop, "create_task"):
         task = loop.create_task(main, name=name)
         _tasks.add(task)
-
-        def ended(task: object) -> None:  # one for both: each is a turn of its own to the event loop
-            _tasks.discard(task)
-            on_end(task)
-
-        task.add_done_callback(ended)
+        task.add_done_callback(partial(_end, on_end))
     else:
         sys.modules["trio"].lowlevel.spawn_system_task(lambda: main, name=name, context=contextvars.copy_context())
+
+
+def _end(on_end: Callable[[object], object], task: object) -> None:
+    """Forget a task that has ended, and tell; one function for both, since each is a turn of its own to the loop."""
+    _tasks.discard(task)
+    on_end(task)

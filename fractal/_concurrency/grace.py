@@ -30,6 +30,8 @@ from fractal.errors import UnexpectedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from anyio.lowlevel import EventLoopToken
+
 __all__ = ["DEFAULT_GRACE", "answered", "graced", "settled"]
 
 T = TypeVar("T")
@@ -54,7 +56,7 @@ class _Owner(Protocol):
         """Whether the current task is in the event loop of the run."""
         ...
 
-    new_scope: Callable[..., anyio.CancelScope]
+    token: EventLoopToken
 
     def warn(self, text: str) -> None:
         """Warn the user of the run."""
@@ -74,7 +76,7 @@ async def graced(awaitable: Awaitable[T], name: str | None = None) -> T:
     run: _Owner | None = current_run.get()
     if run is not None and not run.is_here:  # `sync.start` in a tool: the run above is in another event loop
         run = None
-    scope = run.new_scope() if run is not None else anyio.CancelScope()
+    scope = run.token.backend_class.create_cancel_scope() if run is not None else anyio.CancelScope()
     try:
         with scope:
             return await _Watched(awaitable, name, run, scope)

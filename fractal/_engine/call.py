@@ -188,7 +188,7 @@ class Call:
 
     def new_scope(self, deadline: float) -> anyio.CancelScope:
         """Make the scope in which the call's task works from now on."""
-        self.scope = scope = self.run.new_scope(deadline=deadline)
+        self.scope = scope = self.run.token.backend_class.create_cancel_scope(deadline=deadline)
         return scope
 
     def follow(self) -> None:

@@ -93,7 +93,6 @@ class Run:
         "_clock",
         "_deadline_around",
         "_depth_limit",
-        "_effective_deadline",
         "_identity",
         "_observers",
         "_offer",
@@ -117,7 +116,6 @@ class Run:
         "iterations",
         "journaled",
         "limits",
-        "new_scope",
         "now",
         "offered",
         "open_calls",
@@ -190,11 +188,9 @@ class Run:
         # Asked many times in each run. AnyIO looks for the backend each time, and its backend for the loop, which has a
         # clock itself on asyncio.
         self.now: Callable[[], float] = getattr(token.native_token, "time", token.backend_class.current_time)
-        self._effective_deadline: Callable[[], float] = token.backend_class.current_effective_deadline
-        self.new_scope: Callable[..., anyio.CancelScope] = token.backend_class.create_cancel_scope
         self.current_task = current_task_of(token)
         self.started, self._clock = self.now(), time.monotonic()
-        self.scope = self.new_scope()  # around all that the run does
+        self.scope = token.backend_class.create_cancel_scope()  # around all that the run does
         self._deadline_around = math.inf  # the nearest around that
         self.soft_deadline = self._own_deadline = math.inf  # the latter: the nearest of the runs' own
         self._was_closing = False
@@ -355,12 +351,12 @@ class Run:
     @property
     def is_cut(self) -> bool:
         """Whether a scope around the current task is cancelled."""
-        return self._effective_deadline() == -math.inf
+        return self.token.backend_class.current_effective_deadline() == -math.inf
 
     async def stop_if_cancelled(self) -> None:
         """Let a cancellation that is meant for the caller arrive; without one, go on at once."""
         # As the function of that name, which looks for the backend each time.
-        if self._effective_deadline() == -math.inf:
+        if self.token.backend_class.current_effective_deadline() == -math.inf:
             await checkpoint()
 
     async def hear_clock(self) -> None:

@@ -60,7 +60,7 @@ async def test_a_thread_that_goes_on_is_listed_with_its_place_until_it_ends(held
     def pay() -> str:
         return held()
 
-    result = await agent(PAY).add_tool(pay).run("go", timeout=0.1)
+    result = await agent(PAY).add_tool(pay).run("go", timeout=0.5)
     assert outcomes(result) == ["abandoned"]
     [one] = abandoned_threads()
     assert one.name == "tool 'pay'"
