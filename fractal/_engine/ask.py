@@ -308,6 +308,7 @@ class _Question:
         opening, kept = request.opening(), request.kept
         if request.transcript is not run.transcript:  # a hook has put other messages in the place of all of them
             opening, kept = request.parameters()["messages"], ()
+        parameters = request.settings.fields()
         return {
             "iteration": run.iterations,
             "attempt": self.attempt,
@@ -317,7 +318,7 @@ class _Question:
             "added": copied_messages(run.transcript.since(seen)),
             "kept": None if kept is None else list(kept),
             "tools": request.tools.names() if request.tools is not None else [],
-            "parameters": copied_messages([request.settings.fields()])[0],
+            "parameters": copied_messages([parameters])[0] if parameters else parameters,
             "server": _server_of(run.settings.model),
         }
 
