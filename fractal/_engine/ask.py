@@ -139,7 +139,8 @@ class _Question:
             ModelError: There is no usable answer.
         """
         if self._run.prices is not None and not self._run.prices.is_loaded:
-            await self._run.prices.load()
+            with self._run.off_the_clock():  # it is once in a process, and no fault of the run
+                await self._run.prices.load()
         if self._run.budget.is_unlimited("cost"):
             return await self._send(request)
         async with Money(self._run, request, _prompt_tokens(request)) as self._money:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
@@ -95,6 +95,7 @@ class Run:
         "_depth_limit",
         "_effective_deadline",
         "_identity",
+        "_is_off_the_clock",
         "_observers",
         "_offer",
         "_own_deadline",
@@ -197,7 +198,7 @@ class Run:
         self.scope = self.new_scope()  # around all that the run does
         self._deadline_around = math.inf  # the nearest around that
         self.soft_deadline = self._own_deadline = math.inf  # the latter: the nearest of the runs' own
-        self._was_closing = False
+        self._was_closing = self._is_off_the_clock = False
         self.waited_for: str | None = None  # what it was waiting for when its time was over
 
     def _join_listeners(self, settings: RunSettings, parent: Run | None) -> None:
@@ -401,6 +402,22 @@ class Run:
         self.scope.deadline = min(self.scope.deadline, self._own_deadline)  # which may be that of an earlier process
         for call in self.open_calls.values():
             call.follow()
+
+    @contextmanager
+    def off_the_clock(self) -> Generator[None]:
+        """A block whose time is none of the run's: its own deadlines are that much later."""
+        if self._is_off_the_clock:  # a hook may ask several models at once
+            yield
+            return
+        began, own, ends, closes = self.now(), self._own_deadline, self.scope.deadline, self.soft_deadline
+        self._is_off_the_clock, self._own_deadline = True, math.inf
+        self.scope.deadline = self.soft_deadline = math.inf
+        try:
+            yield
+        finally:
+            passed = self.now() - began
+            self._is_off_the_clock, self._own_deadline = False, own + passed
+            self.scope.deadline, self.soft_deadline = ends + passed, closes + passed
 
     def waiting(self, what: str) -> AbstractContextManager[None]:
         """A block around a wait, for the error to say so if the run's time is over meanwhile."""
