@@ -224,7 +224,7 @@ async def test_a_run_that_is_cancelled_while_prices_are_loaded_ends_at_once(monk
         assert time.monotonic() - began < 10
     finally:
         goes_on.set()
-        while abandoned_threads():
+        while abandoned_threads():  # noqa: ASYNC110  # nobody tells the event loop
             await anyio.sleep(0.01)
 
 

@@ -26,6 +26,7 @@ from fractal.prices import MONEY
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
+    from fractal._engine.pricing import Prices
     from fractal._engine.run import Run
     from fractal.messages import Transcript
     from fractal.model import ToolSchemas
@@ -36,6 +37,9 @@ FIRST_BACK_OFF = 0.5
 LONGEST_BACK_OFF = 8.0
 LONGEST_RETRY_AFTER = 120.0
 """Seconds. The schedule of the `openai` SDK, which users of these endpoints know."""
+
+_LONGEST_LOADING = 60.0
+"""Seconds of the loading of prices that are none of a run's."""
 
 _CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb for English text; corrected by what the endpoint reports
 
@@ -139,12 +143,20 @@ class _Question:
             ModelError: There is no usable answer.
         """
         if self._run.prices is not None and not self._run.prices.is_loaded:
-            with self._run.off_the_clock():  # it is once in a process, and no fault of the run
-                await self._run.prices.load()
+            await self._load(self._run.prices)
         if self._run.budget.is_unlimited("cost"):
             return await self._send(request)
         async with Money(self._run, request, _prompt_tokens(request)) as self._money:
             return await self._send(request)
+
+    async def _load(self, prices: Prices) -> None:
+        """Load the library of prices, which is once in a process, outside of the run's time."""
+        began = self._run.now()
+        self._run.delay(_LONGEST_LOADING)
+        try:
+            await prices.load()
+        finally:
+            self._run.delay(self._run.now() - began - _LONGEST_LOADING)
 
     async def _send(self, request: ModelRequest) -> Reply:
         run = self._run

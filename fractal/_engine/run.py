@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
@@ -95,7 +95,6 @@ class Run:
         "_depth_limit",
         "_effective_deadline",
         "_identity",
-        "_is_off_the_clock",
         "_observers",
         "_offer",
         "_own_deadline",
@@ -161,11 +160,8 @@ class Run:
         own = Offer(settings.toolkit.tools, settings.toolkit.schemas())
         self.offered: frozenset[str] | None = None  # names, where a hook has changed what one request offers
         self._offer, self.answer = own, self._answer_of(settings, own) if settings.answer is not None else None
-        self.window = (
-            WindowView(settings.window, transcript, context=self.hook_context, warn=self.warn)
-            if settings.window
-            else None
-        )
+        window = settings.window
+        self.window = WindowView(window, transcript, context=self.hook_context, warn=self.warn) if window else None
         self.system: str | None = None
         self.iterations = self.empty_replies = self.seen = 0  # seen: messages that observers have been told of
         self.tool_results: list[ToolResult] = []
@@ -198,7 +194,7 @@ class Run:
         self.scope = self.new_scope()  # around all that the run does
         self._deadline_around = math.inf  # the nearest around that
         self.soft_deadline = self._own_deadline = math.inf  # the latter: the nearest of the runs' own
-        self._was_closing = self._is_off_the_clock = False
+        self._was_closing = False
         self.waited_for: str | None = None  # what it was waiting for when its time was over
 
     def _join_listeners(self, settings: RunSettings, parent: Run | None) -> None:
@@ -403,21 +399,11 @@ class Run:
         for call in self.open_calls.values():
             call.follow()
 
-    @contextmanager
-    def off_the_clock(self) -> Generator[None]:
-        """A block whose time is none of the run's: its own deadlines are that much later."""
-        if self._is_off_the_clock:  # a hook may ask several models at once
-            yield
-            return
-        began, own, ends, closes = self.now(), self._own_deadline, self.scope.deadline, self.soft_deadline
-        self._is_off_the_clock, self._own_deadline = True, math.inf
-        self.scope.deadline = self.soft_deadline = math.inf
-        try:
-            yield
-        finally:
-            passed = self.now() - began
-            self._is_off_the_clock, self._own_deadline = False, own + passed
-            self.scope.deadline, self.soft_deadline = ends + passed, closes + passed
+    def delay(self, seconds: float) -> None:
+        """Make the run's own deadlines so much later; a negative number makes them earlier."""
+        self._own_deadline += seconds
+        self.scope.deadline += seconds
+        self.soft_deadline += seconds
 
     def waiting(self, what: str) -> AbstractContextManager[None]:
         """A block around a wait, for the error to say so if the run's time is over meanwhile."""
@@ -560,10 +546,7 @@ class Run:
             log.info(message)
 
     def _warn_or_pass_on(self, message: str) -> None:
-        if self.result is None:
-            self.warn(message)
-        else:
-            self.warn_late(message)
+        (self.warn if self.result is None else self.warn_late)(message)
 
     @property
     def is_over(self) -> bool:
