@@ -72,7 +72,7 @@ def copied_messages(messages: Iterable[Any]) -> list[Any]:
 
 
 def _recorded(value: Any) -> Any:
-    kind: type[Any] = type(value)
+    kind = kind_of(value)
     if kind is dict:
         if _UNCHANGING.issuperset(map(type, value.values())):
             return value.copy()

@@ -7,12 +7,14 @@ they are told.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
+from fractal._concurrency.owners import this_process
 from fractal._json import encode, is_mapping
 from fractal.events import (
     ApprovalAnswered,
@@ -157,6 +159,8 @@ Lines = tuple[bytes, ...]
 
 def _run_started(event: RunStarted, run: RunFacts, payload: Payload) -> Lines:
     metadata = b'"call":%b,' % encode(event.call_id)
+    if run.run_id == run.root:
+        metadata += _said_process(os.getpid())
     if event.timeout is not None:
         metadata += b'"timeout":%b,' % encode(event.timeout)
     if event.limits is not None:
@@ -165,6 +169,11 @@ def _run_started(event: RunStarted, run: RunFacts, payload: Payload) -> Lines:
         metadata += b'"history":%b,' % payload(event.history)
     arguments = payload({"user_input": event.message.get("content")})
     return (run.line(event.at, b"agent_start", metadata, arguments=arguments),)
+
+
+@functools.lru_cache(maxsize=1)
+def _said_process(pid: int) -> bytes:
+    return _fields({"process": asdict(this_process())})
 
 
 @functools.lru_cache(maxsize=64)
