@@ -125,10 +125,10 @@ class _Runs:
 
 def _owner_of(event: TraceEvent) -> Owner | None:
     """The process that writes a run, as its first line tells."""
-    told = event.metadata.get("process")
-    if not is_mapping(told):
+    process = event.metadata.get("process")
+    if not is_mapping(process):
         return None
-    host, pid, born = told.get("host"), told.get("pid"), told.get("born")
+    host, pid, born = process.get("host"), process.get("pid"), process.get("born")
     if not (isinstance(host, str) and type(pid) is int and isinstance(born, str) and 0 < pid < 2**31):
         return None
     return Owner(host, pid, born)
