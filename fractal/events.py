@@ -386,6 +386,10 @@ class RunObserver:
         """
         return {}
 
+    def is_settled(self, run_id: str) -> bool:
+        """Whether nothing is left to do for a run that has ended; `settle` is awaited only if something is."""
+        return type(self).settle is RunObserver.settle
+
     async def settle(self, run_id: str) -> None:
         """Finish the work for a run that has ended; awaited before the run returns, cancelled or not.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import math
@@ -14,7 +15,7 @@ import anyio
 import pytest
 from hypothesis import given, strategies as st
 
-from fractal import BaseAgent, InvalidArguments, Price, Reply
+from fractal import BaseAgent, InvalidArguments, Limits, Price, Reply, abandoned_threads
 from fractal._engine import run as _run
 from fractal._engine.pricing import Prices, prices_of_library
 from fractal.prices import MONEY, amount_of
@@ -186,6 +187,45 @@ async def test_the_library_is_loaded_once_and_in_a_thread(monkeypatch: pytest.Mo
     assert asked == [("genai_prices", False)]
     assert prices.is_loaded
     assert Prices({"small": SMALL}).is_loaded
+
+
+async def test_the_time_that_loading_takes_is_none_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> None:
+        time.sleep(1.2)
+        raise ImportError
+
+    monkeypatch.setattr(importlib, "import_module", find)
+    monkeypatch.setattr(_run, "prices_of_library", functools.cache(Prices))
+    agent = BaseAgent("A", "a", client=ScriptedModel(["hi"] * 2), limits=Limits(reserve=0.4), timeout=1.0)
+    results: list[Any] = []
+
+    async def run() -> None:
+        results.append(await agent.run("go"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        group.start_soon(run)
+    assert [result.stop_reason for result in results] == ["finished"] * 2
+
+
+async def test_a_run_that_is_cancelled_while_prices_are_loaded_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+
+    def find(name: str) -> None:
+        goes_on.wait(20)
+
+    monkeypatch.setattr(importlib, "import_module", find)
+    monkeypatch.setattr(_run, "prices_of_library", Prices)
+    try:
+        began = time.monotonic()
+        with anyio.move_on_after(0.1) as scope:
+            await BaseAgent("A", "a", client=ScriptedModel(["hi"])).run("go")
+        assert scope.cancelled_caught
+        assert time.monotonic() - began < 10
+    finally:
+        goes_on.set()
+        while abandoned_threads():  # noqa: ASYNC110  # nobody tells the event loop
+            await anyio.sleep(0.01)
 
 
 @pytest.mark.parametrize("error", [ImportError("half installed"), AttributeError("calc_price"), TypeError()], ids=repr)

@@ -38,6 +38,21 @@ class Task:
     tool: Callable[..., Any] = work.look
 
 
+@dataclass(frozen=True)
+class Spans:
+    """Where the spans and metrics of runs go.
+
+    Args:
+        tracers: OpenTelemetry's provider of tracers.
+        meters: That of meters.
+        has_content: Whether spans have what was said.
+    """
+
+    tracers: Any
+    meters: Any
+    has_content: bool
+
+
 class Adapter:
     """One way to run an agent.
 
@@ -58,6 +73,10 @@ class Adapter:
 
     def tools(self, task: Task) -> One:
         """Ask; call the tools that the reply wants, side by side; ask again, until there is a text."""
+        raise NotImplementedError
+
+    def watched_tools(self, task: Task, spans: Spans) -> One:
+        """As `tools`, with spans and metrics of each run; of those that `benchmarks.spans` measures."""
         raise NotImplementedError
 
     def stream(self, task: Task) -> One:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import httpx2  # noqa: F401  # the first request loads it; each fork would do so again
 
 from benchmarks import work
-from benchmarks.adapters import Adapter, One, Task
+from benchmarks.adapters import Adapter, One, Spans, Task
 from fractal import BaseAgent, TextDelta
 from fractal.messages import Transcript
 from fractal.model import ModelRequest
@@ -25,12 +25,17 @@ class Own(Adapter):
         """What sends the requests."""
         return OpenAIModel(base_url=task.url, api_key="none", max_connections=task.connections)
 
-    def agent(self, task: Task, name: str = "Looker") -> BaseAgent:
-        self.agents = [BaseAgent(name, work.PROMPT, work.MODEL, self.model(task))]
+    def agent(self, task: Task, name: str = "Looker", **options: Any) -> BaseAgent:
+        self.agents = [BaseAgent(name, work.PROMPT, work.MODEL, self.model(task), **options)]
         return self.agents[0]
 
-    def tools(self, task: Task) -> One:
-        agent = self.agent(task).add_tool(task.tool, name="look")
+    def watched_tools(self, task: Task, spans: Spans) -> One:
+        from fractal.tracing import Instrumentation
+
+        return self.tools(task, [Instrumentation(spans.tracers, spans.meters, include_content=spans.has_content)])
+
+    def tools(self, task: Task, observers: Sequence[Any] = ()) -> One:
+        agent = self.agent(task, observers=observers).add_tool(task.tool, name="look")
         turns = task.size + 1
 
         async def one() -> object:

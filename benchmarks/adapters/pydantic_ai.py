@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from openai import AsyncOpenAI
-from pydantic_ai import Agent, NativeOutput, UsageLimits
+from pydantic_ai import Agent, InstrumentationSettings, NativeOutput, UsageLimits
+from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from benchmarks import work
-from benchmarks.adapters import Adapter, One, Task
+from benchmarks.adapters import Adapter, One, Spans, Task
 
 
 class Agents(Adapter):
@@ -23,8 +25,14 @@ class Agents(Adapter):
         self.client = AsyncOpenAI(base_url=task.url, api_key="none", max_retries=0, timeout=work.PATIENCE)
         return OpenAIChatModel(work.MODEL, provider=OpenAIProvider(openai_client=self.client))
 
-    def tools(self, task: Task) -> One:
-        agent = Agent(self.model(task), instructions=work.PROMPT, tools=[task.tool])
+    def watched_tools(self, task: Task, spans: Spans) -> One:
+        settings = InstrumentationSettings(
+            tracer_provider=spans.tracers, meter_provider=spans.meters, include_content=spans.has_content
+        )
+        return self.tools(task, [Instrumentation(settings)])
+
+    def tools(self, task: Task, capabilities: Sequence[Any] = ()) -> One:
+        agent = Agent(self.model(task), instructions=work.PROMPT, tools=[task.tool], capabilities=capabilities)
         limits = UsageLimits(request_limit=None)
 
         async def one() -> object:

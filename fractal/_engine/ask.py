@@ -26,6 +26,7 @@ from fractal.prices import MONEY
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator, Mapping
 
+    from fractal._engine.pricing import Prices
     from fractal._engine.run import Run
     from fractal.messages import Transcript
     from fractal.model import ToolSchemas
@@ -36,6 +37,9 @@ FIRST_BACK_OFF = 0.5
 LONGEST_BACK_OFF = 8.0
 LONGEST_RETRY_AFTER = 120.0
 """Seconds. The schedule of the `openai` SDK, which users of these endpoints know."""
+
+_LONGEST_LOADING = 60.0
+"""Seconds of the loading of prices that are none of a run's."""
 
 _CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb for English text; corrected by what the endpoint reports
 
@@ -144,11 +148,20 @@ class _Question:
 
     async def _send_priced(self, request: ModelRequest) -> Reply:
         if self._run.prices is not None and not self._run.prices.is_loaded:
-            await self._run.prices.load()
+            await self._load(self._run.prices)
         if self._run.budget.is_unlimited("cost"):
             return await self._send(request)
         async with Money(self._run, request, _prompt_tokens(request)) as self._money:
             return await self._send(request)
+
+    async def _load(self, prices: Prices) -> None:
+        """Load the library of prices, which is once in a process, outside of the run's time."""
+        began = self._run.now()
+        self._run.delay(_LONGEST_LOADING)
+        try:
+            await prices.load()
+        finally:
+            self._run.delay(self._run.now() - began - _LONGEST_LOADING)
 
     async def _send(self, request: ModelRequest) -> Reply:
         run = self._run
@@ -311,6 +324,7 @@ class _Question:
         opening, kept = request.opening(), request.kept
         if request.transcript is not run.transcript:  # a hook has put other messages in the place of all of them
             opening, kept = request.parameters()["messages"], ()
+        parameters = request.settings.fields()
         return {
             "iteration": run.iterations,
             "attempt": self.attempt,
@@ -320,7 +334,7 @@ class _Question:
             "added": copied_messages(run.transcript.since(seen)),
             "kept": None if kept is None else list(kept),
             "tools": request.tools.names() if request.tools is not None else [],
-            "parameters": copied_messages([request.settings.fields()])[0],
+            "parameters": copied_messages([parameters])[0] if parameters else parameters,
             "server": _server_of(run.settings.model),
         }
 

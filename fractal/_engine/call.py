@@ -308,9 +308,8 @@ class Call:
 
     def _shown(self, result: ToolResult) -> ToolResult:
         """A copy of the result for listeners, whose changes do not reach the run."""
-        shown = with_own_content(result) if self.ends_run else result.model_copy()
-        shown.metadata = {**result.metadata, "arguments": copied_arguments(self.bound.arguments)}
-        return shown
+        metadata = {**result.metadata, "arguments": copied_arguments(self.bound.arguments)}
+        return (with_own_content(result) if self.ends_run else result).model_copy(update={"metadata": metadata})
 
 
 def ended_late(name: str, seconds: float) -> str:

@@ -63,7 +63,7 @@ def checked_observers(observers: object) -> tuple[Observer, ...]:
 
 
 def _check_companion(observer: RunObserver) -> None:
-    for name in ("wants_run", "enter_call", "request_headers"):
+    for name in ("wants_run", "enter_call", "request_headers", "is_settled"):
         if not is_plain(getattr(observer, name)):
             raise InvalidArguments(f"observers: {name} of {repr_of(observer)} has to be a plain function")
     if not is_async(observer.settle):
@@ -157,6 +157,8 @@ async def let_finish(run: _Observed, work: Awaitable[T]) -> T:
 async def _settle(companions: Iterable[RunObserver], run_id: str) -> None:
     """Let observers finish, for a bounded time."""
     for observer in companions:
+        if _asked(observer.is_settled, run_id):
+            continue
         with anyio.move_on_after(LONGEST_SETTLING, shield=True) as scope:
             try:
                 await observer.settle(run_id)

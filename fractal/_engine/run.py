@@ -158,11 +158,8 @@ class Run:
         own = Offer(settings.toolkit.tools, settings.toolkit.schemas())
         self.offered: frozenset[str] | None = None  # names, where a hook has changed what one request offers
         self._offer, self.answer = own, self._answer_of(settings, own) if settings.answer is not None else None
-        self.window = (
-            WindowView(settings.window, transcript, context=self.hook_context, warn=self.warn)
-            if settings.window
-            else None
-        )
+        window = settings.window
+        self.window = WindowView(window, transcript, context=self.hook_context, warn=self.warn) if window else None
         self.system: str | None = None
         self.iterations = self.empty_replies = self.seen = 0  # seen: messages that observers have been told of
         self.tool_results: list[ToolResult] = []
@@ -398,6 +395,12 @@ class Run:
         for call in self.open_calls.values():
             call.follow()
 
+    def delay(self, seconds: float) -> None:
+        """Make the run's own deadlines so much later; a negative number makes them earlier."""
+        self._own_deadline += seconds
+        self.scope.deadline += seconds
+        self.soft_deadline += seconds
+
     def waiting(self, what: str) -> AbstractContextManager[None]:
         """A block around a wait, for the error to say so if the run's time is over meanwhile."""
         return waiting(what, self._note_wait)
@@ -539,10 +542,7 @@ class Run:
             log.info(message)
 
     def _warn_or_pass_on(self, message: str) -> None:
-        if self.result is None:
-            self.warn(message)
-        else:
-            self.warn_late(message)
+        (self.warn if self.result is None else self.warn_late)(message)
 
     @property
     def is_over(self) -> bool:

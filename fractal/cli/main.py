@@ -278,10 +278,14 @@ def _run_many(options: argparse.Namespace) -> int:
 
 
 def _trace(options: argparse.Namespace) -> int:
+    from fractal.cli.trace_follow import RunsLost
     from fractal.cli.trace_views import show_trace
 
     how = {"is_followed": options.follow, "as_json": options.json, "has_rich": _has_rich()}
-    show_trace(options.trace, options.view, run_id=options.run, **how)
+    try:
+        show_trace(options.trace, options.view, run_id=options.run, **how)
+    except RunsLost as error:
+        return _fail(options, str(error), FAILED)
     return 0
 
 

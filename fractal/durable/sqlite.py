@@ -17,11 +17,11 @@ import anyio
 
 from fractal._checks import is_number
 from fractal._concurrency.forks import lock, our_threads
+from fractal._concurrency.owners import Owner, this_process
 from fractal._concurrency.workers import run_in_thread
 from fractal._log import log
 from fractal._texts import in_brief, said_by
 from fractal.durable._database import Database, Write
-from fractal.durable._owners import Owner, this_process
 from fractal.errors import (
     InvalidArguments,
     JournalError,

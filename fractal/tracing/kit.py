@@ -107,10 +107,13 @@ class TracingKit(RunObserver):
             if run.run_id == run.root:
                 self._paths.pop(run.root, None)
 
+    def is_settled(self, run_id: str) -> bool:
+        """Whether all of a run is in its file."""
+        return self.output_file is None or writer.catch_up()
+
     async def settle(self, run_id: str) -> None:
         """Wait until all of a run is in its file, for a moment at most."""
-        if self.output_file is not None:
-            await writer.settle()
+        await writer.settle()
 
     def get_trace(self, run_id: str | None = None) -> Trace:
         """The kept events, in the order in which they happened.

@@ -33,8 +33,8 @@ _NAMES_OF_SECRETS = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)
 
 # In lower case; one of them is in every text that has a secret of a form that is known.
 _MARK = re.compile(
-    "key|token|secret|passw|authorization|cookie|credential|bearer|basic |sk-|gh[a-z]_|github_|xox|aiza|eyj|akia|asia"
-    "|sig|://"
+    "key|token|secret|passw|authorization|cookie|credential|bearer|basic |k-|k_live|k_test|gh[a-z]_|github_|xox"
+    "|aiza|eyj|akia|asia|sig|://"
 )
 
 _SECRET_FIELD = re.compile(
@@ -60,7 +60,7 @@ _TEXTS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (re.compile(r"(?i)([?&][\w-]{0,30}key=)[^&\s\"'\\]{6,}"), rf"\1{REDACTED}"),
     (re.compile(r"(?i)\b(bearer|basic)\s{1,9}[\w.~+/=-]{8,}"), rf"\1 {REDACTED}"),
-    (re.compile(r"(?<![A-Za-z0-9])(sk|pk|rk)-[A-Za-z0-9_-]{12,}"), REDACTED),
+    (re.compile(r"(?<![A-Za-z0-9])(sk|pk|rk)(-|_live_|_test_)[A-Za-z0-9_-]{12,}"), REDACTED),
     (re.compile(r"\b(gh[pousr]_|github_pat_)\w{16,}"), REDACTED),
     (re.compile(r"\bxox[abeoprs]-[\w-]{8,}"), REDACTED),
     (re.compile(r"\bAIza[\w-]{20,}"), REDACTED),

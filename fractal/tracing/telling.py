@@ -7,12 +7,14 @@ they are told.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
+from fractal._concurrency.owners import this_process
 from fractal._json import encode, is_mapping
 from fractal.events import (
     ApprovalAnswered,
@@ -40,6 +42,9 @@ Payload = Callable[[Any], bytes]
 """Writes a value that a user, a tool or a model made: as JSON, of bounded size, without secrets."""
 
 _NULL, _TRUE, _FALSE = b"null", b"true", b"false"
+_LINE = (
+    b'{"timestamp":%b,"event_type":"%b"%b%b,"arguments":%b,"result":%b,"error":%b,"elapsed_time":%b,"metadata":{%b%b'
+)
 _NO_CALL = b',"tool_name":null,"tool_call_id":null,"parallel_group_id":null'
 
 
@@ -86,7 +91,7 @@ class RunFacts:
         self,
         at: float,
         kind: bytes,
-        metadata: Mapping[str, Any] | bytes,
+        metadata: bytes = b"",
         *,
         call: bytes = _NO_CALL,
         arguments: bytes = _NULL,
@@ -95,23 +100,9 @@ class RunFacts:
         elapsed: float | None = None,
     ) -> bytes:
         """One line of the trace."""
-        if not isinstance(metadata, bytes):
-            metadata = encode(metadata)[1:-1] + b"," if metadata else b""
-        return (
-            b'{"timestamp":%b,"event_type":"%b"%b%b,"arguments":%b,"result":%b,"error":%b,"elapsed_time":%b,"metadata":{%b%b'
-            % (
-                to_json(at),
-                kind,
-                self._head,
-                call,
-                arguments,
-                result,
-                error,
-                _NULL if elapsed is None else to_json(elapsed),
-                metadata,
-                self._tail,
-            )
-        )
+        took = _NULL if elapsed is None else to_json(elapsed)
+        parts = to_json(at), kind, self._head, call, arguments, result, error, took, metadata, self._tail
+        return _LINE % parts
 
     def replied(self, calls: Any) -> None:
         """Note the calls that a reply asks for."""
@@ -155,6 +146,11 @@ class RunFacts:
         return at - self._delegations.pop(call_id, at)
 
 
+def _fields(values: Mapping[str, Any]) -> bytes:
+    """Facts that are not empty, as part of a JSON object."""
+    return encode(values)[1:-1] + b","
+
+
 _encoded = functools.lru_cache(maxsize=256)(encode)
 """JSON of a name, of which there are few."""
 
@@ -163,6 +159,8 @@ Lines = tuple[bytes, ...]
 
 def _run_started(event: RunStarted, run: RunFacts, payload: Payload) -> Lines:
     metadata = b'"call":%b,' % encode(event.call_id)
+    if run.run_id == run.root:
+        metadata += _said_process(os.getpid())
     if event.timeout is not None:
         metadata += b'"timeout":%b,' % encode(event.timeout)
     if event.limits is not None:
@@ -171,6 +169,11 @@ def _run_started(event: RunStarted, run: RunFacts, payload: Payload) -> Lines:
         metadata += b'"history":%b,' % payload(event.history)
     arguments = payload({"user_input": event.message.get("content")})
     return (run.line(event.at, b"agent_start", metadata, arguments=arguments),)
+
+
+@functools.lru_cache(maxsize=1)
+def _said_process(pid: int) -> bytes:
+    return _fields({"process": asdict(this_process())})
 
 
 @functools.lru_cache(maxsize=64)
@@ -191,13 +194,13 @@ def _run_finished(event: RunFinished, run: RunFacts, payload: Payload) -> Lines:
         metadata["abandoned"] = [each.call_id for each in result.abandoned]
     if result.success:
         content = payload(shown(result.content))
-        return (run.line(event.at, b"agent_end", metadata, result=content, elapsed=result.elapsed),)
+        return (run.line(event.at, b"agent_end", _fields(metadata), result=content, elapsed=result.elapsed),)
     error = payload(result.error)
     metadata["error_type"] = kind = result.metadata.get("error_type")
-    ended = run.line(event.at, b"agent_end", metadata, error=error, elapsed=result.elapsed)
+    ended = run.line(event.at, b"agent_end", _fields(metadata), error=error, elapsed=result.elapsed)
     if result.stop_reason == "cancelled":
         return (ended,)
-    return (run.line(event.at, b"error", {"error_type": kind}, error=error), ended)
+    return (run.line(event.at, b"error", _fields({"error_type": kind}), error=error), ended)
 
 
 def _requested(event: ModelRequested, run: RunFacts, payload: Payload) -> Lines:
@@ -225,17 +228,16 @@ _OF_REPLIES = ("cached_input_tokens", "cache_write_input_tokens", "reasoning_tok
 
 
 def _responded(event: ModelResponded, run: RunFacts, payload: Payload) -> Lines:
-    metadata: dict[str, Any] = {
-        "finish_reason": event.finish_reason,
-        "input_tokens": event.input_tokens,
-        "output_tokens": event.output_tokens,
-        "cost": event.cost,
-    }
-    for name in _OF_REPLIES:
-        if value := getattr(event, name):
-            metadata[name] = value
+    metadata = b'"finish_reason":%b,"input_tokens":%d,"output_tokens":%d,"cost":%b,' % (
+        encode(event.finish_reason),
+        event.input_tokens,
+        event.output_tokens,
+        _NULL if event.cost is None else to_json(event.cost),
+    )
+    if rest := {name: value for name in _OF_REPLIES if (value := getattr(event, name))}:
+        metadata += _fields(rest)
     if event.first_piece is not None:
-        metadata["first_piece"] = event.first_piece
+        metadata += b'"first_piece":%b,' % to_json(event.first_piece)
     run.replied(event.message.get("tool_calls"))
     result = payload(event.message)
     return (run.line(event.at, b"model_response", metadata, result=result, elapsed=event.elapsed),)
@@ -248,7 +250,7 @@ def _retry(event: RetryScheduled, run: RunFacts, payload: Payload) -> Lines:
 
 def _tool_started(event: ToolStarted, run: RunFacts, payload: Payload) -> Lines:
     call = run.call(event.tool_name, event.call_id)
-    return (run.line(event.at, b"tool_call", b"", call=call, arguments=payload(_arguments(event.arguments))),)
+    return (run.line(event.at, b"tool_call", call=call, arguments=payload(_arguments(event.arguments))),)
 
 
 _FAILURES = ("error", "timeout", "abandoned")
@@ -270,12 +272,12 @@ def _tool_finished(event: ToolFinished, run: RunFacts, payload: Payload) -> Line
     )
     if result.outcome not in _FAILURES:
         return (ended,)
-    return (run.line(event.at, b"error", {"outcome": result.outcome}, call=call, error=error), ended)
+    return (run.line(event.at, b"error", b'"outcome":"%b",' % result.outcome.encode(), call=call, error=error), ended)
 
 
 def _approval_requested(event: ApprovalRequested, run: RunFacts, payload: Payload) -> Lines:
     call = run.call(event.tool_name, event.call_id)
-    return (run.line(event.at, b"approval_request", b"", call=call, arguments=payload(_arguments(event.arguments))),)
+    return (run.line(event.at, b"approval_request", call=call, arguments=payload(_arguments(event.arguments))),)
 
 
 def _approval_answered(event: ApprovalAnswered, run: RunFacts, payload: Payload) -> Lines:
@@ -289,7 +291,7 @@ def _approval_answered(event: ApprovalAnswered, run: RunFacts, payload: Payload)
 def _delegation_started(event: DelegationStarted, run: RunFacts, payload: Payload) -> Lines:
     run.delegated(event.call_id, event.at)
     arguments = payload({"to_agent": event.to_agent, "query": event.query})
-    return (run.line(event.at, b"agent_delegate", b"", call=run.delegation(event.call_id), arguments=arguments),)
+    return (run.line(event.at, b"agent_delegate", call=run.delegation(event.call_id), arguments=arguments),)
 
 
 def _delegation_finished(event: DelegationFinished, run: RunFacts, payload: Payload) -> Lines:
@@ -300,7 +302,7 @@ def _delegation_finished(event: DelegationFinished, run: RunFacts, payload: Payl
         run.line(
             event.at,
             b"delegation_end",
-            metadata,
+            _fields(metadata),
             call=run.delegation(event.call_id),
             result=payload(shown(result.content)) if result is not None and result.success else _NULL,
             error=payload(error) if error is not None else _NULL,

@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 
 pytest.importorskip("rich")
 
+from fractal._concurrency.owners import Owner, this_process
 from fractal._views import flow
 from fractal._views.terminal import UNICODE
 from fractal.cli import trace, trace_follow
@@ -162,6 +167,92 @@ def test_a_directory_or_a_pipe_cannot_be_followed(tmp_path: Path, capsys: pytest
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(WrongUse, match="no regular file"):
         kinds(tmp_path / "pipe")
+
+
+# ---- programs that have ended
+
+
+def of_process(owner: Owner, **values: Any) -> str:
+    metadata = {"process": asdict(owner), "run": values.get("run_id", "r")}
+    return line("agent_start", arguments={"user_input": "go"}, metadata=metadata, **values)
+
+
+@pytest.fixture
+def ended_process() -> Owner:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return replace(this_process(), pid=process.pid, born="1")
+
+
+def test_a_run_whose_process_is_gone_is_waited_for_no_longer(
+    growing: Callable[..., Path], ended_process: Owner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = growing(of_process(ended_process), line("tool_call", 1, tool_name="t"), "never read")
+    assert main(["trace", str(path), "--follow"]) == 1
+    told, complaints = capsys.readouterr()
+    assert told.splitlines()[1].endswith("begins  go")
+    assert f"has ended before the run had: r (process {ended_process.pid})" in complaints
+
+
+def test_in_a_terminal_its_tree_is_drawn_all_the_same(growing: Callable[..., Path], ended_process: Owner) -> None:
+    from rich.console import Console
+
+    console = Console(file=Terminal(), force_terminal=True, width=80, color_system=None)
+    with pytest.raises(trace_follow.RunsLost):
+        trace_follow.follow(str(growing(of_process(ended_process), "")), "", console)
+    assert "unfinished" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_other_runs_are_waited_for(growing: Callable[..., Path], ended_process: Owner) -> None:
+    other = of_process(this_process(), run_id="s")
+    path = growing(of_process(ended_process) + other, "", ENDED.replace('"r"', '"s"'), "never read")
+    with pytest.raises(trace_follow.RunsLost, match=r"the run had: r \("):
+        kinds(path)
+
+
+def test_the_last_lines_of_a_process_that_is_gone_count(growing: Callable[..., Path], ended_process: Owner) -> None:
+    assert kinds(growing(of_process(ended_process) + ENDED)) == ["agent_start", "agent_end"]
+
+
+@pytest.mark.parametrize("host", ["here", "elsewhere", "not told"])
+def test_that_nothing_comes_is_said_once_where_nobody_knows_why(
+    host: str, growing: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trace_follow, "QUIET", -1.0)
+    elsewhere = replace(this_process(), host="elsewhere")
+    start = {"here": of_process(this_process()), "elsewhere": of_process(elsewhere), "not told": STARTED}[host]
+    assert main(["trace", str(growing(start, "", "")), "--follow"]) == 0
+    assert capsys.readouterr().err.count("nothing has come") == (host != "here")
+
+
+@pytest.mark.parametrize("process", [7, {}, {"host": "a", "pid": -1, "born": ""}, {"host": 1, "pid": 1, "born": "1"}])
+def test_a_process_that_makes_no_sense_is_none(process: Any, growing: Callable[..., Path]) -> None:
+    path = growing(line("agent_start", metadata={"process": process}), ENDED)
+    assert kinds(path) == ["agent_start", "agent_end"]
+
+
+KILLED = """
+import os, signal, sys
+from fractal import BaseAgent
+from fractal.testing import ScriptedModel, answers
+
+def die() -> str:
+    agent.tracing.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+agent = BaseAgent("A", "a", client=ScriptedModel([answers.call("die")]), tracing_output_file=sys.argv[1])
+agent.add_tool(die).run_sync("go")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="nothing is killed so here")
+def test_a_killed_program_is_told_from_one_that_thinks(tmp_path: Path) -> None:
+    path = str(tmp_path / "t.jsonl")
+    subprocess.run([sys.executable, "-c", KILLED, path], check=False, timeout=60)
+    command = [sys.executable, "-m", "fractal", "trace", path, "--follow", "--flow"]
+    done = subprocess.run(command, check=False, timeout=60, capture_output=True, encoding="utf-8")
+    assert (done.returncode, "→ die" in done.stdout) == (1, True)
+    assert "has ended before the run had" in done.stderr
 
 
 # ---- directories

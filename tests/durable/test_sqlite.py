@@ -30,7 +30,8 @@ from fractal import (
     sync,
     tool,
 )
-from fractal.durable import Journal, MemoryJournal, SQLiteJournal, StepKey, _database, _owners
+from fractal._concurrency import owners
+from fractal.durable import Journal, MemoryJournal, SQLiteJournal, StepKey, _database
 from fractal.testing import ScriptedModel, answers
 
 END = StepKey("", "", "end")
@@ -152,7 +153,7 @@ async def test_another_process_holds_a_run_until_it_is_dead(path: Path, holder: 
 async def test_a_process_that_nobody_can_look_for_holds_a_run_as_long_as_its_lease(
     path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_owners, "_host", lambda: "another machine")
+    monkeypatch.setattr(owners, "_host", lambda: "another machine")
     die(holder, is_waited_for=True)
     with pytest.raises(RunInProgress, match="of another machine"):
         await greeter().run("hi", journal=SQLiteJournal(path), run_id="one")

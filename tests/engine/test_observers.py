@@ -142,6 +142,27 @@ def test_they_finish_in_the_facade_too() -> None:
     assert watch.settled == [result.run_id]
 
 
+@pytest.mark.parametrize("has_failed", [False, True])
+async def test_one_that_has_finished_is_not_awaited(has_failed: bool) -> None:
+    class Quick(Companion):
+        def is_settled(self, run_id: str) -> bool:
+            if has_failed:
+                raise RuntimeError("no")
+            return True
+
+    watch = Quick()
+    await BaseAgent("A", "a", client=ScriptedModel(["hi"]), observers=[watch]).run("go")
+    assert bool(watch.settled) is has_failed
+
+
+def test_one_that_finishes_nothing_is_settled_by_itself() -> None:
+    class Plain(RunObserver):
+        pass
+
+    assert Plain().is_settled("run")
+    assert not Companion().is_settled("run")
+
+
 async def test_one_that_never_finishes_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:
     class Endless(RunObserver):
         async def settle(self, run_id: str) -> None:
@@ -248,7 +269,11 @@ def test_methods_of_the_wrong_kind_are_refused_when_the_agent_is_made() -> None:
         async def wants_run(self) -> bool:  # type: ignore[override]
             return True
 
-    for observer in (Blocking(), Waiting()):
+    class Unsure(RunObserver):
+        async def is_settled(self, run_id: str) -> bool:  # type: ignore[override]
+            return True
+
+    for observer in (Blocking(), Waiting(), Unsure()):
         with pytest.raises(InvalidArguments, match="has to be a"):
             BaseAgent("A", "a", observers=[observer])
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,20 @@ def test_what_it_costs_to_watch_a_run_is_measured():
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert [line.split()[0] for line in ended.stdout.splitlines()[:3]] == ["watched", "nobody", "nobody,"]
+
+
+@pytest.mark.slow
+def test_what_spans_of_an_sdk_cost_is_measured():
+    pytest.importorskip("opentelemetry.sdk")
+    command, environment = [sys.executable, "-m", "benchmarks.spans", "2"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    counted = [re.match(r"fractal +([a-z ]+?)  +(\d+) ", line) for line in ended.stdout.splitlines()]
+    assert [found.groups() for found in counted if found] == [
+        ("nothing", "0"),
+        ("spans", "6"),
+        ("spans with content", "6"),
+    ]
 
 
 @pytest.mark.slow

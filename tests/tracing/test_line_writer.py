@@ -69,6 +69,62 @@ async def test_whoever_waits_for_what_is_being_written_is_woken(
     assert writer.flush()
 
 
+def test_a_disk_that_is_quick_is_waited_for_in_place(
+    tmp_path: Path, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "MOMENT", 20.0)
+    for number in range(100):
+        writer.write(str(tmp_path / "a"), b"x")
+        assert writer.catch_up()
+        assert (tmp_path / "a").read_bytes() == b"x\n" * (number + 1)
+
+
+def test_many_threads_wait_at_once(tmp_path: Path, writer: LineWriter) -> None:
+    written: list[bool] = []
+
+    def work(name: str) -> None:
+        for number in range(50):
+            writer.write(str(tmp_path / name), b"x")
+            written.append(writer.flush(20))
+            written.append((tmp_path / name).read_bytes() == b"x\n" * (number + 1))
+
+    threads = [threading.Thread(target=work, args=(f"{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(written) == 800
+    assert all(written)
+
+
+def test_a_disk_that_hangs_is_waited_for_in_place_once(
+    tmp_path: Path, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, real = threading.Event(), os.write
+
+    def hang(descriptor: int, data: bytes) -> int:
+        goes_on.wait(30)
+        return real(descriptor, data)
+
+    monkeypatch.setattr(jsonl.os, "write", hang)
+    try:
+        writer.write(str(tmp_path / "a"), b"x")
+        assert not writer.catch_up()
+        monkeypatch.setattr(jsonl, "MOMENT", 60.0)
+        began = time.monotonic()
+        assert not any([writer.catch_up() for _ in range(100)])
+        assert time.monotonic() - began < 20
+    finally:
+        goes_on.set()
+    assert writer.flush(20)
+    monkeypatch.undo()
+    monkeypatch.setattr(jsonl, "MOMENT", 20.0)
+    writer.write(str(tmp_path / "a"), b"y")
+    assert writer.flush(20)  # a quick one, after which it is waited for again
+    writer.write(str(tmp_path / "a"), b"z")
+    assert writer.catch_up()
+
+
 def test_the_thread_and_its_files_are_gone_when_there_is_no_more(tmp_path: Path, writer: LineWriter) -> None:
     writer.write(str(tmp_path / "a"), b"x")
     assert writer.flush()

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from fractal.tracing.redact import REDACTED, Redactor, capped, redacted, secrets_of_environment
+from fractal.tracing.redact import REDACTED, PayloadWriter, Redactor, capped, redacted, secrets_of_environment
 
 SECRETS = [
     "sk-proj-abcdefghijklmnop1234",
+    "pk-lf-abcdefgh-1234",
+    "sk_live_abcdefghijklmnop",
+    "rk_test_abcdefghijklmnop",
     "ghp_abcdefghijklmnopqrst123456",
     "github_pat_11ABCDEFG0abcdefghijkl",
     "xoxb-1234567890-abcdef",
@@ -49,6 +52,11 @@ ORDINARY = [
     "task-based risk-averse desk-top",
     "",
 ]
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=lambda text: text[:12])
+def test_a_text_that_is_nothing_but_a_key_is_seen_to_have_one(secret: str) -> None:
+    assert json.loads(PayloadWriter()(secret)) == REDACTED
 
 
 @pytest.mark.parametrize("secret", SECRETS, ids=lambda text: text[:12])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -148,6 +149,7 @@ def address_of(
     return Address(url, headers, Secrets(text))
 
 
+@functools.lru_cache(maxsize=64)
 def server_of(base_url: str) -> tuple[str, int] | None:
     """Host and port of a URL, and nothing else that it may say; None if it is none of HTTP."""
     try:

@@ -1,4 +1,4 @@
-"""Who is at work on a run, and whether that process still lives."""
+"""Processes that are at work on runs, and whether they still live."""
 
 from __future__ import annotations
 
@@ -25,9 +25,14 @@ class Owner:
     pid: int
     born: str
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process that this one would know of."""
+        return self.host == _host()
+
     def is_dead(self) -> bool:
         """Whether the process is known to have ended; False where nobody here can know it."""
-        if self.host != _host():
+        if not self.is_here:
             return False
         try:
             os.kill(self.pid, 0)
@@ -39,7 +44,7 @@ class Owner:
         return state in ("Z", "X") or bool(self.born and born and self.born != born)
 
     def __str__(self) -> str:
-        return f"process {self.pid}" + ("" if self.host == _host() else " of another machine")
+        return f"process {self.pid}" + ("" if self.is_here else " of another machine")
 
 
 def this_process() -> Owner:
