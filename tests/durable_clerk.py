@@ -100,7 +100,8 @@ def again_and_again(database: str, backend: str, points: str) -> None:
 
     async def ask(durable: DurableAgent[str]) -> None:
         run = await durable.start("order", run_id="order")
-        sys.stdout.write((await run.result()).model_dump_json())
+        events = [json.loads(event.model_dump_json()) async for event in run.events()]
+        sys.stdout.write(json.dumps({"result": events[-1]["result"], "events": events[:-1]}))
 
     def work(point: int) -> None:
         kill_at(point)

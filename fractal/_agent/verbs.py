@@ -192,6 +192,10 @@ def begin(agent: object, user_input: object, **options: Unpack[RunOptions]) -> R
     """
     settings, transcript = _checked(agent, options)
     transcript.append(user_message(user_input))
+    return _made(settings, transcript)
+
+
+def _made(settings: RunSettings, transcript: Transcript) -> Run:
     run = Run(settings, transcript)
     if (adoption := adopting.get()) is not None:
         adoption.tell(run)
@@ -313,6 +317,8 @@ async def resume(
     journal: Any,
     run_id: Any,
     answers: Any = None,
+    *,
+    pause: int | None = None,
     **options: Unpack[ResumeOptions],
 ) -> AgentResult:
     """Go on with a run that a journal has, after the answers to calls that wait for approval.
@@ -322,6 +328,8 @@ async def resume(
         journal: The journal.
         run_id: Id of the run.
         answers: `Allow(…)`, `Deny(…)`, True or False, by the ids of calls in `result.pending`. None: none.
+        pause: Which of the run's pauses they belong to, where a process before this one may have recorded them already.
+            None: the last one, and they are new.
         **options: As `ResumeOptions` describes them.
 
     Raises:
@@ -337,11 +345,11 @@ async def resume(
     given = checked_answers(answers)
     async with durable.journal.open(durable.run_id) as opened:
         durable = durable._replace(opened=opened)
-        history, message = await taken_up(durable, given)
+        history, message = await taken_up(durable, given, pause)
         settings, transcript = _checked(agent, cast("RunOptions", {**options, "messages": history}))
         settings.durable = durable
         transcript.append(message)
-        return await drive(Run(settings, transcript))
+        return await drive(_made(settings, transcript))
 
 
 async def release(agent: object) -> None:

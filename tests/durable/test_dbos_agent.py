@@ -117,8 +117,14 @@ def test_wherever_its_process_is_killed_a_run_goes_on_in_another(
 def test_a_process_that_is_launched_again_goes_on_by_itself(tmp_path: Path, request: pytest.FixtureRequest):
     done = programme(tmp_path, "again_and_again", database("sqlite", tmp_path, request), "asyncio", "6,15")
     assert done.stderr.split() == ["-9", "-9", "0"]
-    result, effects = json.loads(done.stdout), effects_in(tmp_path)
+    said, effects = json.loads(done.stdout), effects_in(tmp_path)
+    result, events = said["result"], said["events"]
     assert result["content"] == "order is done"
+    # Each event once, whatever process has told it; those of the last moment of one that was killed may be missing.
+    facts = ("kind", "iteration", "attempt", "call_id")
+    times = Counter(tuple(event.get(name) for name in facts) for event in events if event["kind"] != "model_responded")
+    assert events[0]["kind"] == "run_started"
+    assert set(times.values()) == {1}
     check_messages([*result["messages"], {"role": "user", "content": "and now?"}])
     assert max(effects[f"order booked {n}"] for n in range(6)) == 1
 
