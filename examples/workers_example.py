@@ -73,7 +73,7 @@ async def main(database: str) -> None:
 
     try:
         orders = [f"order {number}" for number in range(12)]
-        results = await run_many(clerk.on("orders"), orders, max_concurrency=12, progress=kill_one, timeout=60)
+        results = await run_many(clerk, orders, on="orders", max_concurrency=12, progress=kill_one, timeout=60)
         print(f"{sum(result.success for result in results)} of {len(results)} orders were handled")
         print(results[-1].content)
     finally:

@@ -202,18 +202,8 @@ class DurableAgent(Generic[Content_co]):
         if recorded != asked:
             raise NotPending(run_id, next(iter(given)), [])
 
-    def on(self, queue: str) -> BaseAgent[Content_co]:
-        """An agent for this process whose runs go into a queue, and are done by whichever process takes them.
-
-        Everything that takes an agent takes it: `run_many(clerk.on("orders"), inputs)` spreads a batch over workers,
-        with its results, order and progress as they are at home. A run that is cancelled here is cancelled there.
-
-        Args:
-            queue: Name of the queue.
-
-        Raises:
-            InvalidArguments: That can be none.
-        """
+    def __on_queue__(self, queue: str, /) -> BaseAgent[Content_co]:
+        """An agent for this process whose runs go into a queue; `run_many(clerk, inputs, on=queue)` asks for it."""
         return _OnQueue(self, _checked_queue(queue))
 
     def find(self, run_id: str) -> DurableRun[Content_co]:

@@ -26,6 +26,7 @@ from fractal import (
     RunUnknown,
     UnexpectedError,
     run_many,
+    stream_many,
     sync,
 )
 from fractal.cli.main import main
@@ -318,15 +319,32 @@ async def test_a_batch_is_spread_over_a_queue_with_its_order_and_progress(launch
     seen: list[int] = []
     inputs = [*(f"n{number}" for number in range(5)), "fail"]
     results = await run_many(
-        launched["shouter"].on("orders"), inputs, progress=lambda at: seen.append(at.done), max_retries=0
+        launched["shouter"], inputs, on="orders", progress=lambda at: seen.append(at.done), max_retries=0
     )
     assert [each.content for each in results[:5]] == [f"it said N{number}" for number in range(5)]
     assert (results[5].success, results[5].stop_reason) == (False, "model_error")
     assert seen[-1] == 6
+    async with stream_many(launched["shouter"], ["a", "b"], on="orders") as batch:
+        assert {item.index: item.result.content async for item in batch} == {0: "it said A", 1: "it said B"}
+
+
+async def test_a_batch_for_a_queue_refuses_what_cannot_go_there(launched: Launched):
+    shouter = launched["shouter"]
     with pytest.raises(InvalidArguments, match="deps"):
-        await launched["shouter"].on("orders").run("hi", deps=1)
+        await run_many(shouter, ["hi"], on="orders", deps=1)
     with pytest.raises(InvalidArguments, match="queue="):
-        launched["shouter"].on("")
+        await run_many(shouter, ["hi"], on="")
+    with pytest.raises(InvalidArguments, match="only the runs of a DurableAgent"):
+        await run_many(shouter.agent, ["hi"], on="orders")
+    with pytest.raises(InvalidArguments, match="say with on= which queue"):
+        stream_many(shouter, ["hi"])
+
+
+def test_blocking_code_spreads_a_batch_too(launched: Launched):
+    results = sync.run_many(launched["shouter"], ["a", "b"], on="orders")
+    assert [each.content for each in results] == ["it said A", "it said B"]
+    with sync.stream_many(launched["shouter"], ["c"], on="orders") as batch:
+        assert [item.result.content for item in batch] == ["it said C"]
 
 
 async def test_a_run_on_a_queue_that_is_cancelled_here_is_cancelled_there(launched: Launched):
@@ -336,7 +354,7 @@ async def test_a_run_on_a_queue_that_is_cancelled_here_is_cancelled_there(launch
 
     before = await in_thread(runs_there)
     with anyio.move_on_after(0.5) as scope:
-        await launched["hanger"].on("slow").run("hi", timeout=3)
+        await run_many(launched["hanger"], ["hi"], on="slow", timeout=3)
     assert scope.cancelled_caught
     [status] = [each.status for one, each in (await in_thread(runs_there)).items() if one not in before]
     assert status == "CANCELLED"
@@ -415,7 +433,7 @@ async def test_a_run_in_a_queue_is_cancelled_with_its_caller_wherever_that_waits
     hangs_in: str, cancelling: Exception | None
 ):
     elsewhere: Any = Elsewhere(hangs_in, cancelling)
-    agent = DurableAgent.on(elsewhere, "orders")
+    agent = DurableAgent.__on_queue__(elsewhere, "orders")
     with anyio.fail_after(10):
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
