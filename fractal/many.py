@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, Protocol, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, cast, overload
 
 import anyio
 from typing_extensions import TypeForm, TypeVar, Unpack
@@ -200,20 +200,18 @@ def stream_many(
     return BatchStream(Batch(_placed(agent, on), inputs, max_concurrency, on_error, options), buffer)
 
 
-def _placed(agent: Any, queue: Any) -> AgentDefinition[Any]:
+def _placed(agent: object, queue: object) -> AgentDefinition[Any]:
     """The agent whose runs are done where they are to be.
 
     Raises:
         InvalidArguments: Its runs cannot be done there.
     """
-    kind: type[Any] = type(agent)
-    is_for_queues = hasattr(kind, "__on_queue__")
-    if queue is not None and not is_for_queues:
+    on_queue: Callable[[object], Any] | None = getattr(agent, "__on_queue__", None)
+    if queue is not None and on_queue is None:
         raise InvalidArguments(f"on={repr_of(queue)}: only the runs of a DurableAgent can go into a queue")
-    if queue is None and is_for_queues:
+    if queue is None and on_queue is not None:
         raise InvalidArguments(f"agent={repr_of(agent)}: say with on= which queue its runs go into")
-    placed: AgentDefinition[Any] = agent if queue is None else agent.__on_queue__(queue)
-    return placed
+    return cast("AgentDefinition[Any]", agent if on_queue is None else on_queue(queue))
 
 
 class BatchStream(FeedBlock[BatchItem[Answer]], Generic[Answer]):

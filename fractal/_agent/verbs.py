@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
+import anyio
 from typing_extensions import Unpack
 
 from fractal._agent.constructor import check_settings
@@ -24,6 +25,7 @@ from fractal._engine.around import hooks_of
 from fractal._engine.calls import call_inside, call_within
 from fractal._engine.held_back import HeldBack
 from fractal._engine.hooks import Hook
+from fractal._engine.journal_of_tree import opened
 from fractal._engine.loop import call_alone, drive
 from fractal._engine.overrides import (
     Adoption,
@@ -343,8 +345,10 @@ async def resume(
     if "messages" in options:
         raise InvalidArguments("resume takes no messages=: the run goes on with those it began with")
     given = checked_answers(answers)
-    async with durable.journal.open(durable.run_id) as opened:
-        durable = durable._replace(opened=opened)
+    timeout = checked_timeout(options.get("timeout"))
+    timeout = core_of(agent).facts()["timeout"] if timeout is None else timeout
+    async with opened(durable, inf if timeout is None else anyio.current_time() + timeout) as journal_of_run:
+        durable = durable._replace(opened=journal_of_run)
         history, message = await taken_up(durable, given, pause)
         settings, transcript = _checked(agent, cast("RunOptions", {**options, "messages": history}))
         settings.durable = durable

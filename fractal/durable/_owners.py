@@ -8,7 +8,22 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Owner", "this_process"]
+from fractal._checks import is_number
+from fractal._texts import in_brief
+from fractal.errors import InvalidArguments
+
+__all__ = ["Owner", "checked_wait", "this_process"]
+
+
+def checked_wait(wait: object) -> float:
+    """The seconds to wait for whoever is at work on a run, checked.
+
+    Raises:
+        InvalidArguments: It is no number from 0 up.
+    """
+    if not is_number(wait) or wait < 0:
+        raise InvalidArguments(f"wait={in_brief(wait)}: give seconds from 0 up")
+    return float(wait)
 
 
 @dataclass(frozen=True, slots=True)
