@@ -136,9 +136,9 @@ def test_a_process_that_is_launched_again_goes_on_by_itself(tmp_path: Path, requ
 class Worker:
     """`fractal worker`, in a process of its own."""
 
-    def __init__(self, tmp_path: Path, database: str, one: str, *more: str) -> None:
+    def __init__(self, tmp_path: Path, database: str, one: str, *more: str, pace: str = "0.05") -> None:
         words = ["worker", "--agents", "clerks", "--name", "fractal-tests", "--database", database, "--id", one, *more]
-        environment = {**os.environ, "EFFECTS": str(tmp_path / "effects"), "PACE": "0.05", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "EFFECTS": str(tmp_path / "effects"), "PACE": pace, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fractal", *words], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
         )
@@ -192,6 +192,37 @@ def test_workers_share_a_queue_and_one_that_ends_loses_nothing(
         assert max(effects[f"{order} booked {n}"] for n in range(6)) <= 1
     # But for what was under way, each effect was had.
     assert sum(count for what, count in effects.items() if " booked " in what) >= 6 * number - 4 * 3 * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_the_runs_of_a_worker_that_was_killed_are_taken_over_by_another(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    (tmp_path / "clerks.py").write_text(CLERKS, encoding="utf-8")
+    where, number = database(kind, tmp_path, request), 9
+    workers = [Worker(tmp_path, where, "first", "--lease", "2", pace="0.3")]
+    workers[0].wait_for("works on clerk")  # it makes the tables
+    workers.append(Worker(tmp_path, where, "second", "--lease", "2", pace="0.3"))
+    workers[1].wait_for("works on clerk")
+    command = [sys.executable, "-m", "tests.durable_clerk", "fill", where, str(number)]
+    environment = {**os.environ, "EFFECTS": str(tmp_path / "effects"), "PYTHONPATH": str(ROOT)}
+    filler = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        _wait_for(1, tmp_path)
+        workers[0].end(signal.SIGKILL)  # and nobody starts it again
+        workers[1].wait_for("worker 'first' has died: ")
+        out, _ = filler.communicate(timeout=120)
+        workers[1].end(signal.SIGTERM)
+    finally:
+        for each in (*(worker.process for worker in workers), filler):
+            each.kill()
+            each.wait()
+    results, effects = json.loads(out), effects_in(tmp_path)
+    assert {*results} == {f"order-{order}" for order in range(number)}
+    assert all(result["content"] == f"{order} is done" for order, result in results.items())
+    assert max(count for what, count in effects.items() if " booked " in what) == 1
 
 
 CLERKS = """
