@@ -1,5 +1,7 @@
 """Runs that are spread over processes: a batch goes through a queue to two workers, one of which is killed meanwhile.
 
+The other one takes over its runs.
+
 python examples/workers_example.py
 
 It needs the extra `durable`. The runs are kept in a file of SQLite; for many machines give a URL of PostgreSQL.
@@ -47,7 +49,7 @@ class Worker:
     """A process that works on runs: what `fractal worker` is in a shell."""
 
     def __init__(self, database: str, one: str) -> None:
-        words = ["--agents", Path(__file__).stem, "--name", NAME, "--database", database, "--id", one]
+        words = ["--agents", Path(__file__).stem, "--name", NAME, "--database", database, "--id", one, "--lease", "2"]
         command = [sys.executable, "-m", "fractal", "worker", *words, "--grace", "2"]
         self.process = subprocess.Popen(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
 
@@ -67,13 +69,12 @@ async def main(database: str) -> None:
 
     def kill_one(progress: Progress) -> None:
         if progress.done == 4:
-            workers["first"].end(signal.SIGKILL)
-            workers["first"] = Worker(database, "first")  # as whatever watches over processes does
-            print("a worker was killed, and is started again", flush=True)
+            workers.pop("first").end(signal.SIGKILL)
+            print("a worker was killed", flush=True)
 
     try:
         orders = [f"order {number}" for number in range(12)]
-        results = await run_many(clerk.on("orders"), orders, max_concurrency=12, progress=kill_one, timeout=60)
+        results = await run_many(clerk, orders, on="orders", max_concurrency=12, progress=kill_one, timeout=60)
         print(f"{sum(result.success for result in results)} of {len(results)} orders were handled")
         print(results[-1].content)
     finally:

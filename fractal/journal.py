@@ -88,7 +88,11 @@ class OpenJournal(Protocol):
 
 @runtime_checkable
 class Journal(Protocol):
-    """A store of durable runs; given to `agent.run` as `journal=`, with a `run_id=`."""
+    """A store of durable runs; given to `agent.run` as `journal=`, with a `run_id=`.
+
+    It may have an attribute `wait`: the seconds in which a run looks again and again while somebody else has it open.
+    Without one the run gets `RunInProgress` at once.
+    """
 
     def open(self, run_id: str) -> AbstractAsyncContextManager[OpenJournal]:
         """Open the journal of a run for the caller alone, until the block is left.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, cast, overload
 
 import anyio
 from typing_extensions import TypeForm, TypeVar, Unpack
@@ -13,18 +13,29 @@ from fractal._concurrency.background import Background
 from fractal._concurrency.feed import Feed
 from fractal._concurrency.feed_block import FeedBlock
 from fractal._engine.below import origin_here
+from fractal._texts import repr_of
 from fractal._views.progress import Progress, html_of, shown
 from fractal.definition import AgentDefinition
-from fractal.results import Content
+from fractal.errors import InvalidArguments
+from fractal.results import Content, Content_co
 
 if TYPE_CHECKING:
     from fractal.options import PlainOptions, RunOptions
     from fractal.results import AgentResult
 
-__all__ = ["BatchItem", "BatchStream", "OnError", "Progress", "run_many", "stream_many"]
+__all__ = ["BatchItem", "BatchStream", "OnError", "OnQueues", "Progress", "run_many", "stream_many"]
 
 Answer = TypeVar("Answer", default=Any)
 """What the answers of a batch have to be."""
+
+
+class OnQueues(Protocol[Content_co]):
+    """An agent whose runs other processes can take from a queue, as `fractal.durable.DurableAgent` is."""
+
+    def __on_queue__(self, queue: str, /) -> AgentDefinition[Content_co]:
+        """An agent for this process whose runs go into a queue."""
+        ...
+
 
 DEFAULT_CONCURRENCY = 8
 """Runs at a time."""
@@ -35,11 +46,12 @@ DEFAULT_BUFFER = 16
 
 @overload
 async def run_many(
-    agent: AgentDefinition[Content],
+    agent: AgentDefinition[Content] | OnQueues[Content],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     on_error: OnError = "collect",
+    on: str | None = None,
     progress: bool | Callable[[Progress], object] | None = None,
     output_type: None = None,
     **options: Unpack[PlainOptions],
@@ -48,11 +60,12 @@ async def run_many(
 
 @overload
 async def run_many(
-    agent: AgentDefinition[Any],
+    agent: AgentDefinition[Any] | OnQueues[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     on_error: OnError = "collect",
+    on: str | None = None,
     progress: bool | Callable[[Progress], object] | None = None,
     output_type: TypeForm[Content],
     **options: Unpack[PlainOptions],
@@ -60,11 +73,12 @@ async def run_many(
 
 
 async def run_many(
-    agent: AgentDefinition[Any],
+    agent: AgentDefinition[Any] | OnQueues[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     on_error: OnError = "collect",
+    on: str | None = None,
     progress: bool | Callable[[Progress], object] | None = None,
     **options: Unpack[RunOptions],
 ) -> list[AgentResult[Any]]:
@@ -81,6 +95,8 @@ async def run_many(
             the others and is raised.
         progress: True: show a bar on standard error, or now and then a line where there is no terminal. A function:
             call it in the event loop after each run; it must not block. None or False: neither.
+        on: Name of a queue of DBOS, for an agent that is a `DurableAgent`: its runs are done by whichever processes
+            take them from there, and those that are cancelled here are cancelled there. None: they are done here.
         **options: As `RunOptions` describes them, for each run; with `run_id="day-7"` the runs are `day-7/0`, `day-7/1`
             and so on, so that the same batch goes on where it was.
 
@@ -99,7 +115,7 @@ async def run_many(
         ```
     """
     on_progress = None if isinstance(progress, bool) else progress
-    batch = Batch(agent, inputs, max_concurrency, on_error, options, on_progress)
+    batch = Batch(_placed(agent, on), inputs, max_concurrency, on_error, options, on_progress)
     results: dict[int, AgentResult[Any]] = {}
 
     def keep(item: BatchItem[Any]) -> None:
@@ -115,12 +131,13 @@ async def run_many(
 
 @overload
 def stream_many(
-    agent: AgentDefinition[Content],
+    agent: AgentDefinition[Content] | OnQueues[Content],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     buffer: int = DEFAULT_BUFFER,
     on_error: OnError = "collect",
+    on: str | None = None,
     output_type: None = None,
     **options: Unpack[PlainOptions],
 ) -> BatchStream[Content]: ...
@@ -128,24 +145,26 @@ def stream_many(
 
 @overload
 def stream_many(
-    agent: AgentDefinition[Any],
+    agent: AgentDefinition[Any] | OnQueues[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     buffer: int = DEFAULT_BUFFER,
     on_error: OnError = "collect",
+    on: str | None = None,
     output_type: TypeForm[Content],
     **options: Unpack[PlainOptions],
 ) -> BatchStream[Content]: ...
 
 
 def stream_many(
-    agent: AgentDefinition[Any],
+    agent: AgentDefinition[Any] | OnQueues[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     buffer: int = DEFAULT_BUFFER,
     on_error: OnError = "collect",
+    on: str | None = None,
     **options: Unpack[RunOptions],
 ) -> BatchStream[Any]:
     """Answer many inputs, so many at a time, and give each result when it is there.
@@ -161,6 +180,8 @@ def stream_many(
             takes the place of a run. 0 or more.
         on_error: `"collect"`: a run that failed is a result with `success=False`. `"fail_fast"`: the first one cancels
             the others and is raised to the reader, after the results before it.
+        on: Name of a queue of DBOS, for an agent that is a `DurableAgent`: its runs are done by whichever processes
+            take them from there, and those that are cancelled here are cancelled there. None: they are done here.
         **options: As `RunOptions` describes them, for each run.
 
     Returns:
@@ -176,7 +197,21 @@ def stream_many(
                 print(item.index, item.result.content, batch.progress.rate)
         ```
     """
-    return BatchStream(Batch(agent, inputs, max_concurrency, on_error, options), buffer)
+    return BatchStream(Batch(_placed(agent, on), inputs, max_concurrency, on_error, options), buffer)
+
+
+def _placed(agent: object, queue: object) -> AgentDefinition[Any]:
+    """The agent whose runs are done where they are to be.
+
+    Raises:
+        InvalidArguments: Its runs cannot be done there.
+    """
+    on_queue: Callable[[object], Any] | None = getattr(agent, "__on_queue__", None)
+    if queue is not None and on_queue is None:
+        raise InvalidArguments(f"on={repr_of(queue)}: only the runs of a DurableAgent can go into a queue")
+    if queue is None and on_queue is not None:
+        raise InvalidArguments(f"agent={repr_of(agent)}: say with on= which queue its runs go into")
+    return cast("AgentDefinition[Any]", agent if on_queue is None else on_queue(queue))
 
 
 class BatchStream(FeedBlock[BatchItem[Answer]], Generic[Answer]):

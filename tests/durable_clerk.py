@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -100,7 +102,8 @@ def again_and_again(database: str, backend: str, points: str) -> None:
 
     async def ask(durable: DurableAgent[str]) -> None:
         run = await durable.start("order", run_id="order")
-        sys.stdout.write((await run.result()).model_dump_json())
+        events = [json.loads(event.model_dump_json()) async for event in run.events()]
+        sys.stdout.write(json.dumps({"result": events[-1]["result"], "events": events[:-1]}))
 
     def work(point: int) -> None:
         kill_at(point)
@@ -150,6 +153,45 @@ def everywhere(database: str, backend: str, first: str, step: str) -> None:
         if in_child(partial(begin, point)) == 0:
             break
     assert in_child(partial(finish, orders)) == 0
+
+
+def at_random(database: str, backend: str, seed: str, number: str) -> None:
+    """Begin a run in each of so many processes, which are killed at a random moment of it, and let one end them all.
+
+    Each process also goes on with what those before it have left, so a run may be hit more than once.
+    """
+    moments = random.Random(int(seed))
+
+    async def begin(durable: DurableAgent[str], order: str) -> None:
+        await durable.start(order, run_id=order)
+        await anyio.sleep_forever()
+
+    def work(order: str, moment: float) -> None:
+        def kill() -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        durable = launch(database)
+        threading.Timer(moment, kill).start()
+        anyio.run(begin, durable, order, backend=backend)
+
+    async def finish(durable: DurableAgent[str], orders: list[str]) -> None:
+        results: dict[str, Any] = {}
+        for order in orders:
+            run = await durable.start(order, run_id=order)  # the first may have been killed before it had begun one
+            results[order] = json.loads((await run.result()).model_dump_json())
+        sys.stdout.write(json.dumps(results))
+        sys.stdout.flush()
+
+    def end(orders: list[str]) -> None:
+        anyio.run(finish, launch(database), orders, backend=backend)
+
+    orders = [f"order-{n}" for n in range(int(number))]
+    for order in orders:
+        moment = moments.uniform(0, 0.4)
+        sys.stderr.write(f"{moment:.4f} ")
+        sys.stderr.flush()
+        assert in_child(partial(work, order, moment)) == -signal.SIGKILL
+    assert in_child(partial(end, orders)) == 0
 
 
 def fill(database: str, number: str) -> None:

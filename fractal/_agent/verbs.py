@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
+import anyio
 from typing_extensions import Unpack
 
 from fractal._agent.constructor import check_settings
@@ -24,6 +25,7 @@ from fractal._engine.around import hooks_of
 from fractal._engine.calls import call_inside, call_within
 from fractal._engine.held_back import HeldBack
 from fractal._engine.hooks import Hook
+from fractal._engine.journal_of_tree import opened
 from fractal._engine.loop import call_alone, drive
 from fractal._engine.overrides import (
     Adoption,
@@ -196,6 +198,10 @@ def begin(agent: object, user_input: object, **options: Unpack[RunOptions]) -> R
     """
     settings, transcript = _checked(agent, options)
     transcript.append(user_message(user_input))
+    return _made(settings, transcript)
+
+
+def _made(settings: RunSettings, transcript: Transcript) -> Run:
     run = Run(settings, transcript)
     if (adoption := adopting.get()) is not None:
         adoption.tell(run)
@@ -317,6 +323,8 @@ async def resume(
     journal: Any,
     run_id: Any,
     answers: Any = None,
+    *,
+    pause: int | None = None,
     **options: Unpack[ResumeOptions],
 ) -> AgentResult:
     """Go on with a run that a journal has, after the answers to calls that wait for approval.
@@ -326,6 +334,8 @@ async def resume(
         journal: The journal.
         run_id: Id of the run.
         answers: `Allow(…)`, `Deny(…)`, True or False, by the ids of calls in `result.pending`. None: none.
+        pause: Which of the run's pauses they belong to, where a process before this one may have recorded them already.
+            None: the last one, and they are new.
         **options: As `ResumeOptions` describes them.
 
     Raises:
@@ -339,13 +349,15 @@ async def resume(
     if "messages" in options:
         raise InvalidArguments("resume takes no messages=: the run goes on with those it began with")
     given = checked_answers(answers)
-    async with durable.journal.open(durable.run_id) as opened:
-        durable = durable._replace(opened=opened)
-        history, message = await taken_up(durable, given)
+    timeout = checked_timeout(options.get("timeout"))
+    timeout = core_of(agent).facts()["timeout"] if timeout is None else timeout
+    async with opened(durable, inf if timeout is None else anyio.current_time() + timeout) as journal_of_run:
+        durable = durable._replace(opened=journal_of_run)
+        history, message = await taken_up(durable, given, pause)
         settings, transcript = _checked(agent, cast("RunOptions", {**options, "messages": history}))
         settings.durable = durable
         transcript.append(message)
-        return await drive(Run(settings, transcript))
+        return await drive(_made(settings, transcript))
 
 
 async def release(agent: object) -> None:

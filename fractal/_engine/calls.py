@@ -271,7 +271,10 @@ class _CallBatch:
             try:
                 await run_call(call, self._start_clock, _call_alone)
                 if call.journaled is not None and not call.is_left:
-                    await call.journaled.finish(call)
+                    with call.new_scope(run.deadline) as scope:
+                        if call.is_stopped:
+                            scope.cancel()  # which leaves time to record it
+                        await call.journaled.finish(call)
             except GeneratorExit:  # pragma: no cover - an event loop that is closed in the middle of it
                 raise
             except BaseException as error:

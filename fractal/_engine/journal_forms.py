@@ -12,8 +12,8 @@ from fractal._engine.explain import explain
 from fractal._json import encode, is_list, is_mapping, text_of
 from fractal._lossless import Unreadable, from_lossless, is_lossless, to_lossless
 from fractal._texts import one_line, repr_of
-from fractal.approval import Allow, Defer, Deny
-from fractal.errors import UnexpectedError
+from fractal.approval import Allow, Defer, Deny, PendingCall
+from fractal.errors import ApprovalPending, UnexpectedError
 from fractal.model import Reply, ToolCall
 from fractal.results import AgentResult, ToolResult, Usage
 
@@ -160,6 +160,15 @@ def exception_of(form: Any) -> Any:
     return error if isinstance(error, BaseException) else None
 
 
+def _pending_form(call: PendingCall) -> dict[str, Any]:
+    facts = {field.name: getattr(call, field.name) for field in dataclasses.fields(call)}
+    return {**facts, "arguments": to_lossless(dict(call.arguments))}
+
+
+def _pending_of(form: dict[str, Any]) -> PendingCall:
+    return PendingCall(**{**form, "arguments": from_lossless(form["arguments"])})
+
+
 _AS_THEY_ARE = ("agent_name", "success", "stop_reason", "error", "warnings", "elapsed", "run_id", "messages", "content")
 _OF_METADATA = ("iterations", "model", "terminated_by_tool", "reason", "error", "error_type")
 
@@ -173,6 +182,7 @@ def result_form(result: AgentResult) -> dict[str, Any]:
         "usage": result.usage.model_dump(mode="json"),
         "tool_results": [_call_form(each) for each in result.tool_results],
         "abandoned": [_call_form(each) for each in result.abandoned],
+        "pending": [_pending_form(each) for each in result.pending],
         "exception": exception_form(result.exception),
     }
 
@@ -190,7 +200,8 @@ def result_of(form: dict[str, Any], answer: AnswerSettings | None) -> AgentResul
     facts["usage"] = Usage(**form["usage"])
     facts["tool_results"] = [_call_of(each) for each in form["tool_results"]]
     facts["abandoned"] = [_call_of(each) for each in form["abandoned"]]
-    error = exception_of(form["exception"])
+    facts["pending"] = [_pending_of(each) for each in form.get("pending", ())]  # few results have any
+    error = ApprovalPending(facts["pending"]) if facts["pending"] else exception_of(form["exception"])
     names = AgentResult.model_fields
     result = AgentResult.of_facts(error, **{name: facts.get(name, []) for name in names})
     if error is not None:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
+import math
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import anyio
 
+from fractal._concurrency.background import Background
+from fractal._concurrency.grace import DEFAULT_GRACE
 from fractal._json import is_mapping
 from fractal._lossless import Unreadable, compact
 from fractal._texts import described, one_line
-from fractal.errors import JournalError, JournalMismatch, JournalNotWritten, JournalUnreadable
+from fractal.errors import JournalError, JournalMismatch, JournalNotWritten, JournalUnreadable, RunInProgress
 from fractal.journal import Journal, OpenJournal, StepKey
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-__all__ = ["Durable", "JournalOfTree"]
+__all__ = ["Durable", "JournalOfTree", "opened"]
 
 T = TypeVar("T")
 
 VERSION = 1
 """Of the form of records."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
+"""Seconds between two looks whether somebody else is still at work on a run."""
+
+_MOMENT = 1.0
+"""Seconds that a write may take to end when it is cancelled."""
 
 
 class Durable(NamedTuple):
@@ -44,25 +54,30 @@ class JournalOfTree:
 
     Args:
         durable: Where the first of them is recorded.
+        grace: Seconds that a record has to be kept after it was cancelled, since nothing cuts it in the middle.
 
     Attributes:
         run_id: Id of the first run.
         deferred: Path and position of the calls that wait for approval, by the ids that answers name.
     """
 
-    def __init__(self, durable: Durable) -> None:
+    def __init__(self, durable: Durable, grace: float = DEFAULT_GRACE) -> None:
         self.run_id = durable.run_id
-        self._journal, self._opened = durable.journal, durable.opened
+        self._durable, self._opened, self._grace = durable, durable.opened, grace
         self._broken: JournalError | None = None
         self.deferred: dict[str, tuple[str, str]] = {}
 
     @asynccontextmanager
-    async def open(self) -> AsyncGenerator[None]:
-        """Open the journal, unless it is open."""
+    async def open(self, deadline: float) -> AsyncGenerator[None]:
+        """Open the journal, unless it is open.
+
+        Args:
+            deadline: Until when to wait, at most, for somebody else who is at work on the run.
+        """
         if self._opened is not None:
             yield
             return
-        async with self._journal.open(self.run_id) as self._opened:
+        async with opened(self._durable, deadline) as self._opened:
             try:
                 yield
             finally:
@@ -131,7 +146,7 @@ class JournalOfTree:
             raise self._broken from error
 
     async def record(self, key: StepKey, given: Any, value: Any) -> None:
-        """Keep a record; no cancellation comes between it and its end.
+        """Keep a record; a cancellation waits for that, as long as there is grace.
 
         Raises:
             JournalError: It could not be kept.
@@ -151,22 +166,72 @@ class JournalOfTree:
     ) -> None:
         self.check()
         text = compact({"v": VERSION, "name": key.name, "given": given, "value": value})
+        writing = Background(partial(write, key, text), "fractal journal", deadline=math.inf)
         try:
-            with anyio.CancelScope(shield=True):
-                await write(key, text)
-        except JournalError as error:
-            self._broken = error
+            await writing.wait()
+        except anyio.get_cancelled_exc_class():
+            await self._let_end(writing)
+            if self._broken is None and anyio.current_effective_deadline() == -math.inf:
+                return  # a scope is cancelled, which says so again at the next checkpoint
             raise
         except Exception as error:
-            self._broken = JournalNotWritten(
-                f"the journal of run {self.run_id!r} failed: {described(error)}", run_id=self.run_id
-            )
-            raise self._broken from error
+            self._break(error)
+            self.check()
+
+    async def _let_end(self, writing: Background[None]) -> None:
+        """Wait for a write whose waiting task was cancelled, as long as there is grace."""
+        try:
+            with anyio.move_on_after(self._grace, shield=True):
+                await writing.wait()
+            if not writing.has_ended:
+                self._break(TimeoutError(f"it has not kept a record within {self._grace:g} s after the run was cut"))
+                writing.cancel()
+                with anyio.move_on_after(_MOMENT, shield=True):
+                    await writing.wait()
+        except Exception as error:
+            self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        """Note why nothing may go on without the journal."""
+        if self._broken is not None:
+            return
+        if isinstance(error, JournalError):
+            self._broken = error
+            return
+        text = f"the journal of run {self.run_id!r} failed: {described(error)}"
+        self._broken = JournalNotWritten(text, run_id=self.run_id)
+        self._broken.__cause__ = error
 
     def _open_journal(self) -> OpenJournal:
         if self._opened is None:
             raise JournalError(f"the journal of run {self.run_id!r} is closed: the run has ended", run_id=self.run_id)
         return self._opened
+
+
+@asynccontextmanager
+async def opened(durable: Durable, deadline: float = math.inf) -> AsyncGenerator[OpenJournal]:
+    """The journal of a run, open for the caller alone; waits for somebody else as long as its `wait` says.
+
+    Args:
+        durable: The journal, and the id of the run.
+        deadline: Until when to wait at most.
+
+    Raises:
+        RunInProgress: Somebody else is at work on the run, for longer than that.
+    """
+    until = min(anyio.current_time() + getattr(durable.journal, "wait", 0.0), deadline)
+    # No scope is open while it is entered, since it may open some itself that are closed later.
+    async with AsyncExitStack() as stack:
+        found, pause = None, _FIRST_PAUSE
+        while found is None:
+            try:
+                found = await stack.enter_async_context(durable.journal.open(durable.run_id))
+            except RunInProgress:
+                if (left := until - anyio.current_time()) <= 0:
+                    raise
+                await anyio.sleep(min(pause, left))
+                pause = min(pause * 1.5, _LONGEST_PAUSE)
+        yield found
 
 
 def _refuse(constant: str) -> None:

@@ -33,6 +33,16 @@ class RunParty(Protocol):
     result: AgentResult | None
 
     @property
+    def grace(self) -> float:
+        """Seconds for the cleanup of what is cancelled."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """The nearest of the deadlines of the run and around it."""
+        ...
+
+    @property
     def own_deadline(self) -> float:
         """The nearest of the deadlines of the run and of those above it."""
         ...

@@ -45,7 +45,8 @@ def journaled(run: RunParty) -> JournaledRun | None:
     durable, parent = run.settings.durable, run.parent
     if durable is not None:
         run.take_id(durable.run_id)
-        return JournaledRun(JournalOfTree(durable), "")
+        # Half of what the calls have: a journal that hangs is told before they are.
+        return JournaledRun(JournalOfTree(durable, run.grace / 2), "")
     if parent is None or parent.journaled is None:
         return None
     above: JournaledRun = parent.journaled
@@ -66,12 +67,13 @@ class JournaledRun:
         replies: The replies of its model.
     """
 
-    __slots__ = ("_begun", "_path", "_pauses", "replies", "tree")
+    __slots__ = ("_begun", "_path", "_pauses", "_scope", "replies", "tree")
 
     def __init__(self, tree: JournalOfTree, path: str) -> None:
         self.tree, self._path = tree, path
         self.replies = JournaledReplies(tree, path)
         self._begun: Counter[str] = Counter()  # runs below, by their positions
+        self._scope = anyio.CancelScope()  # around that of the run
         self._pauses = 0
 
     def path_below(self, run: RunParty, child: RunParty) -> str:
@@ -118,14 +120,21 @@ class JournaledRun:
         Raises:
             JournalError: The journal cannot be used, or another process is at work on the run.
         """
-        async with nullcontext() if self._path else self.tree.open():
-            ended = await self._begin(run)
-            if ended is not None:
-                run.result = ended
-                return ended
-            result = await work()
-            await self._end(run, result)
-            return result
+        with self._scope:
+            async with nullcontext() if self._path else self.tree.open(run.deadline):
+                with anyio.CancelScope(deadline=run.deadline):
+                    run.result = await self._begin(run)
+                self.tree.check()
+                if run.result is None:
+                    result = await work()
+                    with anyio.CancelScope(deadline=run.deadline):
+                        await self._end(run, result)
+        self.tree.check()
+        return run.result or await work()  # which ends at once, if the run was cut before
+
+    def cut(self) -> None:
+        """Stop waiting for the journal, since the run is cancelled."""
+        self._scope.cancel()
 
     async def _begin(self, run: RunParty) -> AgentResult | None:
         """Record the beginning, or set the recorded deadline; returns the result of a run that has ended."""

@@ -374,6 +374,8 @@ class Run:
         for call in self.open_calls.values():
             call.stop(self.now())
         self.below.cancel()
+        if self.journaled is not None:
+            self.journaled.cut()
 
     def cancel(self) -> None:
         """Cancel the run, and what is below it."""

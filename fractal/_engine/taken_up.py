@@ -18,7 +18,7 @@ from fractal.messages import Transcript
 if TYPE_CHECKING:
     from fractal.messages import Message
 
-__all__ = ["checked_answers", "checked_durable", "taken_up"]
+__all__ = ["checked_answers", "checked_durable", "last_pause", "taken_up"]
 
 _LONGEST_ID = 200
 
@@ -62,12 +62,24 @@ def checked_answers(answers: Any) -> dict[str, Allow | Deny]:
     return checked
 
 
-async def taken_up(durable: Durable, answers: Mapping[str, Allow | Deny]) -> tuple[list[Message], Message]:
+def last_pause(durable: Durable) -> int:
+    """How many times a run has ended to wait for answers; its journal is open."""
+    tree, number = JournalOfTree(durable), 0
+    while tree.recall(_pause(number + 1)) is not None:
+        number += 1
+    return number
+
+
+async def taken_up(
+    durable: Durable, answers: Mapping[str, Allow | Deny], pause: int | None = None
+) -> tuple[list[Message], Message]:
     """Record the answers to calls of a run that waits for them.
 
     Args:
         durable: Where the run is recorded; its journal is open.
         answers: The answers, by the ids of the calls.
+        pause: Which of the run's pauses they belong to, from 1, where a process before this one may have recorded them
+            already, some or all. None: the last one, and they are new.
 
     Returns:
         The history with which the run began, and its input.
@@ -82,12 +94,14 @@ async def taken_up(durable: Durable, answers: Mapping[str, Allow | Deny]) -> tup
     start = tree.recall(key)
     if start is None:
         raise RunUnknown(durable.run_id)
-    pending = _pending(tree)
+    asked = _asked(tree, last_pause(durable) if pause is None else pause)
+    pending = [call_id for call_id, key in asked.items() if tree.recall(key) is None]
     for call_id in answers:
-        if call_id not in pending:
-            raise NotPending(durable.run_id, call_id, [*pending])
-    for call_id, answer in answers.items():
-        await tree.record(pending[call_id], None, approval_form(answer))
+        if call_id not in (pending if pause is None else asked):
+            raise NotPending(durable.run_id, call_id, pending)
+    for call_id in pending:
+        if call_id in answers:
+            await tree.record(asked[call_id], None, approval_form(answers[call_id]))
     return tree.read(key, lambda: _messages_of(start))
 
 
@@ -96,15 +110,14 @@ def _messages_of(start: Any) -> tuple[list[Message], Message]:
     return history, message
 
 
-def _pending(tree: JournalOfTree) -> dict[str, StepKey]:
-    """The keys of the answers that the run waits for, by the ids of the calls."""
-    pause, last = 0, None
-    while (found := tree.recall(StepKey("", f"pause {pause + 1}", "pause"))) is not None:
-        pause, last = pause + 1, found
-    if last is None:
-        return {}
-    keys = tree.read(StepKey("", f"pause {pause}", "pause"), lambda: _answer_keys(last))
-    return {call_id: key for call_id, key in keys.items() if tree.recall(key) is None}
+def _pause(number: int) -> StepKey:
+    return StepKey("", f"pause {number}", "pause")
+
+
+def _asked(tree: JournalOfTree, pause: int) -> dict[str, StepKey]:
+    """The keys of the answers that a pause is for, by the ids of the calls; none for a run without a pause."""
+    kept = tree.recall(_pause(pause)) if pause else None
+    return {} if kept is None else tree.read(_pause(pause), lambda: _answer_keys(kept))
 
 
 def _answer_keys(pause: Any) -> dict[str, StepKey]:

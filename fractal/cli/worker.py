@@ -41,6 +41,13 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
         help="id of this worker, the same after each start; default: the name of the host",
     )
     parser.add_argument("--queue", metavar="NAME", nargs="+", help="queues to take runs of; default: all")
+    parser.add_argument(
+        "--lease",
+        type=_lease,
+        default=15.0,
+        metavar="S",
+        help="seconds without a sign of life after which a worker is dead, and others take its runs; default: 15",
+    )
     parser.add_argument("--grace", type=_seconds, default=30.0, metavar="S", help="seconds to end in; default: 30")
 
 
@@ -51,7 +58,14 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-_seconds.__name__ = "seconds"  # as argparse names it
+def _lease(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds < 1e6:
+        raise ValueError
+    return seconds
+
+
+_seconds.__name__ = _lease.__name__ = "seconds"  # as argparse names it
 
 
 def work(options: argparse.Namespace) -> int:
@@ -61,6 +75,7 @@ def work(options: argparse.Namespace) -> int:
         WrongUse: There is no DBOS, no agent, or no database.
     """
     from fractal.durable import DurableAgent
+    from fractal.durable.dbos_workers import Heart
 
     dbos = _dbos()
     made: list[DurableAgent[Any]] = []
@@ -70,11 +85,14 @@ def work(options: argparse.Namespace) -> int:
         raise WrongUse(f"there is no DurableAgent in {', '.join(options.agents)}")
     with _stopping() as is_to_stop:
         _launch(dbos, options)
+        heart = Heart(options.app, options.code, options.id, options.lease)
+        heart.start()
         tell(f"fractal worker {options.id}: works on {', '.join(sorted(each.name for each in made))}")
         while not is_to_stop.wait(1):  # so often it looks, as a signal does not wake it everywhere
             pass
         tell(f"fractal worker {options.id}: takes no more runs")
         dbos.DBOS.destroy(workflow_completion_timeout_sec=round(options.grace))
+        heart.stop()
         handed_back = _hand_back(dbos, options)
     tell(f"fractal worker {options.id}: has ended; {handed_back} handed back")
     return 0
@@ -126,6 +144,8 @@ def _stopping() -> Generator[threading.Event]:
 
 def _hand_back(dbos: Any, options: argparse.Namespace) -> int:
     """Put the runs that are still under way here back into their queues; returns how many there were."""
+    from fractal.durable.dbos_workers import forget
+
     client = dbos.DBOSClient(system_database_url=options.database)
     try:
         left: Sequence[Any] = client.list_workflows(
@@ -136,6 +156,7 @@ def _hand_back(dbos: Any, options: argparse.Namespace) -> int:
             by_queue[each.queue_name].append(each.workflow_id)
         for queue, ids in by_queue.items():
             client.resume_workflows(ids, queue_name=queue)
+        forget(client._sys_db, options.app, options.code, options.id)
     finally:
         client.destroy()
     return len(left)

@@ -10,8 +10,8 @@ from fractal.durable.conversations_sqlite import SQLiteConversations as SQLiteCo
 from fractal.durable.dbos_agent import (
     DurableAgent as DurableAgent,
     DurableOptions as DurableOptions,
-    DurableRun as DurableRun,
 )
+from fractal.durable.dbos_run import DurableEvents as DurableEvents, DurableRun as DurableRun
 from fractal.durable.memory import MemoryJournal as MemoryJournal
 from fractal.durable.sqlite import SQLiteJournal as SQLiteJournal
 from fractal.journal import Journal as Journal, OpenJournal as OpenJournal, StepKey as StepKey
@@ -21,6 +21,7 @@ __all__ = [
     "ConversationInfo",
     "Conversations",
     "DurableAgent",
+    "DurableEvents",
     "DurableOptions",
     "DurableRun",
     "Journal",

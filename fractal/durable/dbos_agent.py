@@ -20,33 +20,38 @@ import anyio
 from typing_extensions import Unpack
 
 from fractal._agent import verbs
-from fractal._agent.core import core_of
-from fractal._engine.journal_forms import result_form, result_of
+from fractal._engine.journal_forms import approval_form, approval_of, result_form
+from fractal._engine.journal_of_tree import Durable
+from fractal._engine.taken_up import checked_answers, last_pause
 from fractal._json import decode, encode
 from fractal._log import log
 from fractal._texts import in_brief, one_line
 from fractal.agent import BaseAgent
 from fractal.definition import AgentDefinition
-from fractal.durable.dbos_journal import DBOSJournal, outside
-from fractal.errors import InvalidArguments, JournalMismatch, RunCancelled, RunUnknown, UnexpectedError
+from fractal.durable.dbos_events import events_written
+from fractal.durable.dbos_journal import DBOSJournal, outside, part_id
+from fractal.durable.dbos_run import DurableRun, last_part
+from fractal.errors import InvalidArguments, JournalMismatch, NotPending, RunUnknown
 from fractal.limits import Limits
 from fractal.messages import user_message
 from fractal.results import AgentResult, Content_co
 
 if TYPE_CHECKING:
     from fractal._answers.ways import OutputMode
+    from fractal.approval import Allow, Deny
+    from fractal.durable.dbos_run import Part
 
-__all__ = ["DurableAgent", "DurableOptions", "DurableRun"]
+__all__ = ["DurableAgent", "DurableOptions"]
 
 PREFIX = "fractal."
 """What the names of our workflows begin with."""
 
 _NAME = re.compile(r"[\w.-]{1,100}")
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
+_OF_DBOS = "_dbos_"
+"""What the names of queues begin with that are none of the user's."""
+
 _TO_CANCEL = 5.0
 """Seconds to tell other processes that a run is cancelled."""
-
-_ENDED = frozenset({"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
 
 
 class DurableOptions(TypedDict, total=False):
@@ -145,18 +150,60 @@ class DurableAgent(Generic[Content_co]):
         begin = partial(self._dbos.DBOS.enqueue_workflow, _checked_queue(queue), self._workflow)
         return await self._begin(begin, user_input, run_id, options)
 
-    def on(self, queue: str) -> BaseAgent[Content_co]:
-        """An agent for this process whose runs go into a queue, and are done by whichever process takes them.
-
-        Everything that takes an agent takes it: `run_many(clerk.on("orders"), inputs)` spreads a batch over workers,
-        with its results, order and progress as they are at home. A run that is cancelled here is cancelled there.
+    async def resume(
+        self, run_id: str, answers: Mapping[str, Allow | Deny | bool] | None = None
+    ) -> DurableRun[Content_co]:
+        """Answer calls of a run that waits for approval, and let it go on, in the queue that it came from.
 
         Args:
-            queue: Name of the queue.
+            run_id: Id of the run.
+            answers: `Allow(…)`, `Deny(…)`, True or False, by the ids of calls in `result.pending`. None: none.
+
+        Returns:
+            The run. Calls that are not answered yet wait on, in its next result.
 
         Raises:
-            InvalidArguments: That can be none.
+            RunUnknown: There is no such run.
+            NotPending: A call that is answered does not wait for that; nothing is answered.
         """
+        given, run = checked_answers(answers), self.find(run_id)
+        part = await last_part(self._dbos.DBOS, run_id)
+        form = part.result_form if part.waits_for_approval else {"pending": ()}
+        pending = [call["call_id"] for call in form["pending"]]
+        for call_id in given:
+            if call_id not in pending:
+                raise NotPending(run_id, call_id, pending)
+        if given:
+            await self._go_on(run_id, part, given)
+        return run
+
+    async def _go_on(self, run_id: str, part: Part, given: Mapping[str, Allow | Deny]) -> None:
+        """Begin the next workflow of a run that waits for approval.
+
+        Raises:
+            NotPending: Somebody has begun it with other answers.
+        """
+        dbos, number = self._dbos.DBOS, part.number + 1
+        journal = DBOSJournal(dbos, run_id, part.number)
+        said = {
+            **json.loads(cast("str", _asked_in(part.found))),
+            "run_id": run_id,
+            "part": number,
+            "pause": last_pause(Durable(journal, run_id, await journal.read())),
+            "answers": {call_id: approval_form(answer) for call_id, answer in given.items()},
+        }
+        queue = part.found.queue_name
+        if queue is None or queue.startswith(_OF_DBOS):
+            begin = partial(dbos.start_workflow, self._workflow)
+        else:
+            begin = partial(dbos.enqueue_workflow, queue, self._workflow)
+        asked = json.dumps(said, sort_keys=True)
+        _, recorded = await self._begun(begin, asked, part_id(run_id, number))
+        if recorded != asked:
+            raise NotPending(run_id, next(iter(given)), [])
+
+    def __on_queue__(self, queue: str, /) -> BaseAgent[Content_co]:
+        """An agent for this process whose runs go into a queue; `run_many(clerk, inputs, on=queue)` asks for it."""
         return _OnQueue(self, _checked_queue(queue))
 
     def find(self, run_id: str) -> DurableRun[Content_co]:
@@ -171,18 +218,21 @@ class DurableAgent(Generic[Content_co]):
         self, begin: Any, user_input: object, run_id: str | None, options: DurableOptions
     ) -> DurableRun[Content_co]:
         asked = self._written(user_input, options)
-        given = self._dbos.SetWorkflowID(_checked_id(run_id)) if run_id is not None else nullcontext()
-
-        def begun() -> tuple[str, Any]:
-            with given:
-                handle = begin(asked)
-            return handle.workflow_id, handle.get_status()
-
-        found, status = await outside(begun)
-        recorded = _asked_in(status)
+        found, recorded = await self._begun(begin, asked, None if run_id is None else _checked_id(run_id))
         if recorded != asked:
             raise JournalMismatch(found, "start", one_line(str(recorded), 1000), one_line(asked, 1000))
         return DurableRun(self._dbos.DBOS, found, self.agent)
+
+    async def _begun(self, begin: Any, asked: str, workflow: str | None) -> tuple[str, object]:
+        """Begin a workflow, if there is none of that id; returns the id, and what the workflow of that id is asked."""
+        given = self._dbos.SetWorkflowID(workflow) if workflow is not None else nullcontext()
+
+        def begun() -> tuple[str, object]:
+            with given:
+                handle = begin(asked)
+            return handle.workflow_id, _asked_in(handle.get_status())
+
+        return await outside(begun)
 
     def _written(self, user_input: object, options: DurableOptions) -> str:
         """What is asked, as JSON that another process reads."""
@@ -206,75 +256,24 @@ class DurableAgent(Generic[Content_co]):
 
         async def work(asked: str) -> str:
             said = json.loads(asked)
-            options = said["options"]
-            if "limits" in options:
-                options["limits"] = Limits(**options["limits"])
-            run_id, journal = self._dbos.DBOS.workflow_id, DBOSJournal(self._dbos.DBOS)
-            result = await verbs.ask(self.agent, said["content"], journal=journal, run_id=run_id, **options)
+            dbos = self._dbos.DBOS
+            run_id, part = said.get("run_id", dbos.workflow_id), said.get("part", 0)
+            journal = DBOSJournal(dbos, run_id, part)
+            async with events_written(dbos, self.agent, journal):
+                result = await self._answered(said, journal, run_id)
             return json.dumps(result_form(result))
 
         return work
 
-
-class DurableRun(Generic[Content_co]):
-    """A run of a `DurableAgent`, in whatever process it goes on.
-
-    Attributes:
-        run_id: Its id.
-    """
-
-    def __init__(self, dbos: Any, run_id: str, agent: AgentDefinition[Content_co]) -> None:
-        self._dbos, self.run_id, self._agent = dbos, run_id, agent
-
-    def __repr__(self) -> str:
-        return f"DurableRun({self.run_id!r})"
-
-    async def status(self) -> str:
-        """What DBOS says of the run: `ENQUEUED`, `PENDING`, `SUCCESS`, `ERROR`, `CANCELLED` or another word of its.
-
-        Raises:
-            RunUnknown: There is no such run.
-        """
-        return str((await self._look()).status)
-
-    async def result(self) -> AgentResult[Content_co]:
-        """Wait for the end of the run, and return its result.
-
-        Returns:
-            As in `BaseAgent.run`.
-
-        Raises:
-            RunUnknown: There is no such run.
-            RunCancelled: Somebody has cancelled it.
-            UnexpectedError: It has raised something, as wrong use does.
-        """
-        pause = _FIRST_PAUSE
-        while (found := await self._look()).status not in _ENDED:
-            await anyio.sleep(pause)
-            pause = min(pause * 1.5, _LONGEST_PAUSE)
-        if found.status == "SUCCESS":
-            answer = core_of(self._agent).facts()["answer"]
-            return result_of(json.loads(found.output), answer)
-        if found.status == "CANCELLED":
-            raise RunCancelled
-        error = found.error
-        reason = f"{getattr(error, 'name', type(error).__name__)}: {error}" if error is not None else found.status
-        raise UnexpectedError(f"run {self.run_id!r} has failed: {reason}")
-
-    async def cancel(self) -> None:
-        """Cancel the run: its next step is not made, and a queue does not start it. A step under way goes on.
-
-        Raises:
-            RunUnknown: There is no such run.
-        """
-        await self._look()
-        await outside(lambda: self._dbos.cancel_workflow(self.run_id))
-
-    async def _look(self) -> Any:
-        found = await outside(lambda: self._dbos.get_workflow_status(self.run_id))
-        if found is None:
-            raise RunUnknown(self.run_id)
-        return found
+    async def _answered(self, said: dict[str, Any], journal: DBOSJournal, run_id: str) -> AgentResult[Any]:
+        options = said["options"]
+        if "limits" in options:
+            options["limits"] = Limits(**options["limits"])
+        if "answers" not in said:
+            return await verbs.ask(self.agent, said["content"], journal=journal, run_id=run_id, **options)
+        options.pop("messages", None)
+        answers = {call_id: approval_of(form) for call_id, form in said["answers"].items()}
+        return await verbs.resume(self.agent, journal, run_id, answers, pause=said["pause"], **options)
 
 
 class _OnQueue(BaseAgent[Content_co]):

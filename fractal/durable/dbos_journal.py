@@ -3,12 +3,14 @@
 DBOS knows a step by its number. A record draws the next number when it is kept, and a process that goes on leaves out
 the numbers that are taken, so the order in which parallel work ends does not matter: a record is found by its key,
 which is the name of its step.
+
+A run that has ended to wait for approval goes on in another workflow, whose journal has the records of those before it.
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ from fractal._concurrency.workers import run_in_thread
 from fractal.errors import JournalUnreadable
 from fractal.journal import StepKey
 
-__all__ = ["DBOSJournal", "outside"]
+__all__ = ["DBOSJournal", "outside", "part_id"]
 
 T = TypeVar("T")
 
@@ -29,48 +31,87 @@ async def outside(function: Callable[[], T]) -> T:
     return await run_in_thread(lambda: contextvars.Context().run(function), abandon=False)
 
 
+def part_id(run_id: str, part: int) -> str:
+    """The id of the workflow that goes on with a run after so many times of waiting for approval."""
+    return f"{run_id}/resumed {part}" if part else run_id
+
+
 class DBOSJournal:
-    """The journal of the run that the current workflow of DBOS is.
+    """The journal of a run, in the current workflow of DBOS.
 
     Args:
         dbos: The class `DBOS`.
+        run_id: Id of the run.
+        part: How many times it has waited for approval, and gone on in another workflow.
+
+    Attributes:
+        workflows: Ids of its workflows, of which the current one is the last.
+        is_taken_up: Whether it was begun by a workflow or a process before this one; known when it is open.
     """
 
-    def __init__(self, dbos: Any) -> None:
+    def __init__(self, dbos: Any, run_id: str, part: int) -> None:
         self._dbos = dbos
+        self.workflows = [part_id(run_id, number) for number in range(part + 1)]
+        self.is_taken_up = False
 
     @asynccontextmanager
     async def open(self, run_id: str) -> AsyncGenerator[_OpenInDBOS]:
-        """Open the journal of the workflow with that id; called inside of it.
+        """Open the journal; called inside of the workflow.
 
         Raises:
             JournalUnreadable: A step is none of a journal.
         """
-        steps = await outside(lambda: self._dbos.list_workflow_steps(run_id))
-        opened = _OpenInDBOS(self._dbos, run_id)
-        opened.take(steps)
-        yield opened
+        *earlier, own = self.workflows
+        records = await self._records_of(earlier)
+        steps = await self._steps_of(own)
+        records |= _texts_of(own, steps)
+        self.is_taken_up = bool(records)
+        last = max((step["function_id"] for step in steps), default=0)
+        while last and self._dbos.reserve_step().step_id < last:  # those numbers are taken
+            pass
+        yield _OpenInDBOS(self._dbos, records)
+
+    async def read(self) -> _OpenInDBOS:
+        """The records of the workflows, outside of them.
+
+        Raises:
+            JournalUnreadable: A step is none of a journal.
+        """
+        return _OpenInDBOS(self._dbos, await self._records_of(self.workflows))
+
+    async def _records_of(self, workflows: Iterable[str]) -> dict[str, str]:
+        records: dict[str, str] = {}
+        for workflow in workflows:
+            records |= _texts_of(workflow, await self._steps_of(workflow))
+        return records
+
+    async def _steps_of(self, workflow: str) -> list[Any]:
+        return await outside(lambda: self._dbos.list_workflow_steps(workflow))
+
+
+def _texts_of(workflow: str, steps: list[Any]) -> dict[str, str]:
+    """The records among the steps of a workflow; of steps with one name the last one holds."""
+    texts: dict[str, str] = {}
+    for step in steps:
+        name, text = step["function_name"], step["output"]
+        if not name.startswith(PREFIX):
+            continue
+        if not isinstance(text, str):
+            raise JournalUnreadable(f"step {name!r} of workflow {workflow!r} has no text", run_id=workflow)
+        texts[name.removeprefix(PREFIX)] = text
+    return texts
 
 
 class _OpenInDBOS:
-    """The records of one run, in the process that executes its workflow."""
+    """The records of one run, in the process that executes its workflow.
 
-    def __init__(self, dbos: Any, run_id: str) -> None:
-        self._dbos, self._run_id = dbos, run_id
-        self._records: dict[str, str] = {}
+    Args:
+        dbos: The class `DBOS`.
+        records: What has been recorded.
+    """
 
-    def take(self, steps: list[Any]) -> None:
-        """Take the records of processes that have ended, and leave out the numbers of all steps that there are."""
-        for step in steps:
-            name, text = step["function_name"], step["output"]
-            if not name.startswith(PREFIX):
-                continue
-            if not isinstance(text, str):
-                raise JournalUnreadable(f"step {name!r} of workflow {self._run_id!r} has no text", run_id=self._run_id)
-            self._records[name.removeprefix(PREFIX)] = text
-        last = max((step["function_id"] for step in steps), default=0)
-        while last and self._dbos.reserve_step().step_id < last:
-            pass
+    def __init__(self, dbos: Any, records: dict[str, str]) -> None:
+        self._dbos, self._records = dbos, records
 
     def recall(self, key: StepKey) -> str | None:
         """The record of that key, or None."""

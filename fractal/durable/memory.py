@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from anyio.lowlevel import checkpoint
 
 from fractal._concurrency.forks import lock
+from fractal.durable._waiting import checked_wait
 from fractal.errors import RunInProgress
 from fractal.journal import StepKey
 
@@ -17,7 +18,11 @@ __all__ = ["MemoryJournal"]
 class MemoryJournal:
     """A journal that lasts as long as its object: for tests, and to see what is recorded.
 
+    Args:
+        wait: As that of `SQLiteJournal`.
+
     Attributes:
+        wait: As given.
         runs: The records of each run, by its id: JSON texts by the texts of their keys, in the order of writing.
 
     Example:
@@ -32,7 +37,8 @@ class MemoryJournal:
         ['hello', 'hello']
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, wait: float = 0.0) -> None:
+        self.wait = checked_wait(wait)
         self.runs: dict[str, dict[str, str]] = {}
         self._open: set[str] = set()
         self._lock = lock()

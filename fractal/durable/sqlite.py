@@ -22,6 +22,7 @@ from fractal._concurrency.workers import run_in_thread
 from fractal._log import log
 from fractal._texts import in_brief, said_by
 from fractal.durable._database import Database, Write
+from fractal.durable._waiting import checked_wait
 from fractal.errors import (
     InvalidArguments,
     JournalError,
@@ -55,6 +56,11 @@ class SQLiteJournal:
     Args:
         path: The file; it is made, readable for its owner alone, if there is none.
         lease: Seconds without a sign of life after which a process counts as dead.
+        wait: Seconds that a run waits while somebody else is at work on it, to return the result of that, or to go on
+            with it; no longer than its timeout. 0: it gets `RunInProgress` at once.
+
+    Attributes:
+        wait: As given.
 
     Raises:
         InvalidArguments: An argument cannot be what was meant.
@@ -66,7 +72,7 @@ class SQLiteJournal:
         ```
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, lease: float = DEFAULT_LEASE) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, lease: float = DEFAULT_LEASE, wait: float = 0.0) -> None:
         try:
             self._path = Path(os.path.abspath(os.fsdecode(path)))  # now: the program may go elsewhere
         except TypeError:
@@ -75,7 +81,7 @@ class SQLiteJournal:
             raise InvalidArguments(f"path={in_brief(path)}: no path has a zero byte in it")
         if not is_number(lease) or not 0 < lease < 1e9:
             raise InvalidArguments(f"lease={in_brief(lease)}: give seconds above 0")
-        self._lease = float(lease)
+        self._lease, self.wait = float(lease), checked_wait(wait)
         self._database = Database(self._path)
         self._heart = _Heart(self._database, self._lease)
 

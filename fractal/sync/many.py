@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, overload
 from typing_extensions import TypeForm, Unpack
 
 import fractal.many
-from fractal.many import DEFAULT_BUFFER, DEFAULT_CONCURRENCY, BatchItem, OnError, Progress
+from fractal.many import DEFAULT_BUFFER, DEFAULT_CONCURRENCY, BatchItem, OnError, OnQueues, Progress
 from fractal.results import Content, Content_co
 from fractal.sync._block import Block
 from fractal.sync._portal import call_blocking
@@ -23,11 +23,12 @@ __all__ = ["BatchStream", "run_many", "stream_many"]
 
 @overload
 def run_many(
-    agent: AgentDefinition[Content],
+    agent: AgentDefinition[Content] | OnQueues[Content],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     on_error: OnError = "collect",
+    on: str | None = None,
     progress: bool | Callable[[Progress], object] | None = None,
     output_type: None = None,
     **options: Unpack[PlainOptions],
@@ -36,11 +37,12 @@ def run_many(
 
 @overload
 def run_many(
-    agent: AgentDefinition[Any],
+    agent: AgentDefinition[Any] | OnQueues[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     on_error: OnError = "collect",
+    on: str | None = None,
     progress: bool | Callable[[Progress], object] | None = None,
     output_type: TypeForm[Content],
     **options: Unpack[PlainOptions],
@@ -48,11 +50,12 @@ def run_many(
 
 
 def run_many(
-    agent: AgentDefinition[Any],
+    agent: AgentDefinition[Any] | OnQueues[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     on_error: OnError = "collect",
+    on: str | None = None,
     progress: bool | Callable[[Progress], object] | None = None,
     **options: Unpack[RunOptions],
 ) -> list[AgentResult[Any]]:
@@ -68,6 +71,8 @@ def run_many(
             the others and is raised.
         progress: True: show a bar on standard error, or now and then a line where there is no terminal. A function:
             call it after each run, in the thread of the event loop; it must not block. None or False: neither.
+        on: Name of a queue of DBOS, for an agent that is a `DurableAgent`: its runs are done by whichever processes
+            take them from there, and those that are cancelled here are cancelled there. None: they are done here.
         **options: As `RunOptions` describes them, for each run.
 
     Returns:
@@ -86,19 +91,20 @@ def run_many(
     """
     return call_blocking(
         lambda: fractal.many.run_many(
-            agent, inputs, max_concurrency=max_concurrency, on_error=on_error, progress=progress, **options
+            agent, inputs, max_concurrency=max_concurrency, on_error=on_error, on=on, progress=progress, **options
         )
     )
 
 
 @overload
 def stream_many(
-    agent: AgentDefinition[Content],
+    agent: AgentDefinition[Content] | OnQueues[Content],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     buffer: int = DEFAULT_BUFFER,
     on_error: OnError = "collect",
+    on: str | None = None,
     output_type: None = None,
     **options: Unpack[PlainOptions],
 ) -> BatchStream[Content]: ...
@@ -106,24 +112,26 @@ def stream_many(
 
 @overload
 def stream_many(
-    agent: AgentDefinition[Any],
+    agent: AgentDefinition[Any] | OnQueues[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     buffer: int = DEFAULT_BUFFER,
     on_error: OnError = "collect",
+    on: str | None = None,
     output_type: TypeForm[Content],
     **options: Unpack[PlainOptions],
 ) -> BatchStream[Content]: ...
 
 
 def stream_many(
-    agent: AgentDefinition[Any],
+    agent: AgentDefinition[Any] | OnQueues[Any],
     inputs: Iterable[object] | AsyncIterable[object],
     *,
     max_concurrency: int = DEFAULT_CONCURRENCY,
     buffer: int = DEFAULT_BUFFER,
     on_error: OnError = "collect",
+    on: str | None = None,
     **options: Unpack[RunOptions],
 ) -> BatchStream[Any]:
     """Answer many inputs, so many at a time, and give each result when it is there, blocking.
@@ -138,6 +146,8 @@ def stream_many(
             takes the place of a run. 0 or more.
         on_error: `"collect"`: a run that failed is a result with `success=False`. `"fail_fast"`: the first one cancels
             the others and is raised to the reader, after the results before it.
+        on: Name of a queue of DBOS, for an agent that is a `DurableAgent`: its runs are done by whichever processes
+            take them from there, and those that are cancelled here are cancelled there. None: they are done here.
         **options: As `RunOptions` describes them, for each run.
 
     Returns:
@@ -155,7 +165,7 @@ def stream_many(
     """
     return BatchStream(
         fractal.many.stream_many(
-            agent, inputs, max_concurrency=max_concurrency, buffer=buffer, on_error=on_error, **options
+            agent, inputs, max_concurrency=max_concurrency, buffer=buffer, on_error=on_error, on=on, **options
         )
     )
 
