@@ -71,7 +71,7 @@ def openai_router(
     bounds, at = Bounds(max_body=max_body, seconds=body_timeout), int(time.time())
     router = APIRouter(
         tags=["OpenAI"],
-        route_class=ServingRoute,
+        route_class=_Route,
         lifespan=serving_lifespan(runs),
         dependencies=noting(owner, deps),
     )
@@ -80,8 +80,6 @@ def openai_router(
         try:
             asked = read(await read_bytes(request, bounds), runs.agents)
             return Answering(runs, _beginning(runs, asked, request), asked, form(asked))
-        except Problem as problem:
-            return fault_response(fault_of(problem))
         except Fault as fault:
             return fault_response(fault)
 
@@ -108,6 +106,13 @@ def openai_router(
     router.add_api_route("/v1/models", list_models, methods=["GET"])
     router.add_api_route("/v1/models/{model:path}", retrieve_model, methods=["GET"])
     return router
+
+
+class _Route(ServingRoute):
+    """A route whose errors are in the form of OpenAI's."""
+
+    def refusal(self, problem: Problem) -> Response:
+        return fault_response(fault_of(problem))
 
 
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
