@@ -157,14 +157,10 @@ class Run:
         self.approve: Hook | None = settings.approve or (parent.approve if parent else None)
         self.budget: Budget = Budget(self.limits, parent.budget if parent else None, settings.budgets)
         self.prices: Prices | None = settings.prices or (parent.prices if parent else prices_of_library())
-        own = Offer(settings.toolkit.tools, settings.toolkit.schemas())
         self.offered: frozenset[str] | None = None  # names, where a hook has changed what one request offers
-        self._offer, self.answer = own, self._answer_of(settings, own) if settings.answer is not None else None
-        self.window = (
-            WindowView(settings.window, transcript, context=self.hook_context, warn=self.warn)
-            if settings.window
-            else None
-        )
+        self.offer_tools()
+        window = settings.window
+        self.window = WindowView(window, transcript, context=self.hook_context, warn=self.warn) if window else None
         self.system: str | None = None
         self.iterations = self.empty_replies = self.seen = 0  # seen: messages that observers have been told of
         self.tool_results: list[ToolResult] = []
@@ -217,16 +213,20 @@ class Run:
             "depth": self.depth,
         }
 
-    def _answer_of(self, settings: RunSettings, own: Offer) -> Answer:
-        assert settings.answer is not None
-        return Answer(
-            settings.answer,
-            own,
-            model_name=settings.model_name,
-            max_retries=settings.max_retries,
-            context=self.hook_context,
-            warn=self.warn,
-        )
+    def offer_tools(self) -> None:
+        """Offer the tools of the settings, and what takes the answer; before the run begins."""
+        settings = self.settings
+        self.answer: Answer | None = None
+        self._offer = Offer(settings.toolkit.tools, settings.toolkit.schemas())
+        if settings.answer is not None:
+            self.answer = Answer(
+                settings.answer,
+                self._offer,
+                model_name=settings.model_name,
+                max_retries=settings.max_retries,
+                context=self.hook_context,
+                warn=self.warn,
+            )
 
     @property
     def task_name(self) -> str:
@@ -347,7 +347,7 @@ class Run:
             raise DepthExceeded(int(self.parent._depth_limit))
 
     def _tell_beginning(self) -> None:
-        *history, message = copied_messages(self.transcript.messages)
+        *history, message = copied_messages(self.transcript.messages[: self.seen or None])
         self.seen = len(history) + 1
         facts = {"call_id": self._begun_by, "limits": self.limits, "timeout": self.settings.timeout}
         self.emit(RunStarted, message=message, history=history, **facts)
