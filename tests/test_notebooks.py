@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html.parser
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -22,8 +24,10 @@ from fractal import (
     sync,
     tool,
 )
-from fractal.testing import EventRecorder, ScriptedModel, answers, record_events
+from fractal.cli.stand_in import play
+from fractal.testing import Endpoint, EventRecorder, ScriptedModel, answers, record_events
 
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 EVIL = "<script>alert('x')</script><img src=x onerror=\"y\"> & \u202e\x1b[31m"
 QUESTION = f"How is the weather in {EVIL}?"
 TAGS = {"div", "b", "pre", "table", "tr", "td", "th", "small", "progress"}
@@ -51,7 +55,11 @@ class Reader(html.parser.HTMLParser):
 
 def read(shown: Any, *, most: int = 20_000) -> str:
     """The text of what a notebook shows of an object, which must be safe, short and well formed."""
-    page = shown._repr_html_()
+    return read_page(shown._repr_html_(), most=most)
+
+
+def read_page(page: str, *, most: int = 20_000) -> str:
+    """The text of a page, which must be safe, short and well formed."""
     assert len(page) < most
     reader = Reader()
     reader.feed(page)
@@ -254,3 +262,57 @@ def test_a_handle_shows_why_its_run_could_not_be_carried_out() -> None:
     with pytest.raises(TypeError):
         handle.result(10)
     assert "limits=5" in handle._repr_html_()
+
+
+# ---- a real notebook
+
+
+def test_the_notebook_among_the_examples_is_kept_without_outputs() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert [cell.outputs for cell in notebook.cells if cell.cell_type == "code" and cell.outputs] == []
+    assert [cell.execution_count for cell in notebook.cells if cell.get("execution_count")] == []
+
+
+@pytest.mark.slow
+def test_a_notebook_awaits_blocks_streams_and_shows_what_comes_of_it(
+    endpoint: Callable[..., Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ipykernel")
+    started = endpoint(play)
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
+    card, awaited, blocking, live, printed, batch, tree, late = executed(NOTEBOOK, tmp_path)
+
+    assert "weather(city: string)" in read_page(card["text/html"])
+    for shown, city in ((awaited, "Rome"), (blocking, "Oslo")):
+        assert f"sunny in {city}" in read_page(shown["text/html"])
+        assert "Guide answered, 2 requests, 1 tool calls" in read_page(shown["text/html"])
+        assert shown["text/plain"].startswith(f"AgentResult(content='sunny in {city}'")
+    assert live["text/markdown"] == "sunny in Lima"
+    assert "has ended" in read_page(live["text/html"])
+    assert printed["text"] == "sunny in Bern"
+    assert '<progress max="4" value="4">' in batch["text/html"]
+    assert batch["text/plain"] == "['sunny in Rome', 'sunny in Oslo', 'sunny in Lima', 'sunny in Bern']"
+    assert "weather" in read_page(tree["text/html"])
+    assert "no answer (deadline)" in read_page(late["text/html"])
+    assert any(len(request.messages) > 4 for request in started.requests), "the second question goes on with the first"
+
+
+def executed(path: Path, folder: Path) -> list[dict[str, str]]:
+    """What each code cell of a notebook shows, by media type, none of which is an error or a warning."""
+    import nbformat
+
+    outputs = folder / "executed.ipynb"
+    # In a process of its own: it leaves sockets to the garbage collector, and an event loop.
+    program = f"from nbclient.cli import main; main(argv=['--timeout=40', '--output={outputs}', '{path}'])"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=55, cwd=folder)
+    return [shown_by(cell) for cell in nbformat.read(outputs, as_version=4).cells if cell.cell_type == "code"]
+
+
+def shown_by(cell: Any) -> dict[str, str]:
+    shown: dict[str, str] = {}
+    for output in cell.outputs:
+        assert output.get("name") != "stderr", output
+        shown |= output.get("data") or {"text": output["text"]}
+    return shown

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint, current_token
@@ -21,7 +21,7 @@ from fractal._answers.answer import Answer, Offer
 from fractal._concurrency.background import current_task_of
 from fractal._concurrency.current import current_call, current_run
 from fractal._concurrency.feed import Inlet
-from fractal._concurrency.scopes import unexpected, waiting
+from fractal._concurrency.scopes import waiting
 from fractal._copies import copied_messages, with_own_content
 from fractal._engine.around import NO_HOOKS, RunHooks
 from fractal._engine.below import Below, origin_of
@@ -29,11 +29,12 @@ from fractal._engine.duplicates import Duplicates
 from fractal._engine.journaled import JournaledRun, journaled
 from fractal._engine.observers import Brief, companions_of, interested, tell_all
 from fractal._engine.pricing import Prices, prices_of_library
+from fractal._engine.run_result import result_of, sound
 from fractal._engine.window import WindowView
 from fractal._log import log
-from fractal._texts import is_a, said_by
+from fractal._texts import said_by
 from fractal.context import RunContext
-from fractal.errors import SUCCESSES, ApprovalPending, BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
+from fractal.errors import BudgetExceeded, DepthExceeded, LimitReached, RunError, StopReason
 from fractal.events import Event, LimitHit, Observer, RunFinished, RunObserver, RunStarted, WarningRaised
 from fractal.limits import DEFAULT_LIMITS, Budget, Limits, limits_below
 from fractal.results import AgentResult, ToolResult, Usage
@@ -55,7 +56,6 @@ _A_TURN = 0.1
 """Seconds after its time in which an event loop has long seen to a deadline, if it sees to anything."""
 
 _is_full = attrgetter("is_full")
-_FAILURES = frozenset(get_args(StopReason)) - SUCCESSES
 
 
 class _OpenCall(Protocol):
@@ -155,9 +155,8 @@ class Run:
         self.approve: Hook | None = settings.approve or (parent.approve if parent else None)
         self.budget: Budget = Budget(self.limits, parent.budget if parent else None, settings.budgets)
         self.prices: Prices | None = settings.prices or (parent.prices if parent else prices_of_library())
-        own = Offer(settings.toolkit.tools, settings.toolkit.schemas())
         self.offered: frozenset[str] | None = None  # names, where a hook has changed what one request offers
-        self._offer, self.answer = own, self._answer_of(settings, own) if settings.answer is not None else None
+        self.offer_tools()
         window = settings.window
         self.window = WindowView(window, transcript, context=self.hook_context, warn=self.warn) if window else None
         self.system: str | None = None
@@ -210,16 +209,20 @@ class Run:
             "depth": self.depth,
         }
 
-    def _answer_of(self, settings: RunSettings, own: Offer) -> Answer:
-        assert settings.answer is not None
-        return Answer(
-            settings.answer,
-            own,
-            model_name=settings.model_name,
-            max_retries=settings.max_retries,
-            context=self.hook_context,
-            warn=self.warn,
-        )
+    def offer_tools(self) -> None:
+        """Offer the tools of the settings, and what takes the answer; before the run begins."""
+        settings = self.settings
+        self.answer: Answer | None = None
+        self._offer = Offer(settings.toolkit.tools, settings.toolkit.schemas())
+        if settings.answer is not None:
+            self.answer = Answer(
+                settings.answer,
+                self._offer,
+                model_name=settings.model_name,
+                max_retries=settings.max_retries,
+                context=self.hook_context,
+                warn=self.warn,
+            )
 
     @property
     def task_name(self) -> str:
@@ -340,7 +343,7 @@ class Run:
             raise DepthExceeded(int(self.parent._depth_limit))
 
     def _tell_beginning(self) -> None:
-        *history, message = copied_messages(self.transcript.messages)
+        *history, message = copied_messages(self.transcript.messages[: self.seen or None])
         self.seen = len(history) + 1
         facts = {"call_id": self._begun_by, "limits": self.limits, "timeout": self.settings.timeout}
         self.emit(RunStarted, message=message, history=history, **facts)
@@ -572,48 +575,15 @@ class Run:
 
     def succeed(self, content: Any, stop_reason: StopReason) -> AgentResult:
         """End the run with an answer."""
-        return self._end(self._result(content, stop_reason, None))
+        return self._end(result_of(self, content, stop_reason))
 
     def fail(self, error: RunError) -> AgentResult:
         """End the run without an answer."""
         if isinstance(error, LimitReached):
             self.note_limit(error)
-        error = _sound(error)
-        error.result = result = self._result(said_by(error), error.stop_reason, error)
+        error = sound(error)
+        error.result = result = result_of(self, said_by(error), error.stop_reason, error)
         return self._end(result)
-
-    def _result(self, content: Any, stop_reason: StopReason, error: RunError | None) -> AgentResult:
-        messages = self.transcript.messages
-        metadata: dict[str, Any] = {
-            "iterations": self.iterations,
-            "messages": messages,
-            "model": self.settings.model_name,
-            "terminated_by_tool": self._last_tool() if stop_reason == "terminated" else None,
-        }
-        if error is not None:
-            metadata |= {"reason": error.error_type, "error": content, "error_type": error.error_type}
-        return AgentResult.of_facts(
-            error,
-            content=content,
-            agent_name=self.settings.agent_name,
-            success=error is None,
-            metadata=metadata,
-            stop_reason=stop_reason,
-            error=content if error is not None else None,
-            messages=messages,
-            usage=self.usage,
-            run_id=self.run_id,
-            tool_results=self.tool_results.copy(),
-            abandoned=self.abandoned.copy(),
-            pending=list(error.pending) if error is not None and is_a(error, ApprovalPending) else [],
-            warnings=self.warnings.copy(),
-            elapsed=self.now() - self.started,
-        )
-
-    def _last_tool(self) -> str | None:
-        """Name of the tool that has ended the run."""
-        ended = (each for each in self.tool_results if each.outcome == "ok" and each.metadata["terminate"])
-        return next((each.tool_name for each in ended), None)
 
     def _end(self, result: AgentResult) -> AgentResult:
         self.result = result
@@ -621,13 +591,3 @@ class Run:
         shown = with_own_content(result) if self.parent is not None and self.has_listeners else result
         self.emit(RunFinished, result=shown)
         return result
-
-
-def _sound(error: RunError) -> RunError:
-    """The error; or a substitute, if it is of a user's class whose attributes cannot be read."""
-    try:
-        error.result = None
-        is_sound = error.stop_reason in _FAILURES and isinstance(error.error_type, str)
-    except Exception:
-        is_sound = False
-    return error if is_sound else unexpected(error)

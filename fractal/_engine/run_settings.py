@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from fractal.model import Model, ModelSettings, ToolSchemas
     from fractal.toolkit import Tool
 
-__all__ = ["RunSettings"]
+__all__ = ["RunSettings", "Toolkit"]
 
 
-class _Toolkit(Protocol):
+class Toolkit(Protocol):
     """Tools on offer, as far as a run needs them."""
 
     @property
@@ -69,7 +69,7 @@ class RunSettings:
     model: Model
     model_name: str
     model_settings: ModelSettings
-    toolkit: _Toolkit
+    toolkit: Toolkit
     system_prompt: Callable[[RunContext[Any], Warn], Awaitable[str]]
     limits: Limits
     timeout: float | None

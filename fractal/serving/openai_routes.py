@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,6 +17,7 @@ from fractal.agent import BaseAgent
 from fractal.approval import Deny, PendingCall
 from fractal.serving._openai.answering import Answering, fault_response
 from fractal.serving._openai.asked import Asked, chat_asked, response_asked
+from fractal.serving._openai.client_tools import turns_from
 from fractal.serving._openai.faults import Fault, fault_of, wrong
 from fractal.serving._openai.forms import ChatForm, Form, ResponseForm
 from fractal.serving.askers import deps_of, noting, owner_of
@@ -35,6 +38,7 @@ def openai_router(
     *,
     owner: Callable[..., Any] | None = None,
     deps: Callable[..., Any] | None = None,
+    client_tools: bool = False,
     max_body: int = 2**22,
     body_timeout: float = 30.0,
     **options: Unpack[ServingOptions],
@@ -42,14 +46,16 @@ def openai_router(
     """Make the routes by which clients of OpenAI's talk to agents as to models.
 
     There are `POST /v1/chat/completions`, `POST /v1/responses` and `GET /v1/models`. What the caller sends as
-    conversation is the history of the run, and its last message is the question. Tools are the agent's own: those of
-    a caller are refused, and calls of the agent's are not shown. A client that goes away ends its run.
+    conversation is the history of the run, and its last message is the question. Calls of the agent's tools are not
+    shown. A client that goes away ends its run.
 
     Args:
         agents: An agent, which is the model of its name; agents by the names of models; or `ServedRuns` that other
             routers share.
         owner: As in `agent_router`.
         deps: As in `agent_router`.
+        client_tools: Whether chat completions offer the tools of a request to the model, beside the agent's own, and
+            leave their calls to the client. Otherwise such a request is refused.
         max_body: Bytes that a request's body may have.
         body_timeout: Seconds that it may take to come.
         **options: Those of `ServedRuns`: `timeout`, `limits`, `max_concurrency`, `max_queue` and so on.
@@ -71,7 +77,7 @@ def openai_router(
     bounds, at = Bounds(max_body=max_body, seconds=body_timeout), int(time.time())
     router = APIRouter(
         tags=["OpenAI"],
-        route_class=ServingRoute,
+        route_class=_Route,
         lifespan=serving_lifespan(runs),
         dependencies=noting(owner, deps),
     )
@@ -80,14 +86,12 @@ def openai_router(
         try:
             asked = read(await read_bytes(request, bounds), runs.agents)
             return Answering(runs, _beginning(runs, asked, request), asked, form(asked))
-        except Problem as problem:
-            return fault_response(fault_of(problem))
         except Fault as fault:
             return fault_response(fault)
 
     async def create_chat_completion(request: Request) -> Response:
         """Answer the last message of a conversation, whole or streamed."""
-        return await answered(request, chat_asked, ChatForm)
+        return await answered(request, partial(chat_asked, takes_tools=client_tools), ChatForm)
 
     async def create_response(request: Request) -> Response:
         """Answer an input, whole or streamed."""
@@ -110,23 +114,34 @@ def openai_router(
     return router
 
 
+class _Route(ServingRoute):
+    """A route whose errors are in the form of OpenAI's."""
+
+    def refusal(self, problem: Problem) -> Response:
+        return fault_response(fault_of(problem))
+
+
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
 def _beginning(runs: ServedRuns, asked: Asked, request: Request) -> Callable[[], Awaitable[ServedRun]]:
     """The function that begins the run."""
+    owner = owner_of(request)
     given = RunAsked(
         input=asked.user_input,
         messages=asked.messages,
         is_streamed=asked.is_streamed,
-        owner=owner_of(request),
+        owner=owner,
         deps=deps_of(request),
         options={"approve": _deny},
+        tools=asked.tools if asked.tools.tools else None,
         request_id=request_id.get(),
     )
 
     async def begin() -> ServedRun:
-        run = await runs.begin(asked.model, given)
+        before = [*asked.messages, {"role": "user", "content": asked.user_input}]
+        turns = await turns_from(runs, owner, before, asked.turns) if asked.turns else ()
+        run = await runs.begin(asked.model, replace(given, turns=turns) if turns else given)
         assert isinstance(run, ServedRun)  # only a request with a key can be one that has ended
         run.ends_with_clients = True  # nobody can come back to an answer of this kind
         return run

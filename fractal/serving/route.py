@@ -33,7 +33,7 @@ class ServingRoute(APIRoute):
         async def handle_with_id(request: Request) -> Response:
             token = request_id.set(request_id_of(request))
             try:
-                response = await _answered(handle, request)
+                response = await self._answered(handle, request)
                 response.headers["X-Request-Id"] = request_id.get() or ""
                 return response
             finally:
@@ -41,17 +41,19 @@ class ServingRoute(APIRoute):
 
         return handle_with_id
 
+    async def _answered(self, handle: Handler, request: Request) -> Response:
+        try:
+            return await handle(request)
+        except RequestValidationError as error:
+            faults: Any = error.errors()
+            said = "the request does not fit: see errors"
+            return self.refusal(Problem(422, "invalid_request", said, errors=shown_faults(faults)))
+        except FractalError as error:
+            return self.refusal(problem_for(error))
 
-async def _answered(handle: Handler, request: Request) -> Response:
-    try:
-        return await handle(request)
-    except RequestValidationError as error:
-        faults: Any = error.errors()
-        return problem_response(
-            Problem(422, "invalid_request", "the request does not fit: see errors", errors=shown_faults(faults))
-        )
-    except FractalError as error:
-        return problem_response(problem_for(error))
+    def refusal(self, problem: Problem) -> Response:
+        """The answer that tells of a problem."""
+        return problem_response(problem)
 
 
 def problem_for(error: FractalError) -> Problem:

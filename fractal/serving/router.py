@@ -45,8 +45,8 @@ def agent_router(
     Args:
         agents: An agent, agents by the names that clients know them by, or `ServedRuns` that other routers share.
         tools: Whether clients may call single tools; or the names of those that they may.
-        owner: A dependency that says whose a request is, as a text; each owner has runs of their own. None: all
-            requests are of one owner.
+        owner: A dependency that says whose a request is, as a text, a number or a UUID; each owner has runs of their
+            own. If it gives None or an empty text, the request is refused with 401. None: all are of one owner.
         deps: A dependency that gives what tools find as `ctx.deps`.
         max_body: Bytes that a request's body may have.
         body_timeout: Seconds that it may take to come.

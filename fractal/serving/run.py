@@ -15,6 +15,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 from fractal._agent import verbs
+from fractal._engine.brought import bring_tools, bring_turns
 from fractal._engine.hooks import Hook
 from fractal._engine.overrides import Adoption, adopting
 from fractal._json import encode, is_list, is_mapping
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from fractal._concurrency.gates import Gate
     from fractal._engine.run import Run
+    from fractal._engine.run_settings import Toolkit
     from fractal.agent import BaseAgent
     from fractal.approval import Approval
     from fractal.context import RunContext
@@ -64,6 +66,8 @@ class RunAsked:
         owner: Whose it is; None where everybody is the same.
         deps: What tools find as `ctx.deps`.
         options: More options of the run.
+        turns: What the model and the tools have said since the user's turn, in an earlier run.
+        tools: Tools of the client, which are offered beside the agent's own; None for none.
         key: The client's own name of the request, so that a second one begins no second run; None without.
         fingerprint: What two requests of the same name must have in common.
         request_id: Id of the request.
@@ -76,6 +80,8 @@ class RunAsked:
     owner: str | None = None
     deps: Any = None
     options: RunOptions = field(default_factory=lambda: RunOptions())
+    turns: Sequence[Mapping[str, Any]] = ()
+    tools: Toolkit | None = None
     key: str | None = None
     fingerprint: str = ""
     request_id: str | None = None
@@ -298,6 +304,10 @@ class ServedRun:
         if not self._has_begun:
             run.take_id(self.id)
             self._has_begun = True
+            if self.asked.turns:
+                bring_turns(run, self.asked.turns)
+            if self.asked.tools is not None:
+                bring_tools(run, self.asked.tools)
         if run.approve is None:  # nobody else has been named to be asked
             run.approve = _AskClients(self.approvals)
 

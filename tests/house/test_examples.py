@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -28,6 +29,7 @@ from fastapi import FastAPI
 
 from fractal import BaseAgent, RunFinished, TextDelta, tool
 from fractal.testing import Endpoint, answers
+from tests.served import served
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -208,6 +210,25 @@ def test_the_workers_example_handles_each_order_though_a_worker_is_killed(tmp_pa
     output = run("workers_example", cwd=tmp_path)
     assert "a worker was killed\n" in output
     assert output.endswith("12 of 12 orders were handled\norder 11 is on its way\n")
+
+
+@pytest.mark.slow
+def test_the_pools_example_answers_in_threads_and_in_all_kinds_of_processes(tmp_path: Path) -> None:
+    output = run("pools_example", cwd=tmp_path)
+    answered = "amber 5, lichen 6, tide 4, heath 5, estuary 7, moss 4"
+    assert "here: dune 4\n" in output
+    assert f"threads: {answered} (0 other processes)\n" in output
+    found = re.findall(rf"^processes \((\w+)\): {answered} \([12] other processes\)$", output, re.MULTILINE)
+    assert {*found} == {"fork", "spawn"} & {*multiprocessing.get_all_start_methods()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["flask_example", "django_example"])
+def test_the_blocking_web_examples_serve_from_the_command_line(program: str) -> None:
+    with served(lambda port: command(program, str(port)), "/health", environment=environment()) as port:
+        asked = {"question": "bolts"}
+        answered = httpx2.post(f"http://127.0.0.1:{port}/query", json=asked, trust_env=False, timeout=20)
+    assert answered.json()["answer"] == 'That is {"article":"bolts","euros":7.5}.'
 
 
 def test_the_fastapi_example_serves_from_the_command_line_until_ctrl_c(tmp_path: Path) -> None:

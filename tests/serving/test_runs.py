@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from typing import Any
 
 import anyio
@@ -11,7 +12,8 @@ from fastapi import FastAPI, Header
 
 from fractal import BaseAgent, RunContext, tool
 from fractal.errors import InvalidArguments
-from fractal.serving import MemoryStore, ServedRuns, agent_router, request_id, serving_lifespan
+from fractal.serving import MemoryStore, ServedRuns, agent_router, openai_router, request_id, serving_lifespan
+from fractal.serving.agui import agui_router
 from fractal.testing import ScriptedModel, answers
 from tests.serving.support import Shop, Words, served
 from tests.visits import Visit, delete, get, post, until
@@ -282,6 +284,38 @@ async def test_an_owner_sees_and_ends_and_answers_own_runs_alone() -> None:
         assert (await get(app, path, headers=bob)).status == 404
         assert (await get(app, path, headers=ann)).json["result"]["content"] == "done"
         assert (await get(app, path)).status == 422  # who asks is not said
+
+
+@pytest.mark.parametrize("nobody", [None, "", "  "])
+async def test_a_request_of_nobodys_is_refused_and_asks_no_model(nobody: str | None) -> None:
+    agent = Shop()
+    async with served(agent, owner=lambda: nobody, tools=True) as app:
+        app.include_router(openai_router(agent, owner=lambda: nobody), prefix="/openai")
+        app.include_router(agui_router(agent, owner=lambda: nobody), prefix="/front")
+        for path in ("/runs", "/runs/stream", "/tools/search", "/openai/v1/chat/completions", "/front/agui"):
+            refused = await post(app, path, ASK)
+            assert refused.status == 401
+            assert "it is not known who asks" in str(refused.json)
+        assert (await get(app, "/runs")).json["reason"] == "unknown_owner"
+        assert (await get(app, "/runs/run_x")).status == 401
+        assert (await get(app, "/openai/v1/models")).json["error"]["code"] == "unknown_owner"
+    assert not agent.searching.is_set()
+
+
+@pytest.mark.parametrize("odd", [True, object(), ["ann"]], ids=["a flag", "an object", "a list"])
+async def test_an_owner_that_is_no_text_is_the_applications_mistake(
+    odd: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(Shop(), owner=lambda: odd) as app:
+        assert (await post(app, "/runs", ASK)).status == 500
+    assert "owner= gave" in caplog.text
+
+
+@pytest.mark.parametrize("owner", [7, uuid.UUID(int=7)])
+async def test_numbers_and_uuids_are_owners(owner: object) -> None:
+    async with served(Shop("done"), owner=lambda: owner) as app:
+        run_id = (await post(app, "/runs", ASK)).json["id"]
+        assert [run["id"] for run in (await get(app, "/runs")).json["runs"]] == [run_id]
 
 
 async def test_the_agent_is_chosen_by_its_name() -> None:

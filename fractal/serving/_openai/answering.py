@@ -111,7 +111,8 @@ class Answering(Response):
         if fault is not None or result is None:
             await sending.fail(fault or fault_of(Problem(500, "error", "the run failed")))
         else:
-            await sending.pieces([pieces.rest(result)])
+            if not self._asked.tools.calls_in(result, self._run.id):  # what it says else has been streamed
+                await sending.pieces([pieces.rest(result)])
             await sending.close(result)
 
 

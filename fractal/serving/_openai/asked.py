@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fractal._json import decode, is_list, is_mapping
 from fractal.agent import BaseAgent
 from fractal.errors import InvalidMessages
 from fractal.messages import Message, Transcript
+from fractal.serving._openai.client_tools import ClientTools, read_tools, without_runs
 from fractal.serving._openai.faults import wrong
 
 __all__ = ["Asked", "chat_asked", "response_asked"]
@@ -25,6 +26,8 @@ class Asked:
         agent: The agent.
         user_input: The user's turn: text, or content parts.
         messages: The conversation before it.
+        turns: What has been said since, by the model and by tools of the client.
+        tools: The tools of the client, which are offered beside the agent's.
         is_streamed: Whether the answer is wanted while it is written.
         wants_usage: Whether a stream ends with what was used.
         ignored: Names of parameters that have no effect: what they set is the agent's business.
@@ -35,6 +38,8 @@ class Asked:
     user_input: str | list[Any]
     messages: list[Message]
     is_streamed: bool
+    turns: Sequence[Message] = ()
+    tools: ClientTools = field(default_factory=ClientTools)
     wants_usage: bool = False
     ignored: tuple[str, ...] = ()
 
@@ -62,6 +67,11 @@ _OF_CHATS: Mapping[str, _Rule] = {
     "modalities": (lambda given: given in (None, ["text"]), _TEXT_ALONE),
     "audio": (lambda given: given is None, _TEXT_ALONE),
 }
+_OF_CHATS_WITH_TOOLS: Mapping[str, _Rule] = {
+    **_OF_CHATS,
+    "tools": (lambda given: True, ""),
+    "tool_choice": (_CHOICE[0], "the model calls which tools it wants: leave it out"),
+}
 _OF_RESPONSES: Mapping[str, _Rule] = {
     "tools": _TOOLS,
     "tool_choice": _CHOICE,
@@ -77,24 +87,32 @@ _NAME = re.compile(r"[A-Za-z_][\w-]{0,63}", re.ASCII)
 _MOST_NAMES = 32
 
 
-def chat_asked(data: bytes, agents: Agents) -> Asked:
+def chat_asked(data: bytes, agents: Agents, *, takes_tools: bool = False) -> Asked:
     """Read the body of a request for a chat completion.
+
+    Args:
+        data: The body.
+        agents: The agents.
+        takes_tools: Whether tools of the client are offered, and their results taken.
 
     Raises:
         Fault: It cannot be answered; says why.
     """
     body = _object(data)
     model, agent = _agent_of(body, agents)
-    _check(body, _OF_CHATS)
+    _check(body, _OF_CHATS_WITH_TOOLS if takes_tools else _OF_CHATS)
     is_streamed, options = _flag(body, "stream"), body.get("stream_options")
     if options is not None and not is_mapping(options):
         raise wrong("stream_options is no object", "stream_options")
-    user_input, messages = _conversation(body.get("messages"), "messages")
+    user_input, messages, turns = _conversation(body.get("messages"), "messages", takes_turns=takes_tools)
+    offered = body.get("tools") if takes_tools and body.get("tool_choice") != "none" else None
     return Asked(
         model=model,
         agent=agent,
         user_input=user_input,
         messages=messages,
+        turns=turns,
+        tools=read_tools(offered or None, agent.get_tools()),
         is_streamed=is_streamed,
         wants_usage=options is not None and _flag(options, "include_usage"),
         ignored=_ignored(body, {"model", "messages", "stream", "stream_options", *_OF_CHATS}),
@@ -113,7 +131,7 @@ def response_asked(data: bytes, agents: Agents) -> Asked:
     given, instructions = body.get("input"), body.get("instructions")
     if instructions is not None and not isinstance(instructions, str):
         raise wrong("instructions is no text", "instructions")
-    user_input, messages = _conversation(list(_messages_of(given)), "input")
+    user_input, messages, _ = _conversation(list(_messages_of(given)), "input")
     return Asked(
         model=model,
         agent=agent,
@@ -177,8 +195,16 @@ def _format_of(value: object) -> object:
 # ---- conversations
 
 
-def _conversation(given: object, param: str) -> tuple[str | list[Any], list[Message]]:
-    """The user's turn, which is the last of the messages, and those before it."""
+def _conversation(
+    given: object, param: str, *, takes_turns: bool = False
+) -> tuple[str | list[Any], list[Message], list[Message]]:
+    """The user's last turn, the messages before it and those after it.
+
+    Args:
+        given: The messages.
+        param: What the client calls them.
+        takes_turns: Whether they may go on with calls of the client's tools, the last of which have been answered.
+    """
     if not is_list(given) or not given:
         raise wrong(f"{param} is no list of messages", param, "missing_required_parameter")
     for index, each in enumerate(given):
@@ -188,11 +214,13 @@ def _conversation(given: object, param: str) -> tuple[str | list[Any], list[Mess
         Transcript(given)
     except InvalidMessages as error:
         raise wrong(f"{param}[{error.index}]: {error.fault}", f"{param}[{error.index}]") from None
-    last = given[-1]
-    content = last.get("content")
-    if last.get("role") != "user" or not content:
+    at = len(given) - 1
+    if takes_turns and given[at].get("role") == "tool":
+        at = max((index for index, each in enumerate(given) if each.get("role") == "user"), default=at)
+    content = given[at].get("content")
+    if given[at].get("role") != "user" or not content:
         raise wrong(f"the last of {param} has to be the user's turn, and say something", f"{param}[{len(given) - 1}]")
-    return content, [dict(each) for each in given[:-1]]
+    return content, without_runs(given[:at]), [dict(each) for each in given[at + 1 :]]
 
 
 def _messages_of(given: object) -> Iterator[Message]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fractal._json import encode, text_of
 from fractal.errors import Refused
+from fractal.serving._openai.client_tools import text_beside_calls
 from fractal.serving._openai.faults import Fault
 
 if TYPE_CHECKING:
@@ -61,9 +62,12 @@ class ChatForm(Form):
 
     def whole(self, result: AgentResult) -> dict[str, Any]:
         """The answer that is not streamed."""
-        refusal = _refusal_of(result)
-        message = {"role": "assistant", "content": None if refusal else text_of(result.content), "refusal": refusal}
-        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+        refusal, calls = _refusal_of(result), self._asked.tools.calls_in(result, self._id)
+        said = text_beside_calls(result) if calls else text_of(result.content)
+        message: dict[str, Any] = {"role": "assistant", "content": None if refusal else said, "refusal": refusal}
+        if calls:
+            message["tool_calls"] = calls
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop", "logprobs": None}
         return self._head("chat.completion", [choice]) | {"usage": _chat_usage(result.usage)}
 
     def opening(self) -> bytes:
@@ -77,7 +81,11 @@ class ChatForm(Form):
     def closing(self, result: AgentResult) -> bytes:
         """What a stream ends with that has succeeded."""
         refusal = _refusal_of(result)
-        frames = (self._chunk({"refusal": refusal}) if refusal else b"") + self._chunk({}, "stop")
+        frames = self._chunk({"refusal": refusal}) if refusal else b""
+        calls = self._asked.tools.calls_in(result, self._id)
+        for index, call in enumerate(calls):
+            frames += self._chunk({"tool_calls": [{"index": index, **call}]})
+        frames += self._chunk({}, "tool_calls" if calls else "stop")
         if self._asked.wants_usage:
             usage = {"usage": _chat_usage(result.usage)}
             frames += _frame(encode(self._head("chat.completion.chunk", []) | usage))
