@@ -250,6 +250,11 @@ class Run:
         return self.budget.usage()
 
     @property
+    def elapsed(self) -> float:
+        """Seconds since the run was made."""
+        return self.now() - self.started
+
+    @property
     def messages(self) -> list[Message]:
         """The transcript so far."""
         return self.transcript.messages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from fractal._concurrency.scopes import unexpected
 from fractal._texts import is_a
@@ -10,14 +10,38 @@ from fractal.errors import SUCCESSES, ApprovalPending, RunError, StopReason
 from fractal.results import AgentResult
 
 if TYPE_CHECKING:
-    from fractal._engine.run import Run
+    from fractal._engine.run_settings import RunSettings
+    from fractal.messages import Transcript
+    from fractal.results import ToolResult, Usage
 
 __all__ = ["result_of", "sound"]
 
 _FAILURES = frozenset(get_args(StopReason)) - SUCCESSES
 
 
-def result_of(run: Run, content: Any, stop_reason: StopReason, error: RunError | None = None) -> AgentResult:
+class _Ended(Protocol):
+    """A run, as far as its result tells of it."""
+
+    @property
+    def usage(self) -> Usage:
+        """The usage of the run and of everything below it."""
+        ...
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began."""
+        ...
+
+    abandoned: list[ToolResult]
+    iterations: int
+    run_id: str
+    settings: RunSettings
+    tool_results: list[ToolResult]
+    transcript: Transcript
+    warnings: list[str]
+
+
+def result_of(run: _Ended, content: Any, stop_reason: StopReason, error: RunError | None = None) -> AgentResult:
     """The result of a run that ends now.
 
     Args:
@@ -50,11 +74,11 @@ def result_of(run: Run, content: Any, stop_reason: StopReason, error: RunError |
         abandoned=run.abandoned.copy(),
         pending=list(error.pending) if error is not None and is_a(error, ApprovalPending) else [],
         warnings=run.warnings.copy(),
-        elapsed=run.now() - run.started,
+        elapsed=run.elapsed,
     )
 
 
-def _last_tool(run: Run) -> str | None:
+def _last_tool(run: _Ended) -> str | None:
     """Name of the tool that has ended a run."""
     ended = (each for each in run.tool_results if each.outcome == "ok" and each.metadata["terminate"])
     return next((each.tool_name for each in ended), None)
