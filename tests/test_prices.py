@@ -196,16 +196,21 @@ async def test_the_time_that_loading_takes_is_none_of_the_run(monkeypatch: pytes
 
     monkeypatch.setattr(importlib, "import_module", find)
     monkeypatch.setattr(_run, "prices_of_library", functools.cache(Prices))
-    agent = BaseAgent("A", "a", client=ScriptedModel(["hi"] * 2), limits=Limits(reserve=0.4), timeout=1.0)
+    agent = BaseAgent("A", "a", client=ScriptedModel(["hi"] * 3), limits=Limits(reserve=0.4), timeout=1.0)
     results: list[Any] = []
 
     async def run() -> None:
         results.append(await agent.run("go"))
 
+    async def stream() -> None:
+        async with agent.stream("go") as stream:
+            assert [piece async for piece in stream.text()] == ["hi"]
+        results.append(await stream.result())
+
     async with anyio.create_task_group() as group:
-        group.start_soon(run)
-        group.start_soon(run)
-    assert [result.stop_reason for result in results] == ["finished"] * 2
+        for verb in (run, run, stream):
+            group.start_soon(verb)
+    assert [result.stop_reason for result in results] == ["finished"] * 3
 
 
 async def test_a_run_that_is_cancelled_while_prices_are_loaded_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,8 +261,9 @@ class Background(Joinable, Generic[T]):
 
     def allow_until(self, deadline: float) -> None:
         """Extend the deadline beyond what the starter had, as far as the task may go; never shorten it."""
+        deadline = min(deadline, self._limit)
         if deadline > self.scope.deadline:
-            self.scope.deadline = min(deadline, self._limit)
+            self.scope.deadline = deadline
             if self.on_more_time is not None:
                 self.on_more_time(self.scope.deadline)
 

@@ -158,8 +158,8 @@ def _left_behind(error: BaseException) -> ToolIgnoredCancellation | None:
 def _cut(call: Call, timed_out: bool) -> tuple[Outcome, None, str]:
     """Outcome, result and error of a call that was cut."""
     seconds = call.run.now() - call.started
-    waited_for = "approval" if call.needs_approval else "answer"
-    why = f"no {waited_for} within {seconds:.2g} s" if timed_out else "the run was cancelled"
+    what = "no approval within" if call.needs_approval else "timed out after"
+    why = f"{what} {seconds:.2g} s" if timed_out else "the run was cancelled"
     if call.waits_for is not None:
         why += f"; it had not begun, and waited for {call.waits_for}"
     if call.abandoned:

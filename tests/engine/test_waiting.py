@@ -132,8 +132,8 @@ async def in_line(**options: Any) -> list[ToolResult]:
 async def test_a_tool_call_whose_time_is_over_in_the_tools_queue_says_so(options: dict[str, Any]):
     results = await in_line(**options)
     assert {(result.outcome, result.error) for result in results} == {
-        ("timeout", "no answer within 60 s"),
-        ("timeout", "no answer within 60 s; it had not begun, and waited for its turn (max_concurrency=1)"),
+        ("timeout", "timed out after 60 s"),
+        ("timeout", "timed out after 60 s; it had not begun, and waited for its turn (max_concurrency=1)"),
     }
 
 
