@@ -157,7 +157,7 @@ def numbers_of(summary: Summary) -> dict[str, Any]:
         "total_events": counts.events,
         "runs": counts.runs,
         "agent_runs": counts.agents,
-        "model_calls": counts.requests,
+        "model_calls": counts.replies,
         "tool_calls": counts.tools,
         "delegations": summary.delegations,
         "retries": summary.retries,
