@@ -143,6 +143,17 @@ def test_a_click_in_the_tree_opens_the_details(opened: Any):
     assert page.page.locator(".row[aria-selected=true] .name").inner_text() == "✗ two"
 
 
+def test_on_a_narrow_screen_what_was_chosen_comes_into_sight(opened: Any):
+    page = opened(parallel(), width=320, height=640)
+    in_sight = "const side = document.getElementById('side').getBoundingClientRect(); side.top >= 0 && side.top < 384"
+    assert not page.page.evaluate(in_sight)
+    page.page.locator(".row", has_text="two").click()
+    assert page.page.evaluate(in_sight)
+    page.page.evaluate("scrollTo(0, 0)")
+    page.page.keyboard.press("c")
+    assert page.page.evaluate(in_sight)
+
+
 def test_what_has_no_end_is_marked(opened: Any):
     page = opened(parallel())
     assert "… three" in page.texts(".row .name")
