@@ -8,7 +8,7 @@ from typing import Any
 from fractal._json import is_mapping, text_of
 from fractal._texts import one_line
 from fractal.tracing.record import TraceEvent
-from fractal.tracing.spans import UNFINISHED, end_of_run, run_of
+from fractal.tracing.spans import UNFINISHED, end_of_call, end_of_run, run_of
 
 __all__ = ["Counts", "RunCounts", "count_of", "number_of"]
 
@@ -86,9 +86,9 @@ class Counts:
             self._note_cut(above or "")
 
     def _called(self, event: TraceEvent) -> None:
-        outcome = event.metadata.get("outcome")
-        self.errors += event.error is not None and outcome not in ("cancelled", "skipped")
-        if event.error is not None and outcome == "timeout":
+        outcome = end_of_call(event)
+        self.errors += outcome in ("error", "timeout", "abandoned")
+        if outcome == "timeout":
             self._note_cut(run_of(event)[0])
 
     def _note_cut(self, run: str) -> None:

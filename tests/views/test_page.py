@@ -412,6 +412,12 @@ def test_what_has_run_out_of_its_own_time_before_is_an_error_by_itself():
     assert counted(cut(), told("agent_end", 3, metadata={"success": True, "stop_reason": "finished"})).errors == 1
 
 
+def test_what_was_denied_cancelled_or_left_out_has_not_failed():
+    harmless = ("denied", "cancelled", "skipped")
+    assert counted(*(told("tool_result", error="no", metadata={"outcome": each}) for each in harmless)).errors == 0
+    assert counted(told("tool_result", 2, error="late", metadata={"outcome": "abandoned"})).errors == 1
+
+
 def test_a_request_that_was_sent_again_or_cut_is_a_request_and_no_reply():
     found = counted(*[told("model_request")] * 3, told("model_response"))
     assert (found.requests, found.replies) == (3, 1)
