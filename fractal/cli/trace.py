@@ -266,7 +266,7 @@ def show_summary(events: Iterable[TraceEvent], *, as_json: bool) -> None:
 
 def _lines_of(summary: Summary) -> Iterator[str]:
     counts = summary.counts
-    counted = f"{counts.runs} runs, {counts.events} events, {summary.errors} errors, {counts.seconds:.2f} s"
+    counted = f"{counts.runs} runs, {counts.events} events, {counts.errors} errors, {counts.seconds:.2f} s"
     yield f"{counted}, {counts.input_tokens} + {counts.output_tokens} tokens{_cost(counts)}"
     yield f"ended: {', '.join(f'{one_line(why)} {count}' for why, count in summary.reasons.items()) or 'none'}"
     yield from _table("agents", dict(summary.agents))

@@ -87,6 +87,7 @@ class _Runs:
         self._news, run_id = time.monotonic(), event.run_id or ""
         if event.delegation_depth == 0 and event.event_type == "agent_start":
             self._going[run_id] = _owner_of(event)
+            self._lost.pop(run_id, None)  # another process goes on with it
         elif event.delegation_depth == 0 and event.event_type == "agent_end":
             self._going.pop(run_id, None)
             self._ended += 1

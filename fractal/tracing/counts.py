@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fractal._json import is_mapping, text_of
 from fractal._texts import one_line
 from fractal.tracing.record import TraceEvent
-from fractal.tracing.spans import UNFINISHED, end_of_run
+from fractal.tracing.spans import UNFINISHED, end_of_call, end_of_run, run_of
 
 __all__ = ["Counts", "RunCounts", "count_of", "number_of"]
+
+_MOST_RUNS = 10_000
+"""Runs whose parts are known to have been cut."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -23,9 +26,10 @@ class Counts:
         events: How many.
         runs: Runs that a user began.
         agents: Runs of agents, all.
-        requests: Replies of models.
+        requests: Requests to models, each try of them.
+        replies: Replies of models.
         tools: Tool calls.
-        errors: Runs and calls that failed.
+        errors: Runs and calls that failed; what was cut since the time of its run was over is no failure of its own.
         input_tokens: Prompt tokens.
         output_tokens: Completion tokens.
         cost: What the replies cost; None if that is not known of each.
@@ -37,11 +41,13 @@ class Counts:
     runs: int = 0
     agents: int = 0
     requests: int = 0
+    replies: int = 0
     tools: int = 0
     errors: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float | None = 0.0
+    _cut: dict[str, int] = field(default_factory=dict[str, int])  # parts of a run, since its last request
 
     def take(self, event: TraceEvent) -> None:
         """Count one more event."""
@@ -53,13 +59,16 @@ class Counts:
                 self.agents += 1
                 self.runs += event.delegation_depth == 0
             case "agent_end":
-                self.errors += end_of_run(event).outcome in ("error", "timeout")
+                self._ended(event)
+            case "model_request":
+                self.requests += 1
+                self._cut.pop(run_of(event)[0], None)
             case "model_response":
                 self._replied(event.metadata)
             case "tool_call":
                 self.tools += 1
             case "tool_result":
-                self.errors += event.error is not None and event.metadata.get("outcome") not in ("cancelled", "skipped")
+                self._called(event)
             case _:
                 pass
 
@@ -68,8 +77,26 @@ class Counts:
         """From the first event to the last."""
         return self.last - self.start if self.start is not None and self.last is not None else 0.0
 
+    def _ended(self, event: TraceEvent) -> None:
+        outcome, (run, above) = end_of_run(event).outcome, run_of(event)
+        cut = self._cut.pop(run, 0)
+        self.errors += outcome in ("error", "timeout")
+        if outcome == "timeout":
+            self.errors -= cut
+            self._note_cut(above or "")
+
+    def _called(self, event: TraceEvent) -> None:
+        outcome = end_of_call(event)
+        self.errors += outcome in ("error", "timeout", "abandoned")
+        if outcome == "timeout":
+            self._note_cut(run_of(event)[0])
+
+    def _note_cut(self, run: str) -> None:
+        if len(self._cut) < _MOST_RUNS:
+            self._cut[run] = self._cut.get(run, 0) + 1
+
     def _replied(self, facts: dict[str, Any]) -> None:
-        self.requests += 1
+        self.replies += 1
         self.input_tokens += count_of(facts.get("input_tokens"))
         self.output_tokens += count_of(facts.get("output_tokens"))
         cost = number_of(facts.get("cost"))

@@ -85,6 +85,7 @@ class LineWriter:
         self._bell = _Bell()
         self._waiters: dict[EventLoopToken, anyio.Event] = {}  # of each event loop where somebody waits
         self._sleepers: list[_Bell] = []  # of the threads that do
+        self._is_idle = False  # whether the thread had nothing to write when it last looked
         self._is_slow = False  # whether the last batch took, or takes, longer than a moment
         self._stuck_at = -1  # lines that were written when nobody waited any longer for more
         self._files: dict[str, int] = {}
@@ -113,6 +114,9 @@ class LineWriter:
             self._taken += 1
             if self._thread is None:
                 self._start()
+            elif self._is_idle:
+                self._is_idle = False
+                self._bell.ring()
 
     async def settle(self) -> None:
         """Wait until all lines so far are written, without blocking the event loop.
@@ -198,6 +202,7 @@ class LineWriter:
             self._lines.clear()
             self._waiters.clear()
             self._sleepers, self._waiting = [], 0
+            self._is_idle = not batch
         return batch, waiters, sleepers
 
     def _may_end(self) -> bool:

@@ -109,6 +109,8 @@ class TracingKit(RunObserver):
 
     def is_settled(self, run_id: str) -> bool:
         """Whether all of a run is in its file."""
+        if type(self).settle is not TracingKit.settle:  # a subclass has more to do
+            return False
         return self.output_file is None or writer.catch_up()
 
     async def settle(self, run_id: str) -> None:

@@ -69,7 +69,7 @@ class Summary:
         tools: By agent and tool: its calls.
         models: By model: its replies.
         reasons: Why agents' runs ended, and how often.
-        errors: Events of the type `error`, and the first texts among them.
+        texts: The first texts of errors.
         slowest: The slowest calls and replies: seconds, what, and the agent.
     """
 
@@ -82,7 +82,6 @@ class Summary:
     tools: dict[tuple[str, str], Row] = field(default_factory=dict[tuple[str, str], Row])
     models: dict[str, Row] = field(default_factory=dict[str, Row])
     reasons: dict[str, int] = field(default_factory=dict[str, int])
-    errors: int = 0
     texts: list[str] = field(default_factory=list[str])
     slowest: list[tuple[float, str, str]] = field(default_factory=list[tuple[float, str, str]])
     _asked: dict[str, str] = field(default_factory=dict[str, str])  # the model of a run's last request
@@ -130,7 +129,6 @@ class Summary:
         self.limits += 1
 
     def _error(self, event: TraceEvent) -> None:
-        self.errors += 1
         if len(self.texts) < _SLOWEST:
             self.texts.append(f"{event.agent_name}: {event.error}"[:_LONGEST])
 
@@ -157,12 +155,12 @@ def numbers_of(summary: Summary) -> dict[str, Any]:
         "total_events": counts.events,
         "runs": counts.runs,
         "agent_runs": counts.agents,
-        "model_calls": counts.requests,
+        "model_calls": counts.replies,
         "tool_calls": counts.tools,
         "delegations": summary.delegations,
         "retries": summary.retries,
         "warnings": summary.warnings,
-        "errors": summary.errors,
+        "errors": counts.errors,
         "input_tokens": counts.input_tokens,
         "output_tokens": counts.output_tokens,
         "cost": counts.cost,

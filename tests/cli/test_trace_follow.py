@@ -210,6 +210,16 @@ def test_the_other_runs_are_waited_for(growing: Callable[..., Path], ended_proce
         kinds(path)
 
 
+def test_a_run_that_another_process_goes_on_with_is_not_lost(
+    growing: Callable[..., Path], ended_process: Owner
+) -> None:
+    other = of_process(this_process(), run_id="s")
+    path = growing(
+        of_process(ended_process) + other, "", of_process(this_process()), ENDED + ENDED.replace('"r"', '"s"')
+    )
+    assert len(kinds(path)) == 5
+
+
 def test_the_last_lines_of_a_process_that_is_gone_count(growing: Callable[..., Path], ended_process: Owner) -> None:
     assert kinds(growing(of_process(ended_process) + ENDED)) == ["agent_start", "agent_end"]
 

@@ -150,12 +150,16 @@ places = pytest.mark.parametrize("place", [*TOOLS, *HOOKS, *MODELS])
 # ---- ways to be cut
 
 
+CUT = 0.2
+"""Seconds: enough for a thread to begin on a busy machine."""
+
+
 async def by_timeout(agent: BaseAgent, options: dict[str, Any], session: Session) -> None:
-    assert (await agent.run("go", timeout=0.1, **options)).stop_reason == "deadline"
+    assert (await agent.run("go", timeout=CUT, **options)).stop_reason == "deadline"
 
 
 async def by_scope(agent: BaseAgent, options: dict[str, Any], session: Session) -> None:
-    with anyio.move_on_after(0.1):
+    with anyio.move_on_after(CUT):
         await agent.run("go", **options)
 
 
@@ -165,7 +169,7 @@ async def by_stream(agent: BaseAgent, options: dict[str, Any], session: Session)
 
 
 async def by_batch(agent: BaseAgent, options: dict[str, Any], session: Session) -> None:
-    with anyio.move_on_after(0.1):
+    with anyio.move_on_after(CUT):
         await run_many(agent, ["go"], **options)
 
 
@@ -187,7 +191,7 @@ async def by_two_cancellations(agent: BaseAgent, options: dict[str, Any], sessio
 
 async def by_wait_for(agent: BaseAgent, options: dict[str, Any], session: Session) -> None:
     with suppress(TimeoutError):
-        await asyncio.wait_for(agent.run("go", **options), 0.1)
+        await asyncio.wait_for(agent.run("go", **options), CUT)
 
 
 ON_ASYNCIO = [by_task, by_two_cancellations, by_wait_for]

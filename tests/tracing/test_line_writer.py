@@ -12,6 +12,7 @@ import pytest
 
 from fractal.tracing import jsonl
 from fractal.tracing.jsonl import LineWriter
+from tests.support import until
 
 
 @pytest.fixture
@@ -132,6 +133,23 @@ def test_the_thread_and_its_files_are_gone_when_there_is_no_more(tmp_path: Path,
     writer.write(str(tmp_path / "a"), b"y")
     assert writer.flush()
     assert (tmp_path / "a").read_bytes() == b"x\ny\n"
+    assert ended(writer)
+
+
+def test_a_line_that_comes_while_the_thread_has_nothing_to_do_is_written_soon(
+    tmp_path: Path, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "_LINGER", 60.0)
+    writer.write(str(tmp_path / "a"), b"x")
+    assert writer.flush()
+    until(lambda: writer._is_idle)
+    thread = writer._thread
+    writer.write(str(tmp_path / "a"), b"y")
+    until(lambda: (tmp_path / "a").read_bytes() == b"x\ny\n")
+    assert writer._thread is thread
+    until(lambda: writer._is_idle)
+    monkeypatch.undo()
+    writer._bell.ring()
     assert ended(writer)
 
 

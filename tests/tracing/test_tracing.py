@@ -737,3 +737,15 @@ async def test_a_hook_that_fails_leaves_the_contents_out(caplog: pytest.LogCaptu
 async def test_only_its_owner_may_read_a_trace(tmp_path: Path) -> None:
     await searcher(tracing_output_file=tmp_path / "trace.jsonl").run("go")
     assert (tmp_path / "trace.jsonl").stat().st_mode & 0o077 == 0
+
+
+async def test_what_a_subclass_does_at_the_end_of_a_run_is_waited_for(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Kit(TracingKit):
+        async def settle(self, run_id: str) -> None:
+            await super().settle(run_id)
+            seen.append(len((tmp_path / "t.jsonl").read_text().splitlines()))
+
+    await BaseAgent("A", "a", client=ScriptedModel(["hi"]), observers=[Kit(tmp_path / "t.jsonl")]).run("go")
+    assert seen == [4]

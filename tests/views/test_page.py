@@ -22,7 +22,8 @@ from fractal._views.page import PageRuns, page_of
 from fractal._views.page_lanes import lanes_of, waited_for
 from fractal._views.page_spans import LONGEST_TEXT, PageSpan, RunSpans
 from fractal.testing import ScriptedModel
-from fractal.tracing import TraceReader, TraceUnreadable
+from fractal.tracing import TraceReader, TraceUnreadable, counts
+from fractal.tracing.counts import Counts
 from fractal.tracing.record import TYPES
 from fractal.tracing.trace import Trace
 from tests.pages import AT, HOSTILE, Scripts, real, told
@@ -384,6 +385,47 @@ def test_runs_and_calls_that_failed_are_counted_in_traces_without_events_of_erro
         )
     ).data
     assert data["page"]["rows"][0]["errors"] == 2
+
+
+def counted(*events: TraceEvent) -> Counts:
+    made = Counts()
+    for event in events:
+        made.take(event)
+    return made
+
+
+def over(at: float, run: str = "r", **metadata: Any) -> TraceEvent:
+    return told("agent_end", at, error="over", metadata={"run": run, "stop_reason": "deadline", **metadata})
+
+
+def cut(run: str = "r") -> TraceEvent:
+    return told("tool_result", 2, error="no answer", metadata={"run": run, "outcome": "timeout"})
+
+
+def test_what_the_end_of_a_runs_time_has_cut_is_one_error_with_it():
+    below = [cut("s"), cut("s"), over(2, "s", parent_run="r", success=False)]
+    assert counted(told("agent_start"), cut(), *below, cut(), over(3, success=False)).errors == 1
+
+
+def test_what_has_run_out_of_its_own_time_before_is_an_error_by_itself():
+    assert counted(cut(), told("model_request", 2), cut(), over(3, success=False)).errors == 2
+    assert counted(cut(), told("agent_end", 3, metadata={"success": True, "stop_reason": "finished"})).errors == 1
+
+
+def test_what_was_denied_cancelled_or_left_out_has_not_failed():
+    harmless = ("denied", "cancelled", "skipped")
+    assert counted(*(told("tool_result", error="no", metadata={"outcome": each}) for each in harmless)).errors == 0
+    assert counted(told("tool_result", 2, error="late", metadata={"outcome": "abandoned"})).errors == 1
+
+
+def test_a_request_that_was_sent_again_or_cut_is_a_request_and_no_reply():
+    found = counted(*[told("model_request")] * 3, told("model_response"))
+    assert (found.requests, found.replies) == (3, 1)
+
+
+def test_of_very_many_runs_with_cut_parts_some_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "_MOST_RUNS", 10)
+    assert len(counted(*[cut(f"r{n}") for n in range(30)])._cut) == 10
 
 
 # ---- in a notebook

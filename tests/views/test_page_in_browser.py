@@ -116,6 +116,14 @@ def test_a_run_is_shown_with_what_happened_and_why(opened: Any, a_run: list[Trac
     assert sorted(names) == sorted(["Chief", "large", "search", "ask", "Below", "small", "✗ search", "small", "large"])
 
 
+def test_why_a_run_was_cut_is_said_once(opened: Any):
+    late = "the run did not finish within 1 s"
+    limit = told("limit", 1.01, metadata={"limit": "deadline", "message": late})
+    ended = told("agent_end", 1.02, error=late, metadata={"success": False, "stop_reason": "deadline"})
+    page = opened([told("agent_start", metadata={"timeout": 1}), limit, ended])
+    assert page.text("#why-stop") == "Its time was over. The run did not finish within 1 s."
+
+
 def test_the_lanes_are_those_of_the_events(opened: Any):
     page = opened(parallel())
     assert page.page.locator("#lanes").get_attribute("data-lanes") == "4"
@@ -133,6 +141,17 @@ def test_a_click_in_the_tree_opens_the_details(opened: Any):
     assert "Boom" in page.text("#panel")
     assert "✗ error" in page.text("#panel .badge")
     assert page.page.locator(".row[aria-selected=true] .name").inner_text() == "✗ two"
+
+
+def test_on_a_narrow_screen_what_was_chosen_comes_into_sight(opened: Any):
+    page = opened(parallel(), width=320, height=640)
+    in_sight = "const side = document.getElementById('side').getBoundingClientRect(); side.top >= 0 && side.top < 384"
+    assert not page.page.evaluate(in_sight)
+    page.page.locator(".row", has_text="two").click()
+    assert page.page.evaluate(in_sight)
+    page.page.evaluate("scrollTo(0, 0)")
+    page.page.keyboard.press("c")
+    assert page.page.evaluate(in_sight)
 
 
 def test_what_has_no_end_is_marked(opened: Any):
