@@ -101,7 +101,7 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
 
     async def _ask(self, ask: Callable[[], Awaitable[AgentResult[Content_co]]], first: Run, feed: Feed[Event]) -> None:
         """Call the agent's own `run`, and stream each run that it begins; the result is what it returns."""
-        held_back = HeldBack(feed, self.is_own) if self._is_held_back else None
+        held_back, around = HeldBack(feed, self.is_own) if self._is_held_back else None, adopting.get()
 
         def take(run: Run) -> None:
             if self._run is first:
@@ -111,6 +111,8 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
             run.feeds += (held_back or feed,)
             if self._prepare is not None:
                 self._prepare(run)
+            if around is not None:
+                around.tell(run)
 
         adoption = Adoption(first.agent, first.parent, take, sees_to_streams=True)
         token = adopting.set(adoption)

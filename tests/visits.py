@@ -127,6 +127,12 @@ class Visit:
             assert not self.is_over, self.body
             await self._news.wait()
 
+    async def has_told(self, piece: bytes) -> None:
+        """Wait until the body has a piece."""
+        while piece not in self.body:
+            assert not self.is_over, self.body
+            await self._news.wait()
+
     @property
     def events(self) -> list[dict[str, Any]]:
         """The server-sent events so far."""

@@ -5,6 +5,7 @@ Needs the extra `ag-ui`, besides `fastapi`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from fractal.serving.bodies import Bounds, read_bytes, request_id
 from fractal.serving.host import host_of
 from fractal.serving.lifespan import serving_lifespan
 from fractal.serving.problems import Problem
+from fractal.serving.record import RunRecord
 from fractal.serving.registry import ServedRuns, ServingOptions, served_runs
 from fractal.serving.route import ServingRoute
 from fractal.serving.run import RunAsked, ServedRun
@@ -51,6 +53,8 @@ def agui_router(
 
     Delegates are subagents. A call that needs approval is an interrupt: the stream ends, and the next request answers
     it by `resume`, with what the interrupt's `responseSchema` says. Until then the run waits, within its time.
+    With `on_disconnect="detach"` the same request again, with its `threadId` and `runId`, is answered with the events
+    of the run that it has begun, from their beginning.
 
     Args:
         agents: An agent, agents by name, or `ServedRuns` that other routers share.
@@ -105,25 +109,26 @@ _BODY = {"requestBody": {"required": True, "content": {"application/json": {"sch
 def _beginning(runs: ServedRuns, name: str | None, given: RunAgentInput, request: Request) -> Begin:
     """The function that begins a run."""
     user_input, messages = conversation_of(given)
+    same = hashlib.sha256(f"{name}\n{given.model_dump_json()}".encode()).hexdigest()
     asked = RunAsked(
         input=user_input,
         messages=messages,
         is_streamed=True,
         owner=owner_of(request),
         deps=deps_of(request),
+        key=f"AG-UI {same}" if runs.on_disconnect == "detach" else None,  # otherwise it has ended with its client
+        fingerprint=same,
         request_id=request_id.get(),
     )
 
-    async def begin() -> tuple[ServedRun, int]:
+    async def begin() -> tuple[ServedRun | RunRecord, int]:
         _, agent = runs.agent_named(name)
         if host_of(agent) is None:
             raise InvalidArguments(
                 "a run that waits for an approval outlives its request: the lifespan of the application has to be that"
                 " of the router, or FastAPI(lifespan=serving_lifespan(agent))"
             )
-        run = await runs.begin(name, asked)
-        assert isinstance(run, ServedRun)  # only a request with a key can be one that has ended
-        return run, 0
+        return await runs.begin(name, asked), 0
 
     return begin
 

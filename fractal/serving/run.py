@@ -280,8 +280,9 @@ class ServedRun:
         stream = self._agent.stream(self.asked.input, buffer=EVENTS_AT_ONCE, **self._options(timeout))
         try:
             async with AsyncExitStack() as stack:
-                with self._adopting(self._take):
-                    await stack.enter_async_context(stream)
+                # To the end: the agent's own `run`, if it has one, begins its runs while the stream is read.
+                stack.enter_context(self._adopting(self._take))
+                await stack.enter_async_context(stream)
                 while events := await stream.take():
                     for event in events:
                         self.tell(event)
@@ -304,10 +305,10 @@ class ServedRun:
         if not self._has_begun:
             run.take_id(self.id)
             self._has_begun = True
-            if self.asked.turns:
-                bring_turns(run, self.asked.turns)
-            if self.asked.tools is not None:
-                bring_tools(run, self.asked.tools)
+        if self.asked.turns:
+            bring_turns(run, self.asked.turns)
+        if self.asked.tools is not None:
+            bring_tools(run, self.asked.tools)
         if run.approve is None:  # nobody else has been named to be asked
             run.approve = _AskClients(self.approvals)
 

@@ -464,6 +464,75 @@ def test_a_call_that_waits_is_not_under_way_in_whatever_order_that_is_told(is_kn
     assert not translator.is_idle
 
 
+async def test_a_client_that_comes_back_with_the_same_request_gets_its_run_from_the_beginning() -> None:
+    began, go_on = anyio.Event(), anyio.Event()
+
+    @tool
+    async def work() -> str:
+        """Work."""
+        began.set()
+        await go_on.wait()
+        return "done"
+
+    model = ScriptedModel([answers.call("work"), "well", "another"])
+    agent = BaseAgent("Guide", "g", client=model).add_tool(work)
+    app = FastAPI(lifespan=serving_lifespan(agent))
+    app.include_router(agui_router(agent, on_disconnect="detach"))
+    body = {"threadId": "t", "runId": "r1", "messages": [{"id": "1", "role": "user", "content": "go"}]}
+    with anyio.fail_after(20):
+        async with app.router.lifespan_context(app):
+            first = Visit("POST", "/agui", json=body)
+            async with first.going_on(app):
+                await began.wait()
+                first.leave()
+            second = Visit("POST", "/agui", json=body)
+            async with second.going_on(app):
+                await second.has_told(b"TOOL_CALL_START")
+                go_on.set()
+            ended = await post(app, "/agui", body)
+            other = await post(app, "/agui", {**body, "runId": "r2"})
+    assert data_of(second) == data_of(ended)
+    assert data_of(ended)[0]["runId"] == "r1"
+    assert [each["delta"] for each in data_of(ended) if each["type"] == "TEXT_MESSAGE_CONTENT"] == ["well"]
+    assert_allowed(data_of(ended))
+    assert first.headers["x-run-id"] == second.headers["x-run-id"] == ended.headers["x-run-id"]
+    assert [each["delta"] for each in data_of(other) if each["type"] == "TEXT_MESSAGE_CONTENT"] == ["another"]
+    assert other.headers["x-run-id"] != ended.headers["x-run-id"]
+
+
+async def test_a_client_that_comes_back_to_a_call_that_waits_is_asked_again() -> None:
+    @tool(requires_approval=True)
+    async def pay() -> str:
+        """Pay."""
+        return "paid"
+
+    agent = BaseAgent("Guide", "g", client=ScriptedModel([answers.call("pay"), "well"])).add_tool(pay)
+    app = FastAPI(lifespan=serving_lifespan(agent))
+    app.include_router(agui_router(agent, on_disconnect="detach"))
+    body = {"threadId": "t", "runId": "r1", "messages": [{"id": "1", "role": "user", "content": "go"}]}
+    with anyio.fail_after(20):
+        async with app.router.lifespan_context(app):
+            asked = [data_of(await post(app, "/agui", body))[-1]["outcome"] for _ in range(2)]
+            assert asked[0] == asked[1]
+            (interrupt,) = asked[1]["interrupts"]
+            entry = {"interruptId": interrupt["id"], "status": "resolved", "payload": {"decision": "allow"}}
+            rest = data_of(await post(app, "/agui", {**body, "runId": "r2", "resume": [entry]}))
+            assert [each["delta"] for each in rest if each["type"] == "TEXT_MESSAGE_CONTENT"] == ["well"]
+            again = data_of(await post(app, "/agui", body))
+            assert again[-1]["outcome"]["type"] == "success"
+
+
+async def test_where_runs_end_with_their_clients_the_same_request_begins_another_one() -> None:
+    agent = BaseAgent("Guide", "g", client=ScriptedModel(["one", "two"]))
+    app = FastAPI(lifespan=serving_lifespan(agent))
+    app.include_router(agui_router(agent))
+    body = {"threadId": "t", "runId": "r1", "messages": [{"id": "1", "role": "user", "content": "go"}]}
+    with anyio.fail_after(20):
+        async with app.router.lifespan_context(app):
+            said = [data_of(await post(app, "/agui", body)) for _ in range(2)]
+    assert [each["delta"] for told in said for each in told if each["type"] == "TEXT_MESSAGE_CONTENT"] == ["one", "two"]
+
+
 async def test_an_interrupt_on_each_backend_without_a_server() -> None:
     model = ScriptedModel([answers.call("pay", {"euros": 7}), "well"])
     runs = ServedRuns(BaseAgent("Guide", "g", client=model).add_tool(pay))

@@ -24,8 +24,9 @@ async def asking(app: FastAPI, path: str = "/runs/stream") -> AsyncIterator[tupl
     visit = Visit("POST", path, json=ASK)
     async with visit.going_on(app):
         listed = await until(app, "/runs", lambda visit: visit.json["runs"] and visit.json["runs"][0]["pending"])
-        [pending] = listed.json["runs"][0]["pending"]
-        yield visit, pending, f"/runs/{pending['run_id']}/approvals/{pending['approval_id']}"
+        run = listed.json["runs"][0]
+        [pending] = run["pending"]
+        yield visit, pending, f"/runs/{run['id']}/approvals/{pending['approval_id']}"
 
 
 @pytest.mark.parametrize("path", ["/runs", "/runs/stream"])
@@ -37,6 +38,21 @@ async def test_a_call_is_made_when_it_is_allowed(path: str) -> None:
             if path == "/runs/stream":
                 assert (await visit.event("approval_requested"))["data"] == pending
             assert agent.paid == []
+            assert (await post(app, answer, {"decision": "allow"})).status == 204
+        assert agent.paid == [{"euros": 5, "to": "me"}]
+        [run] = (await get(app, "/runs")).json["runs"]
+        assert (run["state"], run["pending"]) == ("finished", [])
+
+
+@pytest.mark.parametrize("path", ["/runs", "/runs/stream"])
+async def test_a_client_is_asked_also_by_an_agent_with_a_run_of_its_own(path: str) -> None:
+    class Twice(Shop):
+        async def run(self, user_input: Any, *arguments: Any, **options: Any) -> Any:
+            await super().run("first", *arguments, **options)
+            return await super().run(user_input, *arguments, **options)
+
+    async with served(agent := Twice("the first answer", PAY, "thanks")) as app:
+        async with asking(app, path) as (_, _, answer):
             assert (await post(app, answer, {"decision": "allow"})).status == 204
         assert agent.paid == [{"euros": 5, "to": "me"}]
         [run] = (await get(app, "/runs")).json["runs"]

@@ -259,6 +259,83 @@ def test_approvals_are_buttons(decision: str, chat: Any, endpoint: StartEndpoint
     assert told == ("paid" if decision == "allow" else "Error: denied: not approved")
 
 
+class Payments:
+    """A tool that pays, if somebody allows it."""
+
+    def __init__(self) -> None:
+        self.paid: list[tuple[int, str]] = []
+
+    @property
+    def tool(self) -> Any:
+        @tool(requires_approval=True)
+        def pay(euros: int, to: str) -> str:
+            """Pay somebody."""
+            self.paid.append((euros, to))
+            return "paid"
+
+        return pay
+
+
+def test_arguments_can_be_changed_by_keyboard_before_a_call_is_allowed(chat: Any, endpoint: StartEndpoint):
+    endpoint([answers.call("pay", {"euros": 7, "to": "Ann\u202e"}), "well"])
+    payments = Payments()
+    page = chat(BaseAgent("Guide", "g").add_tool(payments.tool))
+    page.ask("pay")
+    page.until(".approval", "Pay somebody.")
+    keyboard, area = page.page.keyboard, page.page.locator(".approval textarea")
+    assert not area.is_visible()
+    page.page.locator(".approval .allow").focus()
+    keyboard.press("Tab")
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    playwright.expect(area).to_be_focused()
+    assert area.input_value() == '{\n "euros": 7,\n "to": "Ann\\u202e"\n}', "nothing steers the order of what is read"
+    faults = {'{"euros": ': "This is not JSON", "[1]": "have to be an object", f'{{"euros": {10**20}}}': "digits"}
+    for wrong, said in faults.items():
+        keyboard.press("Control+a")
+        keyboard.type(wrong)
+        keyboard.press("Control+Enter")
+        page.until(".approval [role=alert]", said)
+        playwright.expect(area).to_be_focused()
+        assert area.get_attribute("aria-invalid") == "true"
+    keyboard.press("Control+a")
+    keyboard.type('{"euros": 5, "to": "Bob/Co"}')
+    assert not page.page.locator(".approval [role=alert]").is_visible()
+    assert payments.paid == []
+    keyboard.press("Control+Enter")
+    page.has_answered()
+    assert payments.paid == [(5, "Bob/Co")]
+    assert '"to": "Bob/Co"' in page.text(".card .args")
+
+
+def test_escape_takes_back_what_was_changed_and_stops_nothing(chat: Any, endpoint: StartEndpoint):
+    endpoint([answers.call("pay", {"euros": 7, "to": "Ann"}), "well"])
+    payments = Payments()
+    page = chat(BaseAgent("Guide", "g").add_tool(payments.tool))
+    page.ask("pay")
+    page.page.click(".approval .change")
+    page.page.fill(".approval textarea", "{}")
+    page.page.keyboard.press("Escape")
+    playwright.expect(page.page.locator(".approval .change")).to_be_focused()
+    assert not page.page.locator(".approval textarea").is_visible()
+    page.until("#state", "pay needs your approval")
+    page.page.click(".approval .allow")
+    page.has_answered()
+    assert payments.paid == [(7, "Ann")]
+
+
+def test_arguments_that_a_script_would_change_are_not_edited(chat: Any, endpoint: StartEndpoint):
+    endpoint([answers.call("pay", {"euros": 12345678901234567890, "to": "Ann"}), "well"])
+    payments = Payments()
+    page = chat(BaseAgent("Guide", "g").add_tool(payments.tool))
+    page.ask("pay")
+    page.until(".approval", "Pay somebody.")
+    assert not page.page.locator(".approval .change").is_visible()
+    page.page.click(".approval .allow")
+    page.has_answered()
+    assert payments.paid == [(12345678901234567890, "Ann")]
+
+
 @pytest.mark.parametrize("way", ["button", "key"])
 def test_an_answer_can_be_stopped_and_its_tools_are_cancelled(way: str, chat: Any, endpoint: StartEndpoint):
     one = endpoint([answers.call("look", {"what": "x"}), "and on we go"])

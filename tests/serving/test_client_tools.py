@@ -191,6 +191,26 @@ def test_an_agent_with_typed_answers_may_ask_the_client_too(mode: Any, endpoint:
     assert choice.message.content is None
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_an_agent_with_a_run_of_its_own_has_the_tools_and_turns_of_the_client(is_streamed: bool) -> None:
+    class Own(Guide):
+        async def run(self, user_input: Any, *arguments: Any, **options: Any) -> Any:
+            return await super().run(user_input, *arguments, **options)
+
+    model = ScriptedModel([answers.call("locate", id="c1"), "In Rome."])
+    app = FastAPI()
+    app.include_router(openai_router(Own(client=model), client_tools=True))
+    body = {"model": "Guide", "tools": [LOCATE], "stream": is_streamed}
+    asked = await post(app, "/v1/chat/completions", {**body, "messages": HI})
+    assert '"finish_reason":"tool_calls"' in asked.body.decode()
+    call = {"id": "c1", "type": "function", "function": {"name": "locate", "arguments": "{}"}}
+    result = {"role": "tool", "tool_call_id": "c1", "content": "Rome"}
+    history = [*HI, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+    told = await post(app, "/v1/chat/completions", {**body, "messages": history})
+    assert "Rome." in told.body.decode()
+    assert model.requests[-1].messages[-2:] == history[-2:]
+
+
 def read(**body: Any) -> Any:
     agents = {"Guide": Guide()}
     return chat_asked(json.dumps({"model": "Guide", "messages": HI, **body}).encode(), agents, takes_tools=True)

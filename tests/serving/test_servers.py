@@ -144,11 +144,12 @@ async def ask(server: Server, method: str, path: str, body: Any = None, **header
         return _read(await _receive(stream))
 
 
-async def ask_and_drop(server: Server, path: str, body: Any, seconds: float) -> bytes:
+async def ask_and_drop(server: Server, path: str, body: Any, seconds: float, **headers: str) -> bytes:
     """Ask, read for so many seconds, and close the socket; what has come until then."""
     raw = b""
     async with await anyio.connect_tcp("127.0.0.1", server.port) as stream:
-        await stream.send(_written("POST", path, body, {}))
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        await stream.send(_written("POST", path, body, names))
         with anyio.move_on_after(seconds):
             while True:
                 try:
@@ -195,31 +196,45 @@ async def test_200_requests_at_once_on_one_agent_have_each_their_own_answer(serv
 
 
 async def test_runs_of_100_clients_that_drop_their_sockets_are_cancelled_with_all_that_belongs_to_them(
-    server: Server,
+    server: Server, record_property: Callable[[str, object], None]
 ) -> None:
     chance = random.Random(7)
     known = {*await runs_of(server, "cancel")}
-    pauses = [chance.uniform(0.0, 0.6) for _ in range(100)]
+    pauses = [chance.uniform(0.0, 1.0) for _ in range(100)]
     questions = ["search 30", "tell"]
 
     def drop(number: int) -> Awaitable[bytes]:
         path = "/cancel/runs" if number % 4 < 2 else "/cancel/runs/stream"
-        return ask_and_drop(server, path, {"input": questions[number % 2]}, pauses[number])
+        body, name = {"input": questions[number % 2]}, f"drop-{number}"
+        return ask_and_drop(server, path, body, pauses[number], X_Request_ID=name)
 
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         await many(100, drop)
-        left = time.monotonic()
         while True:
             told = (await ask(server, "GET", "/seen")).json
             if told["begun"] == told["ended"] and told["in_flight"] == 0:
                 break
-            assert time.monotonic() - left < 5, told
             await anyio.sleep(0.01)
-    took = time.monotonic() - left
-    assert took < 2, took  # half a second on a machine that does nothing else
+        times = (await ask(server, "GET", "/times")).json
     assert told["cancelled"] > 0
+    for what in ("cancelled", "ended"):
+        took = sorted(took_after_going(times, what))
+        record_property("numbers", f"{what} after a client has gone: {numbers_of(took)}")
+        assert took[len(took) // 2] <= 0.5
+        assert took[-1] <= 5
     runs = [run for run_id, run in (await runs_of(server, "cancel")).items() if run_id not in known]
     assert all(run["state"] in ("cancelled", "finished") for run in runs), [run["problem"] for run in runs]
+
+
+def took_after_going(times: dict[str, dict[str, float]], what: str) -> list[float]:
+    """Seconds from when the server knew that a client has gone, for those whose runs went on then."""
+    found = [at for request, at in times.items() if request.startswith("drop-") and {"gone", what} <= at.keys()]
+    return [at[what] - at["gone"] for at in found if at[what] >= at["gone"]]
+
+
+def numbers_of(took: list[float]) -> str:
+    middle, last = took[len(took) // 2], took[-1]
+    return f"{len(took)} times, in the middle after {middle * 1000:.0f} ms, at last after {last * 1000:.0f} ms"
 
 
 async def test_detached_runs_of_clients_that_drop_their_sockets_finish_and_are_fetched_whole(server: Server) -> None:

@@ -11,6 +11,8 @@ from starlette.responses import Response
 
 from fractal.errors import FractalError
 from fractal.serving._agui.translating import Translator
+from fractal.serving.event_log import EventLog
+from fractal.serving.record import RunRecord
 from fractal.serving.route import problem_for, problem_response
 from fractal.serving.sse import STUCK_SECONDS, gone
 
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AguiEvents", "Begin"]
 
-Begin = Callable[[], Awaitable[tuple["ServedRun", int]]]
-"""Begins a run or takes one up: gives it, and the number of the last event that the client knows."""
+Begin = Callable[[], Awaitable[tuple["ServedRun | RunRecord", int]]]
+"""Begins a run or takes one up, which may have ended; gives the number of the last event that the client knows, too."""
 
 KEEP_ALIVE = 15.0
 """Seconds of silence after which a comment is sent."""
@@ -46,7 +48,6 @@ class AguiEvents(Response):
         client_run_id: What it calls this run.
     """
 
-    _run: ServedRun
     _translator: Translator
     _after: int
 
@@ -60,43 +61,49 @@ class AguiEvents(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until the run has ended, waits or the client has gone."""
         try:
-            self._run, self._after = await self._begin()
+            run, self._after = await self._begin()
         except FractalError as error:
             refusal = problem_response(problem_for(error))
             refusal.headers.update({name: value for name, value in self.headers.items() if name == "x-request-id"})
             await refusal(scope, receive, send)
             return
-        self._translator = Translator(self._run.id, *self._names, after=self._after)
-        self.headers["x-run-id"] = self._run.id
+        self._translator = Translator(run.id, *self._names, after=self._after)
+        self.headers["x-run-id"] = run.id
+        if isinstance(run, RunRecord):
+            await self._answer(send, EventLog.of_events(run.id, run.events, run.text), None)
+            return
         # Carried out where it outlives this request: it may have to wait for an approval, which is another one.
-        self._run.ends_with_clients = False
-        async with self._runs.attended(self._run, lambda: gone(receive)):
-            self._run.ends_with_clients = self._runs.on_disconnect == "cancel"
-            try:
-                await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await self._write(send)
-                await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
-            except (TimeoutError, OSError):  # the client does not read, or has gone
-                return
+        run.ends_with_clients = False
+        async with self._runs.attended(run, lambda: gone(receive)):
+            run.ends_with_clients = self._runs.on_disconnect == "cancel"
+            await self._answer(send, run.log, run)
 
-    async def _write(self, send: Send) -> None:
-        run, translator = self._run, self._translator
-        for event in run.log.events:
+    async def _answer(self, send: Send, log: EventLog, run: ServedRun | None) -> None:
+        try:
+            await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._write(send, log, run)
+            await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+        except (TimeoutError, OSError):  # the client does not read, or has gone
+            return
+
+    async def _write(self, send: Send, log: EventLog, run: ServedRun | None) -> None:
+        translator = self._translator
+        for event in log.events:
             if event.number <= self._after:
                 translator.take(event.data)  # for what is open there
         await self._put(send, translator.opening())
         while True:
             has_more = None
-            may_wait = bool(run.approvals.pending) and translator.is_idle
+            may_wait = run is not None and bool(run.approvals.pending) and translator.is_idle
             with anyio.move_on_after(SETTLED if may_wait else KEEP_ALIVE):
-                has_more = await run.log.wait(self._after)
+                has_more = await log.wait(self._after)
             if has_more:
-                events = run.log.after(self._after)
+                events = log.after(self._after)
                 self._after = events[-1].number
                 await self._put(send, (each for event in events for each in translator.take(event.data)))
             elif has_more is False:
                 return
-            elif may_wait and (pending := run.approvals.pending):
+            elif run is not None and may_wait and (pending := run.approvals.pending):
                 run.ends_with_clients = False
                 await self._put(send, translator.interrupted(pending, self._after))
                 return

@@ -56,7 +56,8 @@ function keep(events, event) {
 const history = () => kept.turns.findLast((each) => each.messages)?.messages ?? [];
 
 function show(one) {
-  one.view = new Turn(one.question, (id, decision) => send("POST", `runs/${one.run.id}/approvals/${encodeURIComponent(id)}`, { decision }));
+  // What is undefined is left out of the JSON.
+  one.view = new Turn(one.question, (id, decision, given) => send("POST", `runs/${one.run.id}/approvals/${encodeURIComponent(id)}`, { decision, arguments: given }));
   at("empty").hidden = true;
   at("talk").append(one.view.node);
   for (const event of one.events) one.view.take(event);

@@ -14,7 +14,7 @@ from starlette.responses import Response
 __all__ = ["page_router"]
 
 _KINDS = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
-_FILES = ("page.css", "page.js", "text.js", "events.js", "turn.js")
+_FILES = ("page.css", "page.js", "text.js", "events.js", "turn.js", "approval.js")
 
 _POLICY = "; ".join(
     (

@@ -5,6 +5,9 @@ const ODD = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u
 /** Text with what would steer its order, or is not to be seen, written out. */
 export const clean = (text) => String(text).replaceAll("\r\n", "\n").replace(ODD, (it) => `\\u{${it.codePointAt(0).toString(16)}}`);
 
+/** JSON with that written as JSON does. */
+export const escaped = (json) => json.replace(ODD, (it) => `\\u${it.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
 /** An element with classes, text and children. */
 export function element(name, classes = "", ...children) {
   const made = document.createElement(name);

@@ -1,5 +1,6 @@
 // A question and what came of it, drawn from the events of its run.
 
+import { Approval } from "./approval.js";
 import { element, Growing, shown } from "./text.js";
 
 const LONGEST = 20000;
@@ -59,25 +60,11 @@ class Card {
     this.body.append(element("h3", "", result.error === null ? "Result" : "Error"), element("pre", "result", cut(shown(value))));
   }
 
-  /** Buttons to allow or deny the call. */
+  /** Ask whether the call may be made. */
   ask(question, answer) {
     this.become("waits");
     this.node.open = true;
-    const allow = element("button", "allow", "Allow"), deny = element("button", "deny", "Deny");
-    allow.type = deny.type = "button";
-    const say = element("p", "", question.description ? `${question.tool_name}: ${question.description}` : question.tool_name);
-    this.question = element("div", "approval", say, allow, deny);
-    const send = async (decision) => {
-      allow.disabled = deny.disabled = true;
-      try {
-        await answer(question.approval_id, decision);
-      } catch (error) {
-        allow.disabled = deny.disabled = false;
-        say.replaceChildren(element("span", "bad", error.message));
-      }
-    };
-    allow.addEventListener("click", () => send("allow"));
-    deny.addEventListener("click", () => send("deny"));
+    this.question = new Approval(question, (decision, given) => answer(question.approval_id, decision, given)).node;
     this.node.append(this.question);
   }
 
@@ -205,7 +192,7 @@ class Times {
 
 /** A turn of the conversation. */
 export class Turn {
-  /** `answer` sends an approval: it is called with the id of what is asked, and the decision. */
+  /** `answer` sends an approval: it is called with the id of what is asked, the decision, and arguments if they were changed. */
   constructor(question, answer) {
     this.answer = answer;
     this.own = element("div", "answer");
