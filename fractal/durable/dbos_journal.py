@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextvars
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import Any, TypeVar
 
 from fractal._concurrency.workers import run_in_thread
 from fractal.errors import JournalUnreadable
 from fractal.journal import StepKey
 
-__all__ = ["DBOSJournal", "outside", "part_id"]
+__all__ = ["DBOSJournal", "database_of_dbos", "outside", "part_id"]
 
 T = TypeVar("T")
 
@@ -29,6 +30,11 @@ PREFIX = "fractal: "
 async def outside(function: Callable[[], T]) -> T:
     """Call a blocking function of DBOS in a worker thread, outside of any workflow, of which it would be a step."""
     return await run_in_thread(lambda: contextvars.Context().run(function), abandon=False)
+
+
+def database_of_dbos() -> Any:
+    """What DBOS knows of its database, in this process."""
+    return import_module("dbos._dbos")._get_dbos_instance()._sys_db
 
 
 def part_id(run_id: str, part: int) -> str:
