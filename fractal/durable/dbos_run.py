@@ -124,6 +124,7 @@ class DurableRun(Generic[Content_co]):
 
         Raises:
             RunUnknown: There is no such run.
+            StoreUnavailable: The database cannot be asked.
             RunCancelled: Somebody has cancelled it.
             UnexpectedError: It has raised something, as wrong use does.
         """
