@@ -26,6 +26,7 @@ FractalError
 │   ├── ConversationExists       (ValueError) there is one with that id already
 │   ├── StoreUnavailable         it cannot be reached, read or written now
 │   └── StoreUnreadable          it is damaged, of a newer version, or something else
+├── StorageFailed                a root besides: of Journal… and StoreUnreadable, JournalNotWritten, StoreUnavailable
 ├── AnswerRejected               raised by an output validator of yours: the model is told why, and asked again
 └── RunError                     why a run did not succeed: in `AgentResult`, raised by `raise_for_error()`
     ├── ModelError               the endpoint
@@ -126,6 +127,7 @@ __all__ = [
     "ServerError",
     "StatusError",
     "StopReason",
+    "StorageFailed",
     "StoreError",
     "StoreUnavailable",
     "StoreUnreadable",
@@ -339,7 +341,17 @@ class ConversationExists(StoreError, ValueError):
         super().__init__(f"there is a conversation {conversation_id!r} already: give another id, or delete that one")
 
 
-class StoreUnavailable(StoreError):
+class StorageFailed(FractalError):
+    """A root besides of what files and databases do wrong, for journals and conversations alike."""
+
+
+class _AboutStore(Exception):
+    def __init__(self, store: str, reason: str) -> None:
+        self.store, self.reason = store, reason
+        super().__init__(f"{store}: {reason}")
+
+
+class StoreUnavailable(_AboutStore, StoreError, StorageFailed):
     """A store cannot be reached, read or written now: it is locked, full, read-only or away. Nothing was torn.
 
     Attributes:
@@ -347,22 +359,9 @@ class StoreUnavailable(StoreError):
         reason: What is in the way.
     """
 
-    def __init__(self, store: str, reason: str) -> None:
-        self.store, self.reason = store, reason
-        super().__init__(f"{store}: {reason}")
 
-
-class StoreUnreadable(StoreError):
-    """A store is damaged, of a newer version, or something else.
-
-    Attributes:
-        store: Which: a path, or the kind of database.
-        reason: What is wrong with it.
-    """
-
-    def __init__(self, store: str, reason: str) -> None:
-        self.store, self.reason = store, reason
-        super().__init__(f"{store}: {reason}")
+class StoreUnreadable(_AboutStore, StoreError, StorageFailed):
+    """A store is damaged, of a newer version, or something else: `reason` says what, and `store` says which."""
 
 
 class JournalError(UserError, RuntimeError):
@@ -395,11 +394,11 @@ class JournalMismatch(JournalError):
         )
 
 
-class JournalUnreadable(JournalError):
+class JournalUnreadable(JournalError, StorageFailed):
     """A journal, or a record in it, is damaged, of a newer version, or none."""
 
 
-class JournalNotWritten(JournalError):
+class JournalNotWritten(JournalError, StorageFailed):
     """A journal could not be written: the disk is full, the file may not be written, or others keep it locked."""
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,19 @@ def missing() -> str | None:
 @contextmanager
 def postgres() -> Iterator[str]:
     """A server that only this process can reach, by a socket in a directory of its own; gives what to connect to."""
+    with _server("-c listen_addresses=") as (folder, _):
+        yield f"postgresql:///postgres?host={folder}&user=fractal"
+
+
+@contextmanager
+def restarting_postgres(port: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A server at a port of this machine; gives what to connect to, and what ends and begins it again."""
+    with _server(f"-c listen_addresses=127.0.0.1 -p {port}") as (_, restart):
+        yield f"postgresql://fractal@127.0.0.1:{port}/postgres", restart
+
+
+@contextmanager
+def _server(options: str) -> Iterator[tuple[str, Callable[[], None]]]:
     if (reason := missing()) is not None:
         pytest.skip(reason)
     path = ":".join((*PLACES, os.environ.get("PATH", "")))
@@ -37,7 +50,7 @@ def postgres() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="fractal", dir="/tmp") as folder:
         if user is not None:
             shutil.chown(folder, user)
-        data, options = f"{folder}/data", f"-k {folder} -c listen_addresses= -c fsync=off"
+        data, options = f"{folder}/data", f"-k {folder} -c fsync=off {options}"
 
         def command(name: str, *words: str) -> None:
             program = shutil.which(name, path=path)
@@ -47,9 +60,19 @@ def postgres() -> Iterator[str]:
             )
             assert done.returncode == 0, done.stderr.decode()
 
-        command("initdb", "-D", data, "-A", "trust", "-U", "fractal", "--no-sync", "-E", "UTF8")
-        command("pg_ctl", "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
-        try:
-            yield f"postgresql:///postgres?host={folder}&user=fractal"
-        finally:
+        def start() -> None:
+            command("pg_ctl", "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
+
+        def stop() -> None:
             command("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+
+        def restart() -> None:
+            stop()
+            start()
+
+        command("initdb", "-D", data, "-A", "trust", "-U", "fractal", "--no-sync", "-E", "UTF8")
+        start()
+        try:
+            yield folder, restart
+        finally:
+            stop()

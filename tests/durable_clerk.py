@@ -110,7 +110,7 @@ def again_and_again(database: str, backend: str, points: str) -> None:
         anyio.run(ask, launch(database), backend=backend)
         sys.stdout.flush()
 
-    for point in (*map(int, points.split(",")), 0):
+    for point in (*map(int, filter(None, points.split(","))), 0):
         sys.stderr.write(f"{in_child(partial(work, point))}\n")
 
 
@@ -192,6 +192,18 @@ def at_random(database: str, backend: str, seed: str, number: str) -> None:
         sys.stderr.flush()
         assert in_child(partial(work, order, moment)) == -signal.SIGKILL
     assert in_child(partial(end, orders)) == 0
+
+
+def leave(database: str) -> None:
+    """Begin a run, and end the process by the end of its program, without a word to DBOS."""
+
+    async def begin(durable: DurableAgent[str]) -> None:
+        run = await durable.start("order", run_id="order")
+        while not os.path.exists(os.environ["EFFECTS"]):  # noqa: ASYNC110, ASYNC240 - in a file
+            await anyio.sleep(0.01)
+        sys.stdout.write(await run.status())
+
+    anyio.run(begin, launch(database))
 
 
 def fill(database: str, number: str) -> None:

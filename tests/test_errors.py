@@ -36,6 +36,7 @@ SAMPLES: list[FractalError] = [
     errors.ConversationExists("trip"),
     errors.StoreUnavailable("talks.db", "the disk is full"),
     errors.StoreUnreadable("talks.db", "it is no database"),
+    errors.StorageFailed("text"),
     errors.AnswerRejected("too short"),
     errors.RunError("text"),
     errors.ModelError("text", **FACTS),
@@ -380,3 +381,13 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
         assert not text.startswith(f"{value.__name__}("), "this is the text that dataclasses make up"
     else:
         assert name in described_aliases()
+
+
+@pytest.mark.parametrize("kind", ["JournalUnreadable", "JournalNotWritten", "StoreUnavailable", "StoreUnreadable"])
+def test_what_storage_does_wrong_has_one_root(kind: str):
+    assert issubclass(getattr(errors, kind), errors.StorageFailed)
+
+
+@pytest.mark.parametrize("kind", ["JournalMismatch", "RunInProgress", "NotPending", "ConversationConflict"])
+def test_what_is_no_fault_of_storage_is_none(kind: str):
+    assert not issubclass(getattr(errors, kind), errors.StorageFailed)

@@ -165,17 +165,15 @@ class Run:
         self.abandoned: list[ToolResult] = []
         self.warnings: list[str] = []
         self._join_listeners(settings, parent)
-        self._depth_limit: float = self.depth + (self.limits.max_depth or 0)
+        depth_limit: float = self.depth + (self.limits.max_depth or 0)
+        self._depth_limit: float = min(depth_limit, parent._depth_limit) if parent is not None else depth_limit
         self.result: AgentResult | None = None
         self.open_calls: dict[str, _OpenCall] = {}  # of tools that are at work
         self._task: object = None
         self.below = Below()
         self._begun_by: str | None = None  # the call of the run above
-        if parent is not None:
-            self._depth_limit = min(self._depth_limit, parent._depth_limit)
-        self.journaled: JournaledRun | None = None
-        if settings.durable is not None or (parent is not None and parent.journaled is not None):
-            self.journaled = journaled(self)
+        is_journaled = settings.durable is not None or (parent is not None and parent.journaled is not None)
+        self.journaled: JournaledRun | None = journaled(self) if is_journaled else None
         for watch in run_watchers:
             watch(self)
 

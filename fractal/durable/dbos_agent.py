@@ -31,7 +31,14 @@ from fractal.definition import AgentDefinition
 from fractal.durable.dbos_events import events_written
 from fractal.durable.dbos_journal import DBOSJournal, outside, part_id
 from fractal.durable.dbos_run import DurableRun, last_part
-from fractal.errors import InvalidArguments, JournalMismatch, NotPending, RunUnknown
+from fractal.errors import (
+    InvalidArguments,
+    JournalMismatch,
+    JournalNotWritten,
+    NotPending,
+    RunUnknown,
+    StoreUnavailable,
+)
 from fractal.limits import Limits
 from fractal.messages import user_message
 from fractal.results import AgentResult, Content_co
@@ -129,6 +136,7 @@ class DurableAgent(Generic[Content_co]):
         Raises:
             InvalidArguments: An argument cannot be what was meant.
             JournalMismatch: There is a run of that id, with another input or other options.
+            StoreUnavailable: The database does not keep it.
         """
         return await self._begin(partial(self._dbos.DBOS.start_workflow, self._workflow), user_input, run_id, options)
 
@@ -232,7 +240,7 @@ class DurableAgent(Generic[Content_co]):
                 handle = begin(asked)
             return handle.workflow_id, _asked_in(handle.get_status())
 
-        return await outside(begun)
+        return await outside(begun, abandon=False)
 
     def _written(self, user_input: object, options: DurableOptions) -> str:
         """What is asked, as JSON that another process reads."""
@@ -259,8 +267,12 @@ class DurableAgent(Generic[Content_co]):
             dbos = self._dbos.DBOS
             run_id, part = said.get("run_id", dbos.workflow_id), said.get("part", 0)
             journal = DBOSJournal(dbos, run_id, part)
-            async with events_written(dbos, self.agent, journal):
-                result = await self._answered(said, journal, run_id)
+            try:
+                async with events_written(dbos, self.agent, journal):
+                    result = await self._answered(said, journal, run_id)
+            except (JournalNotWritten, StoreUnavailable) as error:
+                log.failure(f"run {run_id!r} is left as it is recorded, for the next process of this id", error)
+                raise _LeftAsItIs from error
             return json.dumps(result_form(result))
 
         return work
@@ -274,6 +286,10 @@ class DurableAgent(Generic[Content_co]):
         options.pop("messages", None)
         answers = {call_id: approval_of(form) for call_id, form in said["answers"].items()}
         return await verbs.resume(self.agent, journal, run_id, answers, pause=said["pause"], **options)
+
+
+class _LeftAsItIs(BaseException):
+    """What DBOS does not take for the end of a workflow, as it does any `Exception`."""
 
 
 class _OnQueue(BaseAgent[Content_co]):

@@ -1,7 +1,7 @@
 """The events of runs that are workflows of DBOS: written into a stream of the workflow, for readers in any process.
 
-Writing never holds a run up: events are gathered for a moment and written together, as a step of the workflow. A
-process that goes on with a run tells some of its events again; those that the stream has already are left out.
+Writing never holds a run up: events are gathered for a moment and written together. A process that goes on with a run
+tells some of its events again; those that the stream has already are left out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from pydantic import TypeAdapter
 
 from fractal._concurrency.feed import Feed
 from fractal._concurrency.scopes import is_cancellation, single_error
+from fractal._concurrency.workers import run_in_thread
 from fractal._engine.overrides import Adoption, adopting
 from fractal._log import log
-from fractal.durable.dbos_journal import DBOSJournal, outside
+from fractal.durable.dbos_journal import DBOSJournal, database_of_dbos, outside
 from fractal.errors import RunUnknown
 from fractal.events import Event, ModelResponded, RunFinished, WarningRaised
 
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["events_after", "events_written"]
 
 _STREAM = "fractal.events"
-_STEP = {"name": "fractal events"}
 
-_GATHER = 0.1
+_GATHER = 0.25
 """Seconds in which events are gathered to be written together."""
 
 _PAGE = 100
@@ -108,8 +108,13 @@ class _Writer:
             self._told_before = Counter(map(_identity, await self._earlier()))
         new = [event.model_dump_json() for event in events if self._is_new(event, self._told_before)]
         if new:
-            write = self._dbos.write_stream_async
-            await self._dbos.reserve_step().run_async(_STEP, write, _STREAM, f"[{','.join(new)}]")
+            await run_in_thread(partial(self._write, f"[{','.join(new)}]"), abandon=False)
+
+    def _write(self, text: str) -> None:
+        # As `DBOS.write_stream` does in a step; a step for that alone would be a second transaction.
+        form = import_module("dbos").WorkflowSerializationFormat.PORTABLE
+        write = database_of_dbos().write_stream_from_step
+        write(self._journal.workflows[-1], 0, _STREAM, text, serialization_type=form)
 
     def _is_new(self, event: Event, told_before: Counter[tuple[str, ...]]) -> bool:
         """Whether to write an event; the end of the run is in its result, which readers make it of."""

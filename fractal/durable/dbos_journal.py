@@ -10,25 +10,50 @@ A run that has ended to wait for approval goes on in another workflow, whose jou
 from __future__ import annotations
 
 import contextvars
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import Any, TypeVar
 
 from fractal._concurrency.workers import run_in_thread
-from fractal.errors import JournalUnreadable
+from fractal._texts import described, one_line
+from fractal.errors import JournalUnreadable, StoreUnavailable
 from fractal.journal import StepKey
 
-__all__ = ["DBOSJournal", "outside", "part_id"]
+__all__ = ["DBOSJournal", "database_of_dbos", "outside", "part_id"]
 
 T = TypeVar("T")
 
 PREFIX = "fractal: "
 """What the names of our steps begin with: a tool may have steps of its own."""
 
+_LONGEST_REASON = 300
 
-async def outside(function: Callable[[], T]) -> T:
-    """Call a blocking function of DBOS in a worker thread, outside of any workflow, of which it would be a step."""
-    return await run_in_thread(lambda: contextvars.Context().run(function), abandon=False)
+
+async def outside(function: Callable[[], T], *, abandon: bool = True) -> T:
+    """Call a blocking function of DBOS in a worker thread, outside of any workflow, of which it would be a step.
+
+    Args:
+        function: The function; it blocks for as long as the database cannot be reached.
+        abandon: Whether a cancellation leaves it to itself: what changes something is waited for.
+
+    Raises:
+        StoreUnavailable: The database does not do it.
+    """
+    try:
+        return await run_in_thread(lambda: contextvars.Context().run(function), abandon=abandon)
+    except Exception as error:
+        sqlalchemy: Any = sys.modules.get("sqlalchemy")
+        if sqlalchemy is None or not isinstance(error, sqlalchemy.exc.SQLAlchemyError):
+            raise
+        reason = described(getattr(error, "orig", None) or error)  # without the statement and its values
+        raise StoreUnavailable("the database of DBOS", one_line(reason, _LONGEST_REASON)) from error
+
+
+def database_of_dbos() -> Any:
+    """What DBOS knows of its database, in this process."""
+    return import_module("dbos._dbos")._get_dbos_instance()._sys_db
 
 
 def part_id(run_id: str, part: int) -> str:

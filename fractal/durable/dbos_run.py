@@ -30,7 +30,7 @@ _ENDED = frozenset({"SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCE
 class _Pauses:
     """Ever longer pauses between two looks at a database."""
 
-    _FIRST, _LONGEST = 0.01, 0.5
+    _FIRST, _LONGEST = 0.05, 0.5
 
     def __init__(self) -> None:
         self._next = self._FIRST
@@ -124,6 +124,7 @@ class DurableRun(Generic[Content_co]):
 
         Raises:
             RunUnknown: There is no such run.
+            StoreUnavailable: The database cannot be asked.
             RunCancelled: Somebody has cancelled it.
             UnexpectedError: It has raised something, as wrong use does.
         """

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from fractal._concurrency.forks import our_threads
 from fractal._log import log
+from fractal.durable.dbos_journal import database_of_dbos
 
 __all__ = ["Heart", "forget"]
 
@@ -81,7 +82,7 @@ class Heart:
     """
 
     def __init__(self, app: str, code: str, worker: str, lease: float) -> None:
-        self._table = _Table(import_module("dbos._dbos")._get_dbos_instance()._sys_db, app, code)
+        self._table = _Table(database_of_dbos(), app, code)
         self._worker, self._lease = worker, lease
         self._token, self._count, self._last = uuid.uuid4().hex, 0, ""
         self._others: dict[str, _Seen] = {}

@@ -24,6 +24,7 @@ from fractal import (
     Limits,
     RunCancelled,
     RunUnknown,
+    StoreUnavailable,
     UnexpectedError,
     run_many,
     stream_many,
@@ -32,7 +33,8 @@ from fractal import (
 from fractal.cli.main import main
 from fractal.durable import DurableAgent
 from fractal.testing import ScriptedModel, answers, check_messages
-from tests.databases import postgres
+from tests.databases import postgres, restarting_postgres
+from tests.served import free_port
 from tests.support import BACKENDS, in_thread
 
 dbos = pytest.importorskip("dbos", reason="the extra `durable` is not installed")
@@ -368,6 +370,18 @@ async def test_a_queue_takes_runs_and_all_of_them_end(launched: Launched):
     assert results == {number: f"it said N{number}" for number in range(5)}
 
 
+async def test_a_queue_begins_no_more_runs_than_its_limiter_allows(launched: Launched, anyio_backend_name: str):
+    name, limit, period = f"limited on {anyio_backend_name}", 2, 1.0
+    limiter = {"limit": limit, "period": period}
+    await in_thread(lambda: dbos.DBOS.register_queue(name, limiter=limiter, polling_interval_sec=0.05))
+    results = await run_many(launched["shouter"], [f"n{number}" for number in range(4)], on=name)
+    assert [each.content for each in results] == [f"it said N{number}" for number in range(4)]
+    found = await in_thread(lambda: dbos.DBOS.list_workflows(queue_name=name))
+    begun = sorted(each.dequeued_at / 1000 for each in found)
+    # A busy machine begins them later, and never sooner; without the limiter all of them begin at once.
+    assert all(later - sooner > period / 2 for sooner, later in zip(begun, begun[limit:], strict=False))
+
+
 async def test_a_batch_is_spread_over_a_queue_with_its_order_and_progress(launched: Launched):
     seen: list[int] = []
     inputs = [*(f"n{number}" for number in range(5)), "fail"]
@@ -446,6 +460,54 @@ async def test_wrong_use_is_refused_before_anything_begins(launched: Launched):
             DurableAgent(shouter.agent, name=name)  # type: ignore[arg-type]
     with pytest.raises(InvalidArguments, match="agent="):
         DurableAgent("Clerk")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["start_workflow", "get_workflow_status"])
+async def test_what_the_database_does_not_do_is_told(name: str, launched: Launched, monkeypatch: pytest.MonkeyPatch):
+    import sqlalchemy.exc
+
+    async def ask() -> None:
+        await (await launched["shouter"].start("hello")).result()
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        cause = OSError("attempt to write a readonly database")
+        raise sqlalchemy.exc.OperationalError("INSERT INTO x VALUES (?)", {"secret": 1}, cause)
+
+    monkeypatch.setattr(dbos.DBOS, name, refuse)
+    with pytest.raises(StoreUnavailable, match="the database of DBOS: OSError: attempt to write a readonly") as caught:
+        await ask()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_run_survives_a_database_that_goes_away_in_its_middle(tmp_path: Path):
+    with restarting_postgres(free_port()) as (url, restart):
+        command = [sys.executable, "-m", "tests.durable_clerk", "again_and_again", url, "asyncio", ""]
+        environment = {**os.environ, "EFFECTS": str(tmp_path / "effects"), "PACE": "0.5", "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            while not (tmp_path / "effects").exists():
+                assert process.poll() is None
+                time.sleep(0.02)
+            restart()
+            out, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
+            process.wait()
+    assert json.loads(out)["result"]["content"] == "order is done"
+    assert sorted(what for what in effects_in(tmp_path).elements() if "booked" in what) == [
+        f"order booked {n}" for n in range(6)
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_is_not_lost_with_a_process_that_ends_without_a_word(tmp_path: Path):
+    where = f"sqlite:///{tmp_path / 'runs.db'}"
+    began = programme(tmp_path, "leave", where, pace="0.1")
+    assert began.stdout == "PENDING"
+    done = programme(tmp_path, "again_and_again", where, "trio", "")
+    assert json.loads(done.stdout)["result"]["content"] == "order is done"
+    assert max(count for what, count in effects_in(tmp_path).items() if " booked " in what) == 1
 
 
 class Elsewhere:

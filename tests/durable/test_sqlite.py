@@ -31,7 +31,7 @@ from fractal import (
     tool,
 )
 from fractal._concurrency import owners
-from fractal.durable import Journal, MemoryJournal, SQLiteJournal, StepKey, _database
+from fractal.durable import Journal, MemoryJournal, SQLiteJournal, StepKey, _database, sqlite as sqlite_module
 from fractal.testing import ScriptedModel, answers
 
 END = StepKey("", "", "end")
@@ -160,6 +160,54 @@ async def test_a_process_that_nobody_can_look_for_holds_a_run_as_long_as_its_lea
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE fractal_leases SET expires = ?", (time.time() - 1,))
     connection.close()
+    assert (await greeter().run("hi", journal=SQLiteJournal(path), run_id="one")).content == "hello"
+
+
+async def test_a_clock_that_is_set_forward_moves_a_run_at_most_and_does_nothing_twice(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, ahead, effects = time.time, 0.0, list[str]()
+    begun, released = anyio.Event(), anyio.Event()
+    monkeypatch.setattr(sqlite_module.time, "time", lambda: real() + ahead)
+
+    @tool
+    async def ship() -> str:
+        """Ship."""
+        effects.append("shipped")
+        begun.set()
+        await released.wait()
+        return "shipped"
+
+    def answer(request: Any) -> Any:
+        return "done" if request["messages"][-1]["role"] == "tool" else answers.call("ship", {}, id="s")
+
+    agent, told = BaseAgent("Shipper", "s", client=ScriptedModel(answer)).add_tool(ship), list[str]()
+
+    async def first() -> None:
+        with pytest.raises(RunTakenOver):
+            await agent.run("hi", journal=SQLiteJournal(path, lease=1000), run_id="one")
+        told.append("taken over")
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(first)
+            await begun.wait()
+            ahead = 3600
+            result = await agent.run("hi", journal=SQLiteJournal(path), run_id="one")
+            released.set()
+    assert (effects, told) == (["shipped"], ["taken over"])
+    assert "unknown whether it took effect" in str(result.tool_results[0].error)
+    assert (await agent.run("hi", journal=SQLiteJournal(path), run_id="one")).messages == result.messages
+
+
+async def test_a_clock_that_is_set_back_keeps_no_run_of_a_dead_process(
+    path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    monkeypatch.setattr(sqlite_module.time, "time", lambda: real() - 3600)
+    with pytest.raises(RunInProgress):
+        await greeter().run("hi", journal=SQLiteJournal(path), run_id="one")
+    die(holder, is_waited_for=True)
     assert (await greeter().run("hi", journal=SQLiteJournal(path), run_id="one")).content == "hello"
 
 

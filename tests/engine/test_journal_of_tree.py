@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -215,3 +217,48 @@ async def test_a_record_that_is_slow_is_kept_though_the_run_is_cancelled() -> No
     assert "1.0 finished" in journal.runs["one"]
     result = await slow.agent.run("go", journal=journal, run_id="one")
     assert (result.content, slow.times) == ("all done", 1)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from fractal import BaseAgent, sync, tool
+from fractal.durable import SQLiteJournal
+from fractal.testing import ScriptedModel, answers
+import anyio
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+@tool(idempotent=True)
+async def work() -> str:
+    "Work."
+    threading.Thread(target=interrupt).start()
+    await anyio.sleep(60)
+
+def answer(request):
+    return "done" if request["messages"][-1]["role"] == "tool" else answers.call("work", {}, id="w")
+
+agent = BaseAgent("Worker", "w", client=ScriptedModel(answer)).add_tool(work)
+journal = SQLiteJournal(sys.argv[1], wait=60)
+with sync.portal(backend=sys.argv[2]):
+    try:
+        sync.run(agent, "go", journal=journal, run_id="one")
+    except KeyboardInterrupt:
+        print(*sync.call(journal.records, "one"), sep=", ")
+    with sync.enter(journal.open("one")):  # which was given back
+        threading.Timer(0.2, interrupt).start()
+        try:
+            sync.run(agent, "go", journal=journal, run_id="one")
+        except KeyboardInterrupt:
+            print("interrupted while it waited")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
+def test_ctrl_c_ends_a_blocking_run_with_a_journal_that_can_go_on(tmp_path: Path, backend: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "runs.db"), backend]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.stdout.splitlines() == [
+        "start, 1 try 1 sent, 1 reply, 1.0 time 1 started",
+        "interrupted while it waited",
+    ], done.stderr
