@@ -20,7 +20,7 @@ from fractal._engine.step import AskAgain, CallTools, Decline, Finish, bound_cal
 from fractal._functions.arguments import written_object
 from fractal._json import text_of
 from fractal._log import log
-from fractal._texts import said_by
+from fractal._texts import is_a, said_by
 from fractal.errors import (
     RAISE_LIMIT,
     AnswerRejected,
@@ -137,26 +137,20 @@ async def _conduct_in_scope(run: Run, work: _Work) -> AgentResult:
 
 def _fail(run: Run, error: BaseException) -> bool:
     """End a run with an error; returns whether the error is raised, too, and not told by the result alone."""
-    match error:
-        case RunError():
-            run.fail(error)
-            return isinstance(error, ToolIgnoredCancellation)
-        case UserError():
-            run.fail(unexpected(error))
-            return True
-        case StoreError():
-            error.result = run.fail(unexpected(error))
-            return True
-        case Exception():
-            log.debug(f"run {run.run_id} failed", error)
-            run.fail(unexpected(error))
-            return False
-        case _ if is_cancellation(error):
-            run.fail(_why_cancelled(run))
-            return False
-        case _:
-            run.fail(unexpected(error))
-            return True
+    # Asked of its class: a user's exception may say of itself that it is another's.
+    if is_a(error, RunError):
+        run.fail(error)
+        return is_a(error, ToolIgnoredCancellation)
+    if is_cancellation(error):
+        run.fail(_why_cancelled(run))
+        return False
+    is_raised = is_a(error, (UserError, StoreError)) or not is_a(error, Exception)
+    if not is_raised:
+        log.debug(f"run {run.run_id} failed", error)
+    result = run.fail(unexpected(error))
+    if is_a(error, StoreError):
+        error.result = result
+    return is_raised
 
 
 async def call_alone(run: Run, call: BoundCall) -> ToolResult:
