@@ -127,7 +127,7 @@ class Joinable(ABC):
         ended, here = anyio.Event(), current_token()
 
         def tell() -> None:
-            with suppress(RuntimeError):  # that loop has ended: nobody waits there
+            with suppress(anyio.RunFinishedError):  # that loop has ended: nobody waits there
                 here.backend_class.run_sync_soon(ended.set, (), here.native_token)
 
         if not self._in_its_loop(lambda: tell() if self.has_ended else self.when_ended(tell)):
@@ -149,7 +149,7 @@ class Joinable(ABC):
             return True
         try:
             token.backend_class.run_sync_soon(function, (), token.native_token)
-        except RuntimeError:
+        except anyio.RunFinishedError:
             return False
         return True
 
@@ -386,7 +386,7 @@ def spawn_later(token: EventLoopToken, function: Callable[[], Coroutine[Any, Any
         else:
             sys.modules["trio"].lowlevel.spawn_system_task(run, name=name)
 
-    with suppress(RuntimeError):  # it has ended
+    with suppress(anyio.RunFinishedError):  # it has ended
         token.backend_class.run_sync_soon(start, (), loop)
 
 

@@ -146,7 +146,7 @@ class _OtherLoopInlet(Generic[T]):
         self._feed, self._token = feed, token
 
     def put(self, item: T) -> None:
-        with suppress(RuntimeError):  # the reader's loop has ended: nobody reads
+        with suppress(anyio.RunFinishedError):  # the reader's loop has ended: nobody reads
             self._token.backend_class.run_sync_soon(self._feed.put, (item,), self._token.native_token)
 
     @property

@@ -119,7 +119,7 @@ class Gate:
                 waiter = self._waiters.popleft()
                 try:
                     waiter.wake()
-                except RuntimeError:  # its event loop has ended: nobody waits there
+                except anyio.RunFinishedError:  # its event loop has ended: nobody waits there
                     continue
                 waiter.granted = True
                 self._held += 1

@@ -215,7 +215,7 @@ class ThreadCall(Generic[T]):
             return False
         try:
             self.token.backend_class.run_sync_soon(function, arguments, self.token.native_token)
-        except RuntimeError:
+        except anyio.RunFinishedError:
             return False
         return True
 

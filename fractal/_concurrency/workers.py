@@ -117,7 +117,7 @@ class _Job(Generic[T]):
 
     def deliver(self) -> None:
         """Wake the waiting task; called in the thread."""
-        with suppress(RuntimeError):  # its event loop has ended
+        with suppress(anyio.RunFinishedError):  # its event loop has ended
             self._token.backend_class.run_sync_soon(self.done.set, (), self._token.native_token)
 
     def result(self) -> T:

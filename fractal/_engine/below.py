@@ -198,5 +198,5 @@ class Errand(Joinable):
     def over(self) -> None:
         """Note the end of the call; works in any thread."""
         token = self._token
-        with suppress(RuntimeError):  # the event loop of the run has ended
+        with suppress(anyio.RunFinishedError):  # the event loop of the run has ended
             token.backend_class.run_sync_soon(self.end, (), token.native_token)

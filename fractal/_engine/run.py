@@ -546,7 +546,7 @@ class Run:
                 log.info(message)
             else:
                 run.token.backend_class.run_sync_soon(run._warn_or_pass_on, (message,), run.token.native_token)
-        except RuntimeError:  # the loop has ended
+        except anyio.RunFinishedError:  # the loop has ended
             log.info(message)
 
     def _warn_or_pass_on(self, message: str) -> None:

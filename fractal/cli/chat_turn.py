@@ -54,7 +54,7 @@ class Question:
     def answer(self, answer: Approval) -> None:
         """Give the answer, from another thread; one that comes too late is dropped."""
         self._answer = answer
-        with suppress(RuntimeError):  # the loop has ended, and the run with it
+        with suppress(anyio.RunFinishedError):  # the loop has ended, and the run with it
             self._token.backend_class.run_sync_soon(self._answered.set, (), self._token.native_token)
 
 

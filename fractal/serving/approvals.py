@@ -32,7 +32,7 @@ class _Waiting:
     def answer(self, answer: Approval) -> None:
         """Note the answer; a delegate may wait for it in an event loop of its own."""
         self._answer = answer
-        with suppress(RuntimeError):  # that loop has ended
+        with suppress(anyio.RunFinishedError):  # that loop has ended
             self._token.backend_class.run_sync_soon(self._answered.set, (), self._token.native_token)
 
 

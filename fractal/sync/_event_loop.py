@@ -157,7 +157,7 @@ class EventLoop:
     def _soon(self, function: Callable[..., object], *arguments: object) -> None:
         token = self._token
         if token is not None and self._parent is None:
-            with suppress(RuntimeError):  # it has ended
+            with suppress(anyio.RunFinishedError):  # not any RuntimeError: a signal handler may raise one in here
                 token.backend_class.run_sync_soon(function, arguments, token.native_token)
 
     def _end_calls(self) -> None:

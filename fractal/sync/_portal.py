@@ -182,23 +182,24 @@ class _Block:
 
     def __init__(self, portal: Portal) -> None:
         self._portal, self.choice = portal, _Choice(portal)
-        self._is_left = False
+        self._is_left = self._is_undone = False
 
     def leave(self) -> None:
         """End the portal, and wait for its end."""
-        try:
-            self._portal.leave()
-        finally:
-            self._undo()
+        # Undone first: a signal handler that comes while the portal ends makes its calls on the former one.
+        self._undo()
+        self._portal.leave()
         self._is_left = True
 
     def _undo(self) -> None:
         self.choice.is_astray = not self.choice.undo()
+        self._is_undone = True
 
     def __del__(self) -> None:
         if not self._is_left:
             self._portal.leave(wait=False)
-            self._undo()
+            if not self._is_undone:
+                self._undo()
 
 
 _chosen: ContextVar[_Choice | None] = ContextVar("fractal_portal", default=None)

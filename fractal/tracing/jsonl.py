@@ -257,7 +257,7 @@ class LineWriter:
 
 def _wake(waiters: list[tuple[EventLoopToken, anyio.Event]]) -> None:
     for token, event in waiters:
-        with suppress(RuntimeError):  # its event loop has ended: nobody waits there
+        with suppress(anyio.RunFinishedError):  # its event loop has ended: nobody waits there
             token.backend_class.run_sync_soon(event.set, (), token.native_token)
 
 

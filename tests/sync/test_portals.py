@@ -465,7 +465,7 @@ def handler(*_):
 
 signal.signal(signal.SIGALRM, handler)
 from fractal.sync import _event_loop, _portal
-_event_loop.CLOSE_TIMEOUT = 60  # a busy machine is slow, and is interrupted all the time
+_event_loop.CLOSE_TIMEOUT = 30  # a busy machine is slow, and is interrupted all the time
 _portal._shared = _portal.Portal(**options)
 handle = sync.start(good, "x")
 rounds = int(sys.argv[2])
@@ -489,6 +489,34 @@ def test_a_signal_handler_may_call_whatever_it_interrupts(loop: str, rounds: int
         [sys.executable, "-c", textwrap.dedent(HANDLER), loop, str(rounds)], capture_output=True, text=True, timeout=100
     )
     assert (done.stdout, done.stderr, done.returncode) == ("handled\n", "", 0)
+
+
+def test_a_call_that_comes_while_a_block_is_left_uses_the_former_portal(loop: str, monkeypatch: pytest.MonkeyPatch):
+    """As of a signal handler, which may interrupt AnyIO in a copy of the context."""
+    said: list[object] = []
+    ask_to_end = _event_loop.EventLoop.ask_to_end
+
+    def interrupted(of: _event_loop.EventLoop) -> None:
+        monkeypatch.undo()
+        said.append(contextvars.copy_context().run(sync.run, GOOD, "last words").content)
+        ask_to_end(of)
+
+    with sync.portal(**LOOPS[loop]):
+        monkeypatch.setattr(_event_loop.EventLoop, "ask_to_end", interrupted)
+    assert said == ["hello"]
+
+
+def test_an_error_of_a_signal_handler_is_not_taken_for_the_end_of_the_loop(monkeypatch: pytest.MonkeyPatch, loop: str):
+    with sync.portal(**LOOPS[loop]) as portal:
+        backend = portal._loop._token.backend_class  # type: ignore[union-attr]
+
+        def interrupted(*_: object) -> None:
+            monkeypatch.undo()
+            raise RuntimeError("a handler's")
+
+        monkeypatch.setattr(backend, "run_sync_soon", interrupted)
+        with pytest.raises(RuntimeError, match="a handler's"):
+            portal.close()
 
 
 # ---- at the end of the program
