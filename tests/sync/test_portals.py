@@ -519,6 +519,21 @@ def test_an_error_of_a_signal_handler_is_not_taken_for_the_end_of_the_loop(monke
             portal.close()
 
 
+def test_a_block_whose_end_was_interrupted_is_ended_for_good(loop: str, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), sync.portal(**LOOPS[loop]) as portal:
+        context = contextvars.copy_context()
+        monkeypatch.setattr(_event_loop.EventLoop, "_wait_for_end", interrupted)
+    gc.collect()
+    until(lambda: not portal.is_running)
+    with pytest.raises(PortalClosed):
+        context.run(sync.run, GOOD, "hi")
+    assert sync.run(GOOD, "hi").content == "hello"
+
+
 # ---- at the end of the program
 
 
