@@ -550,7 +550,10 @@ class Run:
             log.info(message)
 
     def _warn_or_pass_on(self, message: str) -> None:
-        (self.warn if self.result is None else self.warn_late)(message)
+        if self.result is None:
+            self.warn(message)
+        else:
+            self.warn_late(message)
 
     @property
     def is_over(self) -> bool:
