@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import anyio
 
+from fractal._checks import is_number
 from fractal._concurrency.background import Background
 from fractal._concurrency.grace import DEFAULT_GRACE
 from fractal._json import is_mapping
@@ -219,7 +220,8 @@ async def opened(durable: Durable, deadline: float = math.inf) -> AsyncGenerator
     Raises:
         RunInProgress: Somebody else is at work on the run, for longer than that.
     """
-    until = min(anyio.current_time() + getattr(durable.journal, "wait", 0.0), deadline)
+    wait = getattr(durable.journal, "wait", None)  # a journal of a user's own may have such a name for something else
+    until = min(anyio.current_time() + (wait if is_number(wait) else 0.0), deadline)
     # No scope is open while it is entered, since it may open some itself that are closed later.
     async with AsyncExitStack() as stack:
         found, pause = None, _FIRST_PAUSE

@@ -127,3 +127,17 @@ async def test_a_run_inside_of_itself_is_in_progress() -> None:
     agent = BaseAgent("A", "a", client=ScriptedModel([answers.call("again"), "done"])).add_tool(again)
     result = await agent.run("go", journal=journal, run_id="one")
     assert [call.content for call in result.tool_results] == ["refused"]
+
+
+async def test_a_journal_may_have_a_method_that_is_called_wait():
+    class Own:
+        kept = MemoryJournal()
+
+        def open(self, run_id: str) -> Any:
+            return self.kept.open(run_id)
+
+        async def wait(self) -> None: ...
+
+    agent = BaseAgent("A", "a", client=ScriptedModel(["hello"]))
+    for _ in range(2):
+        assert (await agent.run("hi", journal=Own(), run_id="one")).content == "hello"
