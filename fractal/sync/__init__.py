@@ -8,12 +8,11 @@ from fractal.sync._entered import Entered as Entered, call as call, enter as ent
 from fractal.sync._portal import LoopBlockedWarning as LoopBlockedWarning, Portal as Portal, portal as portal
 from fractal.sync.agent import (
     BaseAgent as BaseAgent,
-    Handle as Handle,
     execute_tool as execute_tool,
     resume as resume,
     run as run,
-    start as start,
 )
+from fractal.sync.handle import Handle as Handle, start as start
 from fractal.sync.many import BatchStream as BatchStream, run_many as run_many, stream_many as stream_many
 from fractal.sync.streaming import RunStream as RunStream, stream as stream
 
