@@ -81,7 +81,7 @@ class Price:
             cached: Prompt tokens that the endpoint's cache served.
             written: Prompt tokens that it put into its cache.
         """
-        rates = self._for(input_tokens)._rates
+        rates = (self._for(input_tokens) if self.above else self)._rates
         plain = input_tokens - cached - written
         return plain * rates[0] + cached * rates[1] + written * rates[2] + output_tokens * rates[3]
 

@@ -32,6 +32,7 @@ __all__ = [
     "Unstarted",
     "current_task_of",
     "end_all",
+    "is_loop_here",
     "spawn",
     "spawn_later",
     "task_here",
@@ -163,6 +164,15 @@ class Joinable(ABC):
 def task_here() -> object:
     """The current task of the backend, which AnyIO would wrap anew at each call."""
     return current_task_of(current_token())()
+
+
+def is_loop_here(token: EventLoopToken) -> bool:
+    """Whether an event loop is the one of this thread."""
+    try:
+        # Not AnyIO's function of that name, which looks for the backend first.
+        return bool(token.backend_class.current_token() is token.native_token)
+    except RuntimeError:  # another backend's loop, or none
+        return False
 
 
 def current_task_of(token: EventLoopToken) -> Callable[[], object]:

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet, finalize, ref
 import anyio
 from anyio.lowlevel import RunVar, current_token
 
-from fractal._concurrency.background import Background, spawn_later
+from fractal._concurrency.background import Background, is_loop_here, spawn_later
 from fractal._concurrency.gates import Gate, Waiting
 from fractal._concurrency.threads import ThreadCall
 
@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from fractal.models._http.sending import Sending
     from fractal.models._secrets import Secrets
 
-__all__ = ["CLOSING", "Address", "HttpAnswer", "close_idle_pools", "leave_pool", "machine_tls", "pool_of_this_loop"]
+__all__ = [
+    "CLOSING",
+    "Address",
+    "HttpAnswer",
+    "Pool",
+    "close_idle_pools",
+    "leave_pool",
+    "machine_tls",
+    "pool_of_this_loop",
+]
 
 MOST_CONNECTIONS = 1000
 READ_TIMEOUT = 600.0
@@ -83,11 +92,14 @@ class Pool:
 
     Args:
         limit: Connections that may be open at a time; further requests wait their turn.
+
+    Attributes:
+        is_left: Whether nobody uses the pool any more, so that it closes after the last request.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit, self._slots = limit, Gate(limit, f"a free connection (there may be {limit})")
-        self._is_open = self._is_left = self._is_closing = False
+        self._is_open = self.is_left = self._is_closing = False
         self._token = current_token()
         self._owner: finalize[Any, Any] | None = None
         self._opening = anyio.Lock()
@@ -100,6 +112,11 @@ class Pool:
     def is_entered_by(self, user: object) -> bool:
         """Whether the pool is open and has noted a user."""
         return self._is_open and user in self._users
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the pool is that of the running event loop."""
+        return is_loop_here(self._token)
 
     async def enter(self, user: object) -> None:
         """Note a user of the pool; the first time, open the pool and have the loop close it at its end."""
@@ -125,13 +142,8 @@ class Pool:
     async def end(self) -> None:
         """Close once no request is under way or waits; no more will come."""
         _forget(self)
-        self._is_left = True
+        self.is_left = True
         await self.close_if_idle()
-
-    async def close_if_left(self) -> None:
-        """Close, if the pool has no user and this was the last request."""
-        if self._is_left:
-            await self.close_if_idle()
 
     async def close_if_idle(self) -> None:
         """Close, if no request is under way or waits."""
@@ -210,11 +222,13 @@ class _Slot:
         self._pool, self._gate, self._waiting = pool, gate, waiting
 
     async def __aenter__(self) -> None:
-        await self._gate.acquire(self._waiting)
+        if not self._gate.acquire_at_once():
+            await self._gate.acquire(self._waiting)
 
     async def __aexit__(self, *exc: object) -> None:
         self._gate.release()
-        await self._pool.close_if_left()
+        if self._pool.is_left:  # and this may have been the last request
+            await self._pool.close_if_idle()
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from fractal.errors import MissingCredentials
 from fractal.models._faults import translated
@@ -13,9 +14,11 @@ from fractal.models._http.sending import Sending
 from fractal.models._replies.answer_reader import read_answer, read_body
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fractal.model import ModelRequest, Reply, Sink
     from fractal.models._http.address import Key
-    from fractal.models._http.pool import Address
+    from fractal.models._http.pool import Address, Pool
     from fractal.models.bounds import ReplyBounds
 
 __all__ = ["HttpWire"]
@@ -37,6 +40,7 @@ class HttpWire:
         self._base_url, self._api_key, self._max_connections = base_url, api_key, max_connections
         self._bounds = bounds
         self._known: tuple[_Facts, Address] | None = None
+        self._last_pool: Callable[[], Pool | None] = _no_pool
 
     @property
     def base_url(self) -> str:
@@ -48,7 +52,8 @@ class HttpWire:
         address = await self._address_asked() if callable(self._api_key) else self._address(self._api_key)
         sending = Sending(self._bounds, request.charge, address.secrets, request.headers)
         with translated(address.secrets):
-            pool = await pool_of_this_loop(self, self._max_connections)
+            pool = self._pool_here() or await pool_of_this_loop(self, self._max_connections)
+            self._last_pool = ref(pool)
             async with pool.slot(request), pool.post(address, request.body(), sending) as answer:
                 body = await answer.aread()
             return await read_body(answer.status_code, answer.headers, body, self._bounds, address.secrets)
@@ -58,9 +63,15 @@ class HttpWire:
         address = await self._address_asked() if callable(self._api_key) else self._address(self._api_key)
         sending = Sending(self._bounds, request.charge, address.secrets, request.headers)
         with translated(address.secrets):
-            pool = await pool_of_this_loop(self, self._max_connections)
+            pool = self._pool_here() or await pool_of_this_loop(self, self._max_connections)
+            self._last_pool = ref(pool)
             async with pool.slot(request), pool.post(address, request.body(), sending) as answer:
                 return await read_answer(answer, sink, self._bounds, address.secrets)
+
+    def _pool_here(self) -> Pool | None:
+        """The pool of the last request, if that was sent in this event loop: to look for it costs more."""
+        pool = self._last_pool()
+        return pool if pool is not None and pool.is_here and pool.is_entered_by(self) else None
 
     async def _address_asked(self) -> Address:
         assert callable(self._api_key)
@@ -80,6 +91,10 @@ class HttpWire:
         if self._known is None or self._known[0] != facts:
             self._known = facts, address_of(*facts, is_key_given=bool(key))
         return self._known[1]
+
+
+def _no_pool() -> None:
+    return None
 
 
 _Facts = tuple[str, object, str | None, str | None]
