@@ -145,7 +145,7 @@ class Batch:
     def has_until(self, deadline: float) -> None:
         """Note that the deadline around the batch has moved to a later time."""
         for run in self._runs:
-            run.has_until(deadline)
+            run.allow_until(deadline)
 
     async def go(self, deliver: Callable[[BatchItem[Any]], None], room: anyio.Semaphore | None = None) -> None:
         """Take the inputs to their end.

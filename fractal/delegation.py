@@ -115,16 +115,16 @@ async def run_delegate(delegate: AnyAgent, query: object, run: Run | None) -> Ag
         return await verbs.ask(delegate, query)
     result: AgentResult | None = None
     facts: dict[str, Any] = {"call_id": run.open_call_id(), "to_agent": delegate.name}
-    await run.pace()
-    run.emit(DelegationStarted, query=copied(query) if run.has_listeners else query, **facts)
+    await run.emitter.pace()
+    run.emitter.emit(DelegationStarted, query=copied(query) if run.emitter.has_listeners else query, **facts)
     try:
-        await run.pace()
+        await run.emitter.pace()
         result = await verbs.ask(delegate, query)
-        await run.pace_in_time()
+        await run.emitter.pace_in_time()
         return result
     finally:
-        shown = with_own_content(result) if result is not None and run.has_listeners else result
-        run.emit(DelegationFinished, result=shown, **facts)
+        shown = with_own_content(result) if result is not None and run.emitter.has_listeners else result
+        run.emitter.emit(DelegationFinished, result=shown, **facts)
 
 
 def _known(delegate: AnyAgent, result: AgentResult) -> str:

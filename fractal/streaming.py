@@ -88,10 +88,10 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
 
         task: Background[None]
         if self._through is None:
-            run.feeds += (feed,)
+            run.emitter.feeds += (feed,)
             run.start_clock()
-            task = Background(go, run.task_name, run.scope)
-            task.on_cancel, task.on_more_time = run.cut, run.has_until
+            task = Background(go, run.task_name, run.clock.scope)
+            task.on_cancel, task.on_more_time = run.cut, run.allow_until
         else:
             task = Background(go, run.task_name)
             task.on_cancel = self._cancel_run
@@ -108,7 +108,7 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
                 run.take_id(first.run_id)
             self._run = run
             self._ids.add(run.run_id)
-            run.feeds += (held_back or feed,)
+            run.emitter.feeds += (held_back or feed,)
             if self._prepare is not None:
                 self._prepare(run)
             if around is not None:

@@ -203,17 +203,17 @@ class Watcher(Watch):
     def arrived(self, counts: Counter[str], most: str) -> Run:
         """Count it, and see that it is in time."""
         run = self.counted(counts, most)
-        self.expect(anyio.current_time() <= run.deadline + SLACK, "something began after the deadline")
+        self.expect(anyio.current_time() <= run.clock.deadline + SLACK, "something began after the deadline")
         return run
 
     def tool_began(self, context: RunContext) -> str:
         run = self.arrived(self.started, "max_tool_calls")
         call_id = str(context.call_id)
         self.expect(call_id not in self.began, "a call was made twice")
-        self.expect(anyio.current_time() <= run.soft_deadline + SLACK, "a tool began after the soft deadline")
+        self.expect(anyio.current_time() <= run.clock.soft_deadline + SLACK, "a tool began after the soft deadline")
         deadline = anyio.current_effective_deadline()
         for each in upwards(run):
-            self.expect(deadline <= each.deadline, "a tool may take longer than a run above it")
+            self.expect(deadline <= each.clock.deadline, "a tool may take longer than a run above it")
         if context.tool_name in ("narrow", "alone"):
             duplicates = [other for other, name in self.now_in.items() if name == context.tool_name]
             beside = [
@@ -487,7 +487,7 @@ def check(grown: Grown) -> None:
     check_end(grown)
     for run in watcher.runs.values():
         check_ledger(watcher, run)
-        assert run.parent is None or run.deadline <= run.parent.deadline, "a child outlives its parent"
+        assert run.parent is None or run.clock.deadline <= run.parent.clock.deadline, "a child outlives its parent"
     for event in watcher:
         if isinstance(event, RunFinished):
             check_result(event.result)

@@ -102,7 +102,7 @@ def _held_back(agent: object) -> Generator[Callable[[AgentResult], AgentResult]]
     What is given lets out a result that `run` has returned. A stream of the agent itself sees to that.
     """
     above, adoption, inlets = current_run.get(), adopting.get(), list[HeldBack]()
-    if above is None or not above.feeds or (adoption is not None and adoption.shows(agent, above)):
+    if above is None or not above.emitter.feeds or (adoption is not None and adoption.shows(agent, above)):
         yield lambda result: result
         return
 
@@ -112,7 +112,7 @@ def _held_back(agent: object) -> Generator[Callable[[AgentResult], AgentResult]]
         inlets.extend(_hold_back(run))
 
     def let_out(result: AgentResult) -> AgentResult:
-        for inlet in inlets[-len(above.feeds) :]:  # those of the last run
+        for inlet in inlets[-len(above.emitter.feeds) :]:  # those of the last run
             inlet.let_out(result)
         return result
 
@@ -128,8 +128,8 @@ def _held_back(agent: object) -> Generator[Callable[[AgentResult], AgentResult]]
 
 
 def _hold_back(run: Run) -> list[HeldBack]:
-    inlets = [HeldBack(feed, run.run_id.__eq__) for feed in run.feeds]
-    run.feeds = tuple(inlets)
+    inlets = [HeldBack(feed, run.run_id.__eq__) for feed in run.emitter.feeds]
+    run.emitter.feeds = tuple(inlets)
     return inlets
 
 
@@ -176,7 +176,7 @@ def answer(agent: object, user_input: object, **options: Unpack[RunOptions]) -> 
     """
     run, adoption = begin(agent, user_input, **options), adopting.get()
     is_seen_to = adoption is not None and adoption.shows(agent, run.parent)
-    if run.feeds and not is_seen_to and override_of(agent, "run") is not None:  # a tool has called that itself
+    if run.emitter.feeds and not is_seen_to and override_of(agent, "run") is not None:  # a tool has called that itself
         return _drive_held_back(run, _hold_back(run))
     return drive(run)
 
@@ -301,7 +301,7 @@ async def call_tool(agent: object, tool_name: str, arguments: Mapping[str, Any])
         if through is not None:
             return await call_inside(through, arguments, tools)
         call, run = bind(f"direct_{uuid4().hex[:24]}", tool_name, arguments, tools), current_run.get()
-        if run is not None and run.agent is agent and run.is_here and not run.is_over:
+        if run is not None and run.agent is agent and run.clock.is_here and not run.is_over:
             return await call_within(run, call)
         transcript = Transcript([user_message(f"Call {tool_name}.")])
         options: RunOptions = {"deps": deps_of_calls.get()} if run is None else {}
@@ -315,7 +315,7 @@ def _asked_about(agent: object, tool_name: str) -> Call | None:
     call = current_through.get()
     if call is None or call.run.agent is not agent or call.bound.name != tool_name or call.result is not None:
         return None
-    return call if call.run.is_here and not call.run.is_over else None
+    return call if call.run.clock.is_here and not call.run.is_over else None
 
 
 async def resume(

@@ -43,23 +43,34 @@ _PAUSE = 0.01
 """Seconds between two cancellations of code that goes on after its grace: each costs, and it may hold out for long."""
 
 
-class _Owner(Protocol):
-    """A run, as far as cleaning up needs it."""
+class _Clock(Protocol):
+    """The clock of a run, as far as cleaning up needs it."""
 
-    @property
-    def grace(self) -> float:
-        """Seconds for cleaning up."""
-        ...
+    token: EventLoopToken
 
     @property
     def is_here(self) -> bool:
         """Whether the current task is in the event loop of the run."""
         ...
 
-    token: EventLoopToken
+
+class _Emitter(Protocol):
+    """The emitter of a run, as far as cleaning up needs it."""
 
     def warn(self, text: str) -> None:
         """Warn the user of the run."""
+        ...
+
+
+class _Owner(Protocol):
+    """A run, as far as cleaning up needs it."""
+
+    clock: _Clock
+    emitter: _Emitter
+
+    @property
+    def grace(self) -> float:
+        """Seconds for cleaning up."""
         ...
 
 
@@ -74,9 +85,9 @@ async def graced(awaitable: Awaitable[T], name: str | None = None) -> T:
         BaseException: What it raises, or the cancellation.
     """
     run: _Owner | None = current_run.get()
-    if run is not None and not run.is_here:  # `sync.start` in a tool: the run above is in another event loop
+    if run is not None and not run.clock.is_here:  # `sync.start` in a tool: the run above is in another event loop
         run = None
-    scope = run.token.backend_class.create_cancel_scope() if run is not None else anyio.CancelScope()
+    scope = run.clock.token.backend_class.create_cancel_scope() if run is not None else anyio.CancelScope()
     try:
         with scope:
             return await _Watched(awaitable, name, run, scope)
@@ -286,7 +297,8 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         if run is not None and name is not None:
             where = line_of(self.cr_await)
             stuck = f", stuck at {where}" if where else ""
-            run.warn(f"{name} has not stopped {self._grace:g} s after it was cancelled{stuck}; the run waits for it")
+            late = f"has not stopped {self._grace:g} s after it was cancelled"
+            run.emitter.warn(f"{name} {late}{stuck}; the run waits for it")
 
     @property
     def _grace(self) -> float:

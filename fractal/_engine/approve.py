@@ -42,7 +42,7 @@ async def is_approved(call: Call) -> bool:
         call.end("denied", error=f"denied: {reason}")
         return False
     call.needs_approval = False
-    call.started = call.run.now()
+    call.started = call.run.clock.now()
     return True
 
 
@@ -50,7 +50,7 @@ async def _defer(call: Call) -> None:
     """End a call whose approver answers later; without a journal nothing could take it up again."""
     await _tell(call, ApprovalAnswered, is_allowed=False, reason="deferred")
     if call.journaled is None:
-        call.run.warn(
+        call.run.emitter.warn(
             f"approve() has deferred tool {call.bound.name!r}: only calls of a model can wait, in a run with journal="
         )
         call.end("denied", error="denied: its approval was deferred, and it cannot wait for that")
@@ -60,9 +60,10 @@ async def _defer(call: Call) -> None:
 
 async def _tell(call: Call, kind: type[Event], **facts: Any) -> None:
     bound = call.bound
-    if call.run.has_listeners:
+    emitter = call.run.emitter
+    if emitter.has_listeners:
         arguments = copied_arguments(bound.arguments)
-        await call.run.tell(kind, tool_name=bound.name, call_id=bound.call_id, arguments=arguments, **facts)
+        await emitter.emit_in_turn(kind, tool_name=bound.name, call_id=bound.call_id, arguments=arguments, **facts)
 
 
 async def _answer(call: Call) -> Allow | Deny | Defer:
@@ -70,7 +71,7 @@ async def _answer(call: Call) -> Allow | Deny | Defer:
     run, bound = call.run, call.bound
     assert bound.tool is not None
     if run.approve is None:
-        run.warn(f"tool {bound.name!r} requires approval and there is nobody to ask: pass approve=")
+        run.emitter.warn(f"tool {bound.name!r} requires approval and there is nobody to ask: pass approve=")
         return Deny("there is nobody to approve it")
     arguments = copied_arguments(bound.arguments)
     pending = PendingCall(
@@ -83,7 +84,7 @@ async def _answer(call: Call) -> Allow | Deny | Defer:
     context = run.context(tool_name=bound.name, call_id=bound.call_id)
     context.started()
     try:
-        answer = await run.approve(pending, context, run.warn)
+        answer = await run.approve(pending, context, run.emitter.warn)
     except Exception as error:
         call.exception = error
         return Deny(f"it could not be approved: {explain(error)}")
@@ -91,7 +92,7 @@ async def _answer(call: Call) -> Allow | Deny | Defer:
         return Allow() if answer else Deny()
     if isinstance(answer, (Allow, Deny, Defer)):
         return answer
-    run.warn(
+    run.emitter.warn(
         f"approve() answered {repr_of(answer)} for tool {bound.name!r}: return Allow(…), Deny(…), Defer(), True or"
         " False"
     )

@@ -54,7 +54,7 @@ async def _ask_around(run: Run) -> Reply:
     run.offered = None
     asked = _Asked(run, await first_request(run))
     reply = await asked.by_hook(0, asked.original)
-    if run.feeds:
+    if run.emitter.feeds:
         await asked.show(reply)
     return reply
 
@@ -94,7 +94,7 @@ class _Asked:
         run, function = self._run, self._hooks[position].function
         go_on = _Next(run, partial(self.by_hook, position + 1), request, name_of(function))
         try:
-            answer = await call_user(run.warn, function, run.hook_context(), request, go_on)
+            answer = await call_user(run.emitter.warn, function, run.hook_context(), request, go_on)
         finally:
             go_on.is_over = True
         return _reply_of(answer, go_on.last, name_of(function))
@@ -118,9 +118,10 @@ class _Asked:
         """Show the text of a reply that is not the model's, or warn that another one was shown."""
         shown = self._shown
         if shown is None and reply.text:
-            await self._run.tell(TextDelta, text=reply.text)
+            await self._run.emitter.emit_in_turn(TextDelta, text=reply.text)
         elif shown is not None and reply is not shown and reply.text != shown.text:
-            self._run.warn("a hook around the request gave another text than that of the reply that was streamed")
+            warn = self._run.emitter.warn
+            warn("a hook around the request gave another text than that of the reply that was streamed")
 
 
 _CUT = "a hook has cut a request of which a piece had been streamed: sent again, it would be said a second time"

@@ -63,8 +63,8 @@ async def _ask(hook: Around, call: Call, pending: PendingCall, next_call: _Next)
     context = run.context(tool_name=call.bound.name, call_id=call.bound.call_id)
     context.started()
     if not is_async(function):
-        return await call_user(run.warn, function, context, pending, next_call)
-    return await graced(timed(function(context, pending, next_call), name_of(function), run.warn))
+        return await call_user(run.emitter.warn, function, context, pending, next_call)
+    return await graced(timed(function(context, pending, next_call), name_of(function), run.emitter.warn))
 
 
 async def _conclude(call: Call, answer: Any, last: ToolResult | None, hook: str) -> None:
@@ -97,7 +97,7 @@ async def take_answer(call: Call, answer: Any, name: str) -> None:
             return
         content = answer.content
     if type(content) is not str and not is_plain(content):
-        content = await graced(timed(read_up(content), name, call.run.warn))
+        content = await graced(timed(read_up(content), name, call.run.emitter.warn))
     call.returned(content, text_of(content))
 
 

@@ -80,7 +80,7 @@ async def ask(run: Run, change: Change | None = None) -> Reply:
         return recorded
     attempt = 1
     while True:
-        await run.stop_if_cancelled()
+        await run.clock.stop_if_cancelled()
         question = _Question(run, attempt, change)
         try:
             return await question.send(await question.fitted() if run.window is not None else question.whole())
@@ -90,7 +90,7 @@ async def ask(run: Run, change: Change | None = None) -> Reply:
             if change is not None:
                 change.was_shown = change.was_shown or question.was_shown
         # A run that has been cancelled meanwhile has no time left either; that is not for us to tell.
-        await run.stop_if_cancelled()
+        await run.clock.stop_if_cancelled()
         if question.was_shown:  # asked again, the model would say it all a second time
             raise failure
         if _asks_in_another_way(run, failure):
@@ -98,7 +98,7 @@ async def ask(run: Run, change: Change | None = None) -> Reply:
         else:
             wait = _wait_before_next(run, failure, attempt)
             attempt += 1
-        await run.tell(RetryScheduled, attempt=question.attempt, wait=wait, error=said_by(failure))
+        await run.emitter.emit_in_turn(RetryScheduled, attempt=question.attempt, wait=wait, error=said_by(failure))
         await anyio.sleep(wait)
 
 
@@ -156,16 +156,16 @@ class _Question:
 
     async def _load(self, prices: Prices) -> None:
         """Load the library of prices, which is once in a process, outside of the run's time."""
-        began = self._run.now()
-        self._run.delay(_LONGEST_LOADING)
+        began = self._run.clock.now()
+        self._run.clock.delay(_LONGEST_LOADING)
         try:
             await prices.load()
         finally:
-            self._run.delay(self._run.now() - began - _LONGEST_LOADING)
+            self._run.clock.delay(self._run.clock.now() - began - _LONGEST_LOADING)
 
     async def _send(self, request: ModelRequest) -> Reply:
         run = self._run
-        has_listeners = run.has_listeners  # asked once: who is told of the request is told of the reply
+        has_listeners = run.emitter.has_listeners  # asked once: who is told of the request is told of the reply
         with self._tokens_set_aside(request) as tokens:
             # Spent before it is sent, and never given back: one that fails or is cut has still reached the endpoint.
             if has_listeners:
@@ -174,7 +174,7 @@ class _Question:
                 run.budget.spend("requests")
             if run.journaled is not None:
                 await run.journaled.replies.sent()
-            started = run.now()
+            started = run.clock.now()
             seconds = run.limits.request_timeout
             reply = await (self._ask_model(request) if seconds is None else self._ask_in_time(request, seconds))
             if run.answer is not None:
@@ -184,14 +184,14 @@ class _Question:
             if run.journaled is not None:
                 await run.journaled.replies.record(run, reply, cost, self._charged)
             if has_listeners:
-                await run.tell(ModelResponded, **self._facts_of(reply, started, cost))
+                await run.emitter.emit_in_turn(ModelResponded, **self._facts_of(reply, started, cost))
             return reply
 
     async def _announced(self, request: ModelRequest) -> ModelRequest:
         """Spend the request and emit it; returns it with the headers that observers add."""
         run = self._run
         with run.budget.reserve("requests") as reserved:
-            await run.tell(ModelRequested, **self._facts(request))
+            await run.emitter.emit_in_turn(ModelRequested, **self._facts(request))
             request = _with_headers(run, request)
             reserved.commit()
         return request
@@ -200,7 +200,7 @@ class _Question:
         """Enter what a reply has used; returns its cost, None if that is unknown."""
         run, cost = self._run, None
         if run.prices is not None and (reply.input_tokens or reply.output_tokens):
-            price = run.prices.of_reply(reply, request.model, run.warn)
+            price = run.prices.of_reply(reply, request.model, run.emitter.warn)
             cost = price.of_reply(reply) if price is not None else None
         run.budget.add_reply(reply, cost)
         if self._money is not None:
@@ -213,8 +213,8 @@ class _Question:
             self._money.charge()
         self._run.budget.spend("requests")
         self._charged += 1
-        if self._run.has_listeners and self._asked is not None:
-            self._run.emit(ModelRequested, **self._facts(self._asked))
+        if self._run.emitter.has_listeners and self._asked is not None:
+            self._run.emitter.emit(ModelRequested, **self._facts(self._asked))
 
     @contextmanager
     def paused(self, waiting_for: str) -> Generator[None]:
@@ -223,13 +223,13 @@ class _Question:
         # them wait at once, each for a slot or a connection. The first pause takes the deadline away and keeps what
         # time was left; the last to end gives that back, counted from then. With a flag the first to end would start
         # the clock while others still wait for what is no fault of the endpoint.
-        scope, now = self._scope, self._run.now
+        scope, now = self._scope, self._run.clock.now
         if scope is not None and not self._pauses:
             self._left = scope.deadline - now()
             scope.deadline = math.inf
         self._pauses += 1
         try:
-            with self._run.waiting(waiting_for):
+            with self._run.clock.waiting(waiting_for):
                 yield
         finally:
             self._pauses -= 1
@@ -245,7 +245,7 @@ class _Question:
         model = self._run.settings.model
         self._asked = request
         try:
-            reply = await ask_model(model, request, self._show if self._run.feeds else None)
+            reply = await ask_model(model, request, self._show if self._run.emitter.feeds else None)
         finally:
             self._asked = None  # it knows this question: both, and the run, would stay for the garbage collector
         if not isinstance(reply, Reply):
@@ -254,8 +254,8 @@ class _Question:
 
     async def _show(self, delta: Delta) -> None:
         if not self.was_shown:
-            self.was_shown, self._first = True, self._run.now()
-        if self._run.is_held:
+            self.was_shown, self._first = True, self._run.clock.now()
+        if self._run.emitter.is_held:
             await self._wait_for_reader()
         if self._run.journaled is not None:
             unseen = await self._run.journaled.replies.shown(self._run, delta)
@@ -264,23 +264,23 @@ class _Question:
             delta = unseen
         match delta.kind:
             case "text":
-                self._run.emit(TextDelta, text=delta.text)
+                self._run.emitter.emit(TextDelta, text=delta.text)
             case "reasoning":
-                self._run.emit(ReasoningDelta, text=delta.text)
+                self._run.emitter.emit(ReasoningDelta, text=delta.text)
             case "tool_call":
-                self._run.emit(
+                self._run.emitter.emit(
                     ToolCallDelta,
                     index=delta.index,
                     call_id=delta.call_id,
                     tool_name=delta.tool_name or "",
                     arguments=delta.text,
                 )
-        if self._run.is_held:
+        if self._run.emitter.is_held:
             await self._wait_for_reader()
 
     async def _wait_for_reader(self) -> None:
         with self.paused("its reader"):  # a slow reader is not the model's fault
-            await self._run.pace()
+            await self._run.emitter.pace()
 
     def whole(self) -> ModelRequest:
         """The request, with all of the transcript."""
@@ -288,7 +288,7 @@ class _Question:
 
     def _request(self) -> ModelRequest:
         run, answer = self._run, self._run.answer
-        closing = run.is_closing()
+        closing = run.clock.is_closing()
         tools: ToolSchemas | None = run.tool_schemas
         fields: Mapping[str, Any] = answer.fields() if answer is not None else {}
         if closing:
@@ -312,7 +312,7 @@ class _Question:
         if self._change is not None and self._change.messages is not None:  # the window is for the run's own
             return self.whole()
         kept, summary = await window.fit(
-            window.other_tokens(request), partial(call_user, self._run.warn), reserve=window.reserve(request)
+            window.other_tokens(request), partial(call_user, self._run.emitter.warn), reserve=window.reserve(request)
         )
         if self._run.journaled is not None:
             await self._run.journaled.replies.window(self._run)
@@ -351,7 +351,7 @@ class _Question:
             "model": reply.model,
             "response_id": reply.id,
             "first_piece": self._first - started if self._first is not None else None,
-            "elapsed": self._run.now() - started,
+            "elapsed": self._run.clock.now() - started,
         }
 
     def _tokens_set_aside(self, request: ModelRequest) -> Reservation:
@@ -375,7 +375,7 @@ def _server_of(model: object) -> tuple[str, int] | None:
 
 
 def _with_headers(run: Run, request: ModelRequest) -> ModelRequest:
-    headers = request_headers(run.companions, run.run_id) if run.companions else None
+    headers = request_headers(run.emitter.companions, run.run_id) if run.emitter.companions else None
     return replace(request, headers=headers) if headers else request
 
 

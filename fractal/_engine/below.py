@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from anyio.lowlevel import EventLoopToken
 
+    from fractal._engine.clock import RunClock
 
 __all__ = ["Below", "Errand", "Origin", "origin_here", "origin_of"]
 
@@ -100,7 +101,7 @@ class Below:
 class Above(Protocol):
     """A run, as far as the tasks begun below it need it."""
 
-    token: EventLoopToken
+    clock: RunClock
 
     @property
     def is_over(self) -> bool:
@@ -181,7 +182,7 @@ class Errand(Joinable):
     __slots__ = ("_cancel",)
 
     def __init__(self, run: Above, cancel: Callable[[], object]) -> None:
-        super().__init__(run.token)
+        super().__init__(run.clock.token)
         self._cancel = cancel
         run.note_below(self, is_reached=False)
 

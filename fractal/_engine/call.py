@@ -102,7 +102,7 @@ class Call:
         self._left_inside: ToolResult | None = None  # of a call inside, whose thread goes on
         if above is not None:
             above._below.add(self)
-        self.started = run.now()
+        self.started = run.clock.now()
         self.cut_at = math.inf  # when its own time is over
         self.look_at = math.inf  # when the run has to see to it
         self._stopped_at = math.inf  # when it was cut, by its own time or with the run
@@ -123,7 +123,7 @@ class Call:
         self.waits_for: str | None = None  # what it was waiting for when it was cut before it began
         self.journaled: JournaledCall | None = None  # what records it
         self.needs_approval = bound.tool is not None and bool(bound.tool.options.requires_approval) and outer is None
-        self._emitted = 0 if run.has_listeners and outer is None else 2  # of its two events
+        self._emitted = 0 if run.emitter.has_listeners and outer is None else 2  # of its two events
 
     def end(self, outcome: Outcome, content: Any = None, error: str | None = None) -> None:
         """Give the call its outcome; only the first counts."""
@@ -140,7 +140,7 @@ class Call:
             },
             error=error,
             outcome=outcome,
-            elapsed=self.run.now() - self.started,
+            elapsed=self.run.clock.now() - self.started,
             call_id=bound.call_id,
         )
         if error is not None:
@@ -170,7 +170,7 @@ class Call:
         """Make this the call that later calls and runs in the current context belong to."""
         _around.set(self)
         current_call.set(self.key)
-        self.task = self.run.current_task()
+        self.task = self.run.clock.current_task()
 
     def start_clock(self, cut_at: float) -> None:
         """Start the clock of the call.
@@ -180,21 +180,21 @@ class Call:
         """
         run = self.run
         self.cut_at = self.look_at = cut_at
-        self.started = run.now()
+        self.started = run.clock.now()
         if self.scope is None:
-            self.new_scope(min(cut_at, run.deadline))
+            self.new_scope(min(cut_at, run.clock.deadline))
         else:
             self.follow()
 
     def new_scope(self, deadline: float) -> anyio.CancelScope:
         """Make the scope in which the call's task works from now on."""
-        self.scope = scope = self.run.token.backend_class.create_cancel_scope(deadline=deadline)
+        self.scope = scope = self.run.clock.token.backend_class.create_cancel_scope(deadline=deadline)
         return scope
 
     def follow(self) -> None:
         """Adapt the call's deadline to a changed one of the run."""
         if self.scope is not None and not self.is_over:
-            self.scope.deadline = min(self.cut_at, self.run.deadline)
+            self.scope.deadline = min(self.cut_at, self.run.clock.deadline)
 
     def stop(self, now: float) -> None:
         """Cancel the call with its run."""
@@ -229,7 +229,7 @@ class Call:
         bound, run = self.bound, self.run
         if bound.tool is not None:
             run.duplicates.gate(bound.tool.function).release()
-        run.warn_late(ended_late(bound.name, run.now() - self.left_at))
+        run.emitter.warn_late(ended_late(bound.name, run.clock.now() - self.left_at))
 
     @property
     def above(self) -> Call | None:
@@ -248,7 +248,8 @@ class Call:
         thread = getattr(self.work, "thread", None)
         self._where = where = line_in_thread(thread) if thread is not None else line_of(self.work)
         stuck = f", stuck at {where}" if where else ""
-        self.run.warn(f"tool {self.bound.name!r} has not stopped {grace:g} s after it was cancelled{stuck}; {then}")
+        late = f"has not stopped {grace:g} s after it was cancelled"
+        self.run.emitter.warn(f"tool {self.bound.name!r} {late}{stuck}; {then}")
         return where
 
     @property
@@ -271,24 +272,24 @@ class Call:
     @property
     def is_out_of_time(self) -> bool:
         """Whether the time of the call, or of its run, is over."""
-        return self.is_past_own_time or self.run.is_out_of_time()
+        return self.is_past_own_time or self.run.clock.is_out_of_time()
 
     @property
     def is_past_own_time(self) -> bool:
         """Whether the call's own time has ended it."""
         is_cut = self.scope is not None and self.scope.cancel_called and not self.is_stopped
-        return is_cut and self.run.has_come(self.cut_at)
+        return is_cut and self.run.clock.has_come(self.cut_at)
 
     async def tell(self) -> None:
         """Emit the events that are due, at the pace of a stream's reader."""
         if self._emitted == 2:
             return
-        if not self.run.feeds:
+        if not self.run.emitter.feeds:
             self.tell_now()
             return
-        await self.run.pace()
+        await self.run.emitter.pace()
         self.tell_now()
-        await self.run.pace()
+        await self.run.emitter.pace()
 
     def tell_now(self) -> None:
         """Emit the events that are due without waiting: the start, once, and the end, once there is one."""
@@ -296,11 +297,11 @@ class Call:
         if self._emitted == 0:
             self._emitted = 1
             arguments = copied_arguments(bound.arguments)
-            run.emit(ToolStarted, tool_name=bound.name, call_id=bound.call_id, arguments=arguments)
+            run.emitter.emit(ToolStarted, tool_name=bound.name, call_id=bound.call_id, arguments=arguments)
         if self._emitted == 1 and self.result is not None:
             self._emitted = 2
             result = self._shown(self.result)
-            run.emit(ToolFinished, tool_name=bound.name, call_id=bound.call_id, result=result)
+            run.emitter.emit(ToolFinished, tool_name=bound.name, call_id=bound.call_id, result=result)
 
     def tell_never(self) -> None:
         """Emit no events of the call: it has ended in another process."""

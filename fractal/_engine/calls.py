@@ -67,7 +67,8 @@ async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]
             assert call.result is not None
             run.transcript.answer(call.bound.call_id, call.text)
             run.tool_results.append(call.result)
-    _raise_for_errors(made)
+    if any(call.exception is not None for call in made):
+        _raise_for_errors(made)
     return [call.result for call in made if call.result is not None]
 
 
@@ -157,8 +158,8 @@ async def _call_all(run: Run, calls: Sequence[Call]) -> None:
     """Bring each call to its outcome, in whatever way this ends."""
     try:
         # On asyncio a cancellation may reach its task a turn of the loop later than it was made.
-        await run.stop_if_cancelled()
-        has_listeners = run.has_listeners
+        await run.clock.stop_if_cancelled()
+        has_listeners = run.emitter.has_listeners
         if has_listeners:
             await checkpoint()  # somebody who was told of the reply may have cancelled whoever has called the run
         spent: BudgetExceeded | None = None
@@ -173,7 +174,8 @@ async def _call_all(run: Run, calls: Sequence[Call]) -> None:
             await _CallBatch(run, batch).run_all()
     finally:
         for call in calls:
-            call.end("skipped", error=_ENDED_FIRST)
+            if call.result is None:
+                call.end("skipped", error=_ENDED_FIRST)
             call.tell_now()
 
 
@@ -191,7 +193,7 @@ def _admit(call: Call, spent: BudgetExceeded | None) -> BudgetExceeded | None:
     named = bound.tool or run.tools.get(bound.name)
     if call.outer is not None or (named is not None and named.is_answer):
         pass  # charged already; none of the tools that limits are for
-    elif bound.fault is None and run.is_closing():
+    elif bound.fault is None and run.clock.is_closing():
         call.end("skipped", error="not called: the time for tools is over, answer with what there is")
     else:
         if spent is None:
@@ -202,7 +204,7 @@ def _admit(call: Call, spent: BudgetExceeded | None) -> BudgetExceeded | None:
         if spent is not None:
             call.exception = spent
             call.end("skipped", error=f"not called: {spent}")
-            run.note_limit(spent)
+            run.emitter.emit_limit(spent)
     if bound.fault is not None and call.through is None:
         call.end("error", error=bound.fault)
     return spent
@@ -242,9 +244,9 @@ class _CallBatch:
             BaseException: Ctrl-C and the like.
         """
         for call in self._calls:
-            call.start_clock(self._run.soft_deadline if call.needs_approval else self._cut_at(call))
+            call.start_clock(self._run.clock.soft_deadline if call.needs_approval else self._cut_at(call))
             self._run.open_calls[call.key] = call
-            spawn(self._run.token, self._run_one(call), call.bound.name, partial(self._note_end, call))
+            spawn(self._run.clock.token, self._run_one(call), call.bound.name, partial(self._note_end, call))
         try:
             await self._wait_and_name()
         except anyio.get_cancelled_exc_class():
@@ -263,7 +265,7 @@ class _CallBatch:
     def _cut_at(self, call: Call) -> float:
         if call.bound.tool is not None and call.bound.tool.is_answer:
             return math.inf  # what time was kept back for; the run's own deadline holds
-        return min(self._run.now() + _timeout_of(call), self._run.soft_deadline)
+        return min(self._run.clock.now() + _timeout_of(call), self._run.clock.soft_deadline)
 
     async def _run_one(self, call: Call) -> None:
         run = self._run
@@ -271,7 +273,7 @@ class _CallBatch:
             try:
                 await run_call(call, self._start_clock, _call_alone)
                 if call.journaled is not None and not call.is_left:
-                    with call.new_scope(run.deadline) as scope:
+                    with call.new_scope(run.clock.deadline) as scope:
                         if call.is_stopped:
                             scope.cancel()  # which leaves time to record it
                         await call.journaled.finish(call)
@@ -283,8 +285,8 @@ class _CallBatch:
                 await run.below.end(call.key)
             # Whatever begins later belongs to the run alone.
             run.open_calls.pop(call.key, None)
-            if run.feeds and not call.is_stopped:
-                with call.new_scope(run.deadline):
+            if run.emitter.feeds and not call.is_stopped:
+                with call.new_scope(run.clock.deadline):
                     await call.tell()
         finally:
             self._note_end(call)
@@ -311,7 +313,7 @@ class _CallBatch:
         self._stop()
 
     def _stop(self) -> None:
-        now = self._run.now()
+        now = self._run.clock.now()
         for call in self._calls:
             if not call.is_over:
                 call.stop(now)
@@ -349,7 +351,7 @@ class _CallBatch:
         # as stuck, once, and the run waits on, with no further looks: it cannot end before its calls. Only where
         # `on_stubborn="raise"` and nothing but async code is stuck is it left behind: then it has an outcome at once,
         # is counted as done though its task goes on, and `_note_end` must not count it again when that ends.
-        now = self._run.now()
+        now = self._run.clock.now()
         for call in self._calls:
             if call.result is None and now >= call.look_at and call.see_to_it(now):
                 self._fail(leave(call))

@@ -60,7 +60,7 @@ async def ask_guarded(run: Run, guards: Sequence[Guard], ask: Callable[[Run], Aw
             except Exception as error:
                 failures.append(error)
                 group.cancel_scope.cancel()
-            with run.waiting("its guards"):
+            with run.clock.waiting("its guards"):
                 await over.wait()
     if failures:
         raise failures[0]
@@ -76,7 +76,7 @@ async def _look(run: Run, guard: Guard) -> None:
     """
     name = name_of(guard)
     try:
-        verdict = await call_user(run.warn, guard, run.hook_context())
+        verdict = await call_user(run.emitter.warn, guard, run.hook_context())
     except Exception as error:
         if is_a(error, (UserError, ToolIgnoredCancellation)):
             raise

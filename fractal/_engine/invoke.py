@@ -77,7 +77,7 @@ def leave(call: Call) -> ToolIgnoredCancellation:
     """
     tool, run = call.bound.tool, call.run
     call.is_left = call.abandoned = True
-    call.left_at = run.now()
+    call.left_at = run.clock.now()
     if tool is not None:
         run.duplicates.gate(tool.function).take()
     run.below.leave(call.key)
@@ -99,14 +99,16 @@ def leave(call: Call) -> ToolIgnoredCancellation:
 
 async def _approve_and_invoke(call: Call, start_clock: Callable[[Call], None], inside: Inside) -> None:
     call.enter()
-    if companions := call.run.companions:
+    if companions := call.run.emitter.companions:
         enter_call(companions, call.run.run_id, call.bound.call_id)
     if call.needs_approval:
         if not await is_approved(call):
             return
-        await call.run.hear()  # whoever allows a call of a run that somebody cancels in this moment is late
+        # Whoever allows a call of a run that somebody cancels in this moment is late.
+        await call.run.clock.let_cancellation_arrive()
         start_clock(call)
-    await call.run.stop_if_cancelled()  # a tool would run as far as its first await, and a thread would begin
+    if call.scope is not None and call.scope.cancel_called:  # nothing else is around the task
+        await checkpoint()  # a tool would run as far as its first await, and a thread would begin
     if call.journaled is not None:
         await call.journaled.start()
     if call.through is not None:
@@ -157,7 +159,7 @@ def _left_behind(error: BaseException) -> ToolIgnoredCancellation | None:
 
 def _cut(call: Call, timed_out: bool) -> tuple[Outcome, None, str]:
     """Outcome, result and error of a call that was cut."""
-    seconds = call.run.now() - call.started
+    seconds = call.run.clock.now() - call.started
     what = "no approval within" if call.needs_approval else "timed out after"
     why = f"{what} {seconds:.2g} s" if timed_out else "the run was cancelled"
     if call.waits_for is not None:
@@ -170,7 +172,7 @@ def _cut(call: Call, timed_out: bool) -> tuple[Outcome, None, str]:
 async def _ask_agent(call: Call) -> None:
     """Make a call through the agent's own `execute_tool`, which calls ours inside."""
     assert call.through is not None
-    agent, bound, warn = call.run.agent, call.bound, call.run.warn
+    agent, bound, warn = call.run.agent, call.bound, call.run.emitter.warn
     within, record = current_through.set(call), recorded(bound.arguments)
     try:
         call.work = work = call.through(bound.name, bound.arguments, warn=warn)
@@ -217,9 +219,9 @@ async def _in_loop(call: Call, function: Callable[[], Awaitable[Any]], context: 
         call.work = work = function()
         content: Any = work
         if not hasattr(work, "__anext__"):  # an async generator is not awaited, but read
-            content = await graced(timed(work, f"tool {call.bound.name!r}", call.run.warn))
+            content = await graced(timed(work, f"tool {call.bound.name!r}", call.run.emitter.warn))
         if type(content) is not str and not is_plain(content):
-            content = await graced(timed(read_up(content), f"tool {call.bound.name!r}", call.run.warn))
+            content = await graced(timed(read_up(content), f"tool {call.bound.name!r}", call.run.emitter.warn))
     call.returned(content, text_of(content))
 
 
@@ -249,7 +251,7 @@ async def _in_thread(call: Call, tool: Tool, function: Callable[[], Any]) -> tup
         return content, text_of(content) if is_whole else None
 
     def tell_late(seconds: float) -> None:
-        call.run.warn_late(ended_late(tool.name, seconds))
+        call.run.emitter.warn_late(ended_late(tool.name, seconds))
 
     gates = (tool.gate,) if tool.gate is not None else ()
     abandon = tool.options.on_cancel == "abandon"

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fractal._answers.answer import Answer
+    from fractal._engine.clock import RunClock
+    from fractal._engine.emitter import Emitter
     from fractal._engine.step import BoundCall
     from fractal._engine.window import WindowView
-    from fractal.events import Event
     from fractal.limits import Budget
     from fractal.messages import Transcript
     from fractal.results import AgentResult, Outcome, ToolResult
@@ -29,42 +28,21 @@ class RunParty(Protocol):
     answer: Answer | None
     window: WindowView | None
     iterations: int
-    feeds: Any
     result: AgentResult | None
+    clock: RunClock
+    emitter: Emitter
 
     @property
     def grace(self) -> float:
         """Seconds for the cleanup of what is cancelled."""
         ...
 
-    @property
-    def deadline(self) -> float:
-        """The nearest of the deadlines of the run and around it."""
-        ...
-
-    @property
-    def own_deadline(self) -> float:
-        """The nearest of the deadlines of the run and of those above it."""
-        ...
-
     def take_id(self, run_id: str) -> None:
         """Take an id that is known already."""
         ...
 
-    def keep_deadline(self, left: float) -> None:
-        """Keep the deadline that the run had in a process that has ended."""
-        ...
-
     def open_call(self) -> Any:
         """The tool call that the current task works for."""
-        ...
-
-    async def tell(self, kind: Callable[..., Event], **facts: Any) -> None:
-        """Emit an event."""
-        ...
-
-    def warn(self, message: str) -> None:
-        """Note something odd."""
         ...
 
 

@@ -121,13 +121,13 @@ class JournaledRun:
             JournalError: The journal cannot be used, or another process is at work on the run.
         """
         with self._scope:
-            async with nullcontext() if self._path else self.tree.open(run.deadline):
-                with anyio.CancelScope(deadline=run.deadline):
+            async with nullcontext() if self._path else self.tree.open(run.clock.deadline):
+                with anyio.CancelScope(deadline=run.clock.deadline):
                     run.result = await self._begin(run)
                 self.tree.check()
                 if run.result is None:
                     result = await work()
-                    with anyio.CancelScope(deadline=run.deadline):
+                    with anyio.CancelScope(deadline=run.clock.deadline):
                         await self._end(run, result)
         self.tree.check()
         return run.result or await work()  # which ends at once, if the run was cut before
@@ -151,7 +151,7 @@ class JournaledRun:
         if kept is None:
             deadline = await self._deadline(key, start)
             if deadline is not None:
-                run.keep_deadline(deadline - time.time())
+                run.clock.keep_deadline(deadline - time.time())
             return None
         result = self.tree.read(end, lambda: result_of(kept, run.settings.answer))
         if self._path:
@@ -189,7 +189,7 @@ def _left_at(pause: Any) -> float | None:
 
 def _left(run: RunParty) -> float | None:
     """Seconds until the deadline of a run; None without one. A caller's scope goes with the process."""
-    deadline = run.own_deadline
+    deadline = run.clock.own_deadline
     return None if deadline == math.inf else max(deadline - anyio.current_time(), 0.0)
 
 

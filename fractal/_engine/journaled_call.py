@@ -165,7 +165,7 @@ class JournaledCall:
 
     def _form(self, call: CallParty, result: ToolResult) -> dict[str, Any]:
         if not is_lossless(result.content):
-            call.run.warn(
+            call.run.emitter.warn(
                 f"the result of tool {call.bound.name!r} is of a class that a journal cannot keep: after a restart it"
                 " is the JSON that the model sees"
             )

@@ -67,8 +67,8 @@ class JournaledReplies:
         if run.answer is not None:
             run.answer.take_way(facts.way)
             run.answer.accepted()
-        if run.feeds and reply.text and not facts.shown:
-            await run.tell(TextDelta, text=reply.text)
+        if run.emitter.feeds and reply.text and not facts.shown:
+            await run.emitter.emit_in_turn(TextDelta, text=reply.text)
         return reply
 
     def _next(self, run: RunParty) -> None:
@@ -123,12 +123,12 @@ class JournaledReplies:
             "reply": reply_form(reply),
             "cost": cost,
             "charged": charged,
-            "shown": bool(run.feeds),
+            "shown": bool(run.emitter.feeds),
             "way": run.answer.way if run.answer is not None else None,
         }
         await self._tree.record(self.key("reply"), self._given, value)
-        if run.feeds and (late := self._shown.held_back()):
-            await run.tell(TextDelta, text=late)
+        if run.emitter.feeds and (late := self._shown.held_back()):
+            await run.emitter.emit_in_turn(TextDelta, text=late)
 
     async def shown(self, run: RunParty, delta: Delta) -> Delta | None:
         """What to show of a piece of the reply; None if the reader has seen it. Recorded before it is shown."""
@@ -137,7 +137,8 @@ class JournaledReplies:
         text = self._shown.rest_of(delta.text)
         if self._shown.is_another:
             self._shown.is_another = False
-            run.warn("after a restart the model wrote another text than had been shown of it: shown from its start")
+            said = "after a restart the model wrote another text than had been shown of it"
+            run.emitter.warn(f"{said}: shown from its start")
         if not text:
             return None
         await self._tree.mark(self.key("shown"), self._shown.add(text))

@@ -34,7 +34,7 @@ async def kept(run: Run, keeper: Keeper, work: Callable[[Run], Awaitable[T]]) ->
         raise
     except BaseException as error:
         was_cancelled = is_cancellation(error)
-        goes_on = isinstance(error, ApprovalPending) or (was_cancelled and not run.is_out_of_time())
+        goes_on = isinstance(error, ApprovalPending) or (was_cancelled and not run.clock.is_out_of_time())
         if run.journaled is None or not goes_on:  # what a durable run says next follows what is in its journal
             await _keep_rest(run, keeper, was_cancelled=was_cancelled)
         raise
@@ -59,8 +59,8 @@ async def _keep_rest(run: Run, keeper: Keeper, *, was_cancelled: bool) -> None:
         with anyio.move_on_after(run.grace, shield=True) as scope:
             await keep(run, keeper)
         if scope.cancelled_caught:
-            run.warn(f"what was said is not kept: the store did not answer within {run.grace:g} s")
+            run.emitter.warn(f"what was said is not kept: the store did not answer within {run.grace:g} s")
     except StoreError as error:
         if not was_cancelled:
             raise
-        run.warn(f"what was said is not kept: {said_by(error)}")
+        run.emitter.warn(f"what was said is not kept: {said_by(error)}")

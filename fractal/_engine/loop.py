@@ -15,7 +15,6 @@ from fractal._engine.around_model import Asking
 from fractal._engine.ask import ask
 from fractal._engine.calls import answer_calls
 from fractal._engine.keeping import keep, kept
-from fractal._engine.observers import let_finish
 from fractal._engine.step import AskAgain, CallTools, Decline, Finish, bound_calls, next_step
 from fractal._functions.arguments import written_object
 from fractal._json import text_of
@@ -75,10 +74,10 @@ async def drive(run: Run, work: _Work | None = None) -> AgentResult:
     result = await run.origin.do(
         partial(conduct, run, work or converse),
         run.task_name,
-        run.scope,
-        run.token,
+        run.clock.scope,
+        run.clock.token,
         on_cancel=run.cut,
-        on_more_time=run.has_until,
+        on_more_time=run.allow_until,
     )
     if result.stop_reason == "cancelled":
         result.raise_for_error()
@@ -106,7 +105,7 @@ def conduct(run: Run, work: _Work) -> Awaitable[AgentResult]:
         conducted = _conduct_in_scope(run, work)
     else:
         conducted = run.journaled.conduct(run, partial(_conduct_in_scope, run, work))
-    return let_finish(run, conducted) if run.own_companions else conducted
+    return run.emitter.let_observers_finish(conducted) if run.emitter.own_companions else conducted
 
 
 async def _kept(keeper: Keeper, work: _Work, run: Run) -> _End:
@@ -116,14 +115,14 @@ async def _kept(keeper: Keeper, work: _Work, run: Run) -> _End:
 async def _conduct_in_scope(run: Run, work: _Work) -> AgentResult:
     run.enter()
     was_cancelled = False
-    with run.scope:
+    with run.clock.scope:
         try:
             await run.open()
             try:
                 content, stop_reason = await work(run)
             finally:
                 await run.below.end()
-            await run.pace_in_time()
+            await run.emitter.pace_in_time()
             run.succeed(content, stop_reason)
         except BaseException as error:
             if _fail(run, error):
@@ -182,7 +181,7 @@ async def call_alone(run: Run, call: BoundCall) -> ToolResult:
 
 async def converse(run: Run) -> _End:
     """Ask the model of a run, and call the tools that it asks for, until it has answered."""
-    run.system = await run.settings.system_prompt(run.context(), run.warn)
+    run.system = await run.settings.system_prompt(run.context(), run.emitter.warn)
     end: _End | None = None
     asked = ask if run.hooks is NO_HOOKS else Asking(run)
     keeper = run.settings.keeper
@@ -227,7 +226,7 @@ async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], final_reason
     """Call tools; one of them may end the run."""
     run.transcript.append(reply.message(), is_reply=True)
     if reply.is_cut:
-        run.warn(f"a reply with tool calls was cut at the token limit: {RAISE_LIMIT}")
+        run.emitter.warn(f"a reply with tool calls was cut at the token limit: {RAISE_LIMIT}")
     rejected: tuple[str, str] | None = None
     results = await answer_calls(run, calls)
     for call, result in zip(reply.tool_calls, results, strict=True):
@@ -238,13 +237,13 @@ async def _call(run: Run, reply: Reply, calls: Sequence[BoundCall], final_reason
             rejected = result.error or "", call.arguments
     if rejected is not None and run.answer is not None:
         run.answer.reject(*rejected)  # the model has been told by the result of its call
-    await run.hear_clock()
+    await run.clock.stop_if_late()
     return None
 
 
 async def _finish(run: Run, reply: Reply, text: str, final_reason: StopReason) -> _End | None:
     """Take a text as the answer, or tell the model why not."""
-    if reply.promises_calls and run.empty_replies == 0 and not run.feeds:
+    if reply.promises_calls and run.empty_replies == 0 and not run.emitter.feeds:
         run.iterations -= 1
         run.empty_replies += 1
         return None
@@ -263,11 +262,12 @@ async def _finish(run: Run, reply: Reply, text: str, final_reason: StopReason) -
 def _warn_of_end(run: Run, reply: Reply) -> None:
     """Warn of an answer that may not be whole."""
     if reply.is_cut:
-        run.warn(f"the answer was cut at the token limit: {RAISE_LIMIT}")
+        run.emitter.warn(f"the answer was cut at the token limit: {RAISE_LIMIT}")
     elif reply.promises_calls:
-        run.warn("the endpoint says that the model calls tools, and sent no call: the answer may not be the last word")
+        said = "the endpoint says that the model calls tools, and sent no call"
+        run.emitter.warn(f"{said}: the answer may not be the last word")
     elif reply.is_doubtful:
-        run.warn(f"the endpoint ended the answer with {reply.finish_reason!r}: it may not be whole")
+        run.emitter.warn(f"the endpoint ended the answer with {reply.finish_reason!r}: it may not be whole")
 
 
 def _next_iteration(run: Run) -> None:
@@ -279,9 +279,9 @@ def _next_iteration(run: Run) -> None:
 
 def _why_cancelled(run: Run) -> RunError:
     # The deadline of a run above is the reason here too, though that run's scope has caused the cancellation.
-    if not run.is_out_of_time():
+    clock, seconds = run.clock, run.settings.timeout
+    if not clock.is_out_of_time():
         return RunCancelled()
-    seconds = run.settings.timeout
-    if seconds is None or run.started + seconds > run.deadline:
-        seconds = max(min(run.now(), run.own_deadline) - run.started, 0.0)  # it may have been over before
-    return DeadlineExceeded(seconds, run.waited_for)
+    if seconds is None or clock.started + seconds > clock.deadline:
+        seconds = max(min(clock.now(), clock.own_deadline) - clock.started, 0.0)  # it may have been over before
+    return DeadlineExceeded(seconds, clock.waited_for)

@@ -65,7 +65,7 @@ class Money:
         held: list[Gate] = []
         try:
             for gate in self._gates:
-                await gate.acquire(self._run.waiting)
+                await gate.acquire(self._run.clock.waiting)
                 held.append(gate)
             self._reservation = self._run.budget.reserve("cost", self._most)
         except BaseException:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import BuiltinMethodType, MethodType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
@@ -28,9 +28,9 @@ __all__ = [
     "enter_call",
     "interested",
     "is_same",
-    "let_finish",
     "note_unused",
     "request_headers",
+    "settle_all",
     "tell_all",
 ]
 
@@ -129,32 +129,7 @@ _NOT_THEIRS = re.compile(  # what frames a request, or says who asks: connection
 )
 
 
-class _Observed(Protocol):
-    """A run, as far as its observers need it at its end."""
-
-    run_id: str
-    own_companions: tuple[RunObserver, ...]
-
-
-async def let_finish(run: _Observed, work: Awaitable[T]) -> T:
-    """Do the work of a run, then let its observers finish theirs for it, however the work ends.
-
-    Args:
-        run: The run.
-        work: What is awaited first.
-    """
-    try:
-        result = await work
-    except GeneratorExit:  # nothing can be awaited any more
-        raise
-    except BaseException:
-        await _settle(run.own_companions, run.run_id)
-        raise
-    await _settle(run.own_companions, run.run_id)
-    return result
-
-
-async def _settle(companions: Iterable[RunObserver], run_id: str) -> None:
+async def settle_all(companions: Iterable[RunObserver], run_id: str) -> None:
     """Let observers finish, for a bounded time."""
     for observer in companions:
         if _asked(observer.is_settled, run_id):

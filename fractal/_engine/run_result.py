@@ -10,6 +10,8 @@ from fractal.errors import SUCCESSES, ApprovalPending, RunError, StopReason
 from fractal.results import AgentResult
 
 if TYPE_CHECKING:
+    from fractal._engine.clock import RunClock
+    from fractal._engine.emitter import Emitter
     from fractal._engine.run_settings import RunSettings
     from fractal.messages import Transcript
     from fractal.results import ToolResult, Usage
@@ -27,18 +29,14 @@ class _Ended(Protocol):
         """The usage of the run and of everything below it."""
         ...
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since it began."""
-        ...
-
     abandoned: list[ToolResult]
+    clock: RunClock
+    emitter: Emitter
     iterations: int
     run_id: str
     settings: RunSettings
     tool_results: list[ToolResult]
     transcript: Transcript
-    warnings: list[str]
 
 
 def result_of(run: _Ended, content: Any, stop_reason: StopReason, error: RunError | None = None) -> AgentResult:
@@ -73,8 +71,8 @@ def result_of(run: _Ended, content: Any, stop_reason: StopReason, error: RunErro
         tool_results=run.tool_results.copy(),
         abandoned=run.abandoned.copy(),
         pending=list(error.pending) if error is not None and is_a(error, ApprovalPending) else [],
-        warnings=run.warnings.copy(),
-        elapsed=run.elapsed,
+        warnings=run.emitter.warnings.copy(),
+        elapsed=run.clock.elapsed,
     )
 
 

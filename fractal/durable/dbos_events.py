@@ -80,7 +80,7 @@ class _Writer:
     def watch(self, run: Run) -> None:
         """Take the events of a run that is about to begin."""
         self._run_id = run.run_id
-        run.add_observer(self._inlet.put)
+        run.emitter.add_observer(self._inlet.put)
 
     async def close(self) -> None:
         """Let the writing end with what has been told."""

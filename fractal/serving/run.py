@@ -172,7 +172,7 @@ class ServedRun:
         self._is_watched = True
         if self._run is not None:
             self._note_gap(self._run.messages)
-            self._run.add_observer(self.tell)
+            self._run.emitter.add_observer(self.tell)
 
     def _note_gap(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Note that events have not been kept, with the text that they have told, if the model wrote last."""
@@ -316,7 +316,7 @@ class ServedRun:
         self._take(run)
         self._run = run
         if self._is_watched:
-            run.add_observer(self.tell)
+            run.emitter.add_observer(self.tell)
 
     # ---- its events
 

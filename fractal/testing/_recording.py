@@ -69,7 +69,7 @@ class EventRecorder(list[Event]):
         return of_events(self)
 
     def _watch(self, run: Run) -> None:
-        run.add_observer(self)
+        run.emitter.add_observer(self)
 
     @property
     def kinds(self) -> list[str]:

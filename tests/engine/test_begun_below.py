@@ -569,7 +569,7 @@ async def test_a_deadline_that_the_clock_lets_fire_early_is_over_for_what_a_clea
         try:
             await anyio.sleep(60)
         finally:
-            late = real() - current_run.get().deadline + 0.001  # type: ignore[union-attr]
+            late = real() - current_run.get().clock.deadline + 0.001  # type: ignore[union-attr]
             monkeypatch.setattr(loop, "time", lambda: real() - late)  # as uvloop's may read
             told.append(str((await asyncio.ensure_future(reporter.run("it was cut"))).content))
 

@@ -82,22 +82,22 @@ def test_what_comes_after_the_event_loop_has_ended_is_logged(backend: Any, caplo
         return verbs.begin(BaseAgent("A", "a"), "go")
 
     run = anyio.run(begin, backend=backend)
-    run.warn_late("the tool has ended")
-    assert (late_words(caplog), run.warnings) == (["the tool has ended"], [])
+    run.emitter.warn_late("the tool has ended")
+    assert (late_words(caplog), run.emitter.warnings) == (["the tool has ended"], [])
 
 
 async def test_what_comes_while_a_run_ends_is_logged(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "fractal")
     run = verbs.begin(BaseAgent("A", "a"), "go")
     with anyio.fail_after(5):
-        run.warn_late("in time")
-        while not run.warnings:  # there is no event for it
+        run.emitter.warn_late("in time")
+        while not run.emitter.warnings:  # there is no event for it
             await anyio.lowlevel.checkpoint()
-        run.warn_late("too late")
+        run.emitter.warn_late("too late")
         run.fail(RunCancelled())
         while len(late_words(caplog)) < 2:
             await anyio.lowlevel.checkpoint()
-    assert (late_words(caplog), run.warnings) == (["in time", "too late"], ["in time"])
+    assert (late_words(caplog), run.emitter.warnings) == (["in time", "too late"], ["in time"])
 
 
 class Stop(BaseException):

@@ -54,7 +54,7 @@ LONGEST = 450
 """Lines of a module."""
 
 # Those that are longer, with their length: a number here only gets smaller, and its row goes at last.
-LONGER = {"errors": 947, "_engine.run": 599, "sync.agent": 479}
+LONGER = {"errors": 947}
 
 
 def module_name(path: Path) -> str:
