@@ -31,6 +31,7 @@ from fractal._engine.observers import Brief, companions_of, interested, tell_all
 from fractal._engine.pricing import Prices, prices_of_library
 from fractal._engine.run_result import result_of, sound
 from fractal._engine.window import WindowView
+from fractal._event import event_of
 from fractal._log import log
 from fractal._texts import said_by
 from fractal.context import RunContext
@@ -474,11 +475,10 @@ class Run:
         is_logging = log.is_debugging()
         if not self._observers and not self.feeds and not is_logging:
             return
-        event = kind(**self._identity, **facts)
+        event = event_of(kind, self._identity, facts)
         if is_logging:
             log.debug(Brief(event))
-        if self._observers:
-            tell_all(self._observers, event, self._warn_of_observer)
+        tell_all(self._observers, event, self._warn_of_observer)
         for feed in self.feeds:
             feed.put(event)
 
