@@ -38,7 +38,7 @@ def copied_arguments(arguments: Any) -> Any:
     """A copy of arguments for listeners, which they may change."""
     if not is_mapping(arguments):
         return copied(arguments)
-    return {name: copied(value) for name, value in arguments.items()}
+    return {name: value if type(value) in _UNCHANGING else copied(value) for name, value in arguments.items()}
 
 
 def with_own_content(result: Result) -> Result:
