@@ -38,7 +38,7 @@ def copied_arguments(arguments: Any) -> Any:
     """A copy of arguments for listeners, which they may change."""
     if not is_mapping(arguments):
         return copied(arguments)
-    return {name: copied(value) for name, value in arguments.items()}
+    return {name: value if type(value) in _UNCHANGING else copied(value) for name, value in arguments.items()}
 
 
 def with_own_content(result: Result) -> Result:
@@ -74,13 +74,13 @@ def copied_messages(messages: Iterable[Any]) -> list[Any]:
 def _recorded(value: Any) -> Any:
     kind = kind_of(value)
     if kind is dict:
-        if _UNCHANGING.issuperset(map(type, value.values())):
-            return value.copy()
-        return {name: each if type(each) in _UNCHANGING else _recorded(each) for name, each in value.items()}
+        made = value.copy()
+        for name, each in value.items():
+            if type(each) not in _UNCHANGING:
+                made[name] = _recorded(each)
+        return made
     if kind is list:
-        if _UNCHANGING.issuperset(map(type, value)):
-            return value.copy()
-        return [_recorded(each) for each in value]
+        return [each if type(each) in _UNCHANGING else _recorded(each) for each in value]
     return set(value) if kind is set else value
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Literal, Self, TypeVar, dataclass_transform
 
 from pydantic import TypeAdapter
 
 from fractal._forms import Text, portable, shown
 
-__all__ = ["RunEvent", "event_class"]
+__all__ = ["RunEvent", "event_class", "event_of"]
 
 _Kind = TypeVar("_Kind")
 
@@ -77,6 +78,34 @@ class RunEvent:
     def model_dump_json(self) -> str:
         """The event as JSON text, as results give theirs."""
         return _adapter_of(type(self)).dump_json(self).decode()
+
+
+_Event = TypeVar("_Event", bound=RunEvent)
+
+
+def event_of(kind: Callable[..., _Event], common: Mapping[str, Any], facts: Mapping[str, Any]) -> _Event:
+    """Make an event as its class does, in half the time: that of a frozen class sets each field by a call.
+
+    Args:
+        kind: The class.
+        common: The facts that the events of a run share.
+        facts: Its own.
+    """
+    draft = _draft_of(kind)(**common, **facts)
+    draft.__class__ = kind  # and from now on it is frozen
+    event: _Event = draft
+    return event
+
+
+@functools.cache
+def _draft_of(kind: Any) -> Any:
+    """A class of events that differ from those of another only in that their fields can be set."""
+    given = [
+        (each.name, Any, field(default=each.default, default_factory=each.default_factory)) for each in fields(kind)
+    ]
+    plain: Any = make_dataclass(kind.__name__, given, kw_only=True, eq=False, repr=False)
+    named = {"__init__": plain.__init__, "__setattr__": object.__setattr__, "__delattr__": object.__delattr__}
+    return type(kind.__name__, (kind,), {"__slots__": (), **named})
 
 
 def _facts(event: RunEvent) -> dict[str, Any]:

@@ -56,9 +56,8 @@ def clean_text(text: str) -> str:
 _NAME: Any = type.__dict__["__name__"]
 
 
-def kind_of(value: object) -> type[Any]:
-    """The class of an object, whatever it says itself of its `__class__`."""
-    return type(value)
+kind_of: Callable[[object], type[Any]] = type
+"""The class of an object, whatever it says itself of its `__class__`."""
 
 
 def is_a(value: object, kind: type[Kind] | tuple[type[Kind], ...]) -> TypeIs[Kind]:

@@ -59,12 +59,14 @@ class ModelSettings:
 
     def fields(self) -> dict[str, Any]:
         """The request's fields."""
-        named = {
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "reasoning_effort": self.reasoning_effort,
-        }
-        return {name: value for name, value in named.items() if value is not None} | dict(self.extra)
+        fields: dict[str, Any] = {}
+        if self.temperature is not None:
+            fields["temperature"] = self.temperature
+        if self.max_tokens is not None:
+            fields["max_tokens"] = self.max_tokens
+        if self.reasoning_effort is not None:
+            fields["reasoning_effort"] = self.reasoning_effort
+        return {**fields, **self.extra}
 
 
 class ToolSchemas:

@@ -87,13 +87,11 @@ class _Made(PortableModel):
     @classmethod
     def of_facts(cls, exception: BaseException | None, /, **facts: Any) -> Self:
         """Make a result of all its fields, in their order, unchecked: validation would copy a transcript."""
-        made = cls.__new__(cls)
-        set_attribute = object.__setattr__  # what `model_construct` does too, once it has asked each field for defaults
-        set_attribute(made, "__dict__", facts)
-        set_attribute(made, "__pydantic_fields_set__", _names_of(cls))
-        set_attribute(made, "__pydantic_extra__", None)
-        set_attribute(made, "__pydantic_private__", {"_exception": exception})
-        return made
+        return _made(cls, facts, {"_exception": exception})
+
+    def changed(self, **facts: Any) -> Self:
+        """A copy with other values of some fields; made sooner than by `model_copy`."""
+        return _made(type(self), {**vars(self), **facts}, {**(self.__pydantic_private__ or {})})
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Copy the result so that references to it lead to the copy; pydantic before 2.14.2 does not do so."""
@@ -101,6 +99,19 @@ class _Made(PortableModel):
         made = memo[id(self)] = type(self).__new__(type(self))
         made.__setstate__(deepcopy(BaseModel.__getstate__(self), memo))
         return made
+
+
+_Result = TypeVar("_Result", bound=_Made)
+
+
+def _made(kind: type[_Result], facts: dict[str, Any], private: dict[str, Any]) -> _Result:
+    made = kind.__new__(kind)
+    set_attribute = object.__setattr__  # what `model_construct` does too, once it has asked each field for defaults
+    set_attribute(made, "__dict__", facts)
+    set_attribute(made, "__pydantic_fields_set__", _names_of(kind))
+    set_attribute(made, "__pydantic_extra__", None)
+    set_attribute(made, "__pydantic_private__", private)
+    return made
 
 
 @functools.cache

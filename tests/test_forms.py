@@ -32,6 +32,7 @@ from fractal import (
     Usage,
     WarningRaised,
 )
+from fractal._event import event_of
 from fractal._json import encode, jsonable, text_of
 from tests.odd import VALUES, Model, Textless, nested
 
@@ -210,6 +211,26 @@ def test_copies_of_events_keep_what_is_in_them() -> None:
     assert deep == event
     assert deep.arguments["f"] is function
     assert deep.arguments["list"] is not event.arguments["list"]
+
+
+def test_an_event_of_a_run_is_as_one_that_its_class_makes() -> None:
+    for by_hand in events([1]):
+        facts = {name: getattr(by_hand, name) for name in type(by_hand).__slots__}
+        event = event_of(type(by_hand), {**WHO, "at": by_hand.at}, facts)
+        assert type(event) is type(by_hand)
+        assert event == by_hand
+        assert repr(event) == repr(by_hand)
+        for name in ("depth", "kind"):
+            with pytest.raises(AttributeError):
+                setattr(event, name, 1)
+        with pytest.raises(AttributeError):
+            del event.depth
+
+
+def test_an_event_without_a_fact_or_with_one_too_many_is_refused() -> None:
+    for facts in ({}, {"message": "m", "other": 1}):
+        with pytest.raises(TypeError):
+            event_of(WarningRaised, WHO, facts)
 
 
 def test_a_result_by_hand_takes_texts_that_no_wire_can_carry() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from fractal._engine.pricing import Prices
     from fractal._engine.run import Run
-    from fractal.messages import Transcript
+    from fractal.messages import Message, Transcript
     from fractal.model import ToolSchemas
 
 __all__ = ["ask", "first_request"]
@@ -340,7 +340,7 @@ class _Question:
 
     def _facts_of(self, reply: Reply, started: float, cost: int | None) -> dict[str, Any]:
         return {
-            "message": copied_messages([reply.message()])[0],
+            "message": _message_of(reply),
             "finish_reason": reply.finish_reason,
             "input_tokens": reply.input_tokens,
             "output_tokens": reply.output_tokens,
@@ -360,6 +360,13 @@ class _Question:
         if budget.is_unlimited("tokens"):
             return Reservation(budget, "tokens", 0)
         return budget.reserve("tokens", _prompt_tokens(request) + request.reply_tokens)
+
+
+def _message_of(reply: Reply) -> Message:
+    """The message of a reply for listeners: it is made anew, but for what the endpoint wrote besides."""
+    message = reply.message()
+    is_new = reply.content is None and not reply.extra and not any(call.extra for call in reply.tool_calls)
+    return message if is_new else copied_messages([message])[0]
 
 
 def _server_of(model: object) -> tuple[str, int] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fractal._concurrency.current import WeakVar, current_call
 from fractal._concurrency.scopes import waiting
 from fractal._concurrency.stuck import line_in_thread, line_of
-from fractal._copies import copied_arguments, with_own_content
+from fractal._copies import copied, copied_arguments
 from fractal._json import is_mapping
 from fractal.events import ToolFinished, ToolStarted
 from fractal.results import Outcome, ToolResult
@@ -310,7 +310,7 @@ class Call:
     def _shown(self, result: ToolResult) -> ToolResult:
         """A copy of the result for listeners, whose changes do not reach the run."""
         metadata = {**result.metadata, "arguments": copied_arguments(self.bound.arguments)}
-        return (with_own_content(result) if self.ends_run else result).model_copy(update={"metadata": metadata})
+        return result.changed(metadata=metadata, content=copied(result.content) if self.ends_run else result.content)
 
 
 def ended_late(name: str, seconds: float) -> str:

@@ -9,6 +9,7 @@ import anyio
 
 from fractal._engine.clock import CLOCK_SLACK
 from fractal._engine.observers import Brief, companions_of, interested, settle_all, tell_all
+from fractal._event import event_of
 from fractal._log import log
 from fractal._texts import said_by
 from fractal.errors import BudgetExceeded, LimitReached
@@ -100,11 +101,10 @@ class Emitter:
         is_logging = log.is_debugging()
         if not self._observers and not self.feeds and not is_logging:
             return
-        event = kind(**self._identity, **facts)
+        event = event_of(kind, self._identity, facts)
         if is_logging:
             log.debug(Brief(event))
-        if self._observers:
-            tell_all(self._observers, event, self._warn_of_observer)
+        tell_all(self._observers, event, self._warn_of_observer)
         for feed in self.feeds:
             feed.put(event)
 

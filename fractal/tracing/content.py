@@ -13,7 +13,8 @@ __all__ = ["instructions_of", "message_in_parts", "shown"]
 
 def shown(content: object) -> Any:
     """A value to be written down; what can be read only once is not read."""
-    return f"[{type_name(content)}]" if hasattr(type(content), "__next__") else content
+    is_read_once = type(content) is not str and hasattr(type(content), "__next__")
+    return f"[{type_name(content)}]" if is_read_once else content
 
 
 def message_in_parts(message: object, finish_reason: str | None = None) -> dict[str, Any]:

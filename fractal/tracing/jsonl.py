@@ -11,7 +11,6 @@ import os
 import stat
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -79,7 +78,7 @@ class LineWriter:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._lines: deque[tuple[str, bytes]] = deque()
+        self._lines: dict[str, list[bytes]] = {}  # of each file
         self._waiting = self._taken = self._done = self.dropped = 0
         self._thread: threading.Thread | None = None
         self._bell = _Bell()
@@ -109,7 +108,9 @@ class LineWriter:
             if self._waiting > MOST_WAITING:
                 self._drop(1)
                 return
-            self._lines.append((path, line))
+            if (lines := self._lines.get(path)) is None:
+                lines = self._lines[path] = []
+            lines.append(line)
             self._waiting += len(line)
             self._taken += 1
             if self._thread is None:
@@ -182,11 +183,12 @@ class LineWriter:
 
     def _work(self) -> None:
         while True:
-            batch, waiters, sleepers = self._take()
+            batch, count, waiters, sleepers = self._take()
             began = time.monotonic()
-            self._write_all(batch)
+            for path, lines in batch.items():
+                self._append(path, lines)
             self._is_slow = time.monotonic() - began > MOMENT
-            self._done += len(batch)
+            self._done = count
             for sleeper in sleepers:
                 sleeper.ring()
             _wake(waiters)
@@ -195,15 +197,15 @@ class LineWriter:
             elif not self._bell.wait(_LINGER) and self._may_end():
                 return
 
-    def _take(self) -> tuple[list[tuple[str, bytes]], list[tuple[EventLoopToken, anyio.Event]], list[_Bell]]:
-        """The lines to be written now, and the event loops and threads that wait for them."""
+    def _take(
+        self,
+    ) -> tuple[dict[str, list[bytes]], int, dict[EventLoopToken, anyio.Event], list[_Bell]]:
+        """The lines to be written now, how many there have been then, and the event loops and threads that wait."""
         with self._lock:
-            batch, waiters, sleepers = list(self._lines), list(self._waiters.items()), self._sleepers
-            self._lines.clear()
-            self._waiters.clear()
-            self._sleepers, self._waiting = [], 0
-            self._is_idle = not batch
-        return batch, waiters, sleepers
+            taken = self._lines, self._taken, self._waiters, self._sleepers
+            self._lines, self._waiters, self._sleepers, self._waiting = {}, {}, [], 0
+            self._is_idle = not taken[0]
+        return taken
 
     def _may_end(self) -> bool:
         with self._lock:
@@ -215,28 +217,22 @@ class LineWriter:
             os.close(descriptor)
         return True
 
-    def _write_all(self, batch: list[tuple[str, bytes]]) -> None:
-        by_path: dict[str, list[bytes]] = {}
-        for path, line in batch:
-            by_path.setdefault(path, []).append(line)
-        for path, lines in by_path.items():
-            try:
-                self._append(path, b"\n".join(lines) + b"\n")
-                self._troubled.discard(path)
-            except Exception as error:
-                self._drop(len(lines))
-                self._close(path)
-                if path not in self._troubled:
-                    self._troubled.add(path)
-                    log.warning(f"the trace file {path} cannot be written: {error}")
-
-    def _append(self, path: str, data: bytes) -> None:
-        descriptor = self._files.get(path)
-        if descriptor is None:
-            descriptor = self._open(path)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
+    def _append(self, path: str, lines: list[bytes]) -> None:
+        try:
+            descriptor = self._files.get(path)
+            if descriptor is None:
+                descriptor = self._open(path)
+            data = b"\n".join([*lines, b""])
+            written = os.write(descriptor, data)
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+            self._troubled.discard(path)
+        except Exception as error:
+            self._drop(len(lines))
+            self._close(path)
+            if path not in self._troubled:
+                self._troubled.add(path)
+                log.warning(f"the trace file {path} cannot be written: {error}")
 
     def _open(self, path: str) -> int:
         if len(self._files) >= _MOST_FILES:
@@ -255,8 +251,8 @@ class LineWriter:
                 os.close(descriptor)
 
 
-def _wake(waiters: list[tuple[EventLoopToken, anyio.Event]]) -> None:
-    for token, event in waiters:
+def _wake(waiters: dict[EventLoopToken, anyio.Event]) -> None:
+    for token, event in waiters.items():
         with suppress(anyio.RunFinishedError):  # its event loop has ended: nobody waits there
             token.backend_class.run_sync_soon(event.set, (), token.native_token)
 

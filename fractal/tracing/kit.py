@@ -90,7 +90,6 @@ class TracingKit(RunObserver):
         self._max_events, self._size, self._dropped = max_events, 0, 0
         self._lock = lock()  # runs on several event loops may share a kit
         self._runs: dict[str, RunFacts] = {}
-        self._paths: dict[str, str] = {}
 
     def __call__(self, event: Event) -> None:
         """Keep an event, and have it written."""
@@ -101,11 +100,9 @@ class TracingKit(RunObserver):
         if run is None:
             run = self._begin(event)
         for line in tell(event, run, self._payload):
-            self._keep(run, event.at, line)
+            self._keep(run, line)
         if type(event) is RunFinished:
             self._runs.pop(event.run_id, None)
-            if run.run_id == run.root:
-                self._paths.pop(run.root, None)
 
     def is_settled(self, run_id: str) -> bool:
         """Whether all of a run is in its file."""
@@ -207,23 +204,28 @@ class TracingKit(RunObserver):
             parent_agent=above.agent if above else None,
             agent=event.agent_name,
             depth=event.depth,
+            path=above.path if above else self._path(event),
         )
         if type(event) is RunStarted:  # after its end some things may still be told
             self._runs[event.run_id] = run
         return run
 
-    def _keep(self, run: RunFacts, at: float, line: bytes) -> None:
+    def _keep(self, run: RunFacts, line: bytes) -> None:
         wanted = line if self._redact is None else self._as_wanted(line, self._redact)
         if wanted is None:
             return
-        if self.output_file is not None:
-            writer.write(self._path(run, at), wanted)
+        if run.path is not None:
+            writer.write(run.path, wanted)
         with self._lock:
             self._kept.append((run.root, wanted))
             self._size += len(wanted)
-            while len(self._kept) > self._max_events or (self._size > _MOST_BYTES and len(self._kept) > 1):
-                self._size -= len(self._kept.popleft()[1])
-                self._dropped += 1
+            if len(self._kept) > self._max_events or self._size > _MOST_BYTES:
+                self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        while len(self._kept) > self._max_events or (self._size > _MOST_BYTES and len(self._kept) > 1):
+            self._size -= len(self._kept.popleft()[1])
+            self._dropped += 1
 
     def _as_wanted(self, line: bytes, redact: Redact) -> bytes | None:
         event = TraceEvent.of(decode(line))
@@ -237,17 +239,12 @@ class TracingKit(RunObserver):
             event.metadata = {name: event.metadata[name] for name in ("run", "parent_run") if name in event.metadata}
             return event.to_json().encode()
 
-    def _path(self, run: RunFacts, at: float) -> str:
-        assert self.output_file is not None
-        if "{" not in self.output_file:
+    def _path(self, event: RunEvent) -> str | None:
+        """The file of the run that the user began."""
+        if self.output_file is None or "{" not in self.output_file:
             return self.output_file
-        path = self._paths.get(run.root)
-        if path is None:
-            began = time.strftime("%Y%m%d_%H%M%S", time.localtime(at))
-            path = self.output_file.replace("{run_id}", run.root).replace("{timestamp}", began)
-            if run.root in self._runs:
-                self._paths[run.root] = path
-        return path
+        began = time.strftime("%Y%m%d_%H%M%S", time.localtime(event.at))
+        return self.output_file.replace("{run_id}", event.run_id).replace("{timestamp}", began)
 
     def _lines(self, run_id: str | None) -> Iterator[bytes]:
         with self._lock:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from pydantic_core import SchemaValidator, core_schema
 
 from fractal._json import decode, encode, is_list, is_mapping, jsonable
 
@@ -20,8 +22,6 @@ DEFAULT_TEXT = 20_000
 """Characters of one text that is kept."""
 
 _LONG = 1000
-_LONG_NUMBER = re.compile(rb"\d{%d}" % _LONG)
-"""What no reader of JSON takes, if it is a number."""
 
 _TEXTS_OF_A_PAYLOAD = 10
 """The texts of one value together may be so many times as long as one of them."""
@@ -31,11 +31,20 @@ _SHORTEST_OF_ENVIRONMENT = 8
 _LONGEST_WORD = 90  # characters; less than the least that a cut leaves
 _NAMES_OF_SECRETS = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 
-# In lower case; one of them is in every text that has a secret of a form that is known.
-_MARK = re.compile(
-    "key|token|secret|passw|authorization|cookie|credential|bearer|basic |k-|k_live|k_test|gh[a-z]_|github_|xox"
+
+def _finder(pattern: str) -> Callable[[str], bool]:
+    """A function that tells whether a pattern is in a text, ten times as fast as Python's, and in linear time."""
+    return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex")).isinstance_python
+
+
+_has_long_number = _finder(f"[0-9]{{{_LONG}}}")
+"""Whether there is what no reader of JSON takes, if it is a number."""
+
+_has_mark = _finder(  # in whatever case
+    "(?i)key|token|secret|passw|authorization|cookie|credential|bearer|basic |k-|k_live|k_test|gh[a-z]_|github_|xox"
     "|aiza|eyj|akia|asia|sig|://"
 )
+"""Whether there is what is in every text that has a secret of a form that is known."""
 
 _SECRET_FIELD = re.compile(
     r"authorization|api_?key|access_?key|secret|passw(or)?d|token$|cookie|private_?key|credentials?$"
@@ -81,12 +90,16 @@ class Redactor:
 
     Args:
         secrets: Values that are known to be secret.
+
+    Attributes:
+        has_known: Whether there is one.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         known = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
         # The longest first: one secret may be a part of another. As JSON, without its quotes.
         self._known = [encode(secret)[1:-1] for secret in sorted(known, key=len, reverse=True)]
+        self.has_known = bool(known)
 
     def without_known(self, text: bytes) -> bytes:
         """JSON without the values that are known to be secret."""
@@ -94,10 +107,6 @@ class Redactor:
             if secret in text:
                 text = text.replace(secret, REDACTED.encode())
         return text
-
-    def without_forms(self, text: bytes) -> bytes:
-        """JSON without what looks like a secret."""
-        return encode(redacted(decode(text))) if _MARK.search(text.decode().lower()) else text
 
 
 class PayloadWriter:
@@ -117,12 +126,13 @@ class PayloadWriter:
         if self._redactor is None:  # the environment may be set after this is made
             self._redactor = Redactor((*self._secrets, *secrets_of_environment()))
         text = encode(value)
-        if len(text) >= _LONG and _LONG_NUMBER.search(text):
+        if len(text) >= _LONG and _has_long_number(text.decode()):
             text = encode(jsonable(value))
-        text = self._redactor.without_known(text)
+        if self._redactor.has_known:
+            text = self._redactor.without_known(text)
         if len(text) > self._max_text:
             text = encode(capped(decode(text), self._max_text, self._max_text * _TEXTS_OF_A_PAYLOAD))
-        return self._redactor.without_forms(text)
+        return encode(redacted(decode(text))) if _has_mark(text.decode()) else text
 
 
 def redacted(value: Any) -> Any:

@@ -59,6 +59,7 @@ class RunFacts:
         parent_agent: Name of its agent, if it is traced.
         agent: Name of its own agent.
         depth: How many runs are above it.
+        path: File that it is written to, or None.
     """
 
     run_id: str
@@ -67,6 +68,7 @@ class RunFacts:
     parent_agent: str | None
     agent: str
     depth: int
+    path: str | None
     _head: bytes = field(init=False)
     _tail: bytes = field(init=False)
     _group: bytes = _NULL  # of the calls of the last reply
@@ -78,14 +80,10 @@ class RunFacts:
     _tools: Any = None
 
     def __post_init__(self) -> None:
-        head = {
-            "agent_name": self.agent,
-            "run_id": self.root,
-            "parent_agent": self.parent_agent,
-            "delegation_depth": self.depth,
-        }
-        tail = {"run": self.run_id} | ({"parent_run": self.parent_id} if self.parent_id is not None else {})
-        self._head, self._tail = b"," + encode(head)[1:-1], encode(tail)[1:] + b"}"
+        above = b',"parent_run":%b' % encode(self.parent_id) if self.parent_id is not None else b""
+        named = _encoded(self.agent), encode(self.root), _encoded(self.parent_agent), self.depth
+        self._head = b',"agent_name":%b,"run_id":%b,"parent_agent":%b,"delegation_depth":%d' % named
+        self._tail = b'"run":%b%b}}' % (encode(self.run_id), above)
 
     def line(
         self,
@@ -188,7 +186,7 @@ def _run_finished(event: RunFinished, run: RunFacts, payload: Payload) -> Lines:
         "success": result.success,
         "stop_reason": result.stop_reason,
         "iterations": result.metadata.get("iterations"),
-        "usage": result.usage,
+        "usage": vars(result.usage),
     }
     if result.abandoned:
         metadata["abandoned"] = [each.call_id for each in result.abandoned]
@@ -229,7 +227,7 @@ _OF_REPLIES = ("cached_input_tokens", "cache_write_input_tokens", "reasoning_tok
 
 def _responded(event: ModelResponded, run: RunFacts, payload: Payload) -> Lines:
     metadata = b'"finish_reason":%b,"input_tokens":%d,"output_tokens":%d,"cost":%b,' % (
-        encode(event.finish_reason),
+        _encoded(event.finish_reason),
         event.input_tokens,
         event.output_tokens,
         _NULL if event.cost is None else to_json(event.cost),

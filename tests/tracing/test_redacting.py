@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -70,6 +71,13 @@ def test_what_looks_like_a_key_is_taken_out_of_texts(secret: str, around: str) -
 @pytest.mark.parametrize(("text", "secret"), IN_TEXTS)
 def test_what_is_called_a_secret_is_taken_out_of_texts(text: str, secret: str) -> None:
     assert secret not in redacted(text)
+
+
+@pytest.mark.parametrize("changed", [str, str.upper, lambda text: text.replace("k", "\u212a")])
+def test_what_is_written_is_searched_wherever_there_may_be_a_secret(changed: Callable[[str], str]) -> None:
+    for text in (*SECRETS, *(text for text, _ in IN_TEXTS), *ORDINARY):
+        value = [changed(text), {"key": changed(text)}]
+        assert json.loads(PayloadWriter()(value)) == redacted(value)
 
 
 @pytest.mark.parametrize("text", ORDINARY)
