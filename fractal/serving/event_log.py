@@ -124,7 +124,7 @@ class EventLog:
             return []
         oldest = self._events[0].number
         if number + 1 < oldest:
-            gap = self._gap(oldest - 1 - number, self._text_before())
+            gap = skipped_json(self._run_id, time.time(), oldest - 1 - number, self._text_before())
             return [LoggedEvent(oldest - 1, "events_skipped", gap)]
         taken, size = list[LoggedEvent](), 0
         for index in range(number + 1 - oldest, len(self._events)):  # quick near both ends, where readers are
@@ -137,11 +137,7 @@ class EventLog:
 
     def note_gap(self) -> None:
         """Add that events before have not been kept, and nobody has counted them, with the text so far."""
-        self.add("events_skipped", self._gap(None, self.text))
-
-    def _gap(self, skipped: int | None, text: str) -> bytes:
-        run_id, at = self._run_id, time.time()
-        return skipped_json({"kind": "events_skipped", "run_id": run_id, "at": at, "skipped": skipped, "text": text})
+        self.add("events_skipped", skipped_json(self._run_id, time.time(), None, self.text))
 
     def _text_before(self) -> str:
         """The text that stood before the events that are kept, which tell the rest of it."""

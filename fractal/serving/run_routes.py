@@ -132,8 +132,7 @@ class RunRoutes:
 
     async def _events(self, request: Request, run_id: str, after: int) -> Response:
         found = await self._runs.find(run_id, owner_of(request))
-        last = found.log.last if isinstance(found, ServedRun) else found.last
-        if after > last:
+        if after > found.log.last:
             raise Problem(400, "last_event_id", "Last-Event-ID is no id of an event of this run", run_id=run_id)
         return self._streamed(found, after)
 
