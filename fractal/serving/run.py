@@ -11,7 +11,6 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.lowlevel import current_token
 
 from fractal._agent import verbs
 from fractal._engine.brought import bring_tools, bring_turns
@@ -109,8 +108,10 @@ class ServedRun:
         ends_with_clients: Whether to cancel it when the last client that waits for it has gone.
     """
 
-    def __init__(self, agent_name: str, agent: BaseAgent[Any], asked: RunAsked, log_: EventLog, run_id: str) -> None:
-        self.id, self.agent_name, self.asked, self.log = run_id, agent_name, asked, log_
+    def __init__(
+        self, agent_name: str, agent: BaseAgent[Any], asked: RunAsked, log_: EventLog, token: EventLoopToken
+    ) -> None:
+        self.id, self.agent_name, self.asked, self.log = log_.run_id, agent_name, asked, log_
         self._agent = agent
         self.state: RunState = "queued"
         self.result: AgentResult[Any] | None = None
@@ -120,8 +121,8 @@ class ServedRun:
         self.limits: Limits | None = None
         self.ends_with_clients = False
         self.clients = 0
-        self._thread, self.token = get_ident(), current_token()
-        backend = self.token.backend_class  # which AnyIO looks for at each `Event()` and `CancelScope()`
+        self._thread, self.token = get_ident(), token
+        backend = token.backend_class  # which AnyIO looks for at each `Event()` and `CancelScope()`
         self.ended, self._scope = backend.create_event(), backend.create_cancel_scope()
         # Nothing that the run holds knows the run, so that it goes, with all of its messages, when nobody knows it.
         self.approvals = PendingApprovals(partial(_tell_approval, log_, self._thread, self.token))

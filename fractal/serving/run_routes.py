@@ -12,7 +12,7 @@ from starlette.responses import Response
 from fractal._json import encode
 from fractal.fastapi import CLIENT_HAS_GONE
 from fractal.serving.askers import deps_of, owner_of
-from fractal.serving.bodies import Bounds, Decision, RunRequest, last_event_id, read, request_id
+from fractal.serving.bodies import Bounds, Decision, RunRequest, header, last_event_id, read, request_id
 from fractal.serving.problems import Problem
 from fractal.serving.record import RunRecord
 from fractal.serving.registry import ServedRuns
@@ -112,7 +112,7 @@ class RunRoutes:
     # ---- shared
 
     async def _asked(self, request: Request, *, is_streamed: bool) -> tuple[str | None, RunAsked]:
-        key = request.headers.get("idempotency-key")
+        key = header(request, b"idempotency-key")
         if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
             raise Problem(400, "idempotency_key", f"an Idempotency-Key has 1 to {_LONGEST_KEY} printable characters")
         body = await read(RunRequest, request, self._bounds)
