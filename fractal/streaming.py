@@ -114,13 +114,10 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
             if around is not None:
                 around.tell(run)
 
-        adoption = Adoption(first.agent, first.parent, take, sees_to_streams=True)
-        token = adopting.set(adoption)
         try:
-            self._returned = await ask()
+            with Adoption(first.agent, first.parent, take, sees_to_streams=True):
+                self._returned = await ask()
         finally:
-            adoption.end()
-            adopting.reset(token)
             if held_back is not None:
                 held_back.let_out(self._returned)
 

@@ -116,13 +116,10 @@ def _held_back(agent: object) -> Generator[Callable[[AgentResult], AgentResult]]
             inlet.let_out(result)
         return result
 
-    below = Adoption(agent, above, take, sees_to_streams=True)
-    token = adopting.set(below)
     try:
-        yield let_out
+        with Adoption(agent, above, take, sees_to_streams=True):
+            yield let_out
     finally:
-        below.end()
-        adopting.reset(token)
         for inlet in inlets:
             inlet.let_out(None)
 

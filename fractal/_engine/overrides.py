@@ -202,7 +202,7 @@ def is_tool_schema(schema: Any) -> bool:
 
 
 class Adoption:
-    """A callback for each run that an agent's overridden `run` begins, called before that run begins.
+    """A callback for each run that begins in a block, called before that run begins.
 
     Args:
         agent: The agent whose `run` is called.
@@ -218,6 +218,14 @@ class Adoption:
         self._take: Callable[[Run], None] | None = take
         self._sees_to_streams = sees_to_streams
         self.is_over = False
+
+    def __enter__(self) -> None:
+        self._outer = adopting.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        adopting.reset(self._outer)
+        del self._outer  # which knows the context
 
     def tell(self, run: Run) -> None:
         """Call back for a run, unless it is below another or comes after the end."""

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from fractal._concurrency.feed import Feed
 from fractal._concurrency.scopes import is_cancellation, single_error
 from fractal._concurrency.workers import run_in_thread
-from fractal._engine.overrides import Adoption, adopting
+from fractal._engine.overrides import Adoption
 from fractal._log import log
 from fractal.durable.dbos_journal import DBOSJournal, database_of_dbos, outside
 from fractal.errors import RunUnknown
@@ -53,17 +53,11 @@ async def events_written(dbos: Any, agent: object, journal: DBOSJournal) -> Asyn
         journal: The journal of the run.
     """
     writer = _Writer(dbos, journal)
-    adoption = Adoption(agent, None, writer.watch)
-    token = adopting.set(adoption)
-    try:
-        with single_error():
-            async with anyio.create_task_group() as group:
-                group.start_soon(writer.write)
-                yield
-                await writer.close()
-    finally:
-        adoption.end()
-        adopting.reset(token)
+    with Adoption(agent, None, writer.watch), single_error():
+        async with anyio.create_task_group() as group:
+            group.start_soon(writer.write)
+            yield
+            await writer.close()
 
 
 class _Writer:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from anyio.lowlevel import current_token
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -123,7 +124,7 @@ def _beginning(runs: ServedRuns, name: str | None, given: RunAgentInput, request
 
     async def begin() -> tuple[ServedRun | RunRecord, int]:
         _, agent = runs.agent_named(name)
-        if host_of(agent) is None:
+        if host_of(agent, current_token()) is None:
             raise InvalidArguments(
                 "a run that waits for an approval outlives its request: the lifespan of the application has to be that"
                 " of the router, or FastAPI(lifespan=serving_lifespan(agent))"

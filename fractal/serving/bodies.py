@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
+from random import getrandbits
 from typing import Annotated, Any, Literal, TypeVar
 
 import anyio
@@ -20,6 +20,7 @@ __all__ = [
     "Bounds",
     "Decision",
     "RunRequest",
+    "header",
     "last_event_id",
     "read",
     "read_object",
@@ -80,10 +81,19 @@ class Decision(BaseModel):
     )
 
 
+def header(request: Request, name: bytes) -> str | None:
+    """The first header of a name in small letters; Starlette's own mapping takes a microsecond for each look."""
+    for each, value in request.scope["headers"]:
+        if each == name:
+            text: str = value.decode("latin-1")
+            return text
+    return None
+
+
 def request_id_of(request: Request) -> str:
     """The id of a request: the client's, if it is harmless, or a new one."""
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+    given = header(request, b"x-request-id")
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else f"req_{getrandbits(96):024x}"
 
 
 async def read_bytes(request: Request, bounds: Bounds) -> bytes:
@@ -92,9 +102,9 @@ async def read_bytes(request: Request, bounds: Bounds) -> bytes:
     Raises:
         Problem: It is too long, 413; does not come in time, 408; is no JSON by its own word, 415; or has no end, 499.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    if (header(request, b"content-type") or "").partition(";")[0].strip().lower() != "application/json":
         raise Problem(415, "not_json", "send a body with the content type application/json")
-    length = request.headers.get("content-length", "")
+    length = header(request, b"content-length") or ""
     if length.isdecimal() and len(length) < 20 and int(length) > bounds.max_body:
         raise _too_long(bounds)
     pieces, size = list[bytes](), 0
@@ -167,7 +177,7 @@ def last_event_id(request: Request, run_id: str | None = None) -> tuple[str, int
     Raises:
         Problem: It is none of our ids, or of another run.
     """
-    given = request.headers.get("last-event-id", "")
+    given = header(request, b"last-event-id")
     if not given:
         return None
     matched = re.fullmatch(r"(run_[0-9a-f]{32})\.([0-9]{1,15})", given, re.ASCII)

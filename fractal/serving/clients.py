@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from fractal._concurrency.background import Background
-from fractal._concurrency.timers import after
+from fractal._concurrency.timers import Delay
 
 if TYPE_CHECKING:
     import anyio
@@ -19,8 +19,8 @@ __all__ = ["Client", "Gone"]
 Gone = Callable[[], Awaitable[object]]
 """Returns when a client has closed its connection."""
 
-UNWATCHED_SECONDS = 0.1
-"""Seconds after which a client is watched: by a task, which costs a third of what a short run does."""
+_UNWATCHED = Delay(0.1)
+"""The delay after which a client is watched: by a task, which costs a third of what a short run does."""
 
 
 class Client:
@@ -31,17 +31,25 @@ class Client:
         gone: Returns when the client has closed its connection.
 
     Attributes:
-        scope: Cancelled when it has gone.
         has_gone: Whether it has closed its connection.
     """
 
     def __init__(self, run: ServedRun, gone: Gone) -> None:
         self._run, self._gone = run, gone
-        self.scope: anyio.CancelScope = run.token.backend_class.create_cancel_scope()
+        self._scope: anyio.CancelScope | None = None
         self.has_gone = self._has_left = False
         self._watcher: Background[None] | None = None
         run.attach()
-        self._stop_timer = after(UNWATCHED_SECONDS, self._watch, run.token)
+        self._stop_timer = _UNWATCHED.call(self._watch, run.token)
+
+    @property
+    def scope(self) -> anyio.CancelScope:
+        """A scope that is cancelled when it has gone; made where somebody needs it."""
+        if self._scope is None:
+            self._scope = self._run.token.backend_class.create_cancel_scope()
+            if self.has_gone:
+                self._scope.cancel()
+        return self._scope
 
     def _watch(self) -> None:
         name = f"client of {self._run.id}"
@@ -63,7 +71,8 @@ class Client:
         self._stop_timer()
         if has_gone:
             self.has_gone = True
-            self.scope.cancel()
+            if self._scope is not None:
+                self._scope.cancel()
         self._run.detach()
 
     async def left(self) -> None:

@@ -47,10 +47,13 @@ class EventLog:
         run_id: Whose events these are.
         max_events: Events that are kept.
         max_bytes: Bytes of JSON that are kept; the last event is kept in any case.
+
+    Attributes:
+        run_id: Whose events these are.
     """
 
     def __init__(self, run_id: str, *, max_events: int, max_bytes: int) -> None:
-        self._run_id, self._max_events, self._max_bytes = run_id, max_events, max_bytes
+        self.run_id, self._max_events, self._max_bytes = run_id, max_events, max_bytes
         self._events: deque[LoggedEvent] = deque()
         self._news: anyio.Event | None = None
         self._last = self._bytes = 0
@@ -124,7 +127,7 @@ class EventLog:
             return []
         oldest = self._events[0].number
         if number + 1 < oldest:
-            gap = self._gap(oldest - 1 - number, self._text_before())
+            gap = skipped_json(self.run_id, time.time(), oldest - 1 - number, self._text_before())
             return [LoggedEvent(oldest - 1, "events_skipped", gap)]
         taken, size = list[LoggedEvent](), 0
         for index in range(number + 1 - oldest, len(self._events)):  # quick near both ends, where readers are
@@ -137,11 +140,7 @@ class EventLog:
 
     def note_gap(self) -> None:
         """Add that events before have not been kept, and nobody has counted them, with the text so far."""
-        self.add("events_skipped", self._gap(None, self.text))
-
-    def _gap(self, skipped: int | None, text: str) -> bytes:
-        run_id, at = self._run_id, time.time()
-        return skipped_json({"kind": "events_skipped", "run_id": run_id, "at": at, "skipped": skipped, "text": text})
+        self.add("events_skipped", skipped_json(self.run_id, time.time(), None, self.text))
 
     def _text_before(self) -> str:
         """The text that stood before the events that are kept, which tell the rest of it."""
@@ -149,9 +148,9 @@ class EventLog:
         for event in self._events:
             if event.kind == "events_skipped":
                 return ""  # that tells all of the text before itself
-            if event.kind == "model_requested" and event.data["run_id"] == self._run_id:
+            if event.kind == "model_requested" and event.data["run_id"] == self.run_id:
                 return ""  # the reply whose text is known begins here
-            if event.kind == "text_delta" and (data := event.data)["run_id"] == self._run_id:
+            if event.kind == "text_delta" and (data := event.data)["run_id"] == self.run_id:
                 rest += len(data["text"])
         return self.text[: len(self.text) - rest]
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import anyio
-from anyio.lowlevel import RunVar
+from anyio.lowlevel import current_token
 
 from fractal._concurrency.scopes import single_error
 from fractal._log import log
 
 if TYPE_CHECKING:
+    from anyio.lowlevel import EventLoopToken
+
     from fractal.agent import BaseAgent
     from fractal.serving.run import ServedRun
 
@@ -57,21 +60,14 @@ class RunHost:
             await run.ended.wait()
 
 
-_hosts: RunVar[dict[int, RunHost]] = RunVar("fractal_hosts")
+_hosts: WeakKeyDictionary[object, dict[int, RunHost]] = WeakKeyDictionary()
+"""The hosts of each event loop, by the id of the agent."""
 
 
-def _hosts_here() -> dict[int, RunHost]:
-    """The hosts of this event loop, by the id of the agent."""
-    try:
-        return _hosts.get()
-    except LookupError:
-        _hosts.set({})
-        return _hosts.get()
-
-
-def host_of(agent: object) -> RunHost | None:
-    """The host in this event loop of the runs of an agent; None if there is none."""
-    return _hosts_here().get(id(agent))
+def host_of(agent: object, token: EventLoopToken) -> RunHost | None:
+    """The host of the runs of an agent in an event loop; None if there is none."""
+    hosts = _hosts.get(token.native_token)
+    return hosts.get(id(agent)) if hosts is not None else None
 
 
 @asynccontextmanager
@@ -82,7 +78,7 @@ async def hosting(agents: Iterable[BaseAgent[Any]], grace: float) -> AsyncGenera
         agents: The agents.
         grace: Seconds that runs may go on at the end of the block.
     """
-    hosts = _hosts_here()
+    hosts = _hosts.setdefault(current_token().native_token, {})
     mine = [agent for agent in agents if id(agent) not in hosts]
     if not mine:
         yield

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fractal._checks import is_count
 from fractal.errors import InvalidArguments
+from fractal.serving.event_log import EventLog, LoggedEvent
+from fractal.serving.wire import end_json, skipped_json
 
 if TYPE_CHECKING:
-    from fractal.serving.event_log import LoggedEvent
+    from collections.abc import Iterator
+
     from fractal.serving.wire import ApprovalPending, RunState
 
 __all__ = ["MemoryStore", "RunRecord", "RunStore"]
@@ -31,7 +34,7 @@ class RunRecord:
         pending: Its calls that wait for approval.
         result_json: How it ended, as the JSON of a `RunOutcome`; None before that, or if it never began.
         problem: Why there is no answer, as problem details; None before the end, and after a success.
-        events: Its events, as far as they are kept.
+        events: Its events, as far as they are kept; none where nobody watched it.
         key: The client's own name of the request that began it, or None.
         fingerprint: What another request of that name must have in common with it.
         request_id: Id of the request that began it, or None.
@@ -58,9 +61,17 @@ class RunRecord:
         return len(self.text) + len(self.result_json or b"") + sum(len(event.json) + 100 for event in self.events)
 
     @property
-    def last(self) -> int:
-        """Number of its newest event; 0 if there is none."""
-        return self.events[-1].number if self.events else 0
+    def log(self) -> EventLog:
+        """The log of its events, for readers: where nobody watched it, a gap and its end."""
+        return EventLog.of_events(self.id, self.events or tuple(self._unwatched()), self.text)
+
+    def _unwatched(self) -> Iterator[LoggedEvent]:
+        number = 0
+        if self.result_json is not None:
+            number += 1
+            yield LoggedEvent(number, "events_skipped", skipped_json(self.id, self.ended_at, None, self.text))
+        end = end_json(self.id, self.ended_at, self.state, self.result_json, self.problem)
+        yield LoggedEvent(number + 1, "run_finished", end)
 
     @property
     def position(self) -> tuple[float, str]:

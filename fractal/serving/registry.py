@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import anyio
+from anyio.lowlevel import EventLoopToken, current_token
 from typing_extensions import TypedDict
 
 from fractal._checks import is_count
@@ -138,12 +139,12 @@ class ServedRuns:
             raise Problem(422, "timeout_too_long", f"a run may take no more than {self.timeout:g} s")
         if (before := await self._begun_before(asked)) is not None:
             return _watched(before)
-        self._check_room(agent)
-        run_id = ServedRun.new_id()
-        log_ = EventLog(run_id, max_events=self._max_events, max_bytes=self._max_bytes)
-        run = ServedRun(name, agent, asked, log_, run_id)
+        token = current_token()  # which takes AnyIO some time
+        self._check_room(agent, token)
+        log_ = EventLog(ServedRun.new_id(), max_events=self._max_events, max_bytes=self._max_bytes)
+        run = ServedRun(name, agent, asked, log_, token)
         run.limits, run.ends_with_clients = self.limits, self.on_disconnect == "cancel"
-        self._live[run_id] = run
+        self._live[run.id] = run
         if asked.key is not None:
             self._keys[asked.owner, asked.key] = run
         return run
@@ -161,8 +162,8 @@ class ServedRuns:
             raise Problem(422, "idempotency_key_reused", "that Idempotency-Key was sent with another request")
         return begun
 
-    def _check_room(self, agent: BaseAgent[Any]) -> None:
-        host = host_of(agent)
+    def _check_room(self, agent: BaseAgent[Any], token: EventLoopToken) -> None:
+        host = host_of(agent, token)
         if host is not None and host.is_closing:
             raise Problem(503, "shutting_down", "the server is shutting down", retry_after=5)
         if host is None and self.on_disconnect == "detach":
@@ -250,7 +251,7 @@ class ServedRuns:
         if run.id in self._driven or run.is_over:
             return False
         self._driven.add(run.id)
-        host = None if run.ends_with_clients else host_of(self.agents[run.agent_name])
+        host = None if run.ends_with_clients else host_of(self.agents[run.agent_name], run.token)
         if host is not None:
             host.start(run, self.carry_out)
         return host is None
@@ -316,7 +317,8 @@ class ServedRuns:
     @property
     def is_ready(self) -> bool:
         """Whether a run would be taken in now."""
-        hosts = [host_of(agent) for agent in self.agents.values()]
+        token = current_token()
+        hosts = [host_of(agent, token) for agent in self.agents.values()]
         is_hosted = self.on_disconnect == "cancel" or all(hosts)
         return is_hosted and self._has_room and not any(host is not None and host.is_closing for host in hosts)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import Request
@@ -29,12 +31,15 @@ class ServingRoute(APIRoute):
     def get_route_handler(self) -> Handler:
         """The handler of the route, with what all routes have in common."""
         handle = super().get_route_handler()
+        directly: Handler = self.endpoint if _finds_only_the_request(handle, self.endpoint) else handle
 
         async def handle_with_id(request: Request) -> Response:
-            token = request_id.set(request_id_of(request))
+            token = request_id.set(given := request_id_of(request))
             try:
-                response = await self._answered(handle, request)
-                response.headers["X-Request-Id"] = request_id.get() or ""
+                # FastAPI's own telemetry tells what happens on its way to the endpoint.
+                way = handle if "fastapi.telemetry" in request.scope else directly
+                response = await self._answered(way, request)
+                response.raw_headers.append((b"x-request-id", given.encode()))
                 return response
             finally:
                 request_id.reset(token)
@@ -54,6 +59,18 @@ class ServingRoute(APIRoute):
     def refusal(self, problem: Problem) -> Response:
         """The answer that tells of a problem."""
         return problem_response(problem)
+
+
+def _finds_only_the_request(handle: Handler, endpoint: object) -> bool:
+    """Whether a handler of FastAPI's only passes the request on, which costs more than most of what we do with it.
+
+    Dependencies of the application, of every router around ours, and our own are what it may have to see to. What
+    FastAPI has found is known to its handler alone; where that cannot be seen, all is left to FastAPI.
+    """
+    found = inspect.getclosurevars(handle).nonlocals.get("dependant") if inspect.isfunction(handle) else None
+    if not isinstance(found, Dependant) or found.call is None or found.call != endpoint or found.dependencies:
+        return False
+    return [*inspect.signature(found.call).parameters] == ["request"]
 
 
 def problem_for(error: FractalError) -> Problem:

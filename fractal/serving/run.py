@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.lowlevel import current_token
 
 from fractal._agent import verbs
 from fractal._engine.brought import bring_tools, bring_turns
 from fractal._engine.hooks import Hook
-from fractal._engine.overrides import Adoption, adopting
-from fractal._json import encode, is_list, is_mapping
+from fractal._engine.overrides import Adoption
+from fractal._json import is_list, is_mapping
 from fractal._log import log
 from fractal.errors import RunCancelled
 from fractal.events import (
@@ -33,7 +31,7 @@ from fractal.serving.approvals import PendingApprovals
 from fractal.serving.event_log import EventLog
 from fractal.serving.problems import Problem, problem_of
 from fractal.serving.record import RunRecord
-from fractal.serving.wire import RunState, approval_json, event_json, result_json
+from fractal.serving.wire import RunState, approval_json, end_json, event_json, result_json
 
 if TYPE_CHECKING:
     from anyio.lowlevel import EventLoopToken
@@ -110,8 +108,10 @@ class ServedRun:
         ends_with_clients: Whether to cancel it when the last client that waits for it has gone.
     """
 
-    def __init__(self, agent_name: str, agent: BaseAgent[Any], asked: RunAsked, log_: EventLog, run_id: str) -> None:
-        self.id, self.agent_name, self.asked, self.log = run_id, agent_name, asked, log_
+    def __init__(
+        self, agent_name: str, agent: BaseAgent[Any], asked: RunAsked, log_: EventLog, token: EventLoopToken
+    ) -> None:
+        self.id, self.agent_name, self.asked, self.log = log_.run_id, agent_name, asked, log_
         self._agent = agent
         self.state: RunState = "queued"
         self.result: AgentResult[Any] | None = None
@@ -121,8 +121,8 @@ class ServedRun:
         self.limits: Limits | None = None
         self.ends_with_clients = False
         self.clients = 0
-        self._thread, self.token = get_ident(), current_token()
-        backend = self.token.backend_class  # which AnyIO looks for at each `Event()` and `CancelScope()`
+        self._thread, self.token = get_ident(), token
+        backend = token.backend_class  # which AnyIO looks for at each `Event()` and `CancelScope()`
         self.ended, self._scope = backend.create_event(), backend.create_cancel_scope()
         # Nothing that the run holds knows the run, so that it goes, with all of its messages, when nobody knows it.
         self.approvals = PendingApprovals(partial(_tell_approval, log_, self._thread, self.token))
@@ -170,16 +170,17 @@ class ServedRun:
         if self._is_watched:
             return
         self._is_watched = True
-        if self._run is not None:
-            self._note_gap(self._run.messages)
+        if self.is_over:
+            self.log = self.record().log
+        elif self._run is not None:
+            self._note_text(self._run.messages)
+            self.log.note_gap()
             self._run.emitter.add_observer(self.tell)
 
-    def _note_gap(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """Note that events have not been kept, with the text that they have told, if the model wrote last."""
-        self.log.begin_reply()
+    def _note_text(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Note the text that events have told which have not been kept, if the model wrote last."""
         if messages and messages[-1].get("role") == "assistant":
             self.log.add_text(_text_of(messages[-1]))
-        self.log.note_gap()
 
     def record(self) -> RunRecord:
         """What is known of it now."""
@@ -236,12 +237,11 @@ class ServedRun:
             return
         self.ended_at = time.time()
         self._conclude()
-        if not self._is_watched and self.result is not None:
-            self._note_gap(self.result.messages)
-        result = self._result_json or b"null"
-        problem = encode(self.problem.facts()) if self.problem else b"null"
-        head = encode({"kind": "run_finished", "run_id": self.id, "at": self.ended_at, "state": self.state})
-        self.log.add("run_finished", head[:-1] + b',"result":' + result + b',"problem":' + problem + b"}")
+        if self._is_watched:
+            problem = self.problem.facts() if self.problem else None
+            self.log.add("run_finished", end_json(self.id, self.ended_at, self.state, self._result_json, problem))
+        elif self.result is not None:
+            self._note_text(self.result.messages)
         self.log.close()
         self.ended.set()
 
@@ -269,7 +269,7 @@ class ServedRun:
 
     async def _ask(self, timeout: float) -> None:
         try:
-            with self._adopting(self._take_unwatched):
+            with Adoption(self._agent, None, self._take_unwatched):
                 self.result = await verbs.ask(self._agent, self.asked.input, **self._options(timeout))
         finally:
             run, self._run = self._run, None
@@ -279,27 +279,15 @@ class ServedRun:
     async def _stream(self, timeout: float) -> None:
         stream = self._agent.stream(self.asked.input, buffer=EVENTS_AT_ONCE, **self._options(timeout))
         try:
-            async with AsyncExitStack() as stack:
-                # To the end: the agent's own `run`, if it has one, begins its runs while the stream is read.
-                stack.enter_context(self._adopting(self._take))
-                await stack.enter_async_context(stream)
-                while events := await stream.take():
-                    for event in events:
-                        self.tell(event)
-                await stream.result()
+            # The agent's own `run`, if it has one, begins its runs while the stream is read.
+            with Adoption(self._agent, None, self._take):
+                async with stream:
+                    while events := await stream.take():
+                        for event in events:
+                            self.tell(event)
+                    await stream.result()
         finally:
             self.result = stream.ended
-
-    @contextmanager
-    def _adopting(self, take: Callable[[Run], None]) -> Generator[None]:
-        """Have the run that begins in the block take our id."""
-        adoption = Adoption(self._agent, None, take)
-        token = adopting.set(adoption)
-        try:
-            yield
-        finally:
-            adoption.end()
-            adopting.reset(token)
 
     def _take(self, run: Run) -> None:
         if not self._has_begun:

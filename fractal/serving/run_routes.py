@@ -12,7 +12,7 @@ from starlette.responses import Response
 from fractal._json import encode
 from fractal.fastapi import CLIENT_HAS_GONE
 from fractal.serving.askers import deps_of, owner_of
-from fractal.serving.bodies import Bounds, Decision, RunRequest, last_event_id, read, request_id
+from fractal.serving.bodies import Bounds, Decision, RunRequest, header, last_event_id, read, request_id
 from fractal.serving.problems import Problem
 from fractal.serving.record import RunRecord
 from fractal.serving.registry import ServedRuns
@@ -112,7 +112,7 @@ class RunRoutes:
     # ---- shared
 
     async def _asked(self, request: Request, *, is_streamed: bool) -> tuple[str | None, RunAsked]:
-        key = request.headers.get("idempotency-key")
+        key = header(request, b"idempotency-key")
         if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
             raise Problem(400, "idempotency_key", f"an Idempotency-Key has 1 to {_LONGEST_KEY} printable characters")
         body = await read(RunRequest, request, self._bounds)
@@ -132,8 +132,7 @@ class RunRoutes:
 
     async def _events(self, request: Request, run_id: str, after: int) -> Response:
         found = await self._runs.find(run_id, owner_of(request))
-        last = found.log.last if isinstance(found, ServedRun) else found.last
-        if after > last:
+        if after > found.log.last:
             raise Problem(400, "last_event_id", "Last-Event-ID is no id of an event of this run", run_id=run_id)
         return self._streamed(found, after)
 

@@ -83,7 +83,7 @@ class RunEvents(Response):
                 return
         self.headers["X-Run-Id"] = run.id
         if isinstance(run, RunRecord):
-            await self._write(EventLog.of_events(run.id, run.events, run.text), run.id, send)
+            await self._write(run.log, run.id, send)
             return
         async with self._runs.attended(run, lambda: gone(receive)):
             if callable(self._run):

@@ -36,7 +36,16 @@ from fractal.events import (
 from fractal.results import AgentResult, Outcome, ToolResult, Usage
 from fractal.serving.problems import said_of
 
-__all__ = ["RunOutcome", "RunState", "approval_json", "event_json", "event_schema", "result_json", "skipped_json"]
+__all__ = [
+    "RunOutcome",
+    "RunState",
+    "approval_json",
+    "end_json",
+    "event_json",
+    "event_schema",
+    "result_json",
+    "skipped_json",
+]
 
 RunState = Literal["queued", "running", "finished", "failed", "cancelled"]
 """Where a run is: it waits for its turn, goes on, gave an answer, failed, or was cancelled."""
@@ -225,9 +234,17 @@ def approval_json(approval: ApprovalPending) -> bytes:
     return encode(approval)
 
 
-def skipped_json(gap: EventsSkipped) -> bytes:
-    """The JSON of a gap."""
-    return encode(gap)
+def skipped_json(run_id: str, at: float | None, skipped: int | None, text: str) -> bytes:
+    """The JSON of an `EventsSkipped`."""
+    return encode({"kind": "events_skipped", "run_id": run_id, "at": at, "skipped": skipped, "text": text})
+
+
+def end_json(
+    run_id: str, at: float | None, state: RunState, result: bytes | None, problem: Mapping[str, Any] | None
+) -> bytes:
+    """The JSON of a `RunEnded`, with the JSON of its result."""
+    head = encode({"kind": "run_finished", "run_id": run_id, "at": at, "state": state, "problem": problem})
+    return head[:-1] + b',"result":' + (result or b"null") + b"}"
 
 
 # ---- what the OpenAPI document says of them

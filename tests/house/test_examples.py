@@ -223,6 +223,19 @@ def test_the_pools_example_answers_in_threads_and_in_all_kinds_of_processes(tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Celery does not run there")
+def test_the_celery_example_tries_a_failed_run_again_and_ends_one_that_takes_too_long(
+    tmp_path: Path, load: Loader
+) -> None:
+    play, turn = load("celery_example").model, load("_offline")._turn
+    with Endpoint(lambda request: play(turn(request))) as started:
+        output = run("celery_example", cwd=tmp_path, OPENAI_BASE_URL=started.url, OPENAI_API_KEY="none")
+        assert output == "amber 5\nlichen 6\nflaky 5\nendless: that took too long\n"
+        assert sum(request.body["messages"][-1]["content"] == "flaky" for request in started.requests) == 2
+        started.wait_for_disconnects(1, 15)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["flask_example", "django_example"])
 def test_the_blocking_web_examples_serve_from_the_command_line(program: str) -> None:
     with served(lambda port: command(program, str(port)), "/health", environment=environment()) as port:

@@ -110,3 +110,30 @@ async def test_a_store_made_of_the_one_in_memory_is_asked_to_save() -> None:
     await runs.finished(run, anyio.sleep_forever)
     assert saved == [run.id]
     assert await runs.find(run.id) == run.record()
+
+
+async def test_a_run_that_nobody_watches_makes_its_events_for_whoever_reads_them_later() -> None:
+    saving, let_save = anyio.Event(), anyio.Event()
+
+    class Slow(MemoryStore):
+        async def save(self, record: RunRecord) -> None:
+            saving.set()
+            await let_save.wait()
+            await super().save(record)
+
+    runs = ServedRuns(Shop("found"), store=Slow())
+    run = await _begun(runs)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(runs.finished, run, anyio.sleep_forever)
+            await saving.wait()
+            assert (run.log.last, run.record().events) == (0, ())
+            found = await runs.find(run.id)  # it has ended, and is not kept yet
+            while_saving = [events async for events in found.log.read()]
+            let_save.set()
+        kept = await runs.find(run.id)
+        assert kept == run.record()
+        assert [events async for events in kept.log.read()] == while_saving
+    assert [event.kind for event in while_saving[0]] == ["events_skipped", "run_finished"]
+    assert [event.number for event in while_saving[0]] == [1, 2]
+    assert while_saving[0][0].data["text"] == while_saving[0][1].data["result"]["content"] == "found"

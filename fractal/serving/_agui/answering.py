@@ -70,7 +70,7 @@ class AguiEvents(Response):
         self._translator = Translator(run.id, *self._names, after=self._after)
         self.headers["x-run-id"] = run.id
         if isinstance(run, RunRecord):
-            await self._answer(send, EventLog.of_events(run.id, run.events, run.text), None)
+            await self._answer(send, run.log, None)
             return
         # Carried out where it outlives this request: it may have to wait for an approval, which is another one.
         run.ends_with_clients = False

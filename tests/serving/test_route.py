@@ -1,0 +1,73 @@
+"""Routes: dependencies are asked wherever they stand, and FastAPI is spared its work where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
+
+from fractal.serving import ServedRuns, agent_router
+from tests.serving.support import Shop
+from tests.visits import post
+
+ASK = {"input": "Find it"}
+
+
+def refuse() -> None:
+    raise HTTPException(401, "who are you?")
+
+
+def of_application(router: APIRouter) -> FastAPI:
+    app = FastAPI(dependencies=[Depends(refuse)])
+    app.include_router(router)
+    return app
+
+
+def of_inclusion(router: APIRouter) -> FastAPI:
+    app = FastAPI()
+    app.include_router(router, prefix="/open")  # the same router, where nobody is refused
+    app.include_router(router, dependencies=[Depends(refuse)])
+    return app
+
+
+def of_router_around(router: APIRouter) -> FastAPI:
+    app, around = FastAPI(), APIRouter(dependencies=[Depends(refuse)])
+    around.include_router(router)
+    app.include_router(around)
+    return app
+
+
+def of_inclusion_further_out(router: APIRouter) -> FastAPI:
+    app, around = FastAPI(), APIRouter()
+    around.include_router(router)
+    app.include_router(around, dependencies=[Depends(refuse)])
+    return app
+
+
+@pytest.mark.parametrize("path", ["/runs", "/runs/stream"])
+@pytest.mark.parametrize("made", [of_application, of_inclusion, of_router_around, of_inclusion_further_out])
+async def test_dependencies_are_asked_wherever_they_stand(made: Callable[[APIRouter], FastAPI], path: str) -> None:
+    runs = ServedRuns(Shop("found"))
+    visit = await post(made(agent_router(runs)), path, ASK)
+    assert (visit.status, visit.json) == (401, {"detail": "who are you?"})
+    assert await runs.page(None, None, 10) == []
+
+
+async def test_an_inclusion_without_dependencies_is_as_open_as_it_was() -> None:
+    assert (await post(of_inclusion(agent_router(Shop("found"))), "/open/runs", ASK)).status == 200
+
+
+async def test_a_route_with_nothing_to_find_but_its_request_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = list[Any]()
+
+    async def solve(**facts: Any) -> None:
+        searched.append(facts["request"].url.path)
+        raise AssertionError("there is nothing to find")
+
+    monkeypatch.setattr("fastapi.routing.solve_dependencies", solve)
+    app = FastAPI()
+    app.include_router(agent_router(Shop("found")))
+    assert (await post(app, "/runs", ASK)).json["result"]["content"] == "found"
+    assert searched == []
