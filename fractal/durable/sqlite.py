@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -187,7 +186,7 @@ class _OpenInFile:
     async def _write(self, statement: str, key: StepKey, text: str, *, is_durable: bool) -> None:
         values = (self._run_id, str(key), text, self._token)
         one = Write(statement, values, is_durable=is_durable)
-        await run_in_thread(partial(self._database.write, one), abandon=False)
+        await self._database.write(one)
         if one.is_refused:
             raise RunTakenOver(self._run_id)
 
