@@ -527,3 +527,19 @@ async def test_a_write_that_fails_takes_none_of_those_beside_it_with_it(path: Pa
     database.leave()
     assert failed == [bad]
     assert sorted(key for (key,) in rows) == ["key 0", "key 1", "key 2"]
+
+
+async def test_a_lease_that_could_not_be_given_back_keeps_nobody_of_its_process_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise JournalNotWritten("the disk is full")
+
+    async with SQLiteJournal(path).open("one") as opened:
+        await opened.record(StepKey("", "", "start"), "begun")
+        monkeypatch.setattr(_database.Database, "transaction", full)
+    monkeypatch.undo()
+    async with SQLiteJournal(path).open("one") as opened:
+        assert opened.recall(StepKey("", "", "start")) == "begun"
+        with pytest.raises(RunInProgress):
+            await SQLiteJournal(path).open("one").__aenter__()
