@@ -1,13 +1,20 @@
-"""What durable runs cost: beside runs without a journal, and beside bare steps of DBOS.
+"""What durable runs cost: beside runs without a journal, and beside workflows of DBOS that are written by hand.
 
 `python -m benchmarks.durable [RUNS] [DATABASE]`; a run asks its model eleven times and makes thirty tool calls, three
 at a time, in one process, in turns. Costs are processor time, threads included, and numbers are medians of rounds. A
-step is a record: of a request, a reply, the beginning or the end of a call. What a run costs without a journal is taken
-off. The database of DBOS is a file of SQLite, if no URL is given.
+record is of a request, a reply, the beginning or the end of a call.
+
+Runs through DBOS stand beside two others. "By hand" is a workflow that does the same work without us: the same requests
+to the same client, and the same calls three at a time, each of them a step of its own. It has half as many steps, since
+it notes neither what was sent nor that a call has begun. "Bare" is a workflow that keeps the texts of our records, each
+in a step of its own, and does nothing else; it is what a record costs beside a step of DBOS, where what a run costs
+without a journal is taken off ours. The database is a file of SQLite, if no URL is given.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sys
 import tempfile
 import time
@@ -22,13 +29,14 @@ from dbos import DBOS
 from fractal import BaseAgent, Limits, tool
 from fractal.durable import DurableAgent, MemoryJournal, SQLiteJournal
 from fractal.durable._database import Database
+from fractal.messages import Transcript
+from fractal.model import ModelRequest
 from fractal.testing import ScriptedModel, answers
 
 ROUNDS, CALLS = 7, 30
 Run = Callable[[], Awaitable[Any]]
 
 
-@tool(idempotent=True)
 async def look(n: int) -> str:
     """Look something up."""
     return f"found {n}"
@@ -42,8 +50,9 @@ def model(request: Any) -> Any:
     return [answers.call("look", {"n": n}, id=f"c{n}") for n in range(results, results + 3)]
 
 
-agent = BaseAgent("Looker", "You look things up.", client=ScriptedModel(model), limits=Limits(max_iterations=50))
-agent.add_tool(look)
+client = ScriptedModel(model)
+agent = BaseAgent("Looker", "You look things up.", client=client, limits=Limits(max_iterations=50))
+agent.add_tool(tool(look, idempotent=True))
 durable = DurableAgent(agent, name="looker")
 
 
@@ -57,6 +66,35 @@ async def bare(texts: dict[str, str]) -> str:
     for key, text in texts.items():
         await DBOS.reserve_step().run_async({"name": key}, keep, text)
     return texts["end"]
+
+
+async def ask(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ask the model, as a step; returns its message."""
+    system, transcript = "You look things up.", Transcript(messages)
+    reply = await client.respond(ModelRequest(model="gpt-4o-mini", system=system, transcript=transcript))
+    said: dict[str, Any] = {"role": "assistant", "content": reply.text}
+    if reply.tool_calls:
+        said["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in reply.tool_calls
+        ]
+    return said
+
+
+async def called(call: dict[str, Any]) -> dict[str, Any]:
+    """Make a call, as a step; returns the message for the model."""
+    content = await look(**json.loads(call["function"]["arguments"]))
+    return {"role": "tool", "tool_call_id": call["id"], "content": content}
+
+
+@DBOS.workflow(name="by hand")
+async def by_hand(question: str) -> str:
+    """The work of a run, as one would write it with DBOS alone."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
+    while "tool_calls" in (said := await DBOS.run_step_async({"name": "ask"}, ask, messages)):
+        steps = [DBOS.reserve_step().run_async({"name": "look"}, called, call) for call in said["tool_calls"]]
+        messages += [said, *await asyncio.gather(*steps)]
+    return str(said["content"])
 
 
 async def cost_of(run: Run, times: int) -> float:
@@ -122,24 +160,38 @@ async def journals(folder: str, times: int) -> None:
     print(f"SQLite: {count:.1f} fsyncs a run, {count / steps:.2f} a step\n")
 
 
+async def steps_of_ours() -> int:
+    """How many steps of DBOS keep the records of a run."""
+    run = await durable.start("go")
+    await run.result()
+    return len(await DBOS.list_workflow_steps_async(run.run_id))
+
+
 async def workflows(times: int) -> None:
-    """Tell what a step costs through us, beside a bare step of DBOS."""
+    """Tell what a run costs through us, beside workflows of DBOS without us."""
     texts = await records()
 
     async def ours() -> None:
         await (await durable.start("go")).result()
 
-    async def theirs() -> None:
-        handle = await DBOS.start_workflow_async(bare, texts)
+    async def wait(workflow: Any, given: Any) -> None:
+        handle = await DBOS.start_workflow_async(workflow, given)
         await handle.get_result(polling_interval_sec=0.01)
 
-    costs = await in_turns({"no journal": lambda: agent.run("go"), "ours": ours, "bare": theirs}, times)
-    rounds = zip(costs["ours"], costs["no journal"], costs["bare"], strict=True)
-    ratio = median((ours - none) / bare for ours, none, bare in rounds)
-    for name in ("ours", "bare"):
-        cost = median(costs[name]) - (median(costs["no journal"]) if name == "ours" else 0)
-        print(f"{'DBOS ' + name:12} {cost:9.2f} {cost / len(texts):10.3f}")
-    print(f"DBOS: a step through us costs {ratio:.2f} times a bare one\n")
+    runs: dict[str, Run] = {
+        "no journal": lambda: agent.run("go"),
+        "ours": ours,
+        "by hand": lambda: wait(by_hand, "go"),
+        "bare": lambda: wait(bare, texts),
+    }
+    costs = await in_turns(runs, times)
+    steps = {"ours": await steps_of_ours(), "by hand": 1 + CALLS // 3 + CALLS, "bare": len(texts)}
+    print(f"{'DBOS':12} {'ms a run':>9} {'steps':>10}")
+    for name, number in steps.items():
+        print(f"{name:12} {median(costs[name]):9.2f} {number:10}")
+    record = median((a - b) / c for a, b, c in zip(costs["ours"], costs["no journal"], costs["bare"], strict=True))
+    run = median(a / b for a, b in zip(costs["ours"], costs["by hand"], strict=True))
+    print(f"DBOS: a record through us costs {record:.2f} times a bare step, and a run {run:.2f} times one by hand\n")
 
 
 async def recovery() -> None:

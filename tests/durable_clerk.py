@@ -19,7 +19,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from fractal import BaseAgent, tool
+from fractal import BaseAgent, Defer, tool
 from fractal.durable import DurableAgent, dbos_journal
 from fractal.testing import ScriptedModel, answers
 
@@ -31,7 +31,6 @@ def note(line: str) -> None:
     os.close(descriptor)
 
 
-@tool
 async def book(order: str, n: int) -> str:
     """Book something."""
     await anyio.sleep(float(os.environ.get("PACE", "0")))
@@ -49,12 +48,18 @@ def answer(request: Any) -> Any:
 
 
 def clerk() -> BaseAgent[str]:
-    return BaseAgent("Clerk", "You book.", client=ScriptedModel(answer)).add_tool(book)
+    return BaseAgent("Clerk", "You book.", client=ScriptedModel(answer)).add_tool(tool(book))
+
+
+def refunder() -> BaseAgent[str]:
+    """An agent whose calls wait for approval: it books as the clerk does."""
+    agent = BaseAgent("Refunder", "You book.", client=ScriptedModel(answer), approve=lambda _: Defer())
+    return agent.add_tool(tool(requires_approval=True)(book))
 
 
 def kill_at(point: int) -> None:
-    """End this process at the k-th moment before or after a record."""
-    moments, record = 0, dbos_journal._OpenInDBOS.record
+    """End this process at the k-th moment before or after a record, or before or after a workflow is begun."""
+    moments = 0
 
     def pass_by() -> None:
         nonlocal moments
@@ -62,15 +67,22 @@ def kill_at(point: int) -> None:
         if moments == point:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    async def killing(self: Any, key: Any, text: str) -> None:
-        pass_by()
-        await record(self, key, text)
-        pass_by()
+    def killing(function: Any) -> Any:
+        async def call(*arguments: Any) -> Any:
+            pass_by()
+            value = await function(*arguments)
+            pass_by()
+            return value
 
-    dbos_journal._OpenInDBOS.record = killing
+        return call
+
+    dbos_journal._OpenInDBOS.record = killing(dbos_journal._OpenInDBOS.record)
+    DurableAgent._begun = killing(DurableAgent._begun)
 
 
-def launch(database: str, executor: str = "one", *, takes_runs: bool = True) -> DurableAgent[str]:
+def launch(
+    database: str, executor: str = "one", *, takes_runs: bool = True, make: Callable[[], BaseAgent[str]] = clerk
+) -> DurableAgent[str]:
     from dbos import DBOS
 
     config: Any = {
@@ -82,7 +94,7 @@ def launch(database: str, executor: str = "one", *, takes_runs: bool = True) -> 
         "notification_listener_polling_interval_sec": 0.05,
     }
     DBOS(config=config)
-    durable = DurableAgent(clerk(), name="clerk")
+    durable = DurableAgent(make(), name="clerk")
     if not takes_runs:
         DBOS.listen_queues(["nobody's"])
     DBOS.launch()
@@ -145,6 +157,47 @@ def everywhere(database: str, backend: str, first: str, step: str) -> None:
 
     def finish(orders: list[str]) -> None:
         anyio.run(go_on, launch(database, "last"), orders, backend=backend)
+        sys.stdout.flush()
+
+    orders: list[str] = []
+    for point in range(int(first), 1000, int(step)):
+        orders.append(f"order-{point}")
+        if in_child(partial(begin, point)) == 0:
+            break
+    assert in_child(partial(finish, orders)) == 0
+
+
+def approved(database: str, backend: str, first: str, step: str) -> None:
+    """Approve of what runs wait for in processes that end, each a moment later than the one before, and go on with all.
+
+    When a run comes to its end first, that was the last.
+    """
+
+    async def approve_of_all(durable: DurableAgent[str], order: str) -> Any:
+        result = await durable.find(order).result()
+        while result.pending:
+            run = await durable.resume(order, {call.call_id: True for call in result.pending})
+            result = await run.result()
+        return json.loads(result.model_dump_json())
+
+    def begin(point: int) -> None:
+        async def ask() -> None:
+            durable, order = launch(database, f"dead-{point}", make=refunder), f"order-{point}"
+            await (await durable.start(order, run_id=order)).result()
+            kill_at(point)
+            await approve_of_all(durable, order)
+
+        anyio.run(ask, backend=backend)
+
+    async def go_on(durable: DurableAgent[str], orders: list[str]) -> None:
+        from dbos import DBOS
+
+        left = await to_thread.run_sync(partial(DBOS.list_workflows, status="PENDING"))
+        await to_thread.run_sync(DBOS.resume_workflows, [each.workflow_id for each in left])
+        sys.stdout.write(json.dumps({order: await approve_of_all(durable, order) for order in orders}))
+
+    def finish(orders: list[str]) -> None:
+        anyio.run(go_on, launch(database, "last", make=refunder), orders, backend=backend)
         sys.stdout.flush()
 
     orders: list[str] = []

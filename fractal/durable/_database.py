@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fractal._concurrency.forks import lock
+from fractal.durable._together import Queued, Together
 from fractal.errors import JournalError, JournalNotWritten, JournalUnreadable
 
 __all__ = ["Database", "Write"]
@@ -34,7 +35,7 @@ _SCHEMA = (
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-class Write:
+class Write(Queued):
     """One statement, written with others in one transaction.
 
     Args:
@@ -43,11 +44,12 @@ class Write:
         is_durable: Whether the disk has to have it when it is done.
     """
 
-    __slots__ = ("is_done", "is_durable", "is_refused", "statement", "values")
+    __slots__ = ("is_durable", "is_refused", "statement", "values")
 
     def __init__(self, statement: str, values: Sequence[Any], *, is_durable: bool) -> None:
+        super().__init__()
         self.statement, self.values, self.is_durable = statement, values, is_durable
-        self.is_done = self.is_refused = False  # refused: it has changed nothing
+        self.is_refused = False  # it has changed nothing
 
 
 class Database:
@@ -60,8 +62,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = lock()
-        self._queue_lock = lock()
-        self._queue: list[Write] = []
+        self._together = Together(self._lock, self._write_together, _is_for_all)
         self._users = 0
         self._connection: sqlite3.Connection | None = None
         self._process = os.getpid()
@@ -77,7 +78,8 @@ class Database:
         with self._lock:
             if self._process != os.getpid():
                 self._of_parent.append(self._connection)
-                self._connection, self._users, self._process, self._queue = None, 0, os.getpid(), []
+                self._connection, self._users, self._process = None, 0, os.getpid()
+                self._together.forget()
             if self._connection is None:
                 self._connection = self._named_errors(self._opened)
             self._users += 1
@@ -100,28 +102,13 @@ class Database:
         with self._lock:
             return self._named_errors(lambda: self._within(work, "FULL"))
 
-    def write(self, one: Write) -> None:
-        """Write a statement, in one transaction with those that other threads have brought meanwhile.
+    async def write(self, one: Write) -> None:
+        """Write a statement, in one transaction with those that come at the same time.
 
         Raises:
             JournalError: It could not be written.
         """
-        with self._queue_lock:
-            self._queue.append(one)
-        with self._lock:
-            if one.is_done:  # by the thread that was before this one
-                return
-            with self._queue_lock:
-                writes, self._queue = self._queue, []
-            try:
-                self._write_together(writes)
-            except Exception as error:
-                others = [each for each in writes if each is not one]
-                with self._queue_lock:  # each of the others is told by trying itself
-                    self._queue = others + self._queue
-                if not others or isinstance(error.__cause__, (sqlite3.OperationalError, OSError)):
-                    raise
-                self._write_together([one])  # what failed may be one of theirs
+        await self._together.write(one)
 
     def _write_together(self, writes: Sequence[Write]) -> None:
         level = "FULL" if any(each.is_durable for each in writes) else "NORMAL"
@@ -199,5 +186,8 @@ def _prepare(connection: sqlite3.Connection) -> None:
 def _write_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> None:
     for each in writes:
         each.is_refused = connection.execute(each.statement, each.values).rowcount != 1
-    for each in writes:
-        each.is_done = True
+
+
+def _is_for_all(error: BaseException) -> bool:
+    """Whether it is the file that cannot be written, and not what was to be."""
+    return isinstance(error.__cause__, (sqlite3.OperationalError, OSError))

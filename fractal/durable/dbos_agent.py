@@ -238,7 +238,7 @@ class DurableAgent(Generic[Content_co]):
         def begun() -> tuple[str, object]:
             with given:
                 handle = begin(asked)
-            return handle.workflow_id, _asked_in(handle.get_status())
+            return handle.workflow_id, asked if workflow is None else _asked_in(handle.get_status())
 
         return await outside(begun, abandon=False)
 

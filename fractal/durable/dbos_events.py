@@ -114,8 +114,10 @@ class _Writer:
         """Whether to write an event; the end of the run is in its result, which readers make it of."""
         if isinstance(event, RunFinished) and event.run_id == self._run_id:
             return False
+        if not told_before or isinstance(event, ModelResponded):  # no reply is asked for again
+            return True
         identity = _identity(event)
-        if isinstance(event, ModelResponded) or not told_before[identity]:  # no reply is asked for again
+        if not told_before[identity]:
             return True
         told_before[identity] -= 1
         return False

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import contextvars
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import Any, TypeVar
 
+from fractal._concurrency.forks import lock
 from fractal._concurrency.workers import run_in_thread
+from fractal._json import is_mapping
 from fractal._texts import described, one_line
+from fractal.durable._together import Queued, Together
 from fractal.errors import JournalUnreadable, StoreUnavailable
 from fractal.journal import StepKey
 
@@ -115,20 +118,33 @@ class DBOSJournal:
 
 
 def _texts_of(workflow: str, steps: list[Any]) -> dict[str, str]:
-    """The records among the steps of a workflow; of steps with one name the last one holds."""
+    """The records among the steps of a workflow; of records with one key the last one holds."""
     texts: dict[str, str] = {}
     for step in steps:
         name, text = step["function_name"], step["output"]
         if not name.startswith(PREFIX):
             continue
-        if not isinstance(text, str):
+        records = text if is_mapping(text) else {name.removeprefix(PREFIX): text}
+        if not all(isinstance(each, str) for each in records.values()):
             raise JournalUnreadable(f"step {name!r} of workflow {workflow!r} has no text", run_id=workflow)
-        texts[name.removeprefix(PREFIX)] = text
+        texts |= records
     return texts
+
+
+class _Write(Queued):
+    """A record to be kept, and the number that was drawn for it; that of what others write is left out."""
+
+    __slots__ = ("key", "reservation", "text")
+
+    def __init__(self, reservation: Any, key: str, text: str) -> None:
+        super().__init__()
+        self.reservation, self.key, self.text = reservation, key, text
 
 
 class _OpenInDBOS:
     """The records of one run, in the process that executes its workflow.
+
+    What parallel calls bring while another record is kept is kept as one step.
 
     Args:
         dbos: The class `DBOS`.
@@ -137,20 +153,26 @@ class _OpenInDBOS:
 
     def __init__(self, dbos: Any, records: dict[str, str]) -> None:
         self._dbos, self._records = dbos, records
+        self._together = Together(lock(), _keep_all, is_for_all=bool)
 
     def recall(self, key: StepKey) -> str | None:
         """The record of that key, or None."""
         return self._records.get(str(key))
 
     async def record(self, key: StepKey, text: str) -> None:
-        """Keep a record as the next step of the workflow."""
-
-        async def keep() -> str:
-            return text
-
-        await self._dbos.reserve_step().run_async({"name": PREFIX + str(key)}, keep)
-        self._records[str(key)] = text
+        """Keep a record in a step of the workflow."""
+        one = _Write(self._dbos.reserve_step(), str(key), text)
+        await self._together.write(one)
+        self._records[one.key] = text
 
     async def mark(self, key: StepKey, text: str) -> None:
         """Keep a record that takes the place of an earlier one: of steps with one name the last one holds."""
         await self.record(key, text)
+
+
+def _keep_all(writes: Sequence[_Write]) -> None:
+    """Keep records as one step; a single one as its text, by which it was kept before there were several."""
+    *others, last = writes
+    records = {each.key: each.text for each in writes}
+    name = f"{PREFIX}{last.key} +{len(others)}" if others else PREFIX + last.key
+    last.reservation.run({"name": name}, lambda: records if others else last.text)

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +41,10 @@ DEFAULT_LEASE = 15.0
 _IF_OURS = "FROM fractal_leases WHERE run_id = ?1 AND token = ?4"
 _RECORD = f"INSERT INTO fractal_steps (run_id, key, text) SELECT ?1, ?2, ?3 {_IF_OURS}"
 _MARK = f"{_RECORD} ON CONFLICT (run_id, key) DO UPDATE SET text = excluded.text"
+
+
+_held: set[str] = set()
+"""The leases of this process, whatever file they are in: one in a file that is not among them was not given back."""
 
 
 class SQLiteJournal:
@@ -187,7 +190,7 @@ class _OpenInFile:
     async def _write(self, statement: str, key: StepKey, text: str, *, is_durable: bool) -> None:
         values = (self._run_id, str(key), text, self._token)
         one = Write(statement, values, is_durable=is_durable)
-        await run_in_thread(partial(self._database.write, one), abandon=False)
+        await self._database.write(one)
         if one.is_refused:
             raise RunTakenOver(self._run_id)
 
@@ -201,6 +204,7 @@ class _OpenInFile:
         """
         self._database.enter()
         self._is_entered = True
+        _held.add(self._token)
         for key, text in self._database.transaction(self._take):
             if not isinstance(key, str) or not isinstance(text, str):
                 raise JournalUnreadable(f"the record {key!r} of run {self._run_id!r} is no text", run_id=self._run_id)
@@ -209,12 +213,13 @@ class _OpenInFile:
         self._heart.beat_for(self._token)
 
     def _take(self, connection: sqlite3.Connection) -> list[tuple[Any, Any]]:
-        query = "SELECT host, pid, born, expires FROM fractal_leases WHERE run_id = ?"
-        for host, pid, born, expires in connection.execute(query, (self._run_id,)):
-            holder = Owner(host, pid, born)
-            if expires > time.time() and not holder.is_dead():
-                raise RunInProgress(self._run_id, str(holder))
         owner = this_process()
+        query = "SELECT host, pid, born, expires, token FROM fractal_leases WHERE run_id = ?"
+        for host, pid, born, expires, token in connection.execute(query, (self._run_id,)):
+            holder = Owner(host, pid, born)
+            is_left = holder == owner and token not in _held
+            if expires > time.time() and not is_left and not holder.is_dead():
+                raise RunInProgress(self._run_id, str(holder))
         lease = (self._run_id, self._token, owner.host, owner.pid, owner.born, time.time() + self._lease)
         connection.execute("INSERT OR REPLACE INTO fractal_leases VALUES (?, ?, ?, ?, ?, ?)", lease)
         rows = "SELECT key, text FROM fractal_steps WHERE run_id = ? ORDER BY number"
@@ -232,6 +237,7 @@ class _OpenInFile:
                 log.warning(f"the lease of run {self._run_id!r} was not given back: {said_by(error)}")
         if self._is_entered:
             self._is_entered = False
+            _held.discard(self._token)
             self._database.leave()
 
 

@@ -124,6 +124,18 @@ def test_wherever_its_process_is_killed_a_run_goes_on_in_another(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs many processes")
+def test_killed_wherever_it_is_resumed_a_run_goes_on_in_another_process(tmp_path: Path, request: pytest.FixtureRequest):
+    step = os.environ.get("FRACTAL_KILL_STEP", "10")
+    done = programme(tmp_path, "approved", database("sqlite", tmp_path, request), "asyncio", "1", step)
+    results, effects = json.loads(done.stdout), effects_in(tmp_path)
+    assert len(results) > 40 // int(step)
+    sys.stdout.write(f"killed at {len(results) - 1} moments")
+    for order, result in results.items():
+        check(order, result, effects)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs many processes")
 @pytest.mark.parametrize(("kind", "backend"), [("sqlite", "trio"), ("postgres", "asyncio")])
 def test_killed_at_random_moments_every_run_completes_with_each_effect_once(
     kind: str, backend: str, tmp_path: Path, request: pytest.FixtureRequest

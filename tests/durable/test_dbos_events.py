@@ -6,19 +6,21 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import pytest
 
 from fractal import Allow, BaseAgent, Defer, Deny, NotPending, RunUnknown, tool
-from fractal.durable import DurableAgent
+from fractal.durable import DurableAgent, StepKey
+from fractal.durable.dbos_journal import DBOSJournal
 from fractal.events import Event, RunFinished
 from fractal.testing import ScriptedModel, answers
 from tests.support import BACKENDS, in_thread
 
 dbos = pytest.importorskip("dbos", reason="the extra `durable` is not installed")
 
-Launched = dict[str, DurableAgent[Any]]
+Launched = dict[str, Any]
 
 
 @pytest.fixture(params=BACKENDS[:2])
@@ -75,7 +77,8 @@ def launched() -> Iterator[Launched]:
             "log_level": "CRITICAL",
         }
         dbos.DBOS(config=config)
-        made = {name: DurableAgent(agent, name=name) for name, agent in agents.items()}
+        made: Launched = {name: DurableAgent(agent, name=name) for name, agent in agents.items()}
+        made["keep"] = dbos.DBOS.workflow(name="keep")(keep)
         dbos.DBOS.launch()
         dbos.DBOS.register_queue("orders", worker_concurrency=2, polling_interval_sec=0.1)
         yield made
@@ -86,6 +89,26 @@ def _ask(request: Any) -> Any:
     if request.messages[-1]["role"] == "tool":
         return "it is done"
     return [answers.call("delegate_to_counter", {"query": "go"}, id="d")]
+
+
+async def keep(run_id: str) -> None:
+    """A workflow that keeps a record, and three that come at the same time."""
+    async with DBOSJournal(dbos.DBOS, run_id, 0).open(run_id) as journal, anyio.create_task_group() as group:
+        await journal.record(StepKey("", "", "start"), "first")
+        for number in range(3):
+            group.start_soon(journal.record, StepKey("", f"1.{number}", "finished"), str(number))
+
+
+async def test_records_that_come_at_the_same_time_are_one_step_and_are_read_again(launched: Launched):
+    run_id = uuid4().hex
+    with dbos.SetWorkflowID(run_id):
+        handle = await in_thread(lambda: dbos.DBOS.start_workflow(launched["keep"], run_id))
+    await in_thread(handle.get_result)
+    steps = await in_thread(lambda: dbos.DBOS.list_workflow_steps(run_id))
+    assert [step["function_name"] for step in steps] == ["fractal: start", "fractal: 1.2 finished +2"]
+    journal = await DBOSJournal(dbos.DBOS, run_id, 0).read()
+    assert journal.recall(StepKey("", "", "start")) == "first"
+    assert [journal.recall(StepKey("", f"1.{number}", "finished")) for number in range(3)] == ["0", "1", "2"]
 
 
 COUNTED = [

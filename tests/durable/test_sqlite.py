@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -507,7 +506,7 @@ def test_a_blocking_agent_takes_a_run_up(path: Path, backend: str) -> None:
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
 @pytest.mark.parametrize("value", [None, "\ud800"], ids=["refused by the file", "refused before it"])
-def test_a_write_that_fails_takes_none_of_those_beside_it_with_it(path: Path, value: Any, first: bool) -> None:
+async def test_a_write_that_fails_takes_none_of_those_beside_it_with_it(path: Path, value: Any, first: bool) -> None:
     database = _database.Database(path)
     database.enter()
     statement = "INSERT INTO fractal_steps (run_id, key, text) VALUES ('one', ?, 'x')"
@@ -515,21 +514,32 @@ def test_a_write_that_fails_takes_none_of_those_beside_it_with_it(path: Path, va
     bad = _database.Write(statement, (value,), is_durable=True)
     failed: list[Any] = []
 
-    def write(one: _database.Write) -> None:
+    async def write(one: _database.Write) -> None:
         try:
-            database.write(one)
+            await database.write(one)
         except (JournalError, ValueError):
             failed.append(one)
 
-    threads = [threading.Thread(target=write, args=(one,)) for one in ([bad, *good] if first else [*good, bad])]
-    with database._lock:  # so that all come together
-        for number, thread in enumerate(threads, 1):
-            thread.start()
-            while len(database._queue) < number:
-                time.sleep(0.001)
-    for thread in threads:
-        thread.join()
+    async with anyio.create_task_group() as group:
+        for one in [bad, *good] if first else [*good, bad]:
+            group.start_soon(write, one)
     rows = database.transaction(lambda connection: connection.execute("SELECT key FROM fractal_steps").fetchall())
     database.leave()
     assert failed == [bad]
     assert sorted(key for (key,) in rows) == ["key 0", "key 1", "key 2"]
+
+
+async def test_a_lease_that_could_not_be_given_back_keeps_nobody_of_its_process_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise JournalNotWritten("the disk is full")
+
+    async with SQLiteJournal(path).open("one") as opened:
+        await opened.record(StepKey("", "", "start"), "begun")
+        monkeypatch.setattr(_database.Database, "transaction", full)
+    monkeypatch.undo()
+    async with SQLiteJournal(path).open("one") as opened:
+        assert opened.recall(StepKey("", "", "start")) == "begun"
+        with pytest.raises(RunInProgress):
+            await SQLiteJournal(path).open("one").__aenter__()
