@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import anyio
 import hypothesis
 import pytest
 
 from fractal import abandoned_threads
+from fractal._engine.pricing import prices_of_library
 from fractal.models._http import connections as _connections
 from fractal.models._http.pool import machine_tls
 from fractal.sync import _portal
@@ -143,6 +145,8 @@ def pytest_collection_finish() -> None:
     # What the first request of a process loads is no time of the test that happens to send it.
     assert machine_tls() is not None
     assert _connections.Connections(machine_tls, 1) is not None
+    if (prices := prices_of_library()) is not None:
+        anyio.run(prices.load)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
