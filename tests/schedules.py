@@ -193,11 +193,10 @@ class _Jumping(selectors.DefaultSelector):  # type: ignore[misc,valid-type]  # w
         return events
 
 
-in_virtual_time = pytest.mark.parametrize(
-    "anyio_backend",
-    [
-        pytest.param(("asyncio", {"loop_factory": VirtualLoop}), id="asyncio in virtual time"),
-        pytest.param(("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}), id="trio in virtual time"),
-    ],
-)
+VIRTUAL = [
+    pytest.param(("asyncio", {"loop_factory": VirtualLoop}), id="asyncio in virtual time"),
+    pytest.param(("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}), id="trio in virtual time"),
+]
 """For async tests that wait for nothing but timers and each other: no threads, sockets, processes or signals."""
+
+in_virtual_time = pytest.mark.parametrize("anyio_backend", VIRTUAL)

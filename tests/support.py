@@ -116,6 +116,13 @@ def until(condition: Callable[[], bool]) -> None:
         threading.Event().wait(0.002)
 
 
+async def come_about(condition: Callable[[], bool]) -> None:
+    """Wait until something has come about, in virtual time or in real."""
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.sleep(0.001)
+
+
 async def with_turns(work: Callable[[], Awaitable[T]]) -> tuple[T, int]:
     """Do some work, and count the turns that another task has meanwhile."""
     turns = 0
