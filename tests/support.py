@@ -119,7 +119,7 @@ def until(condition: Callable[[], bool]) -> None:
 async def come_about(condition: Callable[[], bool]) -> None:
     """Wait until something has come about, in virtual time or in real."""
     with anyio.fail_after(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await anyio.sleep(0.001)
 
 
