@@ -116,7 +116,7 @@ def until(condition: Callable[[], bool]) -> None:
         threading.Event().wait(0.002)
 
 
-async def come_about(condition: Callable[[], bool]) -> None:
+async def come_about(condition: Callable[[], object]) -> None:
     """Wait until something has come about, in virtual time or in real."""
     with anyio.fail_after(10):
         while not condition():  # noqa: ASYNC110
