@@ -32,6 +32,7 @@ from fractal import (
 from fractal.testing import Endpoint, answers
 from fractal.testing.answers import Answer
 from tests.wires import DOUBLES, HTTP, as_answer, ask, call, chunk, completion, events
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 WAYS = ["run", "stream"]
 HALF = "The capital of It"

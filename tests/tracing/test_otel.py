@@ -54,6 +54,7 @@ from tests.programs import LOOP_KINDS, make
 from tests.spans import Telemetry, assert_parents, parent_of, size_of, tree_of_events, tree_of_spans
 from tests.support import LOOPS
 from tests.trees import Grown, Tree, trees
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 StartEndpoint = Callable[..., Endpoint]
 
