@@ -40,7 +40,7 @@ def echo(**options: Any) -> BaseAgent:
     return BaseAgent("Echo", "echo", client=ScriptedModel(lambda r: r.transcript.messages[-1]["content"]), **options)
 
 
-@pytest.fixture(params=["shared", "asyncio", "trio", "uvloop"])
+@pytest.fixture(params=["shared", "asyncio", "trio", pytest.param("uvloop", marks=pytest.mark.slow)])
 def portal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """The shared portal, and one of each kind for a block."""
     if request.param == "shared":
