@@ -25,7 +25,7 @@ from fractal.sync import _portal
 from fractal.sync._portal import Portal
 from fractal.testing import Endpoint, assert_nothing_left
 from fractal.testing._leftovers import running_tasks, wait_until_empty
-from tests.certificate import CERTIFICATE, KEY
+from tests.certificate import CERTIFICATE, KEY, KEYLESS
 from tests.clients import KINDS, Models
 from tests.support import BACKENDS, LOOPS
 
@@ -107,9 +107,19 @@ async def models(request: pytest.FixtureRequest) -> AsyncIterator[Models]:
     await made.aclose()
 
 
+@pytest.fixture(scope="session")
+def keyless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the certificate of an authority that has certified nothing."""
+    path = tmp_path_factory.mktemp("certificates") / "keyless.pem"
+    path.write_text(KEYLESS)
+    return path
+
+
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reaches a real endpoint by accident."""
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, keyless: Path) -> None:
+    """No test reaches a real endpoint by accident, or trusts one."""
+    # Clients of the SDK read all that the machine trusts, each anew, which takes them longer than a test.
+    monkeypatch.setenv("SSL_CERT_FILE", str(keyless))
     for name in [name for name in os.environ if name.startswith("OPENAI_") or name == "CONTEXT_WINDOW"]:
         monkeypatch.delenv(name)
 
