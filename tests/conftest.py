@@ -124,6 +124,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, keyless: Path) -> None:
         monkeypatch.delenv(name)
 
 
+@pytest.fixture
+def brief_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is sent again soon; how long the pauses are is tested in virtual time."""
+    monkeypatch.setattr("fractal._engine.ask.back_off_seconds", lambda attempt: 0.001)
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
     """After each test no thread, socket or file is left; not even an abandoned thread, which users may leave."""

@@ -401,6 +401,7 @@ async def test_traceparent_is_sent_where_it_is_wanted(endpoint: StartEndpoint) -
 # ---- what a span says
 
 
+@pytest.mark.usefixtures("brief_pauses")
 async def test_retries_are_in_one_span(endpoint: StartEndpoint) -> None:
     one = endpoint([answers.failure(503), answers.failure(503), "hi", answers.failure(400)])
     told = Telemetry()
