@@ -1,4 +1,7 @@
-"""A certificate for 127.0.0.1 and localhost that nobody but these tests trusts, and its key, which is no secret."""
+"""A certificate for 127.0.0.1 and localhost that nobody but these tests trusts, and its key, which is no secret.
+
+And one that nothing has a key to.
+"""
 
 KEY = """\
 -----BEGIN PRIVATE KEY-----
@@ -18,5 +21,19 @@ im0Ziv91SZSUuvLjRaNOMEwwDwYDVR0TAQH/BAUwAwEB/zAaBgNVHREEEzARhwR/
 AAABgglsb2NhbGhvc3QwHQYDVR0OBBYEFANKPbNEJJk61GcwNOonD0bTTQ8kMAoG
 CCqGSM49BAMCA0kAMEYCIQCwNHn+Agmj8uik7JM1JnCRMc98NAAmHpnlkh79qCxj
 awIhAImps99akH+PWLw7wpybqPHv3OL8hwXtKCAOhN5hhU1O
+-----END CERTIFICATE-----
+"""
+
+KEYLESS = """\
+-----BEGIN CERTIFICATE-----
+MIIBnTCCAUOgAwIBAgIUGXo4OJkn+mB4Xi6Xa0FfUbZxDiUwCgYIKoZIzj0EAwIw
+IzEhMB8GA1UEAwwYZnJhY3RhbCB0ZXN0cywgZWxzZXdoZXJlMCAXDTI2MTEzMDE5
+MDMwMFoYDzIxMjUwNjI0MTkwMzAwWjAjMSEwHwYDVQQDDBhmcmFjdGFsIHRlc3Rz
+LCBlbHNld2hlcmUwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARvKJ4BZTF/DGDZ
+wkisAwYF9KSWfKg5dFqvCpYere01VPboDUZWKIZG3Q35wHeiTDVFErzRNxx72AlY
+jVyV5KhZo1MwUTAdBgNVHQ4EFgQUk0g1786gTbhqxmphR2Kw6C0CohMwHwYDVR0j
+BBgwFoAUk0g1786gTbhqxmphR2Kw6C0CohMwDwYDVR0TAQH/BAUwAwEB/zAKBggq
+hkjOPQQDAgNIADBFAiEAuZF7Sv48bOsmBZCEuz3KS/g/oz+fA+ylk/xjUBN7GWUC
+IDipl1mDzlbK763rKpJC4xOnFGw0/NwuAGQHzV/WxOYg
 -----END CERTIFICATE-----
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import itertools
 import os
 import signal
 import ssl
@@ -12,17 +13,19 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import anyio
 import hypothesis
 import pytest
 
 from fractal import abandoned_threads
+from fractal._engine.pricing import prices_of_library
 from fractal.models._http import connections as _connections
 from fractal.models._http.pool import machine_tls
 from fractal.sync import _portal
 from fractal.sync._portal import Portal
 from fractal.testing import Endpoint, assert_nothing_left
 from fractal.testing._leftovers import running_tasks, wait_until_empty
-from tests.certificate import CERTIFICATE, KEY
+from tests.certificate import CERTIFICATE, KEY, KEYLESS
 from tests.clients import KINDS, Models
 from tests.support import BACKENDS, LOOPS
 
@@ -104,11 +107,27 @@ async def models(request: pytest.FixtureRequest) -> AsyncIterator[Models]:
     await made.aclose()
 
 
+@pytest.fixture(scope="session")
+def keyless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the certificate of an authority that has certified nothing."""
+    path = tmp_path_factory.mktemp("certificates") / "keyless.pem"
+    path.write_text(KEYLESS)
+    return path
+
+
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reaches a real endpoint by accident."""
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, keyless: Path) -> None:
+    """No test reaches a real endpoint by accident, or trusts one."""
+    # Clients of the SDK read all that the machine trusts, each anew, which takes them longer than a test.
+    monkeypatch.setenv("SSL_CERT_FILE", str(keyless))
     for name in [name for name in os.environ if name.startswith("OPENAI_") or name == "CONTEXT_WINDOW"]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def brief_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is sent again soon; how long the pauses are is tested in virtual time."""
+    monkeypatch.setattr("fractal._engine.ask.back_off_seconds", lambda attempt: 0.001)
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +141,9 @@ def _nothing_left() -> Iterator[None]:
     assert not gone_on, f"threads left: {gone_on}"
 
 
+_modules = itertools.count(1)
+
+
 def pytest_configure() -> None:
     """Let Ctrl-C reach the programs that tests start, also where the tests themselves run in the background."""
     # There a shell has it ignored, and what ignores a signal hands that down.
@@ -131,10 +153,13 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_frozen_garbage() -> Iterator[None]:
-    """Let go of what was in use when a test began, and is not any more."""
+    """Let go, now and then, of what was in use when a test began, and is not any more."""
     yield
-    gc.unfreeze()
-    gc.collect()
+    # That looks at all objects there are, of which most belong to the 30 000 tests: half a second.
+    if next(_modules) % 20 == 0:
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_collection_finish() -> None:
@@ -143,6 +168,8 @@ def pytest_collection_finish() -> None:
     # What the first request of a process loads is no time of the test that happens to send it.
     assert machine_tls() is not None
     assert _connections.Connections(machine_tls, 1) is not None
+    if (prices := prices_of_library()) is not None:
+        anyio.run(prices.load)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ import functools
 import gzip
 import json
 import random
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,26 +70,19 @@ def odd_value(rng: random.Random, depth: int = 0) -> Any:
             return rng.choice([[], {}, "", False])
 
 
-def nested(depth: int, kind: str) -> Any:
-    """Kept as text, since Python's own encoder does not go that deep."""
-    return Raw('{"a":' * depth + "1" + "}" * depth if kind == "{" else "[" * depth + "]" * depth)
-
-
-class Raw(str):
-    """JSON that is written as it stands."""
-
-    __slots__ = ()
+def nested(depth: int, kind: str) -> str:
+    """A value so deep that Python's own encoder does not go there: a word that `dumped` replaces."""
+    return f"nested {kind} {depth}"
 
 
 def dumped(value: Any) -> str:
-    """JSON as hostile endpoints write it: with halves of characters, and with `Raw` as it stands."""
-    if isinstance(value, Raw):
-        return str(value)
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(str(key))}:{dumped(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(dumped, value)) + "]"
-    return json.dumps(value)
+    """JSON as hostile endpoints write it: with halves of characters, and with what is `nested`."""
+    return re.sub(r'"nested ([\[{]) (\d+)"', _nested_json, json.dumps(value, separators=(",", ":")))
+
+
+def _nested_json(found: re.Match[str]) -> str:
+    depth = int(found[2])
+    return '{"a":' * depth + "1" + "}" * depth if found[1] == "{" else "[" * depth + "]" * depth
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -98,21 +98,16 @@ class _Steps(trio.abc.Instrument):
 # ---- asyncio
 
 
-class ShuffledLoop(asyncio.SelectorEventLoop):
-    """An asyncio loop whose tasks take turns in a random order.
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An asyncio loop whose time begins at 0, and jumps to the next timer when every task waits.
 
     Args:
-        seed: Of the order.
-        virtual: Whether its time is virtual; it begins at 0.
-        step: Called before each step of each task.
+        virtual: Whether it does so; otherwise it is asyncio's own.
     """
 
-    def __init__(self, seed: int, *, virtual: bool = False, step: Step | None = None) -> None:
+    def __init__(self, *, virtual: bool = True) -> None:
         self._now: float | None = 0.0 if virtual else None
-        self._numbers: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
         super().__init__(_Jumping(self) if virtual else None)
-        self._ready: deque[asyncio.Handle] = _Shuffled(random.Random(seed), self._numbers, step or (lambda: None))
-        self.set_task_factory(self._numbered)
 
     def time(self) -> float:
         return super().time() if self._now is None else self._now
@@ -123,6 +118,22 @@ class ShuffledLoop(asyncio.SelectorEventLoop):
             raise RuntimeError("every task waits, without a deadline, for something that none of them will do")
         assert self._now is not None
         self._now += seconds
+
+
+class ShuffledLoop(VirtualLoop):
+    """An asyncio loop whose tasks take turns in a random order.
+
+    Args:
+        seed: Of the order.
+        virtual: Whether its time is virtual; it begins at 0.
+        step: Called before each step of each task.
+    """
+
+    def __init__(self, seed: int, *, virtual: bool = False, step: Step | None = None) -> None:
+        self._numbers: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
+        super().__init__(virtual=virtual)
+        self._ready: deque[asyncio.Handle] = _Shuffled(random.Random(seed), self._numbers, step or (lambda: None))
+        self.set_task_factory(self._numbered)
 
     def _run_once(self) -> None:
         assert isinstance(self._ready, _Shuffled)
@@ -171,7 +182,7 @@ def _task_of(handle: asyncio.Handle) -> asyncio.Task[Any] | None:
 class _Jumping(selectors.DefaultSelector):  # type: ignore[misc,valid-type]  # which class it is depends on the system
     """A selector that does not wait: what the loop would wait for a timer passes at once."""
 
-    def __init__(self, loop: ShuffledLoop) -> None:
+    def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
         self._loop = loop
 
@@ -180,3 +191,12 @@ class _Jumping(selectors.DefaultSelector):  # type: ignore[misc,valid-type]  # w
         if not events and timeout != 0:
             self._loop.jump(timeout)
         return events
+
+
+VIRTUAL = [
+    pytest.param(("asyncio", {"loop_factory": VirtualLoop}), id="asyncio in virtual time"),
+    pytest.param(("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}), id="trio in virtual time"),
+]
+"""For async tests that wait for nothing but timers and each other: no threads, sockets, processes or signals."""
+
+in_virtual_time = pytest.mark.parametrize("anyio_backend", VIRTUAL)

@@ -36,6 +36,7 @@ from fractal.testing import Endpoint, answers, check_messages
 from fractal.testing.answers import AnswerLike
 from tests.streams import Watch, assert_well_formed
 from tests.support import assert_continuable, in_thread, outcomes, shown
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 StartEndpoint = Callable[..., Endpoint]
 Message = dict[str, Any]

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import inspect
 import itertools
 import pickle
@@ -351,6 +352,7 @@ def public_names() -> set[str]:
     return loaded.union(_names._OF_TRACING)
 
 
+@functools.cache
 def described_aliases() -> set[str]:
     """Top-level names of the package whose assignment is followed by a text."""
     found: set[str] = set()

@@ -936,7 +936,7 @@ async def test_a_terminal_that_has_gone_is_no_reason_to_fail(
 # ---- from blocking code
 
 
-@pytest.fixture(params=["shared", "asyncio", "trio", "uvloop"])
+@pytest.fixture(params=["shared", "asyncio", "trio", pytest.param("uvloop", marks=pytest.mark.slow)])
 def portal(request: pytest.FixtureRequest) -> Iterator[object]:
     """The shared portal, and one of each kind for a block."""
     kinds: dict[str, Any] = {"asyncio": {}, "trio": {"backend": "trio"}, "uvloop": {"use_uvloop": True}}

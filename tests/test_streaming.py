@@ -812,7 +812,7 @@ class Served:
         return int(httpx2.get(f"http://127.0.0.1:{self.port}/tasks", trust_env=False).text)
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.slow)])
 def served_on(request: pytest.FixtureRequest) -> str:
     if request.param == "uvloop":
         pytest.importorskip("uvloop")

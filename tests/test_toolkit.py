@@ -27,6 +27,7 @@ from fractal import (
 )
 from fractal.toolkit import ToolOptions, options_of
 from tests.support import coroutine, plain, wrapped
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 
 class Silent:

@@ -153,7 +153,7 @@ class _OpenInDBOS:
 
     def __init__(self, dbos: Any, records: dict[str, str]) -> None:
         self._dbos, self._records = dbos, records
-        self._together = Together(lock(), _keep_all, is_for_all=bool)
+        self._together = Together(lock(), _keep_all, is_for_all=lambda _: True)
 
     def recall(self, key: StepKey) -> str | None:
         """The record of that key, or None."""

@@ -39,6 +39,8 @@ _KEPT = (
 # By the first of them we look, and the others libraries open once and hold for good, as uvloop does.
 _NOBODYS = ("/proc/", "/dev/null", "/dev/urandom")
 
+_FROZEN_BY_PYTHON = gc.get_freeze_count()  # in 3.12 not 0
+
 _FILES = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)
 
 
@@ -111,6 +113,7 @@ class Complaints:
     def watched(self) -> Generator[None]:
         """Take the warnings here, and not where they would go otherwise."""
         hook, sys.unraisablehook = sys.unraisablehook, self._note_unraisable
+        is_frozen_by_others = gc.get_freeze_count() > _FROZEN_BY_PYTHON
         gc.collect()
         gc.freeze()  # what is collected after each run is then what that run has made, which is quick
         try:
@@ -121,7 +124,8 @@ class Complaints:
                 warnings.simplefilter("always", ResourceWarning, append=True)
                 yield
         finally:
-            gc.unfreeze()
+            if not is_frozen_by_others:  # there is no other way back than to unfreeze everything
+                gc.unfreeze()
             sys.unraisablehook = hook
 
     def taken(self) -> list[str]:

@@ -21,6 +21,7 @@ import anyio
 from fractal._concurrency.gates import approval_threads, hook_threads, tool_threads
 from fractal._concurrency.stuck import line_above, line_of
 from fractal._concurrency.threads import ThreadCall
+from fractal._engine.pricing import prices_of_library
 from fractal.errors import UserError
 from fractal.testing._patching import Patch
 
@@ -86,6 +87,9 @@ class VirtualTime:
         """
         import trio.testing
 
+        prices = prices_of_library()
+        if prices is not None and not prices.is_loaded:
+            anyio.run(prices.load)  # once in a process, in a thread
         guard = _guard_class()()
         self._clocks.append(trio.testing.MockClock(autojump_threshold=0))
         options = {"clock": self._clocks[-1], "instruments": [guard]}

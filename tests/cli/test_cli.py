@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -249,7 +249,17 @@ def test_ctrl_c_ends_the_demo(backend, wait):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo terminals")
 class TestTerminal:
-    def shown(self, *arguments: str, cwd: Path | None = None, status: int | None = 0, **more: str) -> str:
+    def shown(self, *arguments: str, cwd: Path | None = None, status: int = 0, **more: str) -> str:
+        return self.shown_by(["-m", "fractal", *arguments], cwd, status, **more)
+
+    def shown_in_turn(self, commands: Sequence[Sequence[str]], cwd: Path) -> list[tuple[int, str]]:
+        """The status of each command and what it shows, each in a child of a process that has loaded the library."""
+        text = self.shown_by(["-c", IN_TURN, json.dumps(commands)], cwd, 0)
+        shown = [(int(status), part) for part, status in re.findall(r"(?s)(.*?)ended with status (\d+)\r\n", text)]
+        assert len(shown) == len(commands)
+        return shown
+
+    def shown_by(self, program: Sequence[str], cwd: Path | None, status: int, **more: str) -> str:
         import fcntl
         import pty
         import struct
@@ -258,7 +268,7 @@ class TestTerminal:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 100, 0, 0))
         process = subprocess.Popen(
-            [sys.executable, "-m", "fractal", *arguments],
+            [sys.executable, *program],
             cwd=cwd,
             env=clean_environment(TERM="xterm-256color", **more),
             stdin=theirs,
@@ -273,7 +283,7 @@ class TestTerminal:
         except OSError:  # how Linux says that nobody writes any more
             pass
         os.close(ours)
-        assert status in (None, process.wait(10))
+        assert process.wait(10) == status
         return pieces.decode()
 
     @pytest.mark.slow
@@ -299,17 +309,16 @@ class TestTerminal:
         assert "a [2Jb" in shown
         assert "\x1b[2J" not in shown
 
-    @pytest.mark.parametrize(
-        "agent", ["text", "typed", "model", "failing", "raising", "refusing", "noting", "watched", "spreading"]
-    )
     @pytest.mark.parametrize("options", [[], ["--json"], ["-v"]], ids=str)
-    def test_nothing_that_anybody_wrote_steers_the_terminal(self, agent, options, evil_project):
-        shown = self.shown("run", "hi", *options, "--agent", f"evil_agents:{agent}", cwd=evil_project, status=None)
-        assert "\\u009b" in shown or "b [2J 31mc" in shown, ascii(shown)
-        assert not STEERS.search(OURS.sub("", shown)), ascii(shown)
+    def test_nothing_that_anybody_wrote_steers_the_terminal(self, options, evil_project):
+        agents = ["text", "typed", "model", "failing", "raising", "refusing", "noting", "watched", "spreading"]
+        commands = [["run", "hi", *options, "--agent", f"evil_agents:{agent}"] for agent in agents]
+        for agent, (_, shown) in zip(agents, self.shown_in_turn(commands, evil_project), strict=True):
+            assert "\\u009b" in shown or "b [2J 31mc" in shown, (agent, ascii(shown))
+            assert not STEERS.search(OURS.sub("", shown)), (agent, ascii(shown))
 
     def test_the_name_of_a_file_and_words_of_the_user_do_not_either(self, evil_project):
-        for arguments in (
+        commands = [
             ["run", "hi", "--agent", f"evil{EVIL}:x".replace("/", "")],
             ["run", "hi", "--agent", f"evil_agents:{EVIL}"],
             ["run", "hi", "--base-url", f"http{EVIL}"],
@@ -318,10 +327,25 @@ class TestTerminal:
             ["run", "hi", "--agent", "evil_module:x"],
             ["run", "hi", f"--{EVIL}"],
             [EVIL],
-        ):
-            shown = self.shown(*arguments, cwd=evil_project, status=2)
+        ]
+        for status, shown in self.shown_in_turn(commands, evil_project):
+            assert status == 2
             assert not STEERS.search(OURS.sub("", shown)), ascii(shown)
 
+
+IN_TURN = """
+import gc, importlib, json, os, runpy, sys
+from contextlib import suppress
+for name in ("anyio._backends._asyncio", "fractal.cli.main", "fractal.cli.run_tree", "genai_prices", "httpx2"):
+    with suppress(ImportError):
+        importlib.import_module(name)
+gc.freeze()
+for arguments in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        sys.argv = ["fractal", *arguments]
+        runpy.run_module("fractal", run_name="__main__", alter_sys=True)
+    print("ended with status", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
 
 EVIL = "a\x1b]0;title\x07b\x1b[2J\x9b31mc\u202ed\u200be\x7ff\u2028g\U000e0041h"
 # What steers a terminal, or is not seen; and what rich and we ourselves write.

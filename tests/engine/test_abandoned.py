@@ -60,7 +60,7 @@ async def test_a_thread_that_goes_on_is_listed_with_its_place_until_it_ends(held
     def pay() -> str:
         return held()
 
-    result = await agent(PAY).add_tool(pay).run("go", timeout=0.5)
+    result = await agent(PAY).add_tool(pay).run("go", timeout=0.3)
     assert outcomes(result) == ["abandoned"]
     [one] = abandoned_threads()
     assert one.name == "tool 'pay'"
@@ -117,9 +117,9 @@ async def test_its_late_end_is_a_warning_of_the_run_that_still_goes_on(held: Hel
 
     events: list[Any] = []
     both = answers.calls(answers.call("pay"), answers.call("wait"))
-    one = agent(both, answers.calls(answers.call("wait")), "done", observers=[events.append])
+    one = agent(both, "done", observers=[events.append])
     result = await one.add_tool(pay).add_tool(wait).run("go")
-    assert outcomes(result)[0] == "abandoned"
+    assert outcomes(result) == ["abandoned", "ok"]
     [warning] = result.warnings
     assert warning.startswith("tool 'pay', abandoned earlier, has ended ")
     assert [event.message for event in events if isinstance(event, WarningRaised)] == [warning]

@@ -40,6 +40,7 @@ from fractal.testing import Endpoint, answers
 from fractal.testing.answers import AnswerLike
 from tests.streams import Watch, assert_well_formed
 from tests.support import assert_continuable, in_thread, outcomes, shown
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 StartEndpoint = Callable[..., Endpoint]
 

@@ -33,6 +33,7 @@ from fractal.model import Sink
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.hooked import OF_HOOKS, RUNS, Looks, agent_of
 from tests.support import assert_continuable, shown
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 KINDS: list[Any] = [BaseAgent, sync.BaseAgent]
 StartEndpoint = Callable[..., Endpoint]

@@ -33,6 +33,7 @@ from fractal.testing import ScriptedModel, answers
 from tests.engine.test_stubborn import HOLD, Stubborn
 from tests.hooked import DIRECT, OF_HOOKS, RUNS, Looks, agent_of, by_decorator, in_thread
 from tests.support import assert_continuable, outcomes, shown
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 KINDS: list[Any] = [BaseAgent, sync.BaseAgent]
 

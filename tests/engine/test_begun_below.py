@@ -23,9 +23,10 @@ from fractal._concurrency.current import current_run
 from fractal._engine import below as engine_below
 from fractal.events import RunFinished, RunStarted
 from fractal.testing import ScriptedModel, answers
-from tests.support import in_thread
+from tests.schedules import VIRTUAL, in_virtual_time
+from tests.support import BACKENDS, come_about, in_thread
 
-CLEANUP = 0.1
+CLEANUP = 0.05
 """Seconds that the tool of each run below takes to clean up."""
 
 
@@ -92,7 +93,7 @@ async def in_a_task_that_is_shielded(below: Below) -> None:
 
 async def in_a_task_that_is_forgotten(below: Below) -> None:
     asyncio.ensure_future(quietly(below.run))  # noqa: RUF006
-    await in_thread(below.under_way.wait, 5)
+    await come_about(below.under_way.is_set)
 
 
 async def in_a_native_group(below: Below) -> None:
@@ -140,7 +141,7 @@ async def as_a_stream(below: Below) -> None:
 
 async def as_a_stream_that_is_left_open(below: Below) -> None:
     await below.agent.stream("?").__aenter__()
-    await in_thread(below.under_way.wait, 5)
+    await come_about(below.under_way.is_set)
 
 
 async def as_a_batch(below: Below) -> None:
@@ -169,7 +170,7 @@ async def as_a_called_tool_in_a_group(below: Below) -> None:
 
 async def in_a_system_task(below: Below) -> None:
     trio.lowlevel.spawn_system_task(quietly, below.run, context=copy_context())
-    await in_thread(below.under_way.wait, 5)
+    await come_about(below.under_way.is_set)
 
 
 async def in_a_nursery(below: Below) -> None:
@@ -209,12 +210,27 @@ BOTH = [
     as_a_called_tool_in_a_group,
 ]
 
-begun = pytest.mark.parametrize("begin", [*BOTH, *ASYNCIO, *TRIO], ids=lambda each: each.__name__)
+IN_THREADS = [in_a_thread, in_a_thread_that_is_left, in_a_native_thread]
 
 
-def require(begin: object, backend: str) -> None:
-    if begin in (TRIO if backend == "asyncio" else ASYNCIO):
-        pytest.skip("the other backend's own")
+def begun_by(*ways: Callable[[Below], Awaitable[None]]) -> pytest.MarkDecorator:
+    """Each way on its backends: in virtual time, unless it takes threads."""
+    return pytest.mark.parametrize(
+        ("begin", "anyio_backend"),
+        [
+            pytest.param(way, *backend.values, id=f"{way.__name__}-{backend.id}", marks=backend.marks)
+            for way in ways
+            for backend in (BACKENDS if way in IN_THREADS else VIRTUAL)
+            if is_of(way, backend.values[0][0])
+        ],
+    )
+
+
+def is_of(way: object, backend: str) -> bool:
+    return way not in (TRIO if backend == "asyncio" else ASYNCIO)
+
+
+begun = begun_by(*BOTH, *ASYNCIO, *TRIO)
 
 
 # ---- ways to end the run above
@@ -233,7 +249,7 @@ async def by_a_scope(agent: BaseAgent, below: Below) -> None:
 async def by_its_group(agent: BaseAgent, below: Below) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(agent.run, "go")
-        await in_thread(below.under_way.wait, 5)
+        await come_about(below.under_way.is_set)
         group.cancel_scope.cancel()
 
 
@@ -241,13 +257,13 @@ async def by_leaving_its_stream(agent: BaseAgent, below: Below) -> None:
     async with agent.stream("go") as stream:
         async for event in stream:
             if isinstance(event, RunStarted) and event.depth:
-                await in_thread(below.under_way.wait, 5)
+                await come_about(below.under_way.is_set)
                 break
 
 
 async def natively(agent: BaseAgent, below: Below) -> None:
     task = asyncio.ensure_future(agent.run("go"))
-    await in_thread(below.under_way.wait, 5)
+    await come_about(below.under_way.is_set)
     task.cancel()
     await asyncio.wait([task])
 
@@ -276,7 +292,6 @@ async def test_what_a_tool_begins_has_ended_when_the_run_returns(
     end: Callable[[BaseAgent, Below], Awaitable[None]],
     anyio_backend_name: str,
 ):
-    require(begin, anyio_backend_name)
     if anyio_backend_name == "trio" and end in (natively, by_wait_for):
         pytest.skip("asyncio's own")
     below = Below()
@@ -288,9 +303,8 @@ async def test_what_a_tool_begins_has_ended_when_the_run_returns(
 
 @begun
 async def test_what_a_tool_begins_has_ended_when_the_tool_is_past_its_time(
-    begin: Callable[[Below], Awaitable[None]], anyio_backend_name: str
+    begin: Callable[[Below], Awaitable[None]],
 ):
-    require(begin, anyio_backend_name)
     below = Below()
     with anyio.fail_after(10):
         result = await above(begin, below, limits=Limits(tool_timeout=0.25)).run("go")
@@ -299,11 +313,16 @@ async def test_what_a_tool_begins_has_ended_when_the_tool_is_past_its_time(
         await anyio.sleep(0.02)
 
 
-@begun
+@pytest.mark.parametrize(
+    "begin",
+    [in_a_group, in_a_shield, *IN_THREADS, as_a_stream_that_is_left_open, as_a_batch, in_a_task_that_is_forgotten],
+    ids=lambda each: each.__name__,
+)
 def test_what_a_tool_begins_has_ended_when_a_blocking_run_returns(
     begin: Callable[[Below], Awaitable[None]], backend: Any
 ):
-    require(begin, backend)
+    if not is_of(begin, backend):
+        pytest.skip("asyncio's own")
     below = Below()
     with fractal.sync.portal(backend=backend):
         fractal.sync.run(above(begin, below), "go", timeout=0.25)
@@ -311,10 +330,9 @@ def test_what_a_tool_begins_has_ended_when_a_blocking_run_returns(
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("begin", [in_a_group, as_a_batch, as_a_batch_in_a_group, gathered, in_a_task, waited_for])
+@begun_by(in_a_group, as_a_batch, as_a_batch_in_a_group, gathered, in_a_task, waited_for)
 @pytest.mark.parametrize("hook", ["prompt", "validator", "approve", "compact"])
-async def test_what_a_hook_begins_has_ended_when_the_run_returns(hook: str, begin: Any, anyio_backend_name: str):
-    require(begin, anyio_backend_name)
+async def test_what_a_hook_begins_has_ended_when_the_run_returns(hook: str, begin: Any):
     below = Below()
 
     async def ask(*_: object) -> Any:
@@ -414,7 +432,7 @@ async def test_a_task_that_awaits_a_run_that_is_ended_is_told(anyio_backend_name
             tasks.append(asyncio.ensure_future(ask()))
         else:
             trio.lowlevel.spawn_system_task(ask, context=copy_context())
-        await in_thread(below.under_way.wait, 5)
+        await come_about(below.under_way.is_set)
         return "forgotten"
 
     tasks: list[object] = []
@@ -450,14 +468,12 @@ async def test_what_begins_in_a_task_below_a_run_that_is_over_is_a_run_of_its_ow
     assert (await tasks[0]).success
 
 
-@pytest.mark.parametrize("begin", [gathered, in_a_task, in_a_native_thread, in_a_thread, in_a_group, as_a_batch])
-async def test_what_is_begun_in_tasks_of_the_users_own_has_the_time_that_is_left(begin: Any, anyio_backend_name: str):
-    require(begin, anyio_backend_name)
+@begun_by(gathered, in_a_task, in_a_native_thread, in_a_thread, in_a_group, as_a_batch)
+async def test_what_is_begun_in_tasks_of_the_users_own_has_the_time_that_is_left(begin: Any):
     below = Below()
     left: list[float] = []
-    below.agent.add_tool(lambda ctx: left.append(ctx.remaining()), name="look", description="Look.")
 
-    def prompt(ctx: Any) -> str:
+    async def prompt(ctx: Any) -> str:
         left.append(ctx.remaining())
         return "b"
 
@@ -466,6 +482,8 @@ async def test_what_is_begun_in_tasks_of_the_users_own_has_the_time_that_is_left
         await above(begin, below).run("go", timeout=0.25)
         below.assert_joined("cancelled", "deadline")
         await anyio.sleep(0.02)
+    assert left
+    assert max(left) <= 0.25
 
 
 # ---- execute_tool
@@ -537,6 +555,7 @@ async def test_a_tool_that_is_called_too_deep_is_not_called():
     assert (called, [type(each.exception) for each in result.tool_results]) == ([], [DepthExceeded])
 
 
+@in_virtual_time
 @pytest.mark.parametrize("apart", [False, True], ids=["awaited", "in a task of its own"])
 async def test_a_run_that_a_cleanup_begins_after_the_time_is_over_has_the_grace(apart: bool, anyio_backend_name: str):
     if apart and anyio_backend_name != "asyncio":

@@ -13,9 +13,16 @@ import trio
 
 from fractal import AgentResult, BaseAgent, Limits, RunContext, RunFinished, run_many, tool
 from fractal.testing import Endpoint, ScriptedModel, answers
-from tests.support import assert_continuable, calls_then, in_thread, outcomes
+from tests.schedules import in_virtual_time
+from tests.support import assert_continuable, calls_then, come_about, in_thread, outcomes
 
 StartEndpoint = Callable[..., Endpoint]
+
+CUT = 0.3
+"""Seconds, where time itself cuts: enough for a thread to begin on a busy machine."""
+
+SOON = 2.5
+"""Seconds: half of what is cut."""
 
 
 class Slow(BaseAgent):
@@ -59,25 +66,27 @@ def agent():
     agent.release.set()
 
 
-async def by_own_timeout(agent: BaseAgent, seconds: float) -> AgentResult | None:
-    return await agent.run("go", timeout=seconds)
+async def by_own_timeout(agent: BaseAgent, reached: Callable[[], object]) -> AgentResult | None:
+    return await agent.run("go", timeout=CUT)
 
 
-async def by_anyio_scope(agent: BaseAgent, seconds: float) -> AgentResult | None:
-    with pytest.raises(TimeoutError), anyio.fail_after(seconds):
-        await agent.run("go")
+async def by_anyio_scope(agent: BaseAgent, reached: Callable[[], object]) -> AgentResult | None:
+    async with anyio.create_task_group() as group:
+        with pytest.raises(TimeoutError), anyio.fail_after(5) as scope:
+            group.start_soon(at_once, scope, reached)
+            await agent.run("go")
     return None
 
 
-async def by_wait_for(agent: BaseAgent, seconds: float) -> AgentResult | None:
+async def by_wait_for(agent: BaseAgent, reached: Callable[[], object]) -> AgentResult | None:
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(agent.run("go"), seconds)
+        await asyncio.wait_for(agent.run("go"), CUT)
     return None
 
 
-async def by_task_cancel(agent: BaseAgent, seconds: float) -> AgentResult | None:
+async def by_task_cancel(agent: BaseAgent, reached: Callable[[], object]) -> AgentResult | None:
     task = asyncio.ensure_future(agent.run("go"))
-    await asyncio.sleep(seconds)
+    await come_about(reached)
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()  # a second one while the first is being obeyed
@@ -86,15 +95,23 @@ async def by_task_cancel(agent: BaseAgent, seconds: float) -> AgentResult | None
     return None
 
 
-async def by_trio_scope(agent: BaseAgent, seconds: float) -> AgentResult | None:
-    with trio.move_on_after(seconds) as scope:
-        await agent.run("go")
+async def by_trio_scope(agent: BaseAgent, reached: Callable[[], object]) -> AgentResult | None:
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(5) as scope:
+            nursery.start_soon(at_once, scope, reached)
+            await agent.run("go")
     assert scope.cancelled_caught
     return None
 
 
+async def at_once(scope: anyio.CancelScope | trio.CancelScope, reached: Callable[[], object]) -> None:
+    """Let the time of a scope be over when something has come about."""
+    await come_about(reached)
+    scope.deadline = anyio.current_time()
+
+
 CUTS = [by_own_timeout, by_anyio_scope, by_wait_for, by_task_cancel, by_trio_scope]
-Cut = Callable[[BaseAgent, float], Awaitable[AgentResult | None]]
+Cut = Callable[[BaseAgent, Callable[[], object]], Awaitable[AgentResult | None]]
 
 
 @pytest.fixture(params=CUTS)
@@ -127,8 +144,8 @@ async def test_an_async_tool_is_stopped_in_time_and_has_cleaned_up(
 ):
     one = endpoint(calls_then("never", answers.call("in_loop")))
     started = time.monotonic()
-    result = assert_cut(last_result, await cut(agent, 0.3))
-    assert time.monotonic() - started < 0.6
+    result = assert_cut(last_result, await cut(agent, agent.began.is_set))
+    assert time.monotonic() - started < SOON
     assert agent.cleaned_up
     assert outcomes(result)[0] in ("timeout", "cancelled")
     assert len(one.requests) == 1
@@ -139,8 +156,8 @@ async def test_an_abandoned_thread_holds_nobody_up_and_is_named_in_the_result(
 ):
     one = endpoint(calls_then("never", answers.call("in_thread")))
     started = time.monotonic()
-    result = assert_cut(last_result, await cut(agent, 0.3))
-    assert time.monotonic() - started < 0.6
+    result = assert_cut(last_result, await cut(agent, agent.began.is_set))
+    assert time.monotonic() - started < SOON
     assert not agent.ended.is_set()
     assert outcomes(result) == ["abandoned"]
     assert [call.tool_name for call in result.abandoned] == ["in_thread"]
@@ -154,11 +171,16 @@ async def test_a_tool_that_must_be_waited_for_is_waited_for(
     agent: Slow, cut: Cut, last_result: list[AgentResult], endpoint: StartEndpoint
 ):
     endpoint(calls_then("never", answers.call("to_the_end")))
-    threading.Timer(0.7, agent.release.set).start()
-    started = time.monotonic()
-    result = assert_cut(last_result, await cut(agent, 0.3))
-    assert time.monotonic() - started >= 0.6
-    assert agent.ended.is_set()
+
+    async def release() -> None:
+        await come_about(agent.began.is_set)
+        await anyio.sleep(CUT + 0.1)
+        agent.release.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(release)
+        result = assert_cut(last_result, await cut(agent, agent.began.is_set))
+        assert agent.ended.is_set()
     assert outcomes(result) == ["ok"]
     assert result.tool_results[0].content == "done"
     assert result.messages[-1]["content"] == "done"
@@ -169,8 +191,8 @@ async def test_a_model_call_is_cut_and_its_connection_closed(
 ):
     one = endpoint(answers.text("late", delay=5))
     started = time.monotonic()
-    result = assert_cut(last_result, await cut(agent, 0.3))
-    assert time.monotonic() - started < 0.6
+    result = assert_cut(last_result, await cut(agent, lambda: one.requests))
+    assert time.monotonic() - started < SOON
     await in_thread(one.wait_for_disconnects, 1)
     assert result.messages == [{"role": "user", "content": "go"}]
     assert result.usage.requests == 1
@@ -208,7 +230,7 @@ async def test_a_tools_timeout_over_a_tool_that_must_be_waited_for_keeps_what_it
 
     @tool(timeout=0.1, on_cancel="wait")
     def pay() -> str:
-        time.sleep(0.4)
+        time.sleep(0.3)
         return "paid"
 
     agent = BaseAgent("Payer", "You pay.", limits=Limits(grace=0.1)).add_tool(pay)
@@ -240,7 +262,8 @@ async def test_a_cooperative_plain_tool_stops_when_it_asks(endpoint: StartEndpoi
     assert outcomes(result) == ["timeout"]
 
 
-async def test_a_tool_that_swallows_cancellation_is_named_after_its_grace_and_waited_for(endpoint: StartEndpoint):
+@in_virtual_time
+async def test_a_tool_that_swallows_cancellation_is_named_after_its_grace_and_waited_for():
     named_after: list[float] = []
 
     async def stubborn() -> str:
@@ -253,16 +276,16 @@ async def test_a_tool_that_swallows_cancellation_is_named_after_its_grace_and_wa
                     await anyio.sleep(0.01)
         return "finally"
 
-    agent = BaseAgent("Stubborn", "You go on.", limits=Limits(grace=0.2)).add_tool(stubborn)
-    endpoint(calls_then("never", answers.call("stubborn")))
+    model = ScriptedModel([answers.calls(answers.call("stubborn")), "never"])
+    agent = BaseAgent("Stubborn", "You go on.", client=model, limits=Limits(grace=0.2)).add_tool(stubborn)
     agent.observers = (
         lambda event: named_after.append(anyio.current_time()) if event.kind == "warning_raised" else None,
     )
     started = anyio.current_time()
     result = await agent.run("go", timeout=0.3)
     assert [w for w in result.warnings if "'stubborn' has not stopped 0.2 s" in w]
-    assert 0.45 < named_after[0] - started < 0.75
-    assert result.elapsed >= 0.75
+    assert named_after[0] - started == pytest.approx(0.5, abs=0.02)
+    assert result.elapsed >= 0.8
     assert_continuable(result)
 
 
@@ -278,7 +301,7 @@ async def test_the_deadline_of_a_run_is_its_parents_if_that_is_nearer(endpoint: 
     )
     result = await parent.run("go", timeout=0.3)
     assert result.stop_reason == "deadline"
-    assert result.elapsed < 0.6
+    assert result.elapsed < SOON
     assert outcomes(result) == ["timeout"]
     await in_thread(one.wait_for_disconnects, 1)
 
@@ -292,7 +315,7 @@ async def test_calls_that_had_not_begun_when_the_run_was_cut_are_skipped(
 
     agent.add_tool(later)
     endpoint(calls_then("never", answers.call("in_loop"), answers.call("later"), answers.call("in_loop")))
-    result = assert_cut(last_result, await cut(agent, 0.2))
+    result = assert_cut(last_result, await cut(agent, agent.began.is_set))
     assert outcomes(result)[1:] == ["skipped", "skipped"]
     assert result.messages[-1]["content"] == "Error: not called: the run ended first"
 

@@ -29,6 +29,7 @@ from fractal.model import Sink
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.hooked import OF_SETTINGS, RUNS, Looks, agent_of
 from tests.support import assert_continuable, in_thread, shown, until
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 KINDS: list[Any] = [BaseAgent, sync.BaseAgent]
 StartEndpoint = Callable[..., Endpoint]

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from fractal import AgentResult, Allow, BaseAgent, PendingCall, RunContext, run_many, sync, tool
 from fractal.testing import ScriptedModel, answers
 from tests.support import in_thread, outcomes
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 
 class Payment(BaseModel):

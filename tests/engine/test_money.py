@@ -31,6 +31,7 @@ from fractal._engine.pricing import prices_of_library
 from fractal.models import ModelRequest
 from fractal.testing import Endpoint, ScriptedModel, answers, record_events
 from fractal.testing.endpoint import RecordedRequest
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 StartEndpoint = Callable[..., Endpoint]
 

@@ -16,15 +16,14 @@ from fractal import BaseAgent, FallbackModel, LimitedModel, Limits, RaceModel, r
 from fractal.errors import ConnectionFailed
 from fractal.model import ModelRequest, Reply
 from fractal.testing import ScriptedModel, answers
+from tests.support import BACKENDS
 
 pytestmark = pytest.mark.usefixtures("anyio_backend")
 
 
-@pytest.fixture(params=[{}, {"use_uvloop": True}], ids=["asyncio", "uvloop"])
+@pytest.fixture(params=[each for each in BACKENDS if "asyncio" in str(each.id)])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
-    if request.param:
-        pytest.importorskip("uvloop")
-    return "asyncio", request.param
+    return request.param
 
 
 class Point:
@@ -466,7 +465,9 @@ async def test_a_part_that_is_cancelled_before_its_first_step_is_no_coroutine_th
     loop.set_task_factory(cancelled_at_once)
     try:
         with anyio.fail_after(5):
-            await asyncio.gather(agent.run("?") if kind == "race" else run_many(agent, ["?"]), return_exceptions=True)
+            await asyncio.gather(
+                agent.run("?", max_retries=0) if kind == "race" else run_many(agent, ["?"]), return_exceptions=True
+            )
     finally:
         loop.set_task_factory(None)
     gc.collect()  # which would warn of it

@@ -23,6 +23,7 @@ from fractal import (
 )
 from fractal.testing import ScriptedModel, answers
 from tests.support import shown
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 
 def script(request: Any) -> Any:

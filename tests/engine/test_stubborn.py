@@ -20,6 +20,7 @@ from fractal import AgentResult, BaseAgent, Limits, ToolIgnoredCancellation, run
 from fractal._agent import verbs
 from fractal.events import RunFinished, WarningRaised
 from fractal.testing import ScriptedModel, answers
+from tests.schedules import in_virtual_time
 from tests.support import assert_continuable, outcomes
 
 LEAVE = Limits(grace=0.2, on_stubborn="raise")
@@ -93,6 +94,7 @@ def assert_left(error: ToolIgnoredCancellation, agent: Stubborn) -> None:
     assert_continuable(result)
 
 
+@in_virtual_time
 async def test_a_run_that_may_leave_a_tool_raises_when_its_grace_is_over():
     agent = Stubborn(HOLD)
     with anyio.fail_after(5), pytest.raises(ToolIgnoredCancellation) as caught:
@@ -103,6 +105,7 @@ async def test_a_run_that_may_leave_a_tool_raises_when_its_grace_is_over():
     await agent.let_go()
 
 
+@in_virtual_time
 async def test_a_tool_past_its_own_timeout_ends_the_run_too():
     agent = Stubborn(HOLD, limits=Limits(grace=0.2, tool_timeout=0.1, on_stubborn="raise"))
     with anyio.fail_after(5), pytest.raises(ToolIgnoredCancellation) as caught:
@@ -127,6 +130,7 @@ async def native(run: Callable[[], Awaitable[Any]], times: int = 1) -> None:
     await task
 
 
+@in_virtual_time
 @pytest.mark.parametrize("cut", [scope, native, partial(native, times=3)], ids=["scope", "native", "native thrice"])
 async def test_it_takes_the_place_of_the_cancellation_that_the_tool_ignored(cut: Any, anyio_backend_name: str):
     if cut is not scope and anyio_backend_name != "asyncio":
@@ -159,6 +163,7 @@ def test_ctrl_c_in_the_task_that_awaits_the_run_goes_before_it():
     trio.run(work)
 
 
+@in_virtual_time
 @pytest.mark.parametrize("times", [1, 2, 3])
 async def test_one_that_is_waited_for_is_named_however_often_the_run_is_cancelled(times: int, anyio_backend_name: str):
     if anyio_backend_name != "asyncio":
@@ -184,6 +189,7 @@ async def test_one_that_is_waited_for_is_named_however_often_the_run_is_cancelle
     assert outcomes(agent.last) == ["ok"]
 
 
+@in_virtual_time
 async def test_a_stream_raises_it_at_its_end():
     agent = Stubborn(HOLD)
     with anyio.fail_after(5), pytest.raises(ToolIgnoredCancellation) as caught:
@@ -201,6 +207,7 @@ async def test_a_stream_raises_it_at_its_end():
     await agent.let_go()
 
 
+@in_virtual_time
 @pytest.mark.parametrize("on_error", ["collect", "fail_fast"])
 async def test_a_batch_is_ended_by_it(on_error: Any):
     agent = Stubborn(HOLD)
@@ -240,6 +247,7 @@ async def test_it_passes_through_the_runs_above(how: str):
     await child.let_go()
 
 
+@in_virtual_time
 @pytest.mark.parametrize("below", [None, 0.2, 2.0], ids=["inherited", "same grace", "more grace"])
 @pytest.mark.parametrize("how", ["delegate", "tool"])
 @pytest.mark.parametrize("cut", [scope, native, partial(native, times=3)], ids=["scope", "native", "native thrice"])
@@ -273,6 +281,7 @@ async def test_the_run_above_names_the_innermost_tool(cut: Any, how: str, below:
     assert not [each for each in warnings if "tool 'ask' has not stopped" in each]
 
 
+@in_virtual_time
 async def test_a_delegate_that_waits_for_its_tools_itself_is_left_by_the_run_above():
     child = Stubborn(HOLD, limits=Limits(on_stubborn="wait"))
     model = ScriptedModel([answers.calls(answers.call("ask", {"query": "?"})), "never"])
@@ -310,6 +319,7 @@ def test_the_facade_raises_it(backend: str):
             stream.result()
 
 
+@in_virtual_time
 async def test_a_sibling_is_cancelled_and_joined_first():
     agent = Stubborn(
         answers.calls(answers.call("hold"), answers.call("wait")),
@@ -332,6 +342,7 @@ async def test_a_sibling_is_cancelled_and_joined_first():
     await agent.let_go()
 
 
+@in_virtual_time
 async def test_several_that_do_not_stop_are_one_error_and_a_warning_each():
     agent = Stubborn(answers.calls(answers.call("hold"), answers.call("hold")))
     with anyio.fail_after(5), pytest.raises(ToolIgnoredCancellation) as caught:
@@ -341,6 +352,7 @@ async def test_several_that_do_not_stop_are_one_error_and_a_warning_each():
     await agent.let_go()
 
 
+@in_virtual_time
 async def test_a_tool_that_was_left_keeps_its_place_until_it_ends_and_that_is_logged(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "fractal")
     ended = anyio.Event()
@@ -366,6 +378,7 @@ async def test_a_tool_that_was_left_keeps_its_place_until_it_ends_and_that_is_lo
     assert "tool 'one_at_a_time', abandoned earlier, has ended" in caplog.text
 
 
+@in_virtual_time
 @pytest.mark.parametrize("policy", ["wait", "raise"])
 async def test_a_tool_that_stops_within_its_grace_makes_no_difference(policy: Any):
     cleaned: list[float] = []

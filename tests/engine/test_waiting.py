@@ -199,7 +199,7 @@ async def test_a_plain_function_of_the_users_that_gets_no_thread_in_time_is_name
 async def test_a_plain_tools_own_queue_is_told_from_that_of_the_threads():
     release = threading.Event()
 
-    @tool(timeout=1, max_concurrency=1)
+    @tool(timeout=0.3, max_concurrency=1)
     def work() -> None:
         release.wait(10)
 
@@ -227,8 +227,8 @@ async def test_waiting_for_the_thread_of_a_blocking_client_is_no_time_of_the_req
     endpoint([])
     with httpx2.Client() as http:
         client: Any = openai.OpenAI(http_client=http) if kind == "SDK client" else Double()
-        agent = BaseAgent("A", "a", client=client, limits=Limits(request_timeout=0.5))
-        assert waited_for(await agent.run("go", timeout=1.5)) == no_free_thread
+        agent = BaseAgent("A", "a", client=client, limits=Limits(request_timeout=0.1))
+        assert waited_for(await agent.run("go", timeout=0.5)) == no_free_thread
 
 
 async def test_a_run_whose_time_is_over_without_a_connection_says_so(endpoint: StartEndpoint):
@@ -237,7 +237,7 @@ async def test_a_run_whose_time_is_over_without_a_connection_says_so(endpoint: S
     async with anyio.create_task_group() as group:
         group.start_soon(agent.run, "first")
         await in_thread(one.wait_for_requests, 1)
-        assert waited_for(await agent.run("second", timeout=1)) == "a free connection (there may be 1)"
+        assert waited_for(await agent.run("second", timeout=0.5)) == "a free connection (there may be 1)"
         group.cancel_scope.cancel()
     assert len(one.requests) == 1
 
@@ -246,7 +246,7 @@ async def test_a_run_whose_time_is_over_because_nobody_reads_it_says_so(endpoint
     endpoint("a b c d e f g h i j")
     over = anyio.Event()
     agent = BaseAgent("A", "a", observers=[lambda event: over.set() if event.kind == "run_finished" else None])
-    async with agent.stream("go", buffer=4, timeout=1) as stream:
+    async with agent.stream("go", buffer=4, timeout=0.5) as stream:
         await over.wait()
     assert waited_for(await stream.result()) == "its reader"
 

@@ -323,7 +323,7 @@ def serving(app: FastAPI, loop: str = "auto") -> Iterator[httpx2.Client]:
         assert not thread.is_alive(), "the server did not stop"
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.slow)])
 def loop(request: pytest.FixtureRequest) -> str:
     if request.param == "uvloop":
         pytest.importorskip("uvloop")

@@ -25,6 +25,7 @@ from fractal import (
 )
 from tests.clients import Models
 from tests.raw_server import Wire, body_of, http, raw_server, refused, said
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 MIB = 1024 * 1024
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"

@@ -14,6 +14,7 @@ from fractal import AgentResult, BaseAgent, FallbackModel, OpenAIModel, RateLimi
 from fractal.testing import Endpoint, answers
 from tests.clients import ASYNC, BOUND, OWN, Models
 from tests.raw_server import Wire, body_of, http, raw_server, said
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 StartEndpoint = Callable[..., Endpoint]
 

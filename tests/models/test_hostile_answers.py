@@ -17,7 +17,17 @@ import anyio
 import anyio.abc
 import pytest
 
-from fractal import AgentResult, BaseAgent, ConnectionFailed, FractalError, Limits, OpenAIModel, UnexpectedError
+from fractal import (
+    AgentResult,
+    AgentToolkit,
+    BaseAgent,
+    ConnectionFailed,
+    FractalError,
+    Limits,
+    OpenAIModel,
+    UnexpectedError,
+    tool,
+)
 from tests.hostile import hostile_answer
 
 ANSWERS = 5000 * int(os.environ.get("FRACTAL_FUZZ", "1"))
@@ -25,6 +35,14 @@ ANSWERS = 5000 * int(os.environ.get("FRACTAL_FUZZ", "1"))
 AT_A_TIME = 12
 TIMEOUT = 1.0
 LATE = 0.5
+
+
+@tool
+async def look(city: str) -> str:
+    return "sunny"
+
+
+TOOLS = AgentToolkit(look)
 
 
 class Server:
@@ -114,10 +132,7 @@ async def ask_until_answered(server: Server, number: int, way: str) -> tuple[Age
 async def ask(server: Server, number: int, way: str) -> tuple[AgentResult | BaseException, float]:
     model = OpenAIModel(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="any")
 
-    async def looked(city: str) -> str:
-        return "sunny"
-
-    agent = BaseAgent("A", "You help.", str(number), model, limits=Limits(max_requests=8)).add_tool(looked, name="look")
+    agent = BaseAgent("A", "You help.", str(number), model, toolkit=TOOLS, limits=Limits(max_requests=8))
     started = time.perf_counter()
     try:
         if way == "run":

@@ -23,6 +23,7 @@ from fractal.events import ToolCallDelta
 from fractal.models.openai import OpenAIModel
 from tests.llmock_server import LlmockServer, running_llmock
 from tests.support import assert_continuable, in_thread, outcomes
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 pytest.importorskip("llmock", reason="llmock, the endpoint of these tests, comes with the dev extra")
 

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from fractal import AgentResult, BaseAgent, InvalidArguments, OpenAIModel, RunError
 from fractal.testing import Endpoint, answers
 from tests.clients import ASYNC, BLOCKING, BOUND, OWN, THREADED, Models
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 KEY = "sk-SECRET/0123+456789="
 """With what is written in other ways in JSON, URLs and pages."""

@@ -14,6 +14,7 @@ from fractal.models._clients.object import plain
 from fractal.models._replies.reading import reply_of
 from fractal.models._replies.stream_reader import ReplyReader
 from fractal.models.bounds import DEFAULT_BOUNDS
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 KINDS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_input_tokens", "reasoning_tokens")
 

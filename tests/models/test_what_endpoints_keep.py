@@ -10,6 +10,7 @@ import pytest
 from fractal import BaseAgent, OpenAIModel, ReasoningDelta
 from fractal.testing import Endpoint, answers
 from tests.wires import DOUBLES, HTTP, Asked, ask, call, chunk, events
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 WIRES = [*HTTP, *DOUBLES]
 

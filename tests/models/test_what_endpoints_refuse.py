@@ -16,6 +16,7 @@ from fractal.models import _dialect
 from fractal.testing import Endpoint
 from fractal.testing.endpoint import RecordedRequest
 from tests.wires import HTTP, Refusal, as_answer, ask, call, refusal
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 WORDS = "I do not take that"
 LOOK = call("look", '{"city":"Rome"}')

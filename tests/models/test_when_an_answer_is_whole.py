@@ -32,6 +32,7 @@ from fractal import (
 from fractal.testing import Endpoint, answers
 from fractal.testing.answers import Answer
 from tests.wires import DOUBLES, HTTP, as_answer, ask, call, chunk, completion, events
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 WAYS = ["run", "stream"]
 HALF = "The capital of It"
@@ -82,6 +83,7 @@ async def test_an_answer_that_broke_off_is_an_error_that_can_be_tried_again(reas
     assert (type(error), error.retryable, reason in str(error)) == (ModelError, True, True)
 
 
+@pytest.mark.usefixtures("brief_pauses")
 @pytest.mark.parametrize("wire", ["own HTTP", "objects"])
 async def test_before_anything_was_shown_it_is_tried_again(wire: str):
     def play(body: dict[str, Any], number: int) -> Any:
@@ -260,6 +262,7 @@ REPORTED: dict[str, tuple[Any, type[ModelError], int | None, int]] = {
 }
 
 
+@pytest.mark.usefixtures("brief_pauses")
 @pytest.mark.parametrize("where", ["whole", "whole, streamed", "first event", "event: error", "error:"])
 @pytest.mark.parametrize("name", REPORTED)
 async def test_an_error_with_status_200_is_that_of_the_same_http_status(name: str, where: str):

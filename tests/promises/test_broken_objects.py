@@ -31,6 +31,7 @@ from fractal._engine.observers import Brief
 from fractal.testing import ScriptedModel, answers
 from tests.odd import EXCEPTIONS, VALUES, Group, Spent, Textless, Unshown
 from tests.support import in_thread
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 Raise = Callable[..., Any]
 

@@ -6,9 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.support import LOOPS
 
 HANGS = 20
 """Seconds that what hangs would hold up a process that waited for it; half of them is what a busy machine gets."""
@@ -104,28 +110,34 @@ def seconds_of_the_end(*arguments: str) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio", "sync"])
-def test_an_abandoned_tool_does_not_keep_its_process_alive(loop: str):
-    assert seconds_of_the_end("tool_that_hangs", loop, "return") < HANGS / 2
+def at_a_time(look: Callable[..., Any], cases: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], Any]:
+    """What is seen of each case: of a few programs side by side, which mostly wait."""
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(cases, pool.map(lambda case: look(*case), cases), strict=True))
+
+
+def assert_none_goes_on(*cases: tuple[str, ...]) -> None:
+    took = at_a_time(seconds_of_the_end, cases)
+    assert {case: seconds for case, seconds in took.items() if seconds > HANGS / 2} == {}
+
+
+def test_an_abandoned_tool_does_not_keep_its_process_alive():
+    assert_none_goes_on(*(("tool_that_hangs", loop, "return") for loop in ("sync", *(LOOPS))))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
-@pytest.mark.parametrize("loop", ["asyncio", "trio", "sync"])
-def test_one_ctrl_c_ends_a_program_with_a_tool_that_hangs(loop: str):
-    assert seconds_of_the_end("tool_that_hangs", loop, "Ctrl-C") < HANGS / 2
+def test_one_ctrl_c_ends_a_program_with_a_tool_that_hangs():
+    assert_none_goes_on(*(("tool_that_hangs", loop, "Ctrl-C") for loop in ("asyncio", "trio", "sync")))
 
 
-@pytest.mark.parametrize("end", ["exception", "sys.exit", "thread"])
-def test_a_process_ends_at_once_however_it_ends(end: str):
-    assert seconds_of_the_end("tool_that_hangs", "asyncio", end) < HANGS / 2
+def test_a_process_ends_at_once_however_it_ends():
+    assert_none_goes_on(*(("tool_that_hangs", "asyncio", end) for end in ("exception", "sys.exit", "thread")))
 
 
-@pytest.mark.parametrize(
-    "kind", ["approver_that_hangs", "validator_that_hangs", "client_that_hangs", "name_that_is_looked_up"]
-)
 @pytest.mark.parametrize("loop", ["asyncio", pytest.param("sync", marks=pytest.mark.slow)])
-def test_whatever_is_abandoned_does_not_keep_the_process_alive(kind: str, loop: str):
-    assert seconds_of_the_end(kind, loop, "return") < HANGS / 2
+def test_whatever_is_abandoned_does_not_keep_the_process_alive(loop: str):
+    kinds = ["approver_that_hangs", "validator_that_hangs", "client_that_hangs", "name_that_is_looked_up"]
+    assert_none_goes_on(*((kind, loop, "return") for kind in kinds))
 
 
 AGENT = f"""
@@ -140,19 +152,25 @@ agent = BaseAgent("Payer", "p", client=ScriptedModel([answers.call("pay")])).add
 """
 
 
-@pytest.mark.parametrize("command", ["run", "run-many"])
-def test_the_command_line_ends_at_once_and_says_what_may_still_take_effect(command: str, backend: str, tmp_path: Path):
-    (tmp_path / "payer.py").write_text(AGENT)
-    (tmp_path / "inputs").write_text("one\n")
+def seconds_and_end_of_the_command(folder: Path, command: str, backend: str) -> tuple[float, int, str]:
     asked = "inputs" if command == "run-many" else "one"
     options = [command, asked, "--agent", "payer:agent", "--timeout", "2", "--backend", backend]
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "fractal", *options], capture_output=True, text=True, cwd=tmp_path, timeout=2 * HANGS
+        [sys.executable, "-m", "fractal", *options], capture_output=True, text=True, cwd=folder, timeout=2 * HANGS
     )
-    assert time.monotonic() - began < HANGS / 2
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        f"fractal {command}: tool 'pay' could not be stopped and may still take effect;"
-        " as the program ends it is at payer.py:7 in pay"
-    )
+    return time.monotonic() - began, done.returncode, done.stderr.splitlines()[-1]
+
+
+def test_the_command_line_ends_at_once_and_says_what_may_still_take_effect(tmp_path: Path):
+    (tmp_path / "payer.py").write_text(AGENT)
+    (tmp_path / "inputs").write_text("one\n")
+    cases = [(command, backend) for command in ("run", "run-many") for backend in ("asyncio", "trio")]
+    for (command, _), seen in at_a_time(partial(seconds_and_end_of_the_command, tmp_path), cases).items():
+        seconds, status, said = seen
+        assert seconds < HANGS / 2
+        assert status == 1
+        assert said == (
+            f"fractal {command}: tool 'pay' could not be stopped and may still take effect;"
+            " as the program ends it is at payer.py:7 in pay"
+        )

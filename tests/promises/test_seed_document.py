@@ -39,6 +39,7 @@ from fractal import (
     tool,
 )
 from fractal.testing import Endpoint, ScriptedModel, answers
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 StartEndpoint = Callable[..., Endpoint]
 

@@ -23,6 +23,7 @@ from fractal import (
 )
 from fractal.testing import ScriptedModel, answers
 from tests.support import RUNS, in_thread, outcomes
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 
 class Spent(Exception):

@@ -9,6 +9,7 @@ import pytest
 
 from fractal import AgentToolkit, BaseAgent, InvalidArguments, InvalidMessages, Limits, run_many, sync, tool
 from fractal.testing import ScriptedModel
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 
 def agent(**options: Any) -> BaseAgent:

@@ -14,6 +14,7 @@ from fractal.serving import sse
 from fractal.testing import ScriptedModel, answers
 from tests.serving.support import Shop, served
 from tests.visits import Visit, get, post, until
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 ASK = {"input": "hi"}
 SECRET = "postgres://admin:hunter2@db"

@@ -40,7 +40,7 @@ def echo(**options: Any) -> BaseAgent:
     return BaseAgent("Echo", "echo", client=ScriptedModel(lambda r: r.transcript.messages[-1]["content"]), **options)
 
 
-@pytest.fixture(params=["shared", "asyncio", "trio", "uvloop"])
+@pytest.fixture(params=["shared", "asyncio", "trio", pytest.param("uvloop", marks=pytest.mark.slow)])
 def portal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """The shared portal, and one of each kind for a block."""
     if request.param == "shared":
@@ -421,11 +421,15 @@ def test_ctrl_c_cancels_waits_for_the_cleanup_and_is_raised(
     one.wait_until_closed()
 
 
-@pytest.mark.parametrize("client", ["None", "AsyncOpenAI()", "OpenAI()"])
+# The shared portal, which each of them uses first, is one of asyncio's.
+@pytest.mark.parametrize(
+    ("client", "backend"),
+    [("None", "asyncio"), ("None", "trio"), ("openai.AsyncOpenAI()", "trio"), ("openai.OpenAI()", "trio")],
+)
 def test_a_program_that_uses_the_facade_ends_cleanly(client: str, endpoint: StartEndpoint, backend: str):
     one = endpoint(calls_then("done", answers.call("work")))
     code = (
-        "import time; from fractal import BaseAgent, sync; from openai import AsyncOpenAI, OpenAI\n"
+        f"import time; from fractal import BaseAgent, sync\n{'' if client == 'None' else 'import openai'}\n"
         f"agent = BaseAgent('A', 'a', client={client}).add_tool(lambda: time.sleep(0.01), name='work')\n"
         "print(sync.run(agent, 'go').content)\n"
         f"own = sync.portal(backend={backend!r}); own.__enter__()\n"

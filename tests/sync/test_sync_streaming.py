@@ -62,7 +62,7 @@ def _http_is_imported() -> None:
         sync.run(BaseAgent("A", "a", client=OpenAIModel(base_url=one.url, api_key="sk-test")), "go").raise_for_error()
 
 
-@pytest.fixture(params=["shared", "asyncio", "trio", "uvloop"])
+@pytest.fixture(params=["shared", "asyncio", "trio", pytest.param("uvloop", marks=pytest.mark.slow)])
 def portal(request: pytest.FixtureRequest) -> Iterator[object]:
     """The shared portal, and one of each kind for a block."""
     if request.param == "shared":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -333,3 +335,15 @@ def test_a_run_that_stays_the_current_one_is_a_fault(backend: str):
 
     found = faults(enters, backends=[backend], ways=["scope"])
     assert set(found) == {"a run that has ended is still the current one"}
+
+
+def test_what_its_user_has_frozen_stays_frozen_and_nothing_else():
+    code = (
+        "import anyio, gc, sys; from fractal.testing import cancel_everywhere\n"
+        "begun = gc.get_freeze_count(); cancel_everywhere(lambda: anyio.sleep(0), backends=['trio'])\n"
+        "print(gc.get_freeze_count() <= begun); gc.freeze()\n"
+        "frozen = gc.get_freeze_count(); cancel_everywhere(lambda: anyio.sleep(0), backends=['trio'])\n"
+        "print(gc.get_freeze_count() >= frozen)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["True", "True"]

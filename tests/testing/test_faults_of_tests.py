@@ -20,6 +20,7 @@ from fractal import (
     tool,
 )
 from fractal.testing import Endpoint, ScriptedModel, ScriptedRequest, answers, record_events
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 
 class Misspelt(Exception):

@@ -27,6 +27,7 @@ from fractal import (
     run_many,
     tool,
 )
+from fractal._engine.pricing import prices_of_library
 from fractal.testing import Endpoint, NotInVirtualTime, ScriptedModel, VirtualTime, answers, virtual_time
 from tests.support import assert_continuable, outcomes
 
@@ -468,6 +469,13 @@ def test_real_time_has_its_threads_beside_virtual_time(clock: VirtualTime):
 
     assert anyio.run(in_real_time, backend="trio") == 7
     assert clock.elapsed == 60
+
+
+def test_the_prices_of_models_are_loaded_in_real_time(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("genai_prices")
+    monkeypatch.setattr(prices_of_library(), "is_loaded", False)
+    result = clock.run(agent(ScriptedModel(["done"])).run, "go")
+    assert (result.content, clock.elapsed) == ("done", 0)
 
 
 def test_a_decorated_test_takes_arguments_by_name(clock: VirtualTime):

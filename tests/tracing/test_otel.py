@@ -54,6 +54,7 @@ from tests.programs import LOOP_KINDS, make
 from tests.spans import Telemetry, assert_parents, parent_of, size_of, tree_of_events, tree_of_spans
 from tests.support import LOOPS
 from tests.trees import Grown, Tree, trees
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 StartEndpoint = Callable[..., Endpoint]
 
@@ -400,6 +401,7 @@ async def test_traceparent_is_sent_where_it_is_wanted(endpoint: StartEndpoint) -
 # ---- what a span says
 
 
+@pytest.mark.usefixtures("brief_pauses")
 async def test_retries_are_in_one_span(endpoint: StartEndpoint) -> None:
     one = endpoint([answers.failure(503), answers.failure(503), "hi", answers.failure(400)])
     told = Telemetry()

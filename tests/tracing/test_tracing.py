@@ -35,6 +35,7 @@ from fractal import (
 )
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.odd import VALUES
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 StartEndpoint = Callable[..., Endpoint]
 

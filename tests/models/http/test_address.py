@@ -17,6 +17,7 @@ from fractal.models._http.address import address_of, plain_key, plain_url
 from fractal.models._http.pool import machine_tls
 from fractal.testing import Endpoint
 from fractal.testing.endpoint import RecordedRequest
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 AZURE = {"api_key": "k", "base_url": "http://h", "api_version": "1"}
 

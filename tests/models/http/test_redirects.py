@@ -11,6 +11,7 @@ import pytest
 from fractal import AgentResult, BaseAgent, ConnectionFailed, Limits
 from tests.clients import Models
 from tests.raw_server import Wire, body_of, http, raw_server, said
+from tests.without_uvloop import anyio_backend  # noqa: F401
 
 SECRET, TOKEN = "PRIVATE-CONVERSATION", "TOKEN-0123456789"
 
