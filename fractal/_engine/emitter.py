@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from fractal._engine.clock import CLOCK_SLACK
-from fractal._engine.observers import Brief, companions_of, interested, settle_all, tell_all
+from fractal._engine.observers import Brief, companions_of, helpers_among, interested, settle_all, tell_all
 from fractal._event import event_of
 from fractal._log import log
 from fractal._texts import said_by
@@ -40,8 +40,8 @@ class Emitter:
 
     Attributes:
         feeds: The streams that show the run.
-        companions: The observers that take part in what the run does, those of the runs above included.
-        own_companions: Those of this run.
+        companions: The observers that prepare its calls or give its requests headers, those of the runs above included.
+        own_companions: Those of this run that take part in it, be it only at its end.
         warnings: What was odd, here and in the runs below.
         has_ended: Whether the run has its result, so that a warning comes too late for it.
     """
@@ -85,7 +85,7 @@ class Emitter:
         taking_part = companions_of(own)
         self._observers = (*own, *self._observers)
         self.own_companions += taking_part
-        self.companions = (*taking_part, *self.companions)
+        self.companions = (*helpers_among(taking_part), *self.companions)
 
     def take_id(self, run_id: str) -> None:
         """Say another id of the run in all events; before the first."""

@@ -26,6 +26,7 @@ __all__ = [
     "checked_observers",
     "companions_of",
     "enter_call",
+    "helpers_among",
     "interested",
     "is_same",
     "note_unused",
@@ -84,6 +85,16 @@ def interested(observers: Iterable[Observer], others: Sequence[Observer]) -> tup
 def companions_of(observers: Iterable[Observer]) -> tuple[RunObserver, ...]:
     """The observers that take part in the work of a run."""
     return tuple(each for each in observers if is_a(each, RunObserver))
+
+
+def helpers_among(companions: Iterable[RunObserver]) -> tuple[RunObserver, ...]:
+    """Those that prepare calls, or give requests headers; to ask the others would be in vain."""
+    return tuple(each for each in companions if _is_own(each.enter_call) or _is_own(each.request_headers))
+
+
+def _is_own(method: Callable[..., Any]) -> bool:
+    """Whether a method of an observer is another one than its base class has."""
+    return getattr(method, "__func__", None) not in (RunObserver.enter_call, RunObserver.request_headers)
 
 
 def enter_call(companions: Iterable[RunObserver], run_id: str, call_id: str) -> None:

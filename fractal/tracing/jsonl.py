@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import stat
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -66,6 +68,43 @@ class _Bell:
         return self._silence.acquire(timeout=seconds)
 
 
+if sys.platform == "linux":
+
+    class _QuietBell(_Bell):
+        """A bell that whoever rings it rings without Python's global lock.
+
+        A thread that a lock wakes finds the global lock taken and sleeps again, so it is woken twice.
+        """
+
+        __slots__ = ("_descriptor", "_poll")
+
+        def __init__(self) -> None:
+            self._descriptor = os.eventfd(0)
+            self._poll = select.poll()
+            self._poll.register(self._descriptor, select.POLLIN)
+
+        def ring(self) -> None:
+            os.eventfd_write(self._descriptor, 1)
+
+        def wait(self, seconds: float) -> bool:
+            if not self._poll.poll(seconds * 1000):
+                return False
+            os.eventfd_read(self._descriptor)
+            return True
+
+        def __del__(self) -> None:
+            with suppress(AttributeError):  # there was none left
+                os.close(self._descriptor)
+
+
+def _bell_of_thread() -> _Bell:
+    """The bell that takes the least time here."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # no descriptor is left
+            return _QuietBell()
+    return _Bell()
+
+
 class LineWriter:
     """Appends lines to files.
 
@@ -80,8 +119,7 @@ class LineWriter:
         self._lock = threading.Lock()
         self._lines: dict[str, list[bytes]] = {}  # of each file
         self._waiting = self._taken = self._done = self.dropped = 0
-        self._thread: threading.Thread | None = None
-        self._bell = _Bell()
+        self._bell: _Bell | None = None  # of the thread, while there is one
         self._waiters: dict[EventLoopToken, anyio.Event] = {}  # of each event loop where somebody waits
         self._sleepers: list[_Bell] = []  # of the threads that do
         self._is_idle = False  # whether the thread had nothing to write when it last looked
@@ -113,8 +151,8 @@ class LineWriter:
             lines.append(line)
             self._waiting += len(line)
             self._taken += 1
-            if self._thread is None:
-                self._start()
+            if self._bell is None:
+                self._bell = self._start()
             elif self._is_idle:
                 self._is_idle = False
                 self._bell.ring()
@@ -127,8 +165,9 @@ class LineWriter:
         with self._lock:
             if self._done >= self._taken or self._done == self._stuck_at:
                 return
-            event = self._waiters.setdefault(current_token(), anyio.Event())
-        self._bell.ring()
+            event, bell = self._waiters.setdefault(current_token(), anyio.Event()), self._bell
+        if bell is not None:
+            bell.ring()
         began = time.monotonic()
         try:
             await event.wait()
@@ -152,7 +191,9 @@ class LineWriter:
             if self._done >= count:
                 return True
             self._sleepers.append(done)
-        self._bell.ring()
+            bell = self._bell
+        if bell is not None:  # without the lock, which the thread takes at once
+            bell.ring()
         while self._done < count and (left := until - time.monotonic()) > 0:
             done.wait(left)
         return self._done >= count
@@ -171,17 +212,17 @@ class LineWriter:
         self._is_slow = not self.flush(MOMENT)
         return not self._is_slow
 
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._work, name="fractal trace writer", daemon=True)
-        thread.start()  # it waits for our lock
-        self._thread = thread
+    def _start(self) -> _Bell:
+        bell = _bell_of_thread()
+        threading.Thread(target=self._work, args=(bell,), name="fractal trace writer", daemon=True).start()
+        return bell  # before the thread asks for it: it waits for our lock
 
     def _drop(self, count: int) -> None:
         if not self.dropped:
             log.warning("the trace is not whole: the disk does not keep up, or does not take what is written")
         self.dropped += count
 
-    def _work(self) -> None:
+    def _work(self, bell: _Bell) -> None:
         while True:
             batch, count, waiters, sleepers = self._take()
             began = time.monotonic()
@@ -193,8 +234,8 @@ class LineWriter:
                 sleeper.ring()
             _wake(waiters)
             if batch:
-                self._bell.wait(_PAUSE)
-            elif not self._bell.wait(_LINGER) and self._may_end():
+                bell.wait(_PAUSE)
+            elif not bell.wait(_LINGER) and self._may_end():
                 return
 
     def _take(
@@ -211,7 +252,7 @@ class LineWriter:
         with self._lock:
             if self._lines or self._waiters or self._sleepers:
                 return False
-            self._thread = None
+            self._bell = None
             files, self._files = self._files, {}
         for descriptor in files.values():
             os.close(descriptor)

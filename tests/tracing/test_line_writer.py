@@ -22,9 +22,9 @@ def writer() -> LineWriter:
 
 def ended(writer: LineWriter) -> bool:
     until = time.monotonic() + 5
-    while writer._thread is not None and time.monotonic() < until:
+    while writer._bell is not None and time.monotonic() < until:
         time.sleep(0.01)
-    return writer._thread is None and not writer._files
+    return writer._bell is None and not writer._files
 
 
 async def test_lines_are_in_order_and_there_when_they_are_waited_for(tmp_path: Path, writer: LineWriter) -> None:
@@ -143,13 +143,14 @@ def test_a_line_that_comes_while_the_thread_has_nothing_to_do_is_written_soon(
     writer.write(str(tmp_path / "a"), b"x")
     assert writer.flush()
     until(lambda: writer._is_idle)
-    thread = writer._thread
+    bell = writer._bell
     writer.write(str(tmp_path / "a"), b"y")
     until(lambda: (tmp_path / "a").read_bytes() == b"x\ny\n")
-    assert writer._thread is thread
+    assert bell is not None
+    assert writer._bell is bell
     until(lambda: writer._is_idle)
     monkeypatch.undo()
-    writer._bell.ring()
+    bell.ring()
     assert ended(writer)
 
 
