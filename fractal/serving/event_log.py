@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -19,8 +18,7 @@ BYTES_AT_ONCE = 2**16
 """Bytes of events that a reader takes at a time, unless one event is longer."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedEvent:
+class LoggedEvent(NamedTuple):
     """One event of a run, as clients see it.
 
     Attributes:

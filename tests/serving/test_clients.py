@@ -11,6 +11,7 @@ import anyio
 import pytest
 import sniffio
 
+from fractal._concurrency.timers import Delay
 from fractal.serving import ServedRuns
 from fractal.serving.record import MemoryStore, RunRecord
 from fractal.serving.run import RunAsked, ServedRun
@@ -26,7 +27,10 @@ async def _begun(runs: ServedRuns) -> ServedRun:
     return run
 
 
-async def test_no_task_watches_the_client_of_a_short_run_where_event_loops_have_timers() -> None:
+async def test_no_task_watches_the_client_of_a_short_run_where_event_loops_have_timers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fractal.serving.clients._UNWATCHED", Delay(60.0))  # however slow the machine is
     runs, watched = ServedRuns(Shop("found")), list[bool]()
 
     async def gone() -> None:

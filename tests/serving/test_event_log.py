@@ -7,8 +7,11 @@ from typing import Any
 
 import anyio
 import pytest
+from fastapi.sse import format_sse_event
 
+from fractal._json import encode
 from fractal.serving import EventLog, LoggedEvent
+from fractal.serving.sse import frame
 from tests.visits import text_in
 
 RUN = "run_1"
@@ -99,3 +102,11 @@ def test_a_reader_takes_a_bounded_number_of_bytes_at_a_time() -> None:
         number = events[-1].number
     assert number == 100
     assert max(sizes) < 2**16
+
+
+@pytest.mark.parametrize("text", ["", "a\nb\r\nc\rd", "ü \u2028 \u0085 \0", "data: x\n\nevent: y"])
+def test_an_event_is_framed_as_the_frameworks_own_are(text: str) -> None:
+    event = LoggedEvent(7, "text_delta", encode({"kind": "text_delta", "text": text}))
+    framed = format_sse_event(data_str=event.json.decode(), event=event.kind, id=f"{RUN}.7")
+    assert frame(RUN, event) == framed
+    assert framed.count(b"\n") == 4
