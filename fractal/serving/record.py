@@ -35,7 +35,7 @@ class RunRecord:
         result_json: How it ended, as the JSON of a `RunOutcome`; None before that, or if it never began.
         problem: Why there is no answer, as problem details; None before the end, and after a success.
         events: Its events, as far as they are kept; none where nobody watched it.
-        key: The client's own name of the request that began it, or None.
+        key: The client's own name of the request that began it; None without, and if its turn never came.
         fingerprint: What another request of that name must have in common with it.
         request_id: Id of the request that began it, or None.
     """
