@@ -203,7 +203,7 @@ class ServedRun:
             pending=tuple(self.approvals.pending),
             result_json=self._result_json,
             problem=self.problem.facts() if self.problem else None,
-            events=self.log.events,
+            events=self.log.to_keep if self.is_over else (),
             key=self.asked.key if self._had_its_turn or not self.is_over else None,  # it has done nothing
             fingerprint=self.asked.fingerprint,
             request_id=self.asked.request_id,
