@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -19,8 +18,7 @@ BYTES_AT_ONCE = 2**16
 """Bytes of events that a reader takes at a time, unless one event is longer."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedEvent:
+class LoggedEvent(NamedTuple):
     """One event of a run, as clients see it.
 
     Attributes:
@@ -40,6 +38,12 @@ class LoggedEvent:
         return data
 
 
+_ANEW = frozenset({"model_requested", "events_skipped"})
+"""Events with which the text of a reply begins, or that tell all of it so far."""
+
+_OF_TEXT = _ANEW | {"text_delta"}
+
+
 class EventLog:
     """A bounded log that many readers read, each at its own pace; writing never waits.
 
@@ -57,6 +61,10 @@ class EventLog:
         self._events: deque[LoggedEvent] = deque()
         self._news: anyio.Event | None = None
         self._last = self._bytes = 0
+        self._anew = 0
+        """Number of the newest event that tells the text from its beginning."""
+        self._text_dropped = 0
+        """Characters of the text that are told by no event any more, since one that told it from its beginning."""
         self._is_closed = False
         self._pieces: list[str] = []
 
@@ -85,6 +93,11 @@ class EventLog:
         return tuple(self._events)
 
     @property
+    def to_keep(self) -> tuple[LoggedEvent, ...]:
+        """The events for a reader from the beginning, for the time after the run: a gap, if there is one, and these."""
+        return (*self._gap_before(0), *self._events)
+
+    @property
     def text(self) -> str:
         """What the model has written of the reply that it is writing, or wrote last."""
         if len(self._pieces) > 1:
@@ -102,11 +115,25 @@ class EventLog:
     def add(self, kind: str, json: bytes) -> None:
         """Add an event, and drop the oldest if there are too many."""
         self._last += 1
-        self._events.append(LoggedEvent(self._last, kind, json))
+        event = LoggedEvent(self._last, kind, json)
+        self._events.append(event)
+        if kind in _ANEW and self._is_own(event):
+            self._anew = self._last
         self._bytes += len(json)
         while len(self._events) > 1 and (len(self._events) > self._max_events or self._bytes > self._max_bytes):
-            self._bytes -= len(self._events.popleft().json)
+            self._drop()
         self._tell()
+
+    def _drop(self) -> None:
+        event = self._events.popleft()
+        self._bytes -= len(event.json)
+        if event.kind in _OF_TEXT and self._is_own(event):  # noted now, so that no reader has it counted
+            before = 0 if event.kind in _ANEW else self._text_dropped
+            self._text_dropped = before + len(event.data.get("text", ""))
+
+    def _is_own(self, event: LoggedEvent) -> bool:
+        """Whether an event is of the run itself, and not of one below it."""
+        return bool(event.data["run_id"] == self.run_id)
 
     def close(self) -> None:
         """Mark the end: no more events will come."""
@@ -125,12 +152,11 @@ class EventLog:
         """
         if not self._events or number >= self._last:
             return []
+        if gap := self._gap_before(number):
+            return gap
         oldest = self._events[0].number
-        if number + 1 < oldest:
-            gap = skipped_json(self.run_id, time.time(), oldest - 1 - number, self._text_before())
-            return [LoggedEvent(oldest - 1, "events_skipped", gap)]
         taken, size = list[LoggedEvent](), 0
-        for index in range(number + 1 - oldest, len(self._events)):  # quick near both ends, where readers are
+        for index in range(max(number + 1 - oldest, 0), len(self._events)):  # quick near both ends, where readers are
             event = self._events[index]
             size += len(event.json)
             if taken and size > BYTES_AT_ONCE:
@@ -142,17 +168,17 @@ class EventLog:
         """Add that events before have not been kept, and nobody has counted them, with the text so far."""
         self.add("events_skipped", skipped_json(self.run_id, time.time(), None, self.text))
 
-    def _text_before(self) -> str:
-        """The text that stood before the events that are kept, which tell the rest of it."""
-        rest = 0
-        for event in self._events:
-            if event.kind == "events_skipped":
-                return ""  # that tells all of the text before itself
-            if event.kind == "model_requested" and event.data["run_id"] == self.run_id:
-                return ""  # the reply whose text is known begins here
-            if event.kind == "text_delta" and (data := event.data)["run_id"] == self.run_id:
-                rest += len(data["text"])
-        return self.text[: len(self.text) - rest]
+    def _gap_before(self, number: int) -> list[LoggedEvent]:
+        """The gap between an event and those that are kept; one that is kept stands for itself."""
+        if not self._events:
+            return []
+        oldest, kind, _ = self._events[0]
+        if number + 1 >= oldest or kind == "events_skipped":
+            return []
+        # Where an event that is kept tells the text from its beginning, what stood before belongs to another reply.
+        text = "" if self._anew >= oldest else self.text[: self._text_dropped]
+        gap = skipped_json(self.run_id, time.time(), oldest - 1 - number, text)
+        return [LoggedEvent(oldest - 1, "events_skipped", gap)]
 
     async def wait(self, number: int) -> bool:
         """Wait for an event after one; False if none will come."""

@@ -34,8 +34,8 @@ class RunRecord:
         pending: Its calls that wait for approval.
         result_json: How it ended, as the JSON of a `RunOutcome`; None before that, or if it never began.
         problem: Why there is no answer, as problem details; None before the end, and after a success.
-        events: Its events, as far as they are kept; none where nobody watched it.
-        key: The client's own name of the request that began it, or None.
+        events: Its events, as far as they are kept; none before it has ended, and where nobody watched it.
+        key: The client's own name of the request that began it; None without, and if its turn never came.
         fingerprint: What another request of that name must have in common with it.
         request_id: Id of the request that began it, or None.
     """

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import anyio
 from anyio.lowlevel import EventLoopToken, current_token
@@ -30,6 +30,8 @@ from fractal.serving.run import RunAsked, ServedRun, wait_for
 
 __all__ = ["OnDisconnect", "ServedRuns", "ServingOptions", "checked_agents", "served_runs"]
 
+T = TypeVar("T")
+
 OnDisconnect = Literal["cancel", "detach"]
 """What becomes of a run when the last client that waits for it has gone: it is cancelled, or goes on."""
 
@@ -47,8 +49,8 @@ class ServingOptions(TypedDict, total=False):
     store: RunStore | None
 
 
-SAVING_SECONDS = 5.0
-"""Seconds that a store has to keep a run."""
+STORE_SECONDS = 5.0
+"""Seconds that a store has to keep a run, or to tell of some."""
 
 
 class ServedRuns:
@@ -132,7 +134,7 @@ class ServedRuns:
             The run; a record, if it has been begun before and has ended.
 
         Raises:
-            Problem: There is no such agent, no room, or another request of the same name.
+            Problem: There is no such agent, no room, another request of the same name, or the store cannot tell of one.
         """
         name, agent = self.agent_named(name)
         if asked.timeout is not None and asked.timeout > self.timeout:
@@ -153,8 +155,9 @@ class ServedRuns:
         if asked.key is None:
             return None
         # Asked before and after the store, which may take its time: a run is among these until it is stored.
-        begun: ServedRun | RunRecord | None = self._keys.get((asked.owner, asked.key))
-        begun = begun or await self.store.find(asked.owner, asked.key) or self._keys.get((asked.owner, asked.key))
+        name = (asked.owner, asked.key)
+        begun: ServedRun | RunRecord | None = self._keys.get(name)
+        begun = begun or await _from_store(self.store.find(*name)) or self._keys.get(name)
         if begun is None:
             return None
         fingerprint = begun.asked.fingerprint if isinstance(begun, ServedRun) else begun.fingerprint
@@ -275,13 +278,13 @@ class ServedRuns:
         if type(self.store) is MemoryStore:  # which neither waits nor fails: no scope of the backend's, which costs
             self.store.keep(run.record())
             return
-        with anyio.move_on_after(SAVING_SECONDS, shield=True) as scope:
+        with anyio.move_on_after(STORE_SECONDS, shield=True) as scope:
             try:
                 await self.store.save(run.record())
             except Exception as error:
                 log.failure(f"the store could not keep run {run.id}", error)
         if scope.cancelled_caught:
-            log.warning(f"the store has not kept run {run.id} within {SAVING_SECONDS:g} s")
+            log.warning(f"the store has not kept run {run.id} within {STORE_SECONDS:g} s")
 
     def _forget(self, run: ServedRun) -> None:
         del self._live[run.id]
@@ -300,16 +303,21 @@ class ServedRuns:
         """A run of an owner, one that goes on or one that is kept; its events are kept from now on.
 
         Raises:
-            Problem: There is none, 404.
+            Problem: There is none, 404; or the store cannot tell, 503.
         """
-        found = self.live(run_id, owner) or await self.store.load(run_id) or self.live(run_id, owner)
+        found: ServedRun | RunRecord | None = self.live(run_id, owner)
+        found = found or await _from_store(self.store.load(run_id)) or self.live(run_id, owner)
         if found is None or (isinstance(found, RunRecord) and found.owner != owner):
             raise Problem(404, "unknown_run", "there is no such run")
         return _watched(found)
 
     async def page(self, owner: str | None, before: tuple[float, str] | None, limit: int) -> list[RunRecord]:
-        """The newest runs of an owner, those that go on among them, the newest first."""
-        kept = await self.store.page(owner, before, limit)
+        """The newest runs of an owner, those that go on among them, the newest first.
+
+        Raises:
+            Problem: The store cannot tell, 503.
+        """
+        kept = await _from_store(self.store.page(owner, before, limit))
         live = [run.record() for run in self._live.values() if run.asked.owner == owner]
         found = {each.id: each for each in (*live, *kept) if before is None or each.position < before}
         return sorted(found.values(), key=lambda each: each.position, reverse=True)[:limit]
@@ -321,6 +329,20 @@ class ServedRuns:
         hosts = [host_of(agent, token) for agent in self.agents.values()]
         is_hosted = self.on_disconnect == "cancel" or all(hosts)
         return is_hosted and self._has_room and not any(host is not None and host.is_closing for host in hosts)
+
+
+async def _from_store(telling: Awaitable[T]) -> T:
+    """What a store tells, which may be somebody's database.
+
+    Raises:
+        Problem: It fails or takes too long, 503.
+    """
+    try:
+        with anyio.fail_after(STORE_SECONDS):
+            return await telling
+    except Exception as error:
+        log.failure("the store of runs cannot tell", error)
+        raise Problem(503, "store_failed", "what is kept of runs cannot be told now", retry_after=1) from None
 
 
 def served_runs(

@@ -127,7 +127,7 @@ class ServedRun:
         # Nothing that the run holds knows the run, so that it goes, with all of its messages, when nobody knows it.
         self.approvals = PendingApprovals(partial(_tell_approval, log_, self._thread, self.token))
         self._why_cancelled = "the run was cancelled"
-        self._has_begun = self._has_shown_text = False
+        self._had_its_turn = self._has_its_id = self._has_shown_text = False
         self._is_watched = asked.is_streamed
         self._run: Run | None = None
         self._result_json: bytes | None = None
@@ -203,8 +203,8 @@ class ServedRun:
             pending=tuple(self.approvals.pending),
             result_json=self._result_json,
             problem=self.problem.facts() if self.problem else None,
-            events=self.log.events,
-            key=self.asked.key,
+            events=self.log.to_keep if self.is_over else (),
+            key=self.asked.key if self._had_its_turn or not self.is_over else None,  # it has done nothing
             fingerprint=self.asked.fingerprint,
             request_id=self.asked.request_id,
         )
@@ -222,7 +222,7 @@ class ServedRun:
             with self._scope:
                 left = await wait_for(turn, timeout)
                 try:
-                    self.state = "running"
+                    self.state, self._had_its_turn = "running", True
                     await (self._stream(left) if self.asked.is_streamed else self._ask(left))
                 finally:
                     turn.release()
@@ -290,9 +290,9 @@ class ServedRun:
             self.result = stream.ended
 
     def _take(self, run: Run) -> None:
-        if not self._has_begun:
+        if not self._has_its_id:
             run.take_id(self.id)
-            self._has_begun = True
+            self._has_its_id = True
         if self.asked.turns:
             bring_turns(run, self.asked.turns)
         if self.asked.tools is not None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -35,8 +35,9 @@ def event_id(run_id: str, number: int) -> str:
 
 
 def frame(run_id: str, event: LoggedEvent) -> bytes:
-    """An event as it is on the wire."""
-    return format_sse_event(data_str=event.json.decode(), event=event.kind, id=event_id(run_id, event.number))
+    """An event as it is on the wire; its JSON is one line."""
+    name = event_id(run_id, event.number)
+    return b"event: %b\ndata: %b\nid: %b\n\n" % (event.kind.encode(), event.json, name.encode())
 
 
 async def gone(receive: Receive) -> None:

@@ -6,8 +6,9 @@ models and prices, warnings, transcripts of delegates, and what exceptions say.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
@@ -50,6 +51,17 @@ __all__ = [
 RunState = Literal["queued", "running", "finished", "failed", "cancelled"]
 """Where a run is: it waits for its turn, goes on, gave an answer, failed, or was cancelled."""
 
+
+class _Shown:
+    """Some attributes of things of a kind, as a dict; two at least."""
+
+    def __init__(self, *names: str) -> None:
+        self._names, self._values = names, attrgetter(*names)
+
+    def __call__(self, thing: object) -> dict[str, Any]:
+        return dict(zip(self._names, self._values(thing), strict=True))
+
+
 _HIDDEN: Mapping[type[RunEvent], Collection[str]] = {
     RunStarted: ("history", "limits"),
     ModelRequested: ("model", "opening", "added", "kept", "tools"),
@@ -69,11 +81,12 @@ _HIDDEN: Mapping[type[RunEvent], Collection[str]] = {
 calls that wait for approval, are told by what serves them, which knows more."""
 
 _SHOWN = {
-    kind: tuple(field.name for field in fields(kind) if field.name not in hidden) for kind, hidden in _HIDDEN.items()
+    kind: _Shown(*(field.name for field in fields(kind) if field.name not in hidden))
+    for kind, hidden in _HIDDEN.items()
 }
 
 _OF_EVENT = ("run_id", "parent_id", "agent_name", "depth", "at")
-_OF_CALL = ("content", "outcome", "elapsed")
+_OF_CALL = _Shown("content", "outcome", "elapsed")
 _TOOL_FAILED = "the tool failed"
 
 
@@ -83,20 +96,16 @@ def event_json(event: Event) -> bytes | None:
         case RunFinished():
             return encode(_end_of_delegate(event))
         case ToolFinished(result=result):
-            shown = {**_facts(result, _OF_CALL), "error": _TOOL_FAILED if _has_raised(result) else result.error}
-            return encode({**_facts(event, _SHOWN[ToolFinished]), "result": shown})
+            of_call = {**_OF_CALL(result), "error": _TOOL_FAILED if _has_raised(result) else result.error}
+            return encode({**_SHOWN[ToolFinished](event), "result": of_call})
         case _:
-            names = _SHOWN.get(type(event))
-            return encode(_facts(event, names)) if names is not None else None
+            shown = _SHOWN.get(type(event))
+            return encode(shown(event)) if shown is not None else None
 
 
 def _has_raised(result: ToolResult) -> bool:
     """Whether a call is told of in the words of an exception, which may say anything."""
     return result.outcome == "error" and result.exception is not None
-
-
-def _facts(thing: object, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(thing, name) for name in names}
 
 
 def _end_of_delegate(event: RunFinished) -> DelegateFinished:

@@ -43,7 +43,7 @@ async def test_functions_are_called_in_the_order_in_which_they_were_given_and_no
     delay, begun = Delay(0.02), list[float]()
     for number in range(3):
         begun.append(anyio.current_time())
-        delay.call(lambda number=number: calls.append((number, anyio.current_time())), token)  # type: ignore[misc]
+        delay.call(lambda number=number: calls.append((number, anyio.current_time())), token)
         await anyio.sleep(0.005)
     delay.call(last.set, token)
     with anyio.fail_after(5):

@@ -6,16 +6,19 @@ import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import anyio
 import pytest
 import sniffio
 
+from fractal._concurrency.timers import Delay
 from fractal.serving import ServedRuns
 from fractal.serving.record import MemoryStore, RunRecord
 from fractal.serving.run import RunAsked, ServedRun
-from fractal.testing import answers
-from tests.serving.support import Shop
+from fractal.testing import ScriptedModel, answers
+from tests.serving.support import Shop, served
+from tests.visits import Visit
 
 ASKED = RunAsked(input="Find it")
 
@@ -26,7 +29,10 @@ async def _begun(runs: ServedRuns) -> ServedRun:
     return run
 
 
-async def test_no_task_watches_the_client_of_a_short_run_where_event_loops_have_timers() -> None:
+async def test_no_task_watches_the_client_of_a_short_run_where_event_loops_have_timers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fractal.serving.clients._UNWATCHED", Delay(60.0))  # however slow the machine is
     runs, watched = ServedRuns(Shop("found")), list[bool]()
 
     async def gone() -> None:
@@ -137,3 +143,51 @@ async def test_a_run_that_nobody_watches_makes_its_events_for_whoever_reads_them
     assert [event.kind for event in while_saving[0]] == ["events_skipped", "run_finished"]
     assert [event.number for event in while_saving[0]] == [1, 2]
     assert while_saving[0][0].data["text"] == while_saving[0][1].data["result"]["content"] == "found"
+
+
+class _Unable(MemoryStore):
+    """A store that cannot be reached, or does not answer."""
+
+    hangs = False
+
+    async def _fail(self) -> Any:
+        if self.hangs:
+            await anyio.sleep_forever()
+        raise OSError("postgres://user:secret@host")
+
+    async def load(self, run_id: str) -> RunRecord | None:
+        return await self._fail()
+
+    async def find(self, owner: str | None, key: str) -> RunRecord | None:
+        return await self._fail()
+
+    async def page(self, owner: str | None, before: tuple[float, str] | None, limit: int) -> list[RunRecord]:
+        return await self._fail()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize(
+    ("method", "path", "key"),
+    [
+        ("GET", "/runs/run_1", None),
+        ("GET", "/runs", None),
+        ("DELETE", "/runs/run_1", None),
+        ("GET", "/runs/run_1/stream", None),
+        ("POST", "/runs", "k"),
+        ("POST", "/runs/stream", "k"),
+    ],
+)
+async def test_a_store_that_cannot_tell_is_a_503_and_no_run_is_begun_meanwhile(
+    method: str, path: str, key: str | None, hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fractal.serving.registry.STORE_SECONDS", 0.05)
+    store = _Unable()
+    store.hangs = hangs
+    async with served(agent := Shop("found"), store=store) as app:
+        headers = {} if key is None else {"Idempotency-Key": key}
+        visit = Visit(method, path, json={"input": "Find it"} if key else None, headers=headers)
+        await visit.to(app)
+    assert (visit.status, visit.json["reason"], visit.headers["retry-after"]) == (503, "store_failed", "1")
+    assert "secret" not in visit.body.decode()
+    assert isinstance(agent.client, ScriptedModel)
+    assert agent.client.requests == []

@@ -7,8 +7,11 @@ from typing import Any
 
 import anyio
 import pytest
+from fastapi.sse import format_sse_event
 
+from fractal._json import encode
 from fractal.serving import EventLog, LoggedEvent
+from fractal.serving.sse import frame
 from tests.visits import text_in
 
 RUN = "run_1"
@@ -71,6 +74,36 @@ def test_the_text_is_whole_for_a_reader_that_has_missed_any_part_of_it(kept: int
             assert read(events).strip() == answer.strip()
 
 
+@pytest.mark.parametrize("kept", [1, 2, 3, 5, 8, 13])
+def test_a_log_made_of_what_another_tells_is_read_alike(kept: int) -> None:
+    log = EventLog(RUN, max_events=kept, max_bytes=10_000)
+    for answer in ("first answer of two ", "second answer of two "):
+        reply(log)
+        for word in answer.split(" "):
+            write(log, f"{word} ")
+        again = EventLog.of_events(RUN, log.to_keep, log.text)
+        for after in range(log.last):
+            events, number = list[LoggedEvent](), after
+            while missing := again.after(number):
+                events += missing
+                number = events[-1].number
+            assert (number, read(events).strip()) == (log.last, answer.strip()) or after >= log.events[0].number - 1
+
+
+def test_readers_that_have_missed_events_have_none_of_those_that_are_kept_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = EventLog(RUN, max_events=500, max_bytes=2**20)
+    reply(log)
+    for number in range(1000):
+        write(log, f"{number} ")
+    looked = list[int]()
+    monkeypatch.setattr(LoggedEvent, "data", property(lambda event: looked.append(event.number)))
+    gaps = [log.after(number)[0] for number in range(10)]
+    assert {gap.kind for gap in gaps} == {"events_skipped"}
+    assert looked == []
+
+
 def test_what_delegates_write_is_no_part_of_the_text() -> None:
     log = EventLog(RUN, max_events=3, max_bytes=10_000)
     reply(log)
@@ -99,3 +132,11 @@ def test_a_reader_takes_a_bounded_number_of_bytes_at_a_time() -> None:
         number = events[-1].number
     assert number == 100
     assert max(sizes) < 2**16
+
+
+@pytest.mark.parametrize("text", ["", "a\nb\r\nc\rd", "ü \u2028 \u0085 \0", "data: x\n\nevent: y"])
+def test_an_event_is_framed_as_the_frameworks_own_are(text: str) -> None:
+    event = LoggedEvent(7, "text_delta", encode({"kind": "text_delta", "text": text}))
+    framed = format_sse_event(data_str=event.json.decode(), event=event.kind, id=f"{RUN}.7")
+    assert frame(RUN, event) == framed
+    assert framed.count(b"\n") == 4

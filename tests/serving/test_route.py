@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
+from fastapi.dependencies.utils import solve_dependencies
 
 from fractal.serving import ServedRuns, agent_router
 from tests.serving.support import Shop
@@ -59,15 +60,22 @@ async def test_an_inclusion_without_dependencies_is_as_open_as_it_was() -> None:
     assert (await post(of_inclusion(agent_router(Shop("found"))), "/open/runs", ASK)).status == 200
 
 
-async def test_a_route_with_nothing_to_find_but_its_request_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    searched = list[Any]()
+@pytest.mark.parametrize("is_told", [False, True])
+async def test_a_route_with_nothing_to_find_is_searched_only_where_frameworks_tell_of_that(
+    is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = list[str]()
 
-    async def solve(**facts: Any) -> None:
+    async def solve(**facts: Any) -> Any:
         searched.append(facts["request"].url.path)
-        raise AssertionError("there is nothing to find")
+        return await solve_dependencies(**facts)
 
     monkeypatch.setattr("fastapi.routing.solve_dependencies", solve)
     app = FastAPI()
     app.include_router(agent_router(Shop("found")))
-    assert (await post(app, "/runs", ASK)).json["result"]["content"] == "found"
-    assert searched == []
+
+    async def traced(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "fastapi.telemetry": None} if is_told else scope, receive, send)
+
+    assert (await post(traced, "/runs", ASK)).json["result"]["content"] == "found"
+    assert searched == (["/runs"] if is_told else [])

@@ -175,6 +175,36 @@ async def test_requests_of_one_name_at_once_begin_one_run() -> None:
         assert len({visit.json["id"] for visit in visits}) == 1
 
 
+async def test_a_request_whose_turn_did_not_come_may_be_sent_again_under_its_name() -> None:
+    async with served(agent := Shop(answers.call("search"), "one", "two", "three"), max_concurrency=1) as app:
+        late, left = {"Idempotency-Key": "late"}, {"Idempotency-Key": "left"}
+        first, second = Visit("POST", "/runs", json=ASK), Visit("POST", "/runs", json=ASK, headers=left)
+        async with first.going_on(app):
+            await agent.searching.wait()
+            said = await post(app, "/runs", {**ASK, "timeout": 0.05}, headers=late)
+            assert (said.status, said.headers["retry-after"]) == (503, "1")
+            async with second.going_on(app):
+                await until(app, "/runs", lambda visit: len(visit.json["runs"]) == 3)
+                second.leave()
+            agent.let_go.set()
+        for key in (late, left):
+            answered = [await post(app, "/runs", ASK, headers=key) for _ in range(2)]
+            assert [visit.status for visit in answered] == [200, 200]
+            assert answered[0].json == answered[1].json
+
+
+async def test_a_run_that_has_begun_stays_the_answer_to_its_request_however_it_ended() -> None:
+    key = {"Idempotency-Key": "k"}
+    async with served(Shop(answers.failure(401), "another")) as app:
+        assert [(await post(app, "/runs", ASK, headers=key)).status for _ in range(2)] == [502, 502]
+    async with served(agent := Shop(answers.call("search"), "another")) as app:
+        first = Visit("POST", "/runs", json=ASK, headers=key)
+        async with first.going_on(app):
+            await agent.searching.wait()
+            first.leave()
+        assert (await post(app, "/runs", ASK, headers=key)).json["reason"] == "cancelled"
+
+
 # ---- what clients are not told
 
 
