@@ -57,8 +57,8 @@ def refunder() -> BaseAgent[str]:
     return agent.add_tool(tool(requires_approval=True)(book))
 
 
-def kill_at(point: int) -> None:
-    """End this process at the k-th moment before or after a record, or before or after a workflow is begun."""
+def kill_at(point: int, *, begun: bool = False) -> None:
+    """End this process at the k-th moment before or after a record, or before or after a workflow is begun, too."""
     moments = 0
 
     def pass_by() -> None:
@@ -77,7 +77,8 @@ def kill_at(point: int) -> None:
         return call
 
     dbos_journal._OpenInDBOS.record = killing(dbos_journal._OpenInDBOS.record)
-    DurableAgent._begun = killing(DurableAgent._begun)
+    if begun:
+        DurableAgent._begun = killing(DurableAgent._begun)
 
 
 def launch(
@@ -184,7 +185,7 @@ def approved(database: str, backend: str, first: str, step: str) -> None:
         async def ask() -> None:
             durable, order = launch(database, f"dead-{point}", make=refunder), f"order-{point}"
             await (await durable.start(order, run_id=order)).result()
-            kill_at(point)
+            kill_at(point, begun=True)
             await approve_of_all(durable, order)
 
         anyio.run(ask, backend=backend)

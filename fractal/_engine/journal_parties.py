@@ -63,6 +63,10 @@ class CallParty(Protocol):
         """Give the call its outcome."""
         ...
 
+    async def tell(self) -> None:
+        """Emit the events that are due."""
+        ...
+
     def tell_never(self) -> None:
         """Emit no events of the call."""
         ...

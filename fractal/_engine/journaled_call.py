@@ -93,7 +93,7 @@ class JournaledCall:
         call.exception = ToolInterrupted(call.bound.name)
         call.end("error", error=str(call.exception))
         await self.finish(call)
-        call.tell_never()
+        await call.tell()
         return True
 
     def _end(self, call: CallParty, kept: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from fractal import BaseAgent, JournalMismatch, RunContext, RunInProgress, sync, tool
 from fractal.durable import MemoryJournal
+from fractal.events import ToolFinished, ToolStarted
 from fractal.testing import ScriptedModel, ScriptedRequest, answers
 
 
@@ -76,6 +77,19 @@ async def test_a_call_that_was_at_work_is_told_to_the_model_as_unknown(policy: d
     assert again.added == [3]
     assert [call.outcome for call in result.tool_results] == ["error", "error", "ok"]
     assert "unknown whether it took effect" in (result.tool_results[0].error or "")
+
+
+async def test_a_call_that_was_at_work_is_told_to_its_end() -> None:
+    whole = MemoryJournal()
+    await Shop().agent.run("go", journal=whole, run_id="one")
+    keys = [*whole.runs["one"]]
+    started = max(map(keys.index, ("1.0 time 1 started", "1.1 time 1 started")))
+    journal = cut_after(whole, started + 1)
+    async with Shop().agent.stream("go", journal=journal, run_id="one") as stream:
+        events = [event async for event in stream if isinstance(event, (ToolStarted, ToolFinished))]
+    unknown = [event.result.outcome for event in events[:4] if isinstance(event, ToolFinished)]
+    assert [event.kind for event in events] == ["tool_started", "tool_finished"] * 3
+    assert unknown == ["error", "error"]
 
 
 async def test_another_input_is_no_silent_replay() -> None:
