@@ -56,7 +56,13 @@ async def with_a_cleanup_that_fails(ctx: Any, what: Any, next: Any) -> Any:
 
 @scenario
 def hooks_around_tools(watch: Watch) -> Scenario:
-    one = agent(watch, calls("look", "tidy", "read", "buy"), "done", around_tool=[waiting, plain, waiting])
+    one = agent(watch, calls("look", "tidy"), "done", around_tool=[waiting, plain, waiting])
+    return lambda: one.run("go", around_tool=in_a_group, timeout=60)
+
+
+@scenario
+def hooks_around_tools_in_threads(watch: Watch) -> Scenario:
+    one = agent(watch, calls("read", "buy"), "done", around_tool=[waiting, plain])
     return lambda: one.run("go", around_tool=in_a_group, timeout=60)
 
 
@@ -118,18 +124,32 @@ def hooks_that_hold_in_delegates(watch: Watch) -> Scenario:
     return lambda: top.run("go")
 
 
+def hooked_requests(watch: Watch) -> BaseAgent:
+    return agent(watch, calls("look"), "some words of text", around_model=[waiting, plain, in_a_group])
+
+
 @scenario
 def hooks_around_requests(watch: Watch) -> Scenario:
-    one = agent(watch, calls("look"), "some words of text", around_model=[waiting, plain, in_a_group])
+    one = hooked_requests(watch)
+    return lambda: one.run("go")
+
+
+@scenario
+def hooks_around_requests_of_a_stream(watch: Watch) -> Scenario:
+    one = hooked_requests(watch)
 
     async def go() -> None:
-        await one.run("go")
         async with one.stream("go", buffer=0) as stream:
             async for _ in stream.text():
                 pass
-        await run_many(one, ["a", "b"])
 
     return go
+
+
+@scenario
+def hooks_around_requests_of_a_batch(watch: Watch) -> Scenario:
+    one = hooked_requests(watch)
+    return lambda: run_many(one, ["a", "b"])
 
 
 @scenario

@@ -540,7 +540,7 @@ async def test_cancelled_from_outside_the_run_has_cleaned_up_when_the_block_is_l
     stream = agent.stream("go")
     started = time.monotonic()
     await leave_by(agent, stream)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 3
     assert agent.cleaned_up
     result = await stream.result()
     assert (result.stop_reason, outcomes(result), len(one.requests)) == ("cancelled", ["cancelled"], 1)
@@ -572,7 +572,7 @@ async def test_a_consumer_that_stops_reading_does_not_keep_the_run_beyond_its_de
         async with agent.stream("go", timeout=0.2, buffer=buffer) as stream:
             started = time.monotonic()
             await ended.wait()
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 3
             await in_thread(one.wait_until_closed)
             left = [event async for event in stream]
     assert left == watch
@@ -712,7 +712,7 @@ async def test_a_generator_around_a_stream_may_be_dropped_or_closed_anywhere(
     await drop(BaseAgent("A", "a", observers=[watch]))
     dropped = time.monotonic()
     await in_thread(one.wait_for_disconnects, 1)
-    assert time.monotonic() - dropped < 1
+    assert time.monotonic() - dropped < 3
     await until(lambda: len(anyio.get_running_tasks()) <= before)
     assert_well_formed(watch)
     [result] = watch.results("A")
@@ -839,7 +839,7 @@ def test_a_web_client_that_goes_away_in_the_middle_of_text_ends_the_run(
             if path == "/blocking":  # the framework drops plain generators without closing them
                 wait_until(lambda clients=clients: gc.collect() >= 0 and one.disconnects == clients)
             one.wait_for_disconnects(clients)
-            assert time.monotonic() - left < 1
+            assert time.monotonic() - left < 3
         wait_until(lambda: len(watch.results("A")) == 3)
         wait_until(lambda: served.tasks() == idle)
     for result in watch.results("A"):
@@ -1447,7 +1447,7 @@ async def test_a_blocking_double_that_is_stuck_is_left_and_does_not_hide_why(way
         result = await stream.result()
     finally:
         release.set()
-    assert (result.stop_reason, result.elapsed < 1) == ("cancelled" if way == "break" else "deadline", True)
+    assert (result.stop_reason, result.elapsed < 3) == ("cancelled" if way == "break" else "deadline", True)
 
 
 # ---- the time of a request
@@ -1482,7 +1482,7 @@ async def test_an_endpoint_that_falls_silent_makes_a_request_time_out_and_is_not
         text, result = await text_and_result(agent)
         await model.aclose()
     assert (text, result.stop_reason, type(result.exception).__name__) == ("One ", "model_error", "RequestTimedOut")
-    assert (len(requests), result.elapsed < 1) == (1, True)
+    assert (len(requests), result.elapsed < 3) == (1, True)
 
 
 # ---- the result, and wrong use
@@ -1728,7 +1728,7 @@ async def test_the_parents_deadline_reaches_a_streamed_child_and_its_tools(endpo
     started = time.monotonic()
     async with agent.stream("go", timeout=0.3) as stream:
         events = [event async for event in stream]
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 3
     assert 0 < left[0] < 0.3
     assert events == watch
     assert_well_formed(watch)

