@@ -138,9 +138,9 @@ class Emitter:
         """Do the work of the run, then let its own observers finish theirs for it, however the work ends."""
         try:
             result = await work
-        except GeneratorExit:  # nothing can be awaited any more
-            raise
         except BaseException:
+            if not self._clock.is_here:  # pragma: no cover - an event loop that was closed: nothing can be awaited
+                raise
             await settle_all(self.own_companions, self._identity["run_id"])
             raise
         await settle_all(self.own_companions, self._identity["run_id"])

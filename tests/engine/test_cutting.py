@@ -6,12 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
 import pytest
 import trio
 
-from fractal import AgentResult, BaseAgent, Limits, RunContext, RunFinished, run_many, tool
+from fractal import AgentResult, BaseAgent, Event, Limits, RunContext, RunFinished, run_many, tool
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.schedules import in_virtual_time
 from tests.support import assert_continuable, calls_then, come_about, in_thread, outcomes
@@ -451,3 +452,60 @@ async def test_ctrl_c_in_a_cleanup_goes_before_the_cancellation_that_caused_the_
             await cut.wait()
             group.cancel_scope.cancel()
     assert caught == [kind]
+
+
+def closed(**options: Any) -> BaseAgent:
+    async def leave() -> str:
+        await anyio.lowlevel.checkpoint()
+        raise GeneratorExit
+
+    return closed_by(leave, **options)
+
+
+def closed_in_thread(**options: Any) -> BaseAgent:
+    def leave() -> str:
+        raise GeneratorExit
+
+    return closed_by(leave, **options)
+
+
+def closed_by_its_hook(**options: Any) -> BaseAgent:
+    async def hook(*_: object) -> str:
+        raise GeneratorExit
+
+    async def leave() -> str:
+        return "left"
+
+    return closed_by(leave, around_tool=hook, **options)
+
+
+def closed_by_its_approver(**options: Any) -> BaseAgent:
+    async def approve(*_: object) -> bool:
+        raise GeneratorExit
+
+    @tool(requires_approval=True)
+    async def leave() -> str:
+        return "left"
+
+    return closed_by(leave, approve=approve, **options)
+
+
+def closed_by(leave: Callable[..., Any], **options: Any) -> BaseAgent:
+    model = ScriptedModel([answers.call("leave"), "done"])
+    return BaseAgent("Leaving", "a", client=model, **options).add_tool(leave)
+
+
+@pytest.mark.parametrize("call", [by_run, by_direct_call, by_delegate, by_stream, by_batch])
+@pytest.mark.parametrize("make", [closed, closed_in_thread, closed_by_its_hook, closed_by_its_approver])
+async def test_a_tool_that_raises_what_ends_generators_was_called_and_its_run_raises_that(
+    make: Callable[..., BaseAgent], call: Callable[[BaseAgent], Awaitable[None]]
+):
+    seen: list[Event] = []
+    caught: list[type[BaseException]] = []
+    try:
+        await call(make(observers=[seen.append]))
+    except BaseException as error:
+        caught.append(type(error))
+    await anyio.lowlevel.checkpoint()  # the event loop goes on
+    assert caught == [GeneratorExit]
+    assert [each.kind for each in seen].count("run_finished") == 1
