@@ -759,6 +759,26 @@ def test_an_annotation_that_cannot_be_offered_is_an_invalid_tool_with_one_line_o
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [Plain, Plain | None, list[Plain], Callable[[], int], type[int]], ids=shown)
+def test_a_parameter_that_no_model_can_give_is_named_with_a_way_out(kind: Any) -> None:
+    def f(query: str, store: Any = None, **more: int) -> None: ...
+
+    f.__annotations__["store"] = kind
+    with pytest.raises(InvalidTool) as caught:
+        parameters_of(f)
+
+    assert caught.value.fault.startswith("'store': ")
+    assert "ctx.deps or functools.partial" in caught.value.fault
+    assert "arbitrary_types_allowed" not in caught.value.fault
+
+
+def test_a_type_that_no_model_can_give_at_other_keywords_is_told_too() -> None:
+    def f(query: str, **more: Plain) -> None: ...
+
+    with pytest.raises(InvalidTool, match=r"Plain.*ctx\.deps or functools\.partial"):
+        parameters_of(f)
+
+
 def test_a_return_annotation_is_nobodys_concern() -> None:
     def f(x: int) -> "Nowhere":  # type: ignore[name-defined]  # noqa: F821
         return x
