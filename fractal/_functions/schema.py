@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NotRequired, Required, Union, cast, get_args, get_origin
 
 import typing_extensions
@@ -259,21 +259,35 @@ class _Arguments:
             self.others = others
 
     def adapter(self) -> TypeAdapter[dict[str, Any]]:
-        """Pydantic's type adapter for the arguments.
-
-        Raises:
-            InvalidTool: It cannot have one.
-        """
+        """Pydantic's type adapter for the arguments; it raises one of `_NOT_OFFERED` if there can be none."""
         make: Any = TypedDict  # the functional form wants names known beforehand; these are the function's
         more = {} if self.others in (None, Any) else {"extra_items": self.others}
         arguments: Any = make("Arguments", self.fields, **more)
         arguments.__pydantic_config__ = ConfigDict(
             extra="forbid" if self.others is None else "allow", arbitrary_types_allowed=False, validate_by_name=True
         )
-        try:
-            return adapter_for(arguments)
-        except (PydanticSchemaGenerationError, PydanticUserError, SchemaError, TypeError, NameError) as error:
-            raise InvalidTool(self.tool_name, first_line(error)) from None
+        return adapter_for(arguments)
+
+    def why_not(self, error: Exception) -> str:
+        """Why they cannot be offered: the parameter at fault, and what to do about it."""
+        for name, hint in self.fields.items():
+            try:
+                replace(self, fields={name: hint}, others=None).adapter().json_schema(schema_generator=PlainJsonSchema)
+            except _NOT_OFFERED as fault:
+                return f"{name!r}: {_words(fault)}"
+        return _words(error)
+
+
+_NO_FORM = (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema)
+_NOT_OFFERED = (*_NO_FORM, PydanticUserError, SchemaError, TypeError, NameError)
+
+
+def _words(fault: Exception) -> str:
+    if not isinstance(fault, _NO_FORM):
+        return first_line(fault)
+    # The rest of pydantic's text is about settings of models, which a function has none of.
+    what = first_line(fault).split(". ")[0]
+    return f"{what}: no model can send that; leave it to ctx.deps or functools.partial, or take what JSON can say"
 
 
 _LEFT_OUT: Any = object()  # the default of what need not be given, where nobody says what it is then
@@ -316,17 +330,17 @@ def schema_of(
                 arguments.add(parameter.name, hint, parameter.default)
     except SignatureFault as error:
         raise InvalidTool(name, str(error)) from None
-    adapter, schema = _shown_to_models(arguments)
+    try:
+        adapter, schema = _shown_to_models(arguments)
+    except _NOT_OFFERED as error:
+        raise InvalidTool(name, arguments.why_not(error)) from None
     return Parameters(adapter, schema, signature, arguments.context_names, fixed_names(function))
 
 
 def _shown_to_models(arguments: _Arguments) -> tuple[TypeAdapter[dict[str, Any]], dict[str, Any]]:
     """Pydantic's view of arguments, and their JSON Schema: what that does not show is not taken from anybody."""
     adapter = arguments.adapter()
-    try:
-        schema = adapter.json_schema(schema_generator=PlainJsonSchema)
-    except PydanticInvalidForJsonSchema as error:
-        raise InvalidTool(arguments.tool_name, first_line(error)) from None
+    schema = adapter.json_schema(schema_generator=PlainJsonSchema)
     properties = schema.setdefault("properties", {})
     hidden = [name for name, shown in shown_names(adapter).items() if shown not in properties]
     if hidden:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from pydantic import VERSION, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import SchemaValidator, to_jsonable_python
+from pydantic_core import PydanticSerializationError, SchemaValidator, to_jsonable_python
 
 from fractal._copies import copied
 from fractal._json import decode, encode, is_list, is_mapping, is_same
@@ -40,6 +40,20 @@ class PlainJsonSchema(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Leave titles out, which only repeat the names."""
         return False
+
+    def is_subclass_schema(self, schema: Any) -> Any:
+        """Refuse `type[…]`: no class comes in JSON, and pydantic would show that anything fits."""
+        return self.handle_invalid_for_json_schema(schema, f"type[{schema['cls'].__name__}]")
+
+    def dict_schema(self, schema: Any) -> Any:
+        """Refuse keys that no text can be read as."""
+        keys = schema.get("keys_schema", {}).get("type")
+        if keys in _NO_KEYS:
+            return self.handle_invalid_for_json_schema(schema, f"a dict whose keys are of the kind {keys}")
+        return super().dict_schema(schema)
+
+
+_NO_KEYS = {"tuple", "frozenset", "set", "list", "dict", "model", "dataclass", "typed-dict"}
 
 
 def adapter_for(kind: Any) -> TypeAdapter[Any]:
@@ -108,22 +122,53 @@ def _as_list(core: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_values(core: dict[str, Any]) -> dict[str, Any]:
-    """A literal that takes the value of an Enum's member, which is the member's form in JSON."""
-    members = [each for each in core["expected"] if isinstance(each, enum.Enum)]
-    if not members:
+    """A literal that takes the form that its values have in JSON, such as the value of an Enum's member."""
+    return _taking_forms(core, core["expected"], _by_form(core["expected"]))
+
+
+def _enum_with_values(core: dict[str, Any]) -> dict[str, Any]:
+    """An Enum that takes the form that the values of its members have in JSON, such as a list for a tuple."""
+    members: list[enum.Enum] = core["members"]
+    by_form = [(form, member) for form, member in _by_form(members) if not is_same(form, member.value)]
+    return _taking_forms(core, members, by_form)
+
+
+def _taking_forms(core: dict[str, Any], values: list[Any], by_form: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """A schema that takes some of its values by their form in JSON, and names all in that form in its faults."""
+    if not by_form:
         return core
-    plain = [each for each in core["expected"] if not isinstance(each, enum.Enum)]
-    by_value = [(to_jsonable_python(member), member) for member in members]
+    others = [value for value in values if all(value is not each for _, each in by_form)]
 
-    def member_of(value: Any) -> Any:
-        if any(is_same(value, each) for each in plain):
-            return value
-        return next((member for shown, member in by_value if is_same(shown, value)), value)
+    def value_of(given: Any) -> Any:
+        if any(is_same(given, each) for each in others):
+            return given
+        return next((value for form, value in by_form if is_same(form, given)), given)
 
-    shown = ", ".join(repr(to_jsonable_python(each)) for each in core["expected"])
+    shown = ", ".join(repr(_json_form(each)) for each in values)
     error = {"custom_error_type": "enum_value", "custom_error_message": f"Input should be one of {shown}"}
-    checked = {"type": "custom-error", "schema": core, **error}
-    return {"type": "function-before", "function": {"type": "no-info", "function": member_of}, "schema": checked}
+    inner = {key: value for key, value in core.items() if key != "ref"}  # references lead to the whole
+    checked = {"type": "custom-error", "schema": inner, **error}
+    before = {"type": "function-before", "function": {"type": "no-info", "function": value_of}, "schema": checked}
+    return before | ({"ref": core["ref"]} if "ref" in core else {})
+
+
+def _by_form(values: list[Any]) -> list[tuple[Any, Any]]:
+    """The values that have another form in JSON, each with that."""
+    forms = [(_json_form(each), each) for each in values]
+    return [(form, each) for form, each in forms if not is_same(form, each)]
+
+
+def _json_form(value: Any) -> Any:
+    """A value in JSON's own types.
+
+    Raises:
+        PydanticUserError: It has no form there.
+    """
+    try:
+        return to_jsonable_python(value)
+    except PydanticSerializationError:
+        fault = f"{repr_of(value)} has no form in JSON: give it a value that has one"
+        raise PydanticUserError(fault, code=None) from None
 
 
 def _tagged_by_value(core: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +179,7 @@ def _tagged_by_value(core: dict[str, Any]) -> dict[str, Any]:
 
 
 _RULES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "enum": _enum_with_values,
     "generator": _as_list,
     "literal": _with_values,
     "tagged-union": _tagged_by_value,

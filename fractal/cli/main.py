@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The arguments cannot be read, or ask for help or the version.
     """
+    _open_streams()
     parser = make_parser()
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     if given[:2] == EXPORT.split():  # for argparse a command is one word
@@ -78,6 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if options.name in ("run", "run-many"):  # `chat` has told it, and the tools of the demo do nothing
             _tell_what_goes_on(options)
+
+
+def _open_streams() -> None:
+    """Open the streams that a process was started without, as a service may be: they read and write nothing."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # as long as the process
 
 
 def _tell_what_goes_on(options: argparse.Namespace) -> None:

@@ -235,6 +235,9 @@ def a_function(x: int) -> int:
         (threading.Lock, ["lock"]),
         (threading.Thread, ["Thread"]),
         (Callable[[], int], ["Callable"]),
+        (type[int], ["type[int]"]),
+        (dict[tuple[int, int], str], ["keys"]),
+        (enum.Enum("Handles", {"OPEN": object()}), ["no form in JSON"]),
         (list["Unknown"], ["Unknown"]),  # type: ignore[name-defined]  # noqa: F821
         (Annotated[str, Field(pattern="(")], ["regex"]),
     ],

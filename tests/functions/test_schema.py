@@ -79,6 +79,35 @@ class Mixed(enum.Enum):
     NO = "no"
 
 
+class Shade(enum.Enum):
+    """Members whose values JSON has other forms for."""
+
+    RED = (255, 0, 0)
+    DAY = dt.date(2026, 1, 1)
+    HALF = Decimal("0.5")
+    RAW = b"raw"
+    TEXT = "text"
+
+
+class Lenient(enum.Enum):
+    ONE = (1,)
+    OTHER = "other"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Lenient":
+        return cls.OTHER
+
+
+class Handles(enum.Enum):
+    OPEN = object()
+
+
+class Painted(BaseModel):
+    shade: Shade
+    others: dict[str, list[Shade]] = {}
+    back: Shade = Shade.RED
+
+
 class Red(BaseModel):
     kind: Literal[Colour.RED]
 
@@ -710,6 +739,11 @@ class Plain:
         (Plain, "Plain"),
         (Callable[[], int], ""),
         (type, ""),
+        (type[int], "type[int]"),
+        (dict[tuple[int, int], str], "keys"),
+        (list[dict[frozenset[str], str]], "keys"),
+        (Handles, "no form in JSON"),
+        (Literal[Handles.OPEN], "no form in JSON"),
         (Annotated[str, Field(pattern="(")], ""),
         (Annotated[list[int], Field(min_length="x")], ""),  # type: ignore[arg-type]
         (5, ""),
@@ -723,6 +757,26 @@ def test_an_annotation_that_cannot_be_offered_is_an_invalid_tool_with_one_line_o
     assert caught.value.tool_name == "function"
     assert fault in caught.value.fault
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Plain, Plain | None, list[Plain], Callable[[], int], type[int]], ids=shown)
+def test_a_parameter_that_no_model_can_give_is_named_with_a_way_out(kind: Any) -> None:
+    def f(query: str, store: Any = None, **more: int) -> None: ...
+
+    f.__annotations__["store"] = kind
+    with pytest.raises(InvalidTool) as caught:
+        parameters_of(f)
+
+    assert caught.value.fault.startswith("'store': ")
+    assert "ctx.deps or functools.partial" in caught.value.fault
+    assert "arbitrary_types_allowed" not in caught.value.fault
+
+
+def test_a_type_that_no_model_can_give_at_other_keywords_is_told_too() -> None:
+    def f(query: str, **more: Plain) -> None: ...
+
+    with pytest.raises(InvalidTool, match=r"Plain.*ctx\.deps or functools\.partial"):
+        parameters_of(f)
 
 
 def test_a_return_annotation_is_nobodys_concern() -> None:
@@ -827,6 +881,42 @@ def test_a_fault_names_the_values_that_the_schema_shows() -> None:
     assert "Input should be one of 'red', 'x' (got 'green')" in fault_of(
         taking(Literal[Colour.RED, "x"]), {"x": "green"}
     )
+
+
+SHADES = [[255, 0, 0], "2026-01-01", "0.5", "raw", "text"]
+
+
+@pytest.mark.parametrize("kind", [Shade, Shade | None, Literal[*Shade], Literal[Shade.RED, b"raw"]], ids=shown)
+def test_every_value_that_the_schema_shows_is_taken(kind: Any) -> None:
+    schema = schema_of(taking(kind))
+    parts = [schema["properties"]["x"], *schema.get("$defs", {}).values()]
+    values = [value for part in parts for value in part.get("enum", [])]
+    assert values == (SHADES if kind != Literal[Shade.RED, b"raw"] else [[255, 0, 0], "raw"])
+
+    taken = [called(taking(kind), sent) for value in values for sent in ({"x": value}, json.dumps({"x": value}))]
+    expected = [Shade(value) for value in (each.value for each in Shade)]
+    if kind == Literal[Shade.RED, b"raw"]:
+        expected = [Shade.RED, b"raw"]
+    assert taken == [value for value in expected for _ in range(2)]
+
+
+def test_members_with_such_values_are_taken_inside_of_models_and_shown_in_faults() -> None:
+    sent = {"shade": "2026-01-01", "others": {"a": [[255, 0, 0], "0.5"]}}
+    painted = called(taking(Painted), json.dumps({"x": sent}))
+    assert painted == Painted(shade=Shade.DAY, others={"a": [Shade.RED, Shade.HALF]})
+    assert called(taking(Painted), {"x": painted}) is painted
+    assert called(taking(Shade), {"x": Shade.RAW}) is Shade.RAW
+    assert "Input should be one of [255, 0, 0], '2026-01-01', '0.5', 'raw', 'text' (got [0, 0, 0])" in fault_of(
+        taking(Shade), {"x": [0, 0, 0]}
+    )
+
+
+def test_an_enum_that_takes_other_values_too_still_does() -> None:
+    assert [called(taking(Lenient), {"x": each}) for each in ([1], "other", "anything")] == [
+        Lenient.ONE,
+        Lenient.OTHER,
+        Lenient.OTHER,
+    ]
 
 
 class Repo(AgentToolkit, Generic[T]):
