@@ -88,7 +88,7 @@ def companions_of(observers: Iterable[Observer]) -> tuple[RunObserver, ...]:
 
 
 def helpers_among(companions: Iterable[RunObserver]) -> tuple[RunObserver, ...]:
-    """Those that prepare calls, or give requests headers; to ask the others would be in vain."""
+    """The observers that prepare calls or give requests headers; to ask the others would be in vain."""
     return tuple(each for each in companions if _is_own(each.enter_call) or _is_own(each.request_headers))
 
 

@@ -238,9 +238,7 @@ class LineWriter:
             elif not bell.wait(_LINGER) and self._may_end():
                 return
 
-    def _take(
-        self,
-    ) -> tuple[dict[str, list[bytes]], int, dict[EventLoopToken, anyio.Event], list[_Bell]]:
+    def _take(self) -> tuple[dict[str, list[bytes]], int, dict[EventLoopToken, anyio.Event], list[_Bell]]:
         """The lines to be written now, how many there have been then, and the event loops and threads that wait."""
         with self._lock:
             taken = self._lines, self._taken, self._waiters, self._sleepers

@@ -227,7 +227,7 @@ _OF_REPLIES = ("cached_input_tokens", "cache_write_input_tokens", "reasoning_tok
 
 def _responded(event: ModelResponded, run: RunFacts, payload: Payload) -> Lines:
     metadata = b'"finish_reason":%b,"input_tokens":%d,"output_tokens":%d,"cost":%b,' % (
-        _encoded(event.finish_reason),
+        encode(event.finish_reason),
         event.input_tokens,
         event.output_tokens,
         _NULL if event.cost is None else to_json(event.cost),
