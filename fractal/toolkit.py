@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Never, cast
 from weakref import WeakKeyDictionary
 
 from fractal._concurrency.gates import Gate
-from fractal._functions.callables import core_of, is_async, is_async_generator, name_of, unbound
+from fractal._functions.callables import core_of, hides_receiver, is_async, is_async_generator, name_of, unbound
 from fractal._functions.docstring import Documentation, docstring_of, read_docstring
 from fractal._functions.marks import TOOL_NAME, ToolOptions, is_marked, options_of, tool
 from fractal._functions.schema import Parameters, schema_of
@@ -245,7 +245,10 @@ class AgentToolkit:
             options = options_of(attribute, overridden=above) or ToolOptions()
             if options.name is None and not issubclass(kind, _FUNCTIONS):
                 options = dataclasses.replace(options, name=name)
-            self._add(Tool.from_function(getattr(owner, name), options))
+            method = getattr(owner, name)
+            if hides_receiver(method, attribute):
+                raise InvalidTool(name, "its signature shows 'self', which its decorator gives: call it in a method")
+            self._add(Tool.from_function(method, options))
 
     def _add(self, new: Tool, may_replace: bool = False) -> Tool:
         tools = self._found()

@@ -303,7 +303,9 @@ class Proxy:
     """Like a web framework's `request`: looking at it outside of a request raises."""
 
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(f"{name}: outside of a request")
+        pytest.fail(f"{name}: outside of a request")
+
+    def __call__(self) -> None: ...
 
 
 def test_discovery_looks_into_no_object_that_happens_to_be_a_class_attribute() -> None:

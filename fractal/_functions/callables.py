@@ -1,6 +1,7 @@
 """What stands behind a callable: partials, methods, wrappers and objects, down to the function that is called.
 
-All is looked up without running anything of an object: no property, no `__getattr__`.
+Attributes are looked up without running anything of an object. Only of one that is offered, a property and the
+`__getattr__` of a proxy are asked too, as `inspect.signature` does; never of what a class happens to hold.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from fractal._texts import kind_of
@@ -21,6 +22,7 @@ __all__ = [
     "described",
     "fixed_names",
     "has_overridden",
+    "hides_receiver",
     "is_async",
     "is_async_generator",
     "is_object",
@@ -37,12 +39,23 @@ _Kinds = tuple[type[Any], ...]
 _PARTIALS: _Kinds = (functools.partial, functools.partialmethod)
 _METHODS: _Kinds = (types.MethodType, staticmethod, classmethod)
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+_MAKERS = ("__new__", "__init__")
 # What holds a function, though nobody can call it as it is.
-_HOLDERS = {property: "fget", functools.cached_property: "func", functools.singledispatchmethod: "func"}
+_HOLDERS: dict[type[Any], str] = {
+    property: "fget",
+    functools.cached_property: "func",
+    functools.singledispatchmethod: "func",
+}
 
 
-def attribute_of(layer: Any, name: str) -> Any:
-    """An attribute as stored in an object or its class, without descriptors; or None."""
+def attribute_of(layer: Any, name: str, *, asks: bool = True) -> Any:
+    """An attribute as stored in an object or its class; or None.
+
+    Args:
+        layer: The object.
+        name: Name of the attribute.
+        asks: Whether a property is run, and the `__getattr__` of a proxy.
+    """
     if type(layer) is types.FunctionType:  # nearly all are, and their dictionary says all
         return layer.__dict__.get(name)
     found = inspect.getattr_static(layer, name, None)
@@ -51,11 +64,31 @@ def attribute_of(layer: Any, name: str) -> Any:
             return found.__get__(layer, kind_of(layer))
         except AttributeError:
             return None
+    if asks and (isinstance(found, property) or (found is None and _is_proxy(layer))) and not inspect.isclass(layer):
+        return _answer_of(layer, name)
     return found
 
 
-def layers(function: Any) -> list[Any]:
-    """A callable and its layers from the outside in; of a class's attributes also those not callable yet."""
+def _is_proxy(layer: Any) -> bool:
+    return inspect.getattr_static(kind_of(layer), "__getattr__", None) is not None
+
+
+def _answer_of(layer: Any, name: str) -> Any:
+    try:
+        answer = getattr(layer, name)
+    except Exception:  # whatever a class of the user's does about attributes
+        return None
+    # Stubs of remote objects answer to any name with one more of themselves.
+    return None if kind_of(answer) is kind_of(layer) else answer
+
+
+def layers(function: Any, *, asks: bool = True) -> list[Any]:
+    """A callable and its layers from the outside in; of a class's attributes also those not callable yet.
+
+    Args:
+        function: The callable.
+        asks: As in `attribute_of`.
+    """
     if type(function) is types.FunctionType and not function.__dict__:  # most of what a class has
         return [function]
     found: list[Any] = []
@@ -64,7 +97,7 @@ def layers(function: Any) -> list[Any]:
         layer = pending.pop()
         if all(layer is not each for each in found):
             found.append(layer)
-            pending += reversed(_inner(layer))
+            pending += reversed(_makers_of(layer) if inspect.isclass(layer) else _inner(layer, asks=asks))
     return found
 
 
@@ -184,11 +217,26 @@ def described(function: Any) -> Any:
     return function
 
 
+def hides_receiver(method: Any, attribute: Any) -> bool:
+    """Whether the signature of a method has a parameter for the object, which is given already.
+
+    Args:
+        method: What an object has.
+        attribute: What its class has under that name.
+    """
+    core, path = core_of(attribute), list(path_of(method))
+    is_found = path[-1] is core and type(core) is types.FunctionType and method is not attribute
+    steps = (*path, *path_of(attribute))
+    return is_found and not any(_is(step, (types.MethodType, staticmethod, *_PARTIALS)) for step in steps)
+
+
 def has_overridden(layer: Any) -> list[Any]:
-    """The attributes of one name along the class tree: a method, or an object's `__call__`, and those it overrides."""
+    """What a callable is in its class, and what that overrides: a method, `__call__`, or what makes instances."""
+    if inspect.isclass(layer):
+        return [vars(kind)[name] for name in _MAKERS for kind in layer.__mro__ if name in vars(kind)]
     if _is(layer, _METHODS[:1]):
-        receiver, name = layer.__self__, getattr(layer.__func__, "__name__", "")
-        owner = receiver if inspect.isclass(receiver) else kind_of(receiver)
+        owner = layer.__self__ if inspect.isclass(layer.__self__) else kind_of(layer.__self__)
+        name = _name_in(owner, layer.__func__)
     elif _call_of(layer) is not None:
         owner, name = kind_of(layer), "__call__"
     else:
@@ -196,20 +244,36 @@ def has_overridden(layer: Any) -> list[Any]:
     return [vars(kind)[name] for kind in owner.__mro__ if name in vars(kind)]
 
 
-def _inner(layer: Any) -> list[Any]:
+def _name_in(owner: type, function: Any) -> str:
+    """The name that a class has for one of its functions, which may not be the function's own."""
+    name = str(getattr(function, "__name__", ""))
+    if unbound(inspect.getattr_static(owner, name, None)) is function:
+        return name
+    held = ((key, value) for kind in owner.__mro__ for key, value in vars(kind).items())
+    return next((key for key, value in held if unbound(value) is function), name)
+
+
+def _makers_of(kind: type) -> list[Any]:
+    """The functions, written in Python, that a call of a class comes to."""
+    return [made for name in _MAKERS if type(made := unbound(getattr(kind, name))) is types.FunctionType]
+
+
+def _inner(layer: Any, *, asks: bool = True) -> list[Any]:
     """The callables that a layer passes its calls on to, the final one first."""
     kind = kind_of(layer)
     if issubclass(kind, _PARTIALS):
         return [layer.func]
     if issubclass(kind, _METHODS):
         return [layer.__func__]
-    if kind in _HOLDERS:
-        return [getattr(layer, _HOLDERS[kind])]
+    holder = next((name for held, name in _HOLDERS.items() if issubclass(kind, held)), None)
+    if holder is not None:
+        return [getattr(layer, holder)]
     if kind is weakref.CallableProxyType:
         return [layer.__call__.__self__]
-    if issubclass(kind, type) or not callable(layer):
+    if issubclass(kind, type) or not (callable(layer) or hasattr(kind, "__get__")):
         return []
-    inner = (_partial_method_of(layer), attribute_of(layer, "__wrapped__"), _call_of(layer))
+    wrapped = attribute_of(layer, "__wrapped__", asks=asks)
+    inner = (_partial_method_of(layer), wrapped, _call_of(layer), *_implementations(layer))
     return [each for each in inner if callable(each) or _is(each, (*_METHODS, *_PARTIALS))]
 
 
@@ -230,6 +294,12 @@ def _called_functions(function: Any) -> Iterator[Any]:
         else:
             yield layer
             layer = _partial_method_of(layer)
+
+
+def _implementations(layer: Any) -> list[Any]:
+    """The functions that a function of `functools.singledispatch` chooses from."""
+    registry = attribute_of(layer, "registry", asks=False)
+    return [*cast("Mapping[Any, Any]", registry).values()] if isinstance(registry, types.MappingProxyType) else []
 
 
 def _partial_method_of(layer: Any) -> Any:

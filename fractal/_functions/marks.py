@@ -140,7 +140,7 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any: 
         if options.get(name, True) is None:
             del options[name]
 
-    def mark(target: Any) -> Any:
+    def marked(target: Any) -> Any:
         # A static or class method is marked on its function, whichever decorator comes first.
         inner = unbound(target)
         if isinstance(inner, functools.partialmethod):  # one of a partialmethod forgets what that was
@@ -148,12 +148,15 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any: 
         if not callable(inner):
             raise InvalidTool(repr(target), "it cannot be called: write @tool, or @tool(name=…)")
         try:
-            setattr(inner, _MARK, _Mark(_mark_of(inner) or {}, **options))
+            setattr(inner, _MARK, mark := _Mark(_mark_of(inner) or {}, **options))
+            is_kept = _mark_of(inner) is mark
         except Exception:  # whatever a class of the user's does about attributes
-            raise InvalidTool(name_of(inner), "it cannot be marked: wrap it in a function, or use add_tool") from None
+            is_kept = False
+        if not is_kept:
+            raise InvalidTool(name_of(inner), "it cannot be marked: wrap it in a function, or use add_tool")
         return target
 
-    return mark if function is None else mark(function)
+    return marked if function is None else marked(function)
 
 
 def options_of(function: object, overridden: Iterable[object] = ()) -> ToolOptions | None:
@@ -177,7 +180,7 @@ def options_of(function: object, overridden: Iterable[object] = ()) -> ToolOptio
 
 def is_marked(attribute: object) -> bool:
     """Whether `tool` said anything of what a class has, or of what that ends in."""
-    return type(attribute) not in _NEVER_MARKED and _said_of(attribute) is not None
+    return type(attribute) not in _NEVER_MARKED and _said_of(attribute, asks=False) is not None
 
 
 _NEVER_MARKED = {  # most of what a class has
@@ -187,12 +190,13 @@ _NEVER_MARKED = {  # most of what a class has
 }
 
 
-def _said_of(function: object) -> dict[str, Any] | None:
+def _said_of(function: object, *, asks: bool = True) -> dict[str, Any] | None:
     """The options of a callable and its layers; an outer layer's take precedence."""
-    marks = [mark for layer in layers(function) if (mark := _mark_of(layer)) is not None]
+    found = layers(function, asks=asks)
+    marks = [mark for layer in found if (mark := _mark_of(layer, asks=asks)) is not None]
     return {name: value for mark in reversed(marks) for name, value in mark.items()} if marks else None
 
 
-def _mark_of(layer: object) -> _Mark | None:
-    mark = attribute_of(layer, _MARK)
+def _mark_of(layer: object, *, asks: bool = True) -> _Mark | None:
+    mark = attribute_of(layer, _MARK, asks=asks)
     return mark if isinstance(mark, _Mark) else None

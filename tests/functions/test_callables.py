@@ -172,12 +172,31 @@ class Touchy:
         return a
 
 
-def test_nothing_of_an_object_is_run() -> None:
+def test_an_object_that_cannot_be_asked_is_what_is_called() -> None:
     it = Touchy()
     assert layers(it)[0] is it
+    assert layers(it, asks=False)[0] is it
     assert name_of(it) == "Touchy"
     assert not is_async(it)
     assert receiver_of(it) is it
+
+
+class Stub:
+    """Like what stands for a remote object: it has whatever it is asked for, by the same kind of object."""
+
+    def __init__(self, path: str = "") -> None:
+        self.path = path
+
+    def __getattr__(self, name: str) -> Any:
+        return Stub(f"{self.path}.{name}")
+
+    def __call__(self, a: int) -> str:
+        return self.path
+
+
+def test_a_stub_that_answers_to_any_name_wraps_nothing() -> None:
+    it = Stub()
+    assert (core_of(it), name_of(it)) == (Stub.__call__, "Stub")
 
 
 class Unset:

@@ -289,6 +289,93 @@ def slotted_proxy(marked: Marked) -> Any:
     return Slotted(marked(plain_function()))
 
 
+class Lazy:
+    """As the proxies of task queues and web frameworks are: whatever they are asked is asked of what they find."""
+
+    def __init__(self, find: Callable[[], Any]) -> None:
+        object.__setattr__(self, "_find", find)
+
+    def __call__(self, path: str, root: str = "/") -> Any:
+        return self._find()(path, root)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._find(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._find(), name, value)
+
+
+class Described:
+    """As the proxies are that have what they wrap in a property."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    @property
+    def __wrapped__(self) -> Any:
+        return self._function
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._function(*arguments, **named)
+
+
+def lazily(made: Any) -> Lazy:
+    return Lazy(lambda: made)
+
+
+@way
+def lazy_proxy(marked: Marked) -> Any:
+    return lazily(marked(plain_function()))
+
+
+@way
+def lazy_proxy_of_a_wrapper(marked: Marked) -> Any:
+    return lazily(wrapper_that_copies_no_attributes(marked))
+
+
+@way
+def partial_of_a_lazy_proxy(marked: Marked) -> Any:
+    return functools.partial(lazily(wrapper_that_copies_no_attributes(marked)), root="/srv")
+
+
+@way
+def lazy_proxy_that_is_marked_itself(marked: Marked) -> Any:
+    return marked(lazily(plain_function()))
+
+
+@way
+def proxy_with_a_property(marked: Marked) -> Any:
+    return Described(marked(plain_function()))
+
+
+@way
+def one_implementation_of_several(marked: Marked) -> Any:
+    @functools.singledispatch
+    def remove(path: Any, /, root: str = "/") -> str:
+        """Remove a file."""
+        raise AssertionError("paths are texts")
+
+    def remove_text(path: str, /, root: str = "/") -> str:
+        ran.append(path)
+        return f"removed {path}"
+
+    remove.register(str)(marked(remove_text))
+    return remove
+
+
+@way
+def class_that_is_called(marked: Marked) -> Any:
+    class Remove:
+        """Remove a file."""
+
+        @marked
+        def __new__(cls, path: str, root: str = "/") -> Any:
+            ran.append(path)
+            return f"removed {path}"
+
+    return Remove
+
+
 @way
 def ready_tool(marked: Marked) -> Any:
     return Tool.from_function(marked(plain_function()))
@@ -373,6 +460,32 @@ def toolkit_with_a_cached_method(marked: Marked) -> Any:
         return f"removed {path}"
 
     return type("Kit", (AgentToolkit,), {"remove": remove, "__hash__": object.__hash__})()
+
+
+class Binding:
+    """A descriptor that makes something callable of what it wraps, which it is not itself."""
+
+    def __init__(self, function: Any) -> None:
+        self.__wrapped__ = function
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        def bound(path: str, root: str = "/") -> Any:
+            return self.__wrapped__(instance, path, root)
+
+        return bound
+
+
+@way
+def toolkit_with_a_descriptor(marked: Marked) -> Any:
+    class Kit(AgentToolkit):
+        @Binding
+        @marked
+        def remove(self, path: str, root: str = "/") -> str:
+            """Remove a file."""
+            ran.append(path)
+            return f"removed {path}"
+
+    return Kit()
 
 
 @way
@@ -732,6 +845,47 @@ def test_a_subclass_that_overrides_a_guarded_call_stays_guarded() -> None:
     assert Tool.from_function(functools.partial(Below(), root="/")).options.requires_approval
 
 
+def test_what_makes_the_instances_of_a_class_stays_guarded_below_it() -> None:
+    class Removal:
+        @tool(requires_approval=True)
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+    class Below(Removal):
+        def __init__(self, path: str) -> None:
+            super().__init__(path)
+
+    class Silent(Removal):
+        pass
+
+    for each in (Removal, Silent, Below, functools.partial(Below)):
+        assert Tool.from_function(each).options.requires_approval
+
+
+def test_an_override_by_a_function_of_another_name_stays_guarded() -> None:
+    def elsewhere(self: Any, path: str) -> str:
+        return "below"
+
+    class Below(Guarded):
+        remove = elsewhere
+        of_class = classmethod(lambda cls, path: "below")  # type: ignore[assignment]
+
+    assert Tool.from_function(Below().remove).options.requires_approval
+    assert Tool.from_function(Below().of_class, ToolOptions(name="of_class")).options.requires_approval
+
+
+def test_a_mark_that_gets_lost_is_refused() -> None:
+    class Forgetful:
+        def __call__(self, path: str) -> str:
+            return path
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            pass
+
+    with pytest.raises(InvalidTool, match="cannot be marked"):
+        tool(requires_approval=True)(Forgetful())
+
+
 # ---- what a class holds
 
 
@@ -755,7 +909,11 @@ def test_partials_and_objects_of_a_class_are_tools_under_the_name_that_it_gives_
     assert found["look_here"].parameters.json_schema["properties"] == {}
 
 
-@pytest.mark.parametrize("holder", [property, functools.cached_property, functools.singledispatchmethod])
+class Property(property):
+    """As libraries derive them."""
+
+
+@pytest.mark.parametrize("holder", [property, Property, functools.cached_property, functools.singledispatchmethod])
 def test_what_cannot_be_called_by_name_is_refused_and_not_passed_over(holder: Any) -> None:
     class Kit(AgentToolkit):
         @holder
@@ -764,6 +922,41 @@ def test_what_cannot_be_called_by_name_is_refused_and_not_passed_over(holder: An
             raise AssertionError("nothing is run")
 
     with pytest.raises(InvalidTool, match=f"{holder.__name__} cannot be called by name: write a method"):
+        Kit()
+
+
+class Cached:
+    """As caches for methods are: what it makes of a method does not show that `self` is given."""
+
+    def __init__(self, function: Any) -> None:
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.__wrapped__(*arguments)  # type: ignore[attr-defined]
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        wrapped = self.__wrapped__  # type: ignore[attr-defined]
+
+        @functools.wraps(wrapped)
+        def bound(*arguments: Any, **named: Any) -> Any:
+            return wrapped(instance, *arguments, **named)
+
+        return bound
+
+
+def test_a_method_that_would_ask_the_model_for_self_is_refused() -> None:
+    class Kit(AgentToolkit):
+        @Cached
+        @tool
+        def look(self, path: str) -> str:
+            return path
+
+        @staticmethod
+        @tool
+        def static(path: str) -> str:
+            return path
+
+    with pytest.raises(InvalidTool, match="'look' cannot be a tool: its signature shows 'self'"):
         Kit()
 
 
