@@ -3,23 +3,63 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from fractal import __version__
 from fractal._texts import printable
+from fractal.cli.numbers import count, port, seconds
 
-__all__ = ["EXPORT", "make_parser"]
+__all__ = ["EXPORT", "WRONG_USE", "read_arguments"]
 
 EXPORT = "trace export"
 """What argparse takes for the one word that names the command."""
 
+WRONG_USE = 2
+"""The exit status of what cannot be done as it was asked for."""
+
 
 class _Parser(argparse.ArgumentParser):
+    commands: Mapping[str, argparse.ArgumentParser] = {}
+
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))  # which repeats what was given, in whatever characters
 
 
-def make_parser() -> argparse.ArgumentParser:
+def read_arguments(given: Sequence[str]) -> argparse.Namespace:
+    """Read what the command line was given.
+
+    Raises:
+        SystemExit: It cannot be read, asks for help or the version, or names no command.
+    """
+    parser = _make_parser()
+    options, others = parser.parse_known_args([EXPORT, *given[2:]] if [*given[:2]] == EXPORT.split() else given)
+    if others:  # told by the command itself: argparse would show the usage of no command
+        command = parser.commands.get(options.name, parser)
+        command.error(f"unrecognized arguments: {' '.join(others)}{_meant(options, given, others)}")
+    if options.name is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(WRONG_USE)
+    return options
+
+
+_AGENT = re.compile(r"[\w.]+:[\w.]+")
+
+
+def _meant(options: argparse.Namespace, given: Sequence[str], others: Sequence[str]) -> str:
+    """What somebody meant who wrote more words than a command takes; "" if that is not known."""
+    if hasattr(options, "agent") and not options.agent:
+        for word in given:
+            if _AGENT.fullmatch(word):
+                return f": an agent is given by name, as in --agent {word}"
+    if hasattr(options, "question") and not any(word.startswith("-") for word in others):
+        return ": the question is one argument; put it in quotes"
+    return ""
+
+
+def _make_parser() -> _Parser:
     """The parser of the command line; `name` is the command that was given, or None."""
     parser = _Parser(
         prog="fractal",
@@ -28,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fractal {__version__}")
     commands = parser.add_subparsers(title="commands", dest="name", metavar="COMMAND")
+    parser.commands = commands.choices
     _add_demo(commands.add_parser("demo", help="watch three agents work side by side", description=_DEMO))
     _add_run(
         commands.add_parser(
@@ -93,11 +134,11 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     _add_backend(parser)
     parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible endpoint to talk to")
     parser.add_argument("--model", metavar="NAME", help="model there; default: OPENAI_MODEL, or gpt-4o-mini")
-    parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds the planner has")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds the planner has")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--trace", metavar="FILE", help="write a page there that shows the run in a browser")
     shown.add_argument("--serve", action="store_true", help="serve the agents with a chat page instead")
-    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="where to serve them; default: 8000")
+    parser.add_argument("--port", type=port, default=8000, metavar="N", help="where to serve them; default: 8000")
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +151,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-url", metavar="URL", help="endpoint of the default agent; not with --agent")
     parser.add_argument("--model", metavar="NAME", help="model of the default agent; not with --agent")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen; default: 127.0.0.1, this machine alone")
-    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="default: 8000; 0: a free one")
+    parser.add_argument("--port", type=port, default=8000, metavar="N", help="default: 8000; 0: a free one")
     parser.add_argument(
         "--on-disconnect",
         choices=("cancel", "detach"),
@@ -118,7 +159,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="whether a run whose client has gone is cancelled or goes on, so that a page finds it again after a"
         " reload; default: detach. OpenAI's clients cannot come back: their runs are always cancelled",
     )
-    parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds each run has; default: 300")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds each run has; default: 300")
     parser.add_argument("--token", help="what clients have to know; default: FRACTAL_TOKEN")
     parser.add_argument("--no-token", action="store_true", help="let everybody in who reaches the host")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
@@ -150,7 +191,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
 def _add_run_many(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", help="file of inputs, one on each line; - reads standard input")
     _add_agent(parser)
-    parser.add_argument("--max-concurrency", type=_count, default=8, metavar="N", help="runs at a time; default: 8")
+    parser.add_argument("--max-concurrency", type=count, default=8, metavar="N", help="runs at a time; default: 8")
     parser.add_argument(
         "--on-error", choices=("collect", "fail_fast"), default="collect", help="whether a failed run ends it all"
     )
@@ -193,7 +234,7 @@ def _add_worker(commands: Any) -> None:
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=_port, default=0, metavar="N", help="where to listen; default: a free one")
+    parser.add_argument("--port", type=port, default=0, metavar="N", help="where to listen; default: a free one")
     parser.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="command to run meanwhile, with its arguments"
     )
@@ -207,36 +248,11 @@ def _add_agent(parser: argparse.ArgumentParser) -> None:
         " directory are found. Default: an assistant without tools",
     )
     _add_backend(parser)
-    parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds each run has")
-    parser.add_argument("--max-iterations", type=_count, metavar="N", help="turns each run has")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds each run has")
+    parser.add_argument("--max-iterations", type=count, metavar="N", help="turns each run has")
     parser.add_argument("--base-url", metavar="URL", help="endpoint of the default agent; not with --agent")
     parser.add_argument("--model", metavar="NAME", help="model of the default agent; not with --agent")
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=("asyncio", "trio"), default="asyncio", help="event loop to run on")
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise ValueError
-    return seconds
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise ValueError
-    return count
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 1 << 16:
-        raise ValueError
-    return port
-
-
-# argparse names the type in "invalid … value".
-_seconds.__name__, _count.__name__, _port.__name__ = "seconds", "count", "port"

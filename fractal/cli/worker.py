@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from fractal.cli.door import tell
+from fractal.cli.numbers import number
 from fractal.cli.which_agent import WrongUse, imported
 
 __all__ = ["WORKER", "add_worker_arguments", "work"]
@@ -48,24 +49,15 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds without a sign of life after which a worker is dead, and others take its runs; default: 15",
     )
-    parser.add_argument("--grace", type=_seconds, default=30.0, metavar="S", help="seconds to end in; default: 30")
+    parser.add_argument("--grace", type=_grace, default=30.0, metavar="S", help="seconds to end in; default: 30")
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < 1e6:
-        raise ValueError
-    return seconds
+def _grace(text: str) -> float:
+    return number(float, text, "seconds, a number from 0 to 999999", lambda given: 0 <= given < 1e6)
 
 
 def _lease(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds < 1e6:
-        raise ValueError
-    return seconds
-
-
-_seconds.__name__ = _lease.__name__ = "seconds"  # as argparse names it
+    return number(float, text, "seconds, a number from 0.1 to 999999", lambda given: 0.1 <= given < 1e6)
 
 
 def work(options: argparse.Namespace) -> int:

@@ -770,6 +770,73 @@ def test_arguments_that_cannot_be_read(arguments, capsys):
     assert "usage: fractal" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "what", "is", "it?"], "is it?: the question is one argument; put it in quotes"),
+        (["run", "travel:guide", "hi"], "hi: an agent is given by name, as in --agent travel:guide"),
+        (["chat", "app.agents:guide"], "app.agents:guide: an agent is given by name, as in --agent app.agents:guide"),
+        (["serve", "travel:guide"], "travel:guide: an agent is given by name, as in --agent travel:guide"),
+        (["--color"], "unrecognized arguments: --color\n"),
+        (["run", "hi", "--color"], "unrecognized arguments: --color\n"),
+        (["trace", "a.jsonl", "b.jsonl"], "unrecognized arguments: b.jsonl\n"),
+        (["run", "hi", "--timeout", "-1"], "--timeout: '-1': give seconds, a number above 0"),
+        (["run", "hi", "--timeout", "5s"], "--timeout: '5s': give seconds, a number above 0"),
+        (["run-many", "f", "--max-concurrency", "0"], "--max-concurrency: '0': give a whole number from 1 up"),
+        (["serve", "--port", "70000"], "--port: '70000': give a whole number from 0 to 65535"),
+        (["worker", "--grace", "-1"], "--grace: '-1': give seconds, a number from 0 to 999999"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_arguments_that_cannot_be_read_are_told_with_what_to_write(arguments, words, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    err = capsys.readouterr().err
+    assert words in err
+    command = arguments[0] if not arguments[0].startswith("-") else "[-h]"
+    assert err.startswith(f"usage: fractal {command} ")
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr", "stdin stdout stderr"])
+def test_a_process_without_standard_streams_is_no_fault(closed, endpoint, tmp_path, monkeypatch, capsys):
+    """As of a service, a desktop's launcher, or `>&-` in a shell."""
+    for name, value in (("URL", endpoint.url), ("KEY", "any")):
+        monkeypatch.setenv(f"OPENAI_{'BASE' if name == 'URL' else 'API'}_{name}", value)
+    (tmp_path / "questions").write_text("hi\n", encoding="utf-8")
+    for arguments in (["run", "hi", "-v"], ["chat"], ["run-many", str(tmp_path / "questions")]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
+        with monkeypatch.context() as patch:
+            for name in closed.split():
+                patch.setattr(sys, name, None)
+            status = main(arguments)
+            for name in closed.split():
+                getattr(sys, name).close()
+        out, err = capsys.readouterr()
+        assert (status, "Error" in err) == (0, False)
+        is_asked = arguments[0] != "chat" or "stdin" not in closed
+        assert ("heard: hi" in out) == (is_asked and "stdout" not in closed)
+
+
+def test_a_question_from_standard_input_that_is_closed_is_told(monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["run", "-"]) == 2
+    sys.stdin.close()
+    assert capsys.readouterr().err == "fractal run: there is no question on standard input\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes them")
+def test_a_shell_may_close_them_all(endpoint):
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -m fractal run hi <&- >&- 2>&-', sys.executable],
+        env=clean_environment(OPENAI_BASE_URL=endpoint.url, OPENAI_API_KEY="any"),
+        timeout=50,
+    )
+    assert done.returncode == 0
+    endpoint.wait_for_requests(1)
+
+
 def test_version():
     done = fractal_command("--version")
     assert done.returncode == 0
