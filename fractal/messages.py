@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from fractal._functions.arguments import with_object_arguments
 from fractal._json import encode, is_list, is_mapping, text_of
-from fractal._texts import clean_text
+from fractal._texts import clean_text, kind_of, repr_of
 from fractal.errors import InvalidArguments, InvalidMessages
 
 __all__ = ["AS_WRITTEN", "Message", "MessageForm", "Transcript", "user_message"]
@@ -83,11 +84,21 @@ def user_message(user_input: object) -> Message:
     """The user's turn: text as it is, content parts with text among them as parts, anything else as JSON.
 
     Raises:
-        InvalidArguments: There is no input.
+        InvalidArguments: There is no input, or only something that would give one.
     """
+    if not isinstance(user_input, str):
+        _check_input(user_input)
+    return {"role": "user", "content": _as_parts(user_input) or text_of(user_input)}
+
+
+def _check_input(user_input: object) -> None:
+    kind = kind_of(user_input)
     if user_input is None:
         raise InvalidArguments("user_input is None: pass text, a dict, a list, a pydantic model or content parts")
-    return {"role": "user", "content": _as_parts(user_input) or text_of(user_input)}
+    if hasattr(kind, "__await__"):
+        raise InvalidArguments(f"user_input is {repr_of(user_input)}: await it, and pass what it gives")
+    if issubclass(kind, type) or inspect.isroutine(user_input):
+        raise InvalidArguments(f"user_input is {repr_of(user_input)}: call it, and pass what it returns")
 
 
 def _as_parts(value: object) -> list[Any] | None:

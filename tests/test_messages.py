@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from fractal import InvalidArguments, InvalidMessages, ModelRequest, parts
 from fractal.messages import Transcript, user_message
+from tests.support import shown
 
 USER = {"role": "user", "content": "hi"}
 
@@ -33,6 +34,10 @@ class Person(BaseModel):
 @dataclasses.dataclass
 class Point:
     x: int
+
+
+async def a_question() -> str:
+    return "question"
 
 
 @pytest.mark.parametrize(
@@ -324,6 +329,27 @@ def test_lone_surrogates_inside_json_input_are_replaced() -> None:
 def test_no_input_is_wrong_use() -> None:
     with pytest.raises(InvalidArguments, match="user_input is None"):
         user_message(None)
+
+
+@pytest.mark.parametrize("wrong", [Person, len, "".join, lambda: "question", a_question], ids=shown)
+def test_a_function_in_the_place_of_what_it_returns_is_wrong_use(wrong: object) -> None:
+    with pytest.raises(InvalidArguments, match=r"user_input is .*: call it, and pass what it returns"):
+        user_message(wrong)
+
+
+def test_a_coroutine_in_the_place_of_what_it_gives_is_wrong_use() -> None:
+    coroutine = a_question()
+    with pytest.raises(InvalidArguments, match=r"user_input is <coroutine .*a_question.*>: await it, and pass what it"):
+        user_message(coroutine)
+    coroutine.close()
+
+
+def test_data_that_can_be_called_is_input() -> None:
+    class Recipe(Person):
+        def __call__(self) -> str:
+            return self.name
+
+    assert user_message(Recipe(name="Ada"))["content"] == '{"name":"Ada"}'
 
 
 def test_huge_input_is_sent_whole() -> None:

@@ -25,7 +25,7 @@ from fractal._texts import described, is_a, said_by, str_of
 from fractal.agent import BaseAgent
 from fractal.cli.door import json_text, reports_shown, say, say_json, tell, tell_traceback
 from fractal.cli.files import check_writable
-from fractal.cli.parsers import EXPORT, make_parser
+from fractal.cli.parsers import EXPORT, WRONG_USE, read_arguments
 from fractal.cli.which_agent import OTHER_ENDPOINTS, WrongUse, agent_at, assistant, checked_url
 from fractal.definition import AgentDefinition
 from fractal.errors import FractalError, InvalidArguments, MissingCredentials, UserError
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 FAILED = 1
-WRONG_USE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
@@ -53,14 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: The arguments cannot be read, or ask for help or the version.
     """
     _open_streams()
-    parser = make_parser()
-    given = [*(sys.argv[1:] if arguments is None else arguments)]
-    if given[:2] == EXPORT.split():  # for argparse a command is one word
-        given[:2] = [EXPORT]
-    options = parser.parse_args(given)
-    if options.name is None:
-        parser.print_help(sys.stderr)
-        raise SystemExit(WRONG_USE)
+    options = read_arguments(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe that lacks a character is no reason to lose the answer.
         if isinstance(stream, io.TextIOWrapper):

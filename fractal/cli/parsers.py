@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from fractal import __version__
 from fractal._texts import printable
 from fractal.cli.numbers import count, port, seconds
 
-__all__ = ["EXPORT", "make_parser"]
+__all__ = ["EXPORT", "WRONG_USE", "read_arguments"]
 
 EXPORT = "trace export"
 """What argparse takes for the one word that names the command."""
 
+WRONG_USE = 2
+"""The exit status of what cannot be done as it was asked for."""
+
 
 class _Parser(argparse.ArgumentParser):
+    commands: Mapping[str, argparse.ArgumentParser] = {}
+
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))  # which repeats what was given, in whatever characters
 
 
-class _CommandParser(_Parser):
-    """A parser of one command, which tells itself what it cannot read."""
+def read_arguments(given: Sequence[str]) -> argparse.Namespace:
+    """Read what the command line was given.
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Read the arguments; argparse would have the parser of all commands tell what is too much."""
-        options, others = super().parse_known_args(args, namespace)
-        if others:
-            self.error(f"unrecognized arguments: {' '.join(others)}{_meant(options, args or (), others)}")
-        return options, others
+    Raises:
+        SystemExit: It cannot be read, asks for help or the version, or names no command.
+    """
+    parser = _make_parser()
+    options, others = parser.parse_known_args([EXPORT, *given[2:]] if [*given[:2]] == EXPORT.split() else given)
+    if others:  # told by the command itself: argparse would show the usage of no command
+        command = parser.commands.get(options.name, parser)
+        command.error(f"unrecognized arguments: {' '.join(others)}{_meant(options, given, others)}")
+    if options.name is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(WRONG_USE)
+    return options
 
 
 _AGENT = re.compile(r"[\w.]+:[\w.]+")
@@ -47,7 +59,7 @@ def _meant(options: argparse.Namespace, given: Sequence[str], others: Sequence[s
     return ""
 
 
-def make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> _Parser:
     """The parser of the command line; `name` is the command that was given, or None."""
     parser = _Parser(
         prog="fractal",
@@ -55,7 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 success, 1 no answer, 2 wrong use, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"fractal {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="name", metavar="COMMAND", parser_class=_CommandParser)
+    commands = parser.add_subparsers(title="commands", dest="name", metavar="COMMAND")
+    parser.commands = commands.choices
     _add_demo(commands.add_parser("demo", help="watch three agents work side by side", description=_DEMO))
     _add_run(
         commands.add_parser(

@@ -777,6 +777,7 @@ def test_arguments_that_cannot_be_read(arguments, capsys):
         (["run", "travel:guide", "hi"], "hi: an agent is given by name, as in --agent travel:guide"),
         (["chat", "app.agents:guide"], "app.agents:guide: an agent is given by name, as in --agent app.agents:guide"),
         (["serve", "travel:guide"], "travel:guide: an agent is given by name, as in --agent travel:guide"),
+        (["--color"], "unrecognized arguments: --color\n"),
         (["run", "hi", "--color"], "unrecognized arguments: --color\n"),
         (["trace", "a.jsonl", "b.jsonl"], "unrecognized arguments: b.jsonl\n"),
         (["run", "hi", "--timeout", "-1"], "--timeout: '-1': give seconds, a number above 0"),
@@ -793,7 +794,8 @@ def test_arguments_that_cannot_be_read_are_told_with_what_to_write(arguments, wo
     assert exit.value.code == 2
     err = capsys.readouterr().err
     assert words in err
-    assert err.startswith(f"usage: fractal {arguments[0]} ")
+    command = arguments[0] if not arguments[0].startswith("-") else "[-h]"
+    assert err.startswith(f"usage: fractal {command} ")
 
 
 @pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr", "stdin stdout stderr"])
