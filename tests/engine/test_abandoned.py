@@ -17,7 +17,6 @@ from fractal.events import RunFinished, WarningRaised
 from fractal.testing import ScriptedModel, answers
 from tests.support import in_thread, outcomes, run_on, until
 
-
 ITS_TIME = 0.3
 """Seconds until a call is abandoned: enough for a thread to begin on a busy machine."""
 
