@@ -25,8 +25,9 @@ BACKENDS = [
     pytest.param(("trio", {}), id="trio"),
 ]
 if importlib.util.find_spec("uvloop"):
-    # The same code as on asyncio, as far as it is ours: with the slow tests.
-    BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop", marks=pytest.mark.slow))
+    # The same code as on asyncio, as far as it is ours: with the slow tests, and without counting its lines again.
+    ON_UVLOOP = [pytest.mark.slow, pytest.mark.no_cover]
+    BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop", marks=ON_UVLOOP))
 
 
 # How `sync.portal` and, with other names, `anyio.run` are told of each event loop that there is.
