@@ -36,6 +36,7 @@ from fractal.errors import (
     JournalMismatch,
     JournalNotWritten,
     NotPending,
+    RunTakenOver,
     RunUnknown,
     StoreUnavailable,
 )
@@ -270,7 +271,7 @@ class DurableAgent(Generic[Content_co]):
             try:
                 async with events_written(dbos, self.agent, journal):
                     result = await self._answered(said, journal, run_id)
-            except (JournalNotWritten, StoreUnavailable) as error:
+            except (JournalNotWritten, RunTakenOver, StoreUnavailable) as error:
                 log.failure(f"run {run_id!r} is left as it is recorded, for the next process of this id", error)
                 raise _LeftAsItIs from error
             return json.dumps(result_form(result))

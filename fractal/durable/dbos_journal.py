@@ -21,7 +21,7 @@ from fractal._concurrency.workers import run_in_thread
 from fractal._json import is_mapping
 from fractal._texts import described, one_line
 from fractal.durable._together import Queued, Together
-from fractal.errors import JournalUnreadable, StoreUnavailable
+from fractal.errors import JournalUnreadable, RunTakenOver, StoreUnavailable
 from fractal.journal import StepKey
 
 __all__ = ["DBOSJournal", "database_of_dbos", "outside", "part_id"]
@@ -97,7 +97,7 @@ class DBOSJournal:
         last = max((step["function_id"] for step in steps), default=0)
         while last and self._dbos.reserve_step().step_id < last:  # those numbers are taken
             pass
-        yield _OpenInDBOS(self._dbos, records)
+        yield _OpenInDBOS(self._dbos, run_id, records)
 
     async def read(self) -> _OpenInDBOS:
         """The records of the workflows, outside of them.
@@ -105,7 +105,7 @@ class DBOSJournal:
         Raises:
             JournalUnreadable: A step is none of a journal.
         """
-        return _OpenInDBOS(self._dbos, await self._records_of(self.workflows))
+        return _OpenInDBOS(self._dbos, self.workflows[0], await self._records_of(self.workflows))
 
     async def _records_of(self, workflows: Iterable[str]) -> dict[str, str]:
         records: dict[str, str] = {}
@@ -148,12 +148,13 @@ class _OpenInDBOS:
 
     Args:
         dbos: The class `DBOS`.
+        run_id: Id of the run.
         records: What has been recorded.
     """
 
-    def __init__(self, dbos: Any, records: dict[str, str]) -> None:
-        self._dbos, self._records = dbos, records
-        self._together = Together(lock(), _keep_all, is_for_all=lambda _: True)
+    def __init__(self, dbos: Any, run_id: str, records: dict[str, str]) -> None:
+        self._dbos, self._run_id, self._records = dbos, run_id, records
+        self._together = Together(lock(), self._keep_all, is_for_all=lambda _: True)
 
     def recall(self, key: StepKey) -> str | None:
         """The record of that key, or None."""
@@ -169,10 +170,17 @@ class _OpenInDBOS:
         """Keep a record that takes the place of an earlier one: of steps with one name the last one holds."""
         await self.record(key, text)
 
+    def _keep_all(self, writes: Sequence[_Write]) -> None:
+        """Keep records as one step; a single one as its text, by which it was kept before there were several."""
+        *others, last = writes
+        records = {each.key: each.text for each in writes}
+        is_kept = False
 
-def _keep_all(writes: Sequence[_Write]) -> None:
-    """Keep records as one step; a single one as its text, by which it was kept before there were several."""
-    *others, last = writes
-    records = {each.key: each.text for each in writes}
-    name = f"{PREFIX}{last.key} +{len(others)}" if others else PREFIX + last.key
-    last.reservation.run({"name": name}, lambda: records if others else last.text)
+        def keep() -> object:
+            nonlocal is_kept
+            is_kept = True
+            return records if others else last.text
+
+        last.reservation.run({"name": f"{PREFIX}{last.key} +{len(others)}" if others else PREFIX + last.key}, keep)
+        if not is_kept:  # another process has made this step while this one was asleep, and DBOS gives what it has kept
+            raise RunTakenOver(self._run_id)

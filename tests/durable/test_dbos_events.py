@@ -5,15 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import anyio
 import pytest
 
-from fractal import Allow, BaseAgent, Defer, Deny, NotPending, RunUnknown, tool
+from fractal import Allow, BaseAgent, Defer, Deny, NotPending, RunTakenOver, RunUnknown, tool
 from fractal.durable import DurableAgent, StepKey
-from fractal.durable.dbos_journal import DBOSJournal
+from fractal.durable.dbos_journal import DBOSJournal, _OpenInDBOS
 from fractal.events import Event, RunFinished
 from fractal.testing import ScriptedModel, answers
 from tests.support import BACKENDS, in_thread
@@ -78,6 +79,7 @@ def launched() -> Iterator[Launched]:
         }
         dbos.DBOS(config=config)
         made: Launched = {name: DurableAgent(agent, name=name) for name, agent in agents.items()}
+        made["asleep"] = dbos.DBOS.workflow(name="asleep")(keep_what_is_kept)
         made["keep"] = dbos.DBOS.workflow(name="keep")(keep)
         dbos.DBOS.launch()
         dbos.DBOS.register_queue("orders", worker_concurrency=2, polling_interval_sec=0.1)
@@ -97,6 +99,24 @@ async def keep(run_id: str) -> None:
         await journal.record(StepKey("", "", "start"), "first")
         for number in range(3):
             group.start_soon(journal.record, StepKey("", f"1.{number}", "finished"), str(number))
+
+
+async def keep_what_is_kept(run_id: str) -> str:
+    """A workflow that was asleep: another process has made the step with the number that was drawn here."""
+    step: Any = dbos.DBOS.reserve_step()
+    theirs = type(step)(step._step_ctx)
+    await in_thread(lambda: theirs.run({"name": "fractal: start"}, lambda: "theirs"))
+    journal = _OpenInDBOS(SimpleNamespace(reserve_step=lambda: step), run_id, {})
+    try:
+        await journal.record(StepKey("", "", "start"), "ours")
+    except RunTakenOver:
+        return "taken over"
+    return "kept"
+
+
+async def test_a_record_that_another_process_has_made_stops_the_one_that_was_asleep(launched: Launched):
+    handle = await in_thread(lambda: dbos.DBOS.start_workflow(launched["asleep"], "one"))
+    assert await in_thread(handle.get_result) == "taken over"
 
 
 async def test_records_that_come_at_the_same_time_are_one_step_and_are_read_again(launched: Launched):
