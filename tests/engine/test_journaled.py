@@ -32,6 +32,8 @@ class Shop:
             self.keys.append(ctx.idempotency_key)
             return 2 * number
 
+        self.add = add
+
         def answer(request: ScriptedRequest) -> Any:
             return [answers.calls(self.call(1), self.call(2)), answers.calls(self.call(3)), "done"][turns(request)]
 
@@ -127,6 +129,8 @@ def test_the_facade_records_the_same(backend: str) -> None:
         left = cut_after(journal, 5)
         assert sync.run(shop.agent, "go", journal=left, run_id="one").content == whole.content
         assert sync.resume(shop.agent, left, "one").content == whole.content
+        blocking = sync.BaseAgent("Shop", "You add.", client=shop.model).add_tool(shop.add)
+        assert blocking.resume(cut_after(journal, 5), "one").content == whole.content
 
 
 async def test_a_run_inside_of_itself_is_in_progress() -> None:
