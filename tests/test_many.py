@@ -343,6 +343,31 @@ async def test_inputs_that_raise_cancel_the_runs_and_the_error_comes_out_alone(i
     assert runs.begun == runs.ended
 
 
+class Quit(BaseException):
+    """No `Exception`, as Ctrl-C is none."""
+
+
+@pytest.mark.parametrize("where", ["inputs", "model"])
+async def test_a_group_that_ends_a_batch_comes_out_as_it_is(where: str):
+    group = BaseExceptionGroup("of the user's own", [LookupError("one"), Quit("other")])
+
+    class Model:
+        async def respond(self, request: object) -> Any:
+            raise group
+
+    def inputs() -> Iterator[str]:
+        yield "one"
+        raise group
+
+    one = agent() if where == "inputs" else BaseAgent("A", "a", client=Model())
+    caught: list[tuple[object, ...]] = []
+    try:
+        await run_many(one, inputs() if where == "inputs" else ["one"])
+    except BaseExceptionGroup as error:  # trio makes it anew
+        caught.append((error.message, *error.exceptions))
+    assert caught == [(group.message, *group.exceptions)]
+
+
 async def test_an_input_that_cannot_be_one_cancels_the_runs_and_is_told_alone():
     runs = Runs()
     with pytest.raises(InvalidArguments, match="user_input is None"):

@@ -186,7 +186,7 @@ def single_error() -> Generator[None]:
     """Let a group with one exception in it leave as that exception.
 
     Cancellations that came along with a real error are left out; a group of several errors stays a group, but for
-    faults of a test.
+    faults of a test. A group of the user's own leaves as it is, and not in one of ours.
     """
     try:
         yield
@@ -195,6 +195,9 @@ def single_error() -> Generator[None]:
         errors = [leaf for leaf in leaves(group) if not is_a(leaf, cancelled)]
         if len(errors) == 1 or (errors and all(is_a(each, FaultOfTest) for each in errors)):
             raise errors[0] from errors[0].__cause__
+        real = [each for each in group.exceptions if not is_cancellation(each)]
+        if len(real) == 1:
+            raise real[0] from real[0].__cause__
         raise
 
 

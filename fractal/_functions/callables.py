@@ -117,8 +117,9 @@ def unbound(function: Any) -> Any:
 
 
 def core_of(function: Any) -> Any:
-    """The function that a call comes to in the end."""
-    return list(path_of(function))[-1]
+    """The function that a call comes to in the end; of a proxy that does not show its function, the proxy."""
+    *path, last = path_of(function)
+    return path[-1] if path and _is_proxy(path[-1]) and last is _call_of(path[-1]) else last
 
 
 def receiver_of(function: Any) -> Any:
@@ -273,7 +274,8 @@ def _inner(layer: Any, *, asks: bool = True) -> list[Any]:
     if issubclass(kind, type) or not (callable(layer) or hasattr(kind, "__get__")):
         return []
     wrapped = attribute_of(layer, "__wrapped__", asks=asks)
-    inner = (_partial_method_of(layer), wrapped, _call_of(layer), *_implementations(layer))
+    bound = _bound_in(layer, asks=asks)
+    inner = (_partial_method_of(layer), wrapped, bound, _call_of(layer), *_implementations(layer))
     return [each for each in inner if callable(each) or _is(each, (*_METHODS, *_PARTIALS))]
 
 
@@ -300,6 +302,12 @@ def _implementations(layer: Any) -> list[Any]:
     """The functions that a function of `functools.singledispatch` chooses from."""
     registry = attribute_of(layer, "registry", asks=False)
     return [*cast("Mapping[Any, Any]", registry).values()] if isinstance(registry, types.MappingProxyType) else []
+
+
+def _bound_in(layer: Any, *, asks: bool) -> Any:
+    """The function that a partial of another make calls, or None."""
+    is_partial = isinstance(attribute_of(layer, "keywords", asks=asks), dict)
+    return attribute_of(layer, "func", asks=asks) if is_partial else None
 
 
 def _partial_method_of(layer: Any) -> Any:

@@ -319,6 +319,26 @@ class Described:
         return self._function(*arguments, **named)
 
 
+class Curried:
+    """As libraries make partials of their own."""
+
+    def __init__(self, function: Any, **keywords: Any) -> None:
+        self._partial = functools.partial(function, **keywords)
+        self.__name__ = function.__name__
+
+    func = property(lambda self: self._partial.func)
+    args = property(lambda self: self._partial.args)
+    keywords = property(lambda self: self._partial.keywords)
+
+    def __call__(self, path: str) -> Any:
+        return self._partial(path)
+
+
+@way
+def partial_of_a_library(marked: Marked) -> Any:
+    return Curried(marked(plain_function()), root="/srv")
+
+
 def lazily(made: Any) -> Lazy:
     return Lazy(lambda: made)
 
@@ -693,6 +713,14 @@ def test_objects_of_a_class_share_the_limit_of_its_call_and_a_new_limit_is_a_new
     again = Tool.from_function(Look()).gate
     assert again is not None
     assert again is not first
+
+
+@pytest.mark.parametrize("made_of", [lazily, Curried])
+def test_what_stands_for_two_functions_does_not_make_them_share_a_limit(made_of: Any) -> None:
+    one, other = (tool(max_concurrency=1)(plain_function()) for _ in range(2))
+    first, second = made_of(one), made_of(other)
+    gates = [Tool.from_function(each).gate for each in (first, functools.partial(first), second)]
+    assert gates[0] is gates[1] is not gates[2]
 
 
 def test_what_cannot_be_remembered_has_a_limit_of_its_own() -> None:
