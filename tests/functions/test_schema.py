@@ -748,7 +748,7 @@ class Plain:
         (Annotated[list[int], Field(min_length="x")], ""),  # type: ignore[arg-type]
         (5, ""),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_an_annotation_that_cannot_be_offered_is_an_invalid_tool_with_one_line_of_why(kind: Any, fault: str) -> None:
     with pytest.raises(InvalidTool) as caught:
