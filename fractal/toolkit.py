@@ -189,11 +189,10 @@ class AgentToolkit:
 
         Raises:
             InvalidTool: It cannot be a tool.
+            InvalidArguments: An option has a value it cannot have.
             ToolNameTaken: There is another of that name, and `replace` is False.
         """
-        if not isinstance(terminate, bool):
-            raise InvalidArguments(f"terminate={terminate!r}: give True or False")
-        given = ToolOptions(name=name or None, description=description, terminate=terminate)
+        given = ToolOptions(name=name, description=description, terminate=terminate)
         if not isinstance(function, Tool):
             return self._add(Tool.from_function(function, given), replace)
         if given == ToolOptions():
