@@ -85,6 +85,11 @@ class BatchItem(Generic[Content_co]):
 
 _END = object()
 
+
+def _note_of(index: int) -> str:
+    return f"this was input {index} of a batch, counted from 0"
+
+
 NAME = "fractal batch"
 
 
@@ -183,7 +188,7 @@ class Batch:
                 index += 1
 
     async def _run(self, index: int, user_input: object, deliver: Callable[[BatchItem[Any]], None]) -> None:
-        with self._errors_end_it():
+        with self._errors_end_it(index):
             self._running += 1
             try:
                 result = await self._result(index, user_input)
@@ -214,16 +219,18 @@ class Batch:
             self._runs.remove(run)
 
     @contextmanager
-    def _errors_end_it(self) -> Generator[None]:
+    def _errors_end_it(self, index: int | None = None) -> Generator[None]:
         # Several tasks may fail before the first has cancelled the others, and nobody wants a group of the same error.
         try:
             yield
         except Exception as error:
+            if index is not None and self._error is None:
+                error.add_note(_note_of(index))
             self._end_with(error)
 
     def _fail_with(self, error: RunError, index: int) -> None:
         if self._error is None:
-            error.add_note(f"this was input {index} of a batch, counted from 0")
+            error.add_note(_note_of(index))
         else:  # it failed before the first failure could cancel it
             self._error.add_note(f"input {index} failed as well: {described(error)}")
         self._end_with(error)

@@ -1,4 +1,4 @@
-"""The log of the package, the logger `fractal`: one line for each message, whatever is in it.
+"""The log of the package, the logger `fractal`: one line for each message, whatever is in it; and where warnings point.
 
 What somebody else wrote cannot forge a line there, and what a handler of the user's raises is shown as `logging` itself
 shows what happens in handlers: it disturbs no run.
@@ -6,6 +6,7 @@ shows what happens in handlers: it disturbs no run.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import traceback
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 from fractal._texts import described, log_line, str_of
 
-__all__ = ["log"]
+__all__ = ["level_of_caller", "log"]
 
 
 class _Log:
@@ -77,3 +78,11 @@ def _has_traceback(error: BaseException) -> bool:
 
 
 log = _Log(logging.getLogger("fractal"))
+
+
+def level_of_caller() -> int:
+    """The `stacklevel`, for the function that calls this, of the nearest code that is not the package's own."""
+    level, frame = 0, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("fractal."):
+        level, frame = level + 1, frame.f_back
+    return level

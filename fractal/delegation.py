@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fractal._agent import verbs
 from fractal._agent.core import AnyAgent, core_of
@@ -56,7 +56,7 @@ def delegate_tool(
     core_of(delegate)
     if description is not None and not isinstance(description, str):
         raise InvalidArguments(f"description={description!r}: give text, or None")
-    name = tool_name or f"delegate_to_{_identifier(delegate.name)}"
+    name = f"delegate_to_{_identifier(delegate.name)}" if tool_name is None else tool_name
     description = description or f"Hand a question to the agent {delegate.name!r} and get its answer."
     function = _asking(delegate, parameters)
     checked = schema_of(function, name=name, documentation=Documentation(), is_context=lambda _: False)
@@ -164,7 +164,7 @@ def _parameter(name: str, ours: str, facts: object) -> inspect.Parameter:
     if unknown:
         raise TypeError(f"parameters[{name!r}] has {sorted(unknown)}: it takes {sorted(_KEYS)}")
     kind = facts.get("type", "str")
-    if not isinstance(kind, type) and kind not in _TYPES:
+    if not isinstance(kind, type) and not (isinstance(kind, str) and kind in _TYPES):
         raise TypeError(f"parameters[{name!r}]['type'] is {kind!r}: give one of {sorted(_TYPES)}")
     required = facts.get("required", "default" not in facts)
     if not isinstance(required, bool):
@@ -175,9 +175,19 @@ def _parameter(name: str, ours: str, facts: object) -> inspect.Parameter:
     hint = kind if isinstance(kind, type) else _TYPES[kind]
     shown = Field(description=description) if ours == name else Field(description=description, alias=name)
     default = inspect.Parameter.empty if required else facts.get("default")
+    if facts.get("default") is not None and hint in _TYPES.values() and not _fits(facts["default"], hint):
+        raise TypeError(f"parameters[{name!r}]['default'] is {facts['default']!r}, which does not fit {kind!r}")
     return inspect.Parameter(
         ours,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
         annotation=Annotated[hint if required or default is not None else hint | None, shown],
     )
+
+
+def _fits(value: object, hint: Any) -> bool:
+    try:
+        TypeAdapter(hint).validate_python(value)
+    except ValidationError:
+        return False
+    return True

@@ -93,6 +93,10 @@ class _Made(PortableModel):
         """A copy with other values of some fields; made sooner than by `model_copy`."""
         return _made(type(self), {**vars(self), **facts}, {**(self.__pydantic_private__ or {})})
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all fields are equal; the exception behind them, which no copy has, does not count."""
+        return vars(self) == vars(other) if type(other) is type(self) else NotImplemented
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Copy the result so that references to it lead to the copy; pydantic before 2.14.2 does not do so."""
         memo = {} if memo is None else memo

@@ -18,7 +18,7 @@ from fractal._functions.docstring import Documentation, docstring_of, read_docst
 from fractal._functions.marks import TOOL_NAME, ToolOptions, is_marked, options_of, tool
 from fractal._functions.schema import Parameters, schema_of
 from fractal._functions.signature import type_arguments
-from fractal._texts import kind_of, repr_of
+from fractal._texts import is_a, kind_of, repr_of
 from fractal.context import RunContext, is_context
 from fractal.errors import InvalidArguments, InvalidTool, ToolNameTaken
 from fractal.model import ToolSchemas
@@ -102,6 +102,9 @@ class Tool:
             InvalidTool: It cannot be offered to a model.
         """
         if not callable(function):
+            if is_a(function, AgentToolkit):
+                fault = "it is a toolkit: give an agent toolkit=…, or add the methods of the toolkit one by one"
+                raise InvalidTool(type(function).__name__, fault)
             raise InvalidTool(repr_of(function), "it cannot be called")
         if (agent := _agent_behind(function)) is not None:
             raise InvalidTool(agent, "it is an agent: offer it by register_delegate(agent)")
@@ -189,11 +192,10 @@ class AgentToolkit:
 
         Raises:
             InvalidTool: It cannot be a tool.
+            InvalidArguments: An option has a value it cannot have.
             ToolNameTaken: There is another of that name, and `replace` is False.
         """
-        if not isinstance(terminate, bool):
-            raise InvalidArguments(f"terminate={terminate!r}: give True or False")
-        given = ToolOptions(name=name or None, description=description, terminate=terminate)
+        given = ToolOptions(name=name, description=description, terminate=terminate)
         if not isinstance(function, Tool):
             return self._add(Tool.from_function(function, given), replace)
         if given == ToolOptions():

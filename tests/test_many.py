@@ -237,6 +237,13 @@ async def test_a_reader_that_stops_holds_the_runs(max_concurrency: int, buffer: 
 # ---- failures
 
 
+async def test_an_input_that_is_none_is_told_with_its_place(endpoint: StartEndpoint):
+    endpoint(lambda request: "ok")
+    with pytest.raises(InvalidArguments, match="user_input is None") as raised:
+        await run_many(BaseAgent("A", "a"), ["a", None, "b"])
+    assert raised.value.__notes__ == ["this was input 1 of a batch, counted from 0"]
+
+
 async def test_the_first_failure_cancels_the_others_and_is_raised(endpoint: StartEndpoint):
     one = endpoint(
         lambda request: (

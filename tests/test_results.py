@@ -394,3 +394,25 @@ def test_a_result_with_a_type_is_the_same_class():
         "description": "The answer: text, or what a terminating tool returned. After a failure the reason as text.",
         "title": "Content",
     }
+
+
+def test_a_result_equals_what_json_a_pickle_or_a_copy_makes_of_it() -> None:
+    call = ToolResult.of_facts(
+        KeyError("x"),
+        content=None,
+        tool_name="look",
+        metadata={"arguments": {}, "terminate": False},
+        error="KeyError: 'x'",
+        outcome="error",
+        elapsed=0.1,
+        call_id="1",
+    )
+    run = AgentResult(content="ok", agent_name="A", tool_results=[call])
+    for result in (call, run):
+        kind = type(result)
+        for same in (kind.model_validate_json(result.model_dump_json()), pickle.loads(pickle.dumps(result)), result):
+            assert same == result
+            assert copy.deepcopy(same) == result
+    assert call != call.changed(elapsed=0.2)
+    assert call != run
+    assert call != "look"

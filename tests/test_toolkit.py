@@ -808,3 +808,13 @@ async def test_a_marked_method_gets_the_context_and_its_own_arguments() -> None:
 
     one = agent(toolkit=Kit())
     assert (await one.execute_tool("f", x=1)).content == (1, "f", one)
+
+
+def test_a_toolkit_in_the_place_of_a_function_is_told_where_it_goes() -> None:
+    class Kit(AgentToolkit):
+        pass
+
+    words = r"'Kit' cannot be a tool: it is a toolkit: give an agent toolkit=…, or add the methods"
+    for add in (lambda: BaseAgent("A", "a").add_tool(Kit()), lambda: BaseAgent("A", "a", toolkit=[Kit()])):  # type: ignore[arg-type]
+        with pytest.raises(InvalidTool, match=words):
+            add()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 
 from fractal._agent.core import CORE
 from fractal._agent.settings import FIXED, SETTINGS, Setting
+from fractal._functions.signature import arguments_of, variables_of, zipped
 from fractal._texts import kind_of, one_line, repr_of
 from fractal.errors import InvalidArguments
 from fractal.results import Content_co
@@ -138,11 +139,17 @@ def check_settings(kind: type[Any]) -> None:
 
 
 def answers_of(form: object) -> Any:
-    """The output type in `BaseAgent[Order]`; None for other types, and without one."""
-    arguments = get_args(form)
-    if getattr(get_origin(form), "__parameters__", ()) != (Content_co,) or len(arguments) != 1:
+    """The output type in `BaseAgent[Order]`, or in a generic class below it; None for other types, and without one."""
+    kind: Any = get_origin(form)
+    root = next((each for each in getattr(kind, "__mro__", ()) if _parameters_of(each) == (Content_co,)), None)
+    if root is None:
         return None
-    return None if arguments[0] is Any or isinstance(arguments[0], TypeVar) else arguments[0]
+    answers = arguments_of(kind, root, zipped(kind, get_args(form))).get(Content_co)
+    return None if answers is Any or variables_of(answers) else answers
+
+
+def _parameters_of(kind: type) -> tuple[Any, ...]:
+    return getattr(kind, "__parameters__", ())
 
 
 def _setting(kind: type[Any], name: str) -> Setting[Any, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
 from collections.abc import Collection
+
+from fractal._log import level_of_caller
 
 __all__ = ["warn_of_format"]
 
@@ -24,7 +25,7 @@ def warn_of_format(template: object, names: Collection[str]) -> None:
     """
     found = _only_for_format(template, names) if isinstance(template, str) and names else None
     if found is not None:
-        warnings.warn(f"the system prompt has {found}", UserWarning, stacklevel=_level_of_caller())
+        warnings.warn(f"the system prompt has {found}", UserWarning, stacklevel=level_of_caller())
 
 
 def _only_for_format(template: str, names: Collection[str]) -> str | None:
@@ -39,11 +40,3 @@ def _only_for_format(template: str, names: Collection[str]) -> str | None:
         if is_format and name in names:
             return f"{field[0]}, which reaches the model as it is: write {{{name}}}, and give its text"
     return None
-
-
-def _level_of_caller() -> int:
-    """The `stacklevel`, for the function that calls this, of the nearest code that is not the package's own."""
-    level, frame = 0, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("fractal."):
-        level, frame = level + 1, frame.f_back
-    return level

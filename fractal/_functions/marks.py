@@ -57,11 +57,18 @@ class ToolOptions:
             raise InvalidArguments(f'after_crash={self.after_crash!r}: it is "repeat", "fail" or "ask"')
         if self.on_error not in ("model", "raise"):
             raise InvalidArguments(f'on_error={self.on_error!r}: it is "model" or "raise"')
+        for name in ("terminate", "sequential", "idempotent", "requires_approval"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (value is not None or name != "requires_approval"):
+                raise InvalidArguments(f"{name}={value!r}: give True or False")
 
     def over(self, other: ToolOptions) -> ToolOptions:
         """These options, and the other's where these are the defaults."""
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
         return replace(other, **given)
+
+
+_OPTIONS = [each.name for each in fields(ToolOptions)]
 
 
 class _Mark(dict[str, Any]):
@@ -125,7 +132,7 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any: 
         The function, marked; or a decorator, when called with options.
 
     Raises:
-        InvalidArguments: An option has a value it cannot have.
+        InvalidArguments: There is no such option, or it has a value it cannot have.
 
     Example:
         >>> @tool(timeout=5)
@@ -135,6 +142,9 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any: 
         >>> add(2)
         3
     """
+    unknown = options.keys() - _OPTIONS
+    if unknown:
+        raise InvalidArguments(f"tool has no option {min(unknown)}=: it has {', '.join(_OPTIONS)}")
     ToolOptions(**options)  # refuses what cannot be
     for name in _NOT_LOST:
         if options.get(name, True) is None:

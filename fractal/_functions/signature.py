@@ -15,7 +15,16 @@ from pydantic.fields import FieldInfo
 from fractal._functions.callables import attribute_of, bound_names, core_of, described, path_of, receiver_of
 from fractal._texts import kind_of
 
-__all__ = ["SignatureFault", "read_signature", "type_arguments", "type_hints", "with_types"]
+__all__ = [
+    "SignatureFault",
+    "arguments_of",
+    "read_signature",
+    "type_arguments",
+    "type_hints",
+    "variables_of",
+    "with_types",
+    "zipped",
+]
 
 Types = Mapping[Any, Any]
 """What type variables stand for."""
@@ -96,14 +105,14 @@ def type_arguments(function: Callable[..., Any]) -> Types:
     if owner is None:
         return {}
     alias = attribute_of(receiver, "__orig_class__")  # of `Kit[int]()`
-    return _arguments_of(below, owner, _zipped(below, get_args(alias)))
+    return arguments_of(below, owner, zipped(below, get_args(alias)))
 
 
 def _defines(kind: type, core: Any) -> bool:
     return core_of(vars(kind).get(getattr(core, "__name__", ""))) is core
 
 
-def _arguments_of(kind: type, base: type, arguments: Types) -> Types:
+def arguments_of(kind: type, base: type, arguments: Types) -> Types:
     """The arguments of a generic base class, as a class below gives them."""
     if kind is base:
         return arguments
@@ -111,11 +120,12 @@ def _arguments_of(kind: type, base: type, arguments: Types) -> Types:
         above = get_origin(written) or written
         if inspect.isclass(above) and base in above.__mro__:
             given = [with_types(each, arguments) for each in get_args(written)]
-            return _arguments_of(above, base, _zipped(above, given))
+            return arguments_of(above, base, zipped(above, given))
     return {}
 
 
-def _zipped(kind: type, given: Sequence[Any]) -> Types:
+def zipped(kind: type, given: Sequence[Any]) -> Types:
+    """The arguments of a generic class, by its own type variables; none if there are not as many."""
     parameters: tuple[Any, ...] = getattr(kind, "__parameters__", ())
     return dict(zip(parameters, given, strict=True)) if len(parameters) == len(given) else {}
 
@@ -124,13 +134,18 @@ def with_types(hint: Any, arguments: Types) -> Any:
     """A type with its type variables replaced."""
     if isinstance(hint, TypeVar):
         return arguments.get(hint, hint)
+    parameters = variables_of(hint)
+    return hint[tuple(arguments.get(each, each) for each in parameters)] if parameters else hint
+
+
+def variables_of(hint: Any) -> tuple[Any, ...]:
+    """The type variables that a type still has; none for a generic class that nothing was given to."""
+    if isinstance(hint, TypeVar):
+        return (hint,)
     generic = getattr(hint, "__pydantic_generic_metadata__", None)
     if generic is not None:
-        parameters = generic["parameters"] if generic["origin"] is not None else ()
-    else:
-        parameters = getattr(hint, "__parameters__", ()) if not inspect.isclass(hint) or get_origin(hint) else ()
-    generic_hint: Any = hint
-    return generic_hint[tuple(arguments.get(each, each) for each in parameters)] if parameters else hint
+        return generic["parameters"] if generic["origin"] is not None else ()
+    return getattr(hint, "__parameters__", ()) if not inspect.isclass(hint) or get_origin(hint) else ()
 
 
 def _namespace_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from anyio.lowlevel import current_token
 
 from fractal._concurrency.forks import in_child, loop_of_fork
 from fractal._concurrency.threads import JoinedCall, ThreadCall, current_thread_call
+from fractal._log import level_of_caller
 from fractal.errors import FractalError, InvalidArguments, PortalClosed, RunCancelled, SyncInAsyncError
 from fractal.sync._event_loop import Backend, EventLoop, PortalCall
 from fractal.sync._garbage import is_collecting
@@ -371,7 +372,7 @@ def _warn_of_blocked_loop() -> None:
         "a blocking fractal.sync call on a thread with a running event loop: nothing else on that loop runs until it"
         " returns; await the agent's own verbs instead",
         LoopBlockedWarning,
-        stacklevel=5,
+        stacklevel=level_of_caller(),
     )
 
 

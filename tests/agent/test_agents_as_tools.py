@@ -81,7 +81,12 @@ async def test_parameters_of_a_delegate_may_have_any_name(way: str):
 
 
 @pytest.mark.parametrize(
-    "parameters", [["sql"], {3: {}}, {"": {}}, {"a": "str"}, {"a": {"type": "nonsense"}}], ids=shown
+    "parameters",
+    [
+        *(["sql"], {3: {}}, {"": {}}, {"a": "str"}, {"a": {"type": "nonsense"}}, {"a": {"type": ["string", "null"]}}),
+        {"a": {"type": "int", "default": "many"}},
+    ],
+    ids=shown,
 )
 def test_wrong_parameters_are_a_type_error(parameters: Any):
     with pytest.raises(TypeError, match="parameters"):

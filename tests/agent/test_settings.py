@@ -376,15 +376,22 @@ def test_a_class_of_agents_may_say_its_output_type_in_its_base(kind: Any):
     assert kind("A", "p").output_type is None
 
 
-def test_a_generic_class_of_agents_says_nothing_of_its_output_type_by_its_own_parameters():
-    Deps = TypeVar("Deps")
+@pytest.mark.parametrize("kind", [BaseAgent, sync.BaseAgent])
+def test_a_generic_class_of_agents_says_its_output_type_only_by_the_parameter_that_it_passes_on(kind: Any):
+    Deps, Answer = TypeVar("Deps"), TypeVar("Answer")
 
-    class Needs(BaseAgent[str], Generic[Deps]): ...
+    class Needs(kind[str], Generic[Deps]): ...
 
-    class Passes(BaseAgent[Deps], Generic[Deps]): ...
+    class Passes(kind[Answer], Generic[Answer]): ...
 
-    agents = [Needs("A", "p"), Needs[int]("A", "p"), Passes("A", "p"), Passes[int]("A", "p")]
-    assert [agent.output_type for agent in agents] == [str, str, None, None]
+    class Lists(Passes[list[Answer]], Generic[Deps, Answer]): ...
+
+    class Orders(Passes[int]): ...
+
+    class Prices(Lists[str, float]): ...
+
+    classes = [Needs, Needs[int], Passes, Passes[int], Passes[Any], Orders, Lists[int, str], Prices]
+    assert [one("A", "p").output_type for one in classes] == [str, str, None, int, None, int, list[str], list[float]]
 
 
 def test_an_output_type_that_is_only_named_is_refused_like_any_other():

@@ -162,10 +162,32 @@ async def test_an_observer_that_fails_is_logged_and_disturbs_nobody(caplog: pyte
     assert caplog.text.count("observer") >= 4
 
 
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"on_cancel": "kill"}, {"max_concurrency": 0}, {"on_error": "x"}])
-def test_options_of_a_tool_that_cannot_be_meant_are_refused(options: dict[str, Any]):
-    with pytest.raises(InvalidArguments):
-        tool(**options)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("timeout", 0), ("on_cancel", "kill"), ("max_concurrency", 0), ("on_error", "x"), ("name", "")),
+        *(("terminate", "yes"), ("sequential", 1), ("idempotent", None), ("requires_approval", "no")),
+    ],
+)
+def test_options_of_a_tool_that_cannot_be_meant_are_refused(name: str, value: Any):
+    with pytest.raises(InvalidArguments, match=f"^{name}="):
+        tool(**{name: value})
+
+
+def test_an_option_that_tools_do_not_have_is_refused_with_those_they_have():
+    wrong: dict[str, Any] = {"approval": True}
+    with pytest.raises(InvalidArguments, match=r"^tool has no option approval=: it has name, .*, requires_approval, "):
+        tool(**wrong)
+
+
+def test_no_text_is_no_name_for_a_tool():
+    def look() -> str:
+        return ""
+
+    with pytest.raises(InvalidArguments, match="name=''"):
+        agent().add_tool(look, name="")
+    with pytest.raises(InvalidArguments, match="name=''"):
+        agent().register_delegate(agent(), tool_name="")
 
 
 @pytest.mark.parametrize("value", [-1, "2", True, float("nan")])

@@ -165,6 +165,38 @@ async def test_inside_a_running_loop_it_works_and_warns(inner: str):
     assert warning.filename == __file__
 
 
+class Blocking(sync.BaseAgent):
+    @tool
+    def look(self) -> str:
+        return "seen"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        *(lambda: sync.run(echo(), "hi"), lambda: echo().run_sync("hi"), lambda: sync.run_many(echo(), ["hi"])),
+        *(lambda: sync.start(echo(), "hi").result(), lambda: sync.call(anyio.sleep, 0)),
+        *(lambda: blocking().run("hi"), lambda: blocking()("hi"), lambda: blocking().execute_tool("look")),
+        *(lambda: entered(blocking()), lambda: entered(sync.enter(echo())), lambda: entered(sync.stream(echo(), "hi"))),
+    ],
+    ids=["run", "run_sync", "run_many", "start", "call", "verb", "agent()", "execute_tool", "with", "enter", "stream"],
+)
+async def test_the_warning_points_to_the_line_that_blocks(use: Callable[[], object]):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        use()
+    assert {(each.category, each.filename) for each in caught} == {(sync.LoopBlockedWarning, __file__)}
+
+
+def blocking() -> Blocking:
+    return Blocking("B", "b", client=ScriptedModel(lambda request: "ok"))
+
+
+def entered(block: Any) -> None:
+    with block:
+        pass
+
+
 def test_on_the_portals_own_loop_it_is_an_error_and_no_deadlock(portal: object):
     agent = BaseAgent("A", "a", client=ScriptedModel([[answers.call("nested")], "done"]))
 
