@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from fractal._concurrency.threads import ThreadCall
 from fractal.sync import _portal
 from fractal.sync._portal import Portal
 from fractal.testing import ScriptedModel, answers, stall_guard
+from tests.forking import end_of, fork, forked
 from tests.support import LOOPS, Talkative, run_on
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -40,33 +40,6 @@ def agent(*steps: Any, **options: Any) -> BaseAgent:
 GOOD = agent()
 TALKATIVE = BaseAgent("T", "t", client=Talkative())
 ASK = answers.calls(answers.call("ask"))
-
-
-def fork() -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads
-        child = os.fork()
-    if child == 0:  # where it hangs, it ends
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(10)
-    return child
-
-
-def end_of(child: int) -> int:
-    """The exit status of a child, or a signal's number, negative; waits for it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def forked(work: Callable[[], object]) -> int:
-    """The exit status of a child that does some work: 0 if that came to something."""
-    child = fork()
-    if child == 0:
-        status = 1
-        try:
-            status = 0 if work() else 2
-        finally:
-            os._exit(status)
-    return end_of(child)
 
 
 def ask_in_child() -> bool:

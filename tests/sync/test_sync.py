@@ -31,6 +31,7 @@ from fractal import (
 from fractal._concurrency.gates import tool_threads
 from fractal.sync._portal import Portal
 from fractal.testing import Endpoint, ScriptedModel, answers
+from tests.forking import forked
 from tests.support import assert_continuable, calls_then, outcomes, portal_threads
 
 StartEndpoint = Callable[..., Endpoint]
@@ -389,12 +390,7 @@ def test_after_a_fork_the_child_has_a_loop_of_its_own(endpoint: StartEndpoint):
     with sync.portal(backend="trio"):
         assert agent.run_sync("parent").success
         for _ in range(2):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads
-                child = os.fork()
-            if child == 0:
-                os._exit(0 if agent.run_sync("child", timeout=10).content == "hello" else 1)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert forked(lambda: agent.run_sync("child", timeout=10).content == "hello") == 0
     context = multiprocessing.get_context("fork")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -43,6 +43,7 @@ from fractal.models import OpenAIModel
 from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.testing.answers import AnswerLike
 from fractal.testing.endpoint import RecordedRequest
+from tests.forking import forked
 from tests.streams import Watch, assert_well_formed, text_of
 from tests.support import assert_continuable, calls_then, in_thread, outcomes, portal_threads
 
@@ -395,14 +396,12 @@ def test_after_a_fork_the_child_streams_on_a_loop_of_its_own(endpoint: StartEndp
     agent = BaseAgent("A", "a")
     with sync.stream(agent, "parent") as stream:
         assert "".join(stream.text()) == SENTENCE
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads
-        child = os.fork()
-    if child == 0:
-        signal.alarm(10)
+
+    def work() -> bool:
         with sync.stream(agent, "child") as stream:
-            os._exit(0 if "".join(stream.text()) == SENTENCE else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            return "".join(stream.text()) == SENTENCE
+
+    assert forked(work) == 0
 
 
 # ---- in a plain tool
