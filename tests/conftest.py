@@ -162,6 +162,19 @@ def _no_frozen_garbage() -> Iterator[None]:
         gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Take back what coverage puts around `os._exit` each time that it starts again, as after a test of `no_cover`.
+
+    After a thousand of them that would be too deep to be called, and a forked child would go on with the tests.
+    """
+    exit_now = os._exit
+    try:
+        return (yield)
+    finally:
+        os._exit = exit_now
+
+
 def pytest_collection_finish() -> None:
     """Have everything loaded that looks for objects when it is loaded: a frozen heap hides them."""
     assert hypothesis.is_hypothesis_test is not None
