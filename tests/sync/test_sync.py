@@ -29,6 +29,7 @@ from fractal import (
     tool,
 )
 from fractal._concurrency.gates import tool_threads
+from fractal._engine.below import Errand
 from fractal.sync._portal import Portal
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.forking import forked
@@ -467,3 +468,25 @@ def test_a_program_that_uses_the_facade_ends_cleanly(client: str, endpoint: Star
     done = subprocess.run([sys.executable, *warn, "-c", code], capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.stderr, done.returncode) == ("done\ndone\n", "", 0)
     one.wait_until_closed()
+
+
+def test_a_call_that_its_run_cancels_before_it_has_begun_is_cancelled(monkeypatch: pytest.MonkeyPatch, backend: str):
+    begun_here = Errand.begun_here
+
+    def cancelled_at_once(cancel: Any) -> Errand | None:
+        errand = begun_here(cancel)
+        cancel()
+        assert cancel.__self__.wait(5)
+        return errand
+
+    def ask() -> str:
+        monkeypatch.setattr(Errand, "begun_here", cancelled_at_once)
+        with pytest.raises(RunCancelled):
+            sync.start(BaseAgent("B", "b", client=ScriptedModel(["never"])), "go").result(10)
+        monkeypatch.undo()
+        return "cancelled"
+
+    agent = BaseAgent("A", "a", client=ScriptedModel([answers.call("ask"), "done"])).add_tool(ask)
+    with sync.portal(backend=backend):
+        result = sync.run(agent, "go", timeout=10)
+    assert (result.content, [each.content for each in result.tool_results]) == ("done", ["cancelled"])
