@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -110,6 +110,18 @@ def in_child(function: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.wait()[1])
 
 
+def moment_by_moment(
+    points: Iterable[int], begin: Callable[[int], object], finish: Callable[[list[str]], object]
+) -> None:
+    """Begin a run in a process for each point, until one comes to its end, and end all of them in another."""
+    orders: list[str] = []
+    for point in points:
+        orders.append(f"order-{point}")
+        if in_child(partial(begin, point)) == 0:
+            break
+    assert in_child(partial(finish, orders)) == 0
+
+
 def again_and_again(database: str, backend: str, points: str) -> None:
     """Begin one run in processes that end at each of the points in turn, and let the last one go on to its end."""
 
@@ -160,12 +172,7 @@ def everywhere(database: str, backend: str, first: str, step: str) -> None:
         anyio.run(go_on, launch(database, "last"), orders, backend=backend)
         sys.stdout.flush()
 
-    orders: list[str] = []
-    for point in range(int(first), 1000, int(step)):
-        orders.append(f"order-{point}")
-        if in_child(partial(begin, point)) == 0:
-            break
-    assert in_child(partial(finish, orders)) == 0
+    moment_by_moment(range(int(first), 1000, int(step)), begin, finish)
 
 
 def approved(database: str, backend: str, first: str, step: str) -> None:
@@ -201,12 +208,7 @@ def approved(database: str, backend: str, first: str, step: str) -> None:
         anyio.run(go_on, launch(database, "last", make=refunder), orders, backend=backend)
         sys.stdout.flush()
 
-    orders: list[str] = []
-    for point in range(int(first), 1000, int(step)):
-        orders.append(f"order-{point}")
-        if in_child(partial(begin, point)) == 0:
-            break
-    assert in_child(partial(finish, orders)) == 0
+    moment_by_moment(range(int(first), 1000, int(step)), begin, finish)
 
 
 def at_random(database: str, backend: str, seed: str, number: str) -> None:
