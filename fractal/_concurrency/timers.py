@@ -48,7 +48,7 @@ class Delay:
         waiting = self._waiting.get(loop)
         if waiting is None:
             waiting = self._waiting[loop] = OrderedDict()
-            loop.call_later(self._seconds, self._look, loop)
+            loop.call_later(self._seconds, self._look, loop, context=Context())  # of none of those who wait
         key = object()
         waiting[key] = (loop.time() + self._seconds, copy_context(), function)
         return partial(waiting.pop, key, None)
@@ -59,7 +59,7 @@ class Delay:
         while waiting:
             key, (due, context, function) = next(iter(waiting.items()))
             if due > now:
-                loop.call_at(due, self._look, loop)
+                loop.call_at(due, self._look, loop, context=Context())
                 return
             del waiting[key]
             context.run(function)
