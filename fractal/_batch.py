@@ -13,7 +13,7 @@ from collections.abc import (
     Iterable,
     Sized,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, cast
@@ -86,8 +86,10 @@ class BatchItem(Generic[Content_co]):
 _END = object()
 
 
-def _note_of(index: int) -> str:
-    return f"this was input {index} of a batch, counted from 0"
+def _note_index(error: Exception, index: int) -> None:
+    """Note in an exception which input it is about; it may be of a user's class that takes no notes."""
+    with suppress(Exception):
+        error.add_note(f"this was input {index} of a batch, counted from 0")
 
 
 NAME = "fractal batch"
@@ -225,12 +227,12 @@ class Batch:
             yield
         except Exception as error:
             if index is not None and self._error is None:
-                error.add_note(_note_of(index))
+                _note_index(error, index)
             self._end_with(error)
 
     def _fail_with(self, error: RunError, index: int) -> None:
         if self._error is None:
-            error.add_note(_note_of(index))
+            _note_index(error, index)
         else:  # it failed before the first failure could cancel it
             self._error.add_note(f"input {index} failed as well: {described(error)}")
         self._end_with(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import types
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -86,18 +86,22 @@ def user_message(user_input: object) -> Message:
     Raises:
         InvalidArguments: There is no input, or only something that would give one.
     """
-    if not isinstance(user_input, str):
-        _check_input(user_input)
+    _check_input(user_input)
     return {"role": "user", "content": _as_parts(user_input) or text_of(user_input)}
 
 
+_ROUTINES = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodWrapperType)
+
+
 def _check_input(user_input: object) -> None:
-    kind = kind_of(user_input)
+    kind = kind_of(user_input)  # an object may say that it is of another
+    if kind is str:
+        return
     if user_input is None:
         raise InvalidArguments("user_input is None: pass text, a dict, a list, a pydantic model or content parts")
     if hasattr(kind, "__await__"):
         raise InvalidArguments(f"user_input is {repr_of(user_input)}: await it, and pass what it gives")
-    if issubclass(kind, type) or inspect.isroutine(user_input):
+    if issubclass(kind, (type, *_ROUTINES)):
         raise InvalidArguments(f"user_input is {repr_of(user_input)}: call it, and pass what it returns")
 
 

@@ -29,7 +29,7 @@ from fractal import (
 )
 from fractal._engine.observers import Brief
 from fractal.testing import ScriptedModel, answers
-from tests.odd import EXCEPTIONS, VALUES, Group, Spent, Textless, Unshown
+from tests.odd import EXCEPTIONS, VALUES, Classless, Group, Spent, Textless, Unshown
 from tests.support import in_thread
 from tests.without_uvloop import anyio_backend  # noqa: F401
 
@@ -469,3 +469,22 @@ async def test_a_line_of_the_log_is_one_line(caplog: pytest.LogCaptureFixture):
     messages = [record.getMessage() for record in caplog.records]
     assert any("a model failed" in message and r"a\u000d\nWARNING" in message for message in messages)
     assert all(message.isprintable() for message in messages)
+
+
+async def test_an_input_may_be_an_object_that_does_not_say_its_class():
+    result = await BaseAgent("A", "a", client=ScriptedModel(["done"])).run(Classless())
+    assert result.content == "done"
+
+
+class Noteless(InvalidArguments):
+    def add_note(self, note: str) -> None:
+        raise ValueError("no notes")
+
+
+async def test_an_exception_that_takes_no_notes_ends_a_batch_as_itself():
+    class Own(BaseAgent):
+        async def run(self, *given: Any, **options: Any) -> AgentResult:
+            raise Noteless
+
+    with pytest.raises(Noteless):
+        await run_many(Own("A", "a"), ["a"])
