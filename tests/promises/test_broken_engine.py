@@ -15,6 +15,7 @@ import pytest
 from fractal import abandoned_threads
 from fractal._concurrency import gates as _gates
 from fractal.testing import CancellationFaults, Endpoint, cancel_everywhere
+from tests import scenarios
 from tests.edge_scenarios import SCENARIOS
 from tests.scenarios import OVER_HTTP, answer_over_http, check_events
 from tests.streams import Watch
@@ -202,6 +203,9 @@ def test_a_broken_engine_does_not_pass(
     function = getattr(function, "__func__", function)
     if name in OVER_HTTP:
         endpoint(answer_over_http)
+    if "goes on" in fault and name == "tools_in_threads":
+        # On a busy machine the look at what goes on comes late: the tool must not have ended by itself.
+        monkeypatch.setattr(scenarios, "MOMENT", 0.03)
     watch = Watch()
     scenario = SCENARIOS[name](watch)
     monkeypatch.setattr(function, "__code__", broken(function, words, replacement))
