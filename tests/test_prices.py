@@ -15,11 +15,12 @@ import anyio
 import pytest
 from hypothesis import given, strategies as st
 
-from fractal import BaseAgent, InvalidArguments, Limits, Price, Reply, abandoned_threads
+from fractal import BaseAgent, InvalidArguments, Limits, Price, Reply, abandoned_threads, tool
 from fractal._engine import run as _run
 from fractal._engine.pricing import Prices, prices_of_library
 from fractal.prices import MONEY, amount_of
-from fractal.testing import ScriptedModel
+from fractal.testing import ScriptedModel, answers
+from tests.streams import Watch
 
 SMALL = Price(input=0.15, output=0.6, cached=0.075, cache_write=0.3)
 
@@ -213,6 +214,21 @@ async def test_the_time_that_loading_takes_is_none_of_the_run(monkeypatch: pytes
     assert [result.stop_reason for result in results] == ["finished"] * 3
 
 
+async def test_prices_are_loaded_when_there_are_tokens_to_be_paid(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(importlib, "import_module", asked.append)
+    monkeypatch.setattr(_run, "prices_of_library", functools.cache(Prices))
+    model = ScriptedModel([answers.calls(answers.call("pay"), usage=(0, 0)), answers.text("paid")])
+
+    @tool
+    def pay() -> str:
+        asked.append("nobody, until the tool was called")
+        return "paid"
+
+    result = await BaseAgent("A", "a", client=model, toolkit=[pay]).run("go")
+    assert (result.content, asked[:2]) == ("paid", ["nobody, until the tool was called", "genai_prices"])
+
+
 async def test_a_run_that_is_cancelled_while_prices_are_loaded_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on = threading.Event()
 
@@ -224,8 +240,11 @@ async def test_a_run_that_is_cancelled_while_prices_are_loaded_ends_at_once(monk
     try:
         began = time.monotonic()
         with anyio.move_on_after(0.1) as scope:
-            await BaseAgent("A", "a", client=ScriptedModel(["hi"])).run("go")
+            watch = Watch()
+            await BaseAgent("A", "a", client=ScriptedModel(["hi"]), observers=[watch]).run("go")
         assert scope.cancelled_caught
+        [result] = watch.results()
+        assert (result.usage.requests, result.usage.output_tokens > 0, result.usage.cost) == (1, True, None)
         assert time.monotonic() - began < 10
     finally:
         goes_on.set()

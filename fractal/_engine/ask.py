@@ -142,15 +142,12 @@ class _Question:
         Raises:
             ModelError: There is no usable answer.
         """
-        run = self._run
-        is_priced = run.prices is None or run.prices.is_loaded
-        return self._send(request) if is_priced and run.budget.is_unlimited("cost") else self._send_priced(request)
+        is_unlimited = self._run.budget.is_unlimited("cost")
+        return self._send(request) if is_unlimited else self._send_priced(request)
 
     async def _send_priced(self, request: ModelRequest) -> Reply:
         if self._run.prices is not None and not self._run.prices.is_loaded:
             await self._load(self._run.prices)
-        if self._run.budget.is_unlimited("cost"):
-            return await self._send(request)
         async with Money(self._run, request, _prompt_tokens(request)) as self._money:
             return await self._send(request)
 
@@ -180,7 +177,12 @@ class _Question:
             if run.answer is not None:
                 run.answer.accepted()
             tokens.commit(reply.input_tokens + reply.output_tokens)
-            cost = self._settle(request, reply)
+            prices = run.prices if reply.input_tokens or reply.output_tokens else None
+            try:
+                if prices is not None and not prices.is_loaded:
+                    await self._load(prices)  # not sooner: a model that counts no tokens needs none
+            finally:
+                cost = self._settle(request, reply, prices)
             if run.journaled is not None:
                 await run.journaled.replies.record(run, reply, cost, self._charged)
             if has_listeners:
@@ -196,11 +198,11 @@ class _Question:
             reserved.commit()
         return request
 
-    def _settle(self, request: ModelRequest, reply: Reply) -> int | None:
+    def _settle(self, request: ModelRequest, reply: Reply, prices: Prices | None) -> int | None:
         """Enter what a reply has used; returns its cost, None if that is unknown."""
         run, cost = self._run, None
-        if run.prices is not None and (reply.input_tokens or reply.output_tokens):
-            price = run.prices.of_reply(reply, request.model, run.emitter.warn)
+        if prices is not None and prices.is_loaded:
+            price = prices.of_reply(reply, request.model, run.emitter.warn)
             cost = price.of_reply(reply) if price is not None else None
         run.budget.add_reply(reply, cost)
         if self._money is not None:
