@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
@@ -366,7 +365,8 @@ async def end_all(tasks: Sequence[Joinable]) -> None:
 
 _around: ContextVar[tuple[Background[Any], ...]] = ContextVar("fractal_background", default=())
 
-_tasks: set[Any] = set()  # asyncio's loop remembers its tasks only weakly
+_tasks: dict[Any, Callable[[object], object]] = {}
+"""What to call at the end of each task of asyncio's, whose loop remembers them only weakly."""
 
 
 def spawn_later(token: EventLoopToken, function: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
@@ -386,9 +386,7 @@ def spawn_later(token: EventLoopToken, function: Callable[[], Coroutine[Any, Any
             log.failure(f"{name}: failed", error)
 
     def begin() -> None:
-        task = loop.create_task(run(), name=name)
-        _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
+        spawn(token, run(), name, lambda _: None)
 
     def start() -> None:
         if hasattr(loop, "call_later"):  # asyncio, which does not wait for what begins while it ends: then not at all
@@ -415,13 +413,12 @@ def spawn(
     # AnyIO has no task without a group. The backends are looked up, not imported: the one that runs here is there.
     if hasattr(loop, "create_task"):
         task = loop.create_task(main, name=name)
-        _tasks.add(task)
-        task.add_done_callback(partial(_end, on_end))
+        _tasks[task] = on_end
+        task.add_done_callback(_end)
     else:
         sys.modules["trio"].lowlevel.spawn_system_task(lambda: main, name=name, context=contextvars.copy_context())
 
 
-def _end(on_end: Callable[[object], object], task: object) -> None:
+def _end(task: object) -> None:
     """Forget a task that has ended, and tell; one function for both, since each is a turn of its own to the loop."""
-    _tasks.discard(task)
-    on_end(task)
+    _tasks.pop(task)(task)

@@ -22,7 +22,7 @@ from fractal._texts import is_a
 from fractal.errors import AnswerRejected, ApprovalPending, BudgetExceeded, RunError, ToolErrors, ToolFailed, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from fractal._engine.run import Run
     from fractal._engine.step import BoundCall
@@ -54,9 +54,10 @@ async def answer_calls(run: Run, calls: Sequence[BoundCall]) -> list[ToolResult]
     made: list[Call] = []
     through, around = run.settings.execute_tool, run.hooks.around_tool
     try:
-        for some in _some_at_a_time(calls):
+        for start in range(0, len(calls), CALLS_AT_A_TIME):
             if made:
                 await checkpoint()  # where deadlines are looked at
+            some = calls[start : start + CALLS_AT_A_TIME]
             running = [Call(run, call, through=through, around=around) for call in some]
             if run.journaled is not None:
                 run.journaled.take_calls(run, running, len(made))
@@ -105,12 +106,6 @@ async def _call_alone(call: Call) -> ToolResult:
 def _is_same(some: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     """Whether arguments are those that have been checked, by identity: `==` of a user's class may say anything."""
     return some.keys() == others.keys() and all(value is others[name] for name, value in some.items())
-
-
-def _some_at_a_time(calls: Sequence[BoundCall]) -> Iterator[Sequence[BoundCall]]:
-    """The calls in their order, so many at a time: a reply may ask for any number."""
-    for start in range(0, len(calls), CALLS_AT_A_TIME):
-        yield calls[start : start + CALLS_AT_A_TIME]
 
 
 def _never_begun(run: Run, bound: BoundCall) -> Call:
@@ -243,10 +238,11 @@ class _CallBatch:
             ToolIgnoredCancellation: One was left to itself, and with it the run.
             BaseException: Ctrl-C and the like.
         """
+        run, start_clock, note_end = self._run, self._start_clock, self._note_end
         for call in self._calls:
-            call.start_clock(self._run.clock.soft_deadline if call.needs_approval else self._cut_at(call))
-            self._run.open_calls[call.key] = call
-            spawn(self._run.clock.token, self._run_one(call), call.bound.name, partial(self._note_end, call))
+            call.start_clock(run.clock.soft_deadline if call.needs_approval else self._cut_at(call))
+            run.open_calls[call.key] = call
+            spawn(run.clock.token, self._run_one(call, start_clock), call.bound.name, partial(note_end, call))
         try:
             await self._wait_and_name()
         except anyio.get_cancelled_exc_class():
@@ -267,11 +263,11 @@ class _CallBatch:
             return math.inf  # what time was kept back for; the run's own deadline holds
         return min(self._run.clock.now() + _timeout_of(call), self._run.clock.soft_deadline)
 
-    async def _run_one(self, call: Call) -> None:
+    async def _run_one(self, call: Call, start_clock: Callable[[Call], None]) -> None:
         run = self._run
         try:
             try:
-                await run_call(call, self._start_clock, _call_alone)
+                await run_call(call, start_clock, _call_alone)
                 if call.journaled is not None and not call.is_left:
                     with call.new_scope(run.clock.deadline) as scope:
                         if call.is_stopped:
