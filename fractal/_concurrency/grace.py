@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Awaitable, Generator
 from functools import partial
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
@@ -38,6 +39,8 @@ T = TypeVar("T")
 
 DEFAULT_GRACE = 5.0
 """Seconds to clean up, where no run says how many."""
+
+_COROUTINE: type = CoroutineType
 
 _PAUSE = 0.01
 """Seconds between two cancellations of code that goes on after its grace: each costs, and it may hold out for long."""
@@ -180,9 +183,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
 
     def __init__(self, awaitable: Awaitable[T], name: str | None, run: _Owner | None, scope: anyio.CancelScope) -> None:
         self.cr_await, self._name, self._run, self._scope = awaitable, name, run, scope
-        self._steps: Any = awaitable.__await__()
-        if not hasattr(self._steps, "throw"):
-            self._steps = _awaiting(awaitable).__await__()
+        self._steps: Any = _steps_of(awaitable)
         self._step: Callable[[Any], Any] = self._steps.send
         self._rest: Generator[Any, Any, None] | None = None  # what a cancellation waits for
         self._after_rest: Callable[[], Any] | None = None
@@ -210,9 +211,11 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         """Make a step; one that leaves the last nursery may have been cancelled in there, unseen until now."""
         if self._task is None:
             self._task = sys.modules["trio"].lowlevel.current_task()
-        had_nurseries = self._task.child_nurseries
+        nurseries = self._task.child_nurseries
         wanted = self._step(value)
-        if had_nurseries and not self._task.child_nurseries and not self._scope.cancel_called:
+        # A nursery whose wait is cancelled is so itself. In one that ends by itself nobody has been told yet.
+        was_told = any(each.cancel_scope.cancel_called for each in nurseries)
+        if was_told and not self._task.child_nurseries and not self._scope.cancel_called:
             self._shield_if_cut()
         return wanted
 
@@ -271,8 +274,9 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         """Begin the grace, if the awaitable was cancelled from outside and the grace has yet to begin."""
         scope = self._scope
         if scope.shield or anyio.current_effective_deadline() != -math.inf:
-            self._step = self._steps.send
-            return False  # something it awaited was cancelled
+            if self._step != self._step_out or not _has_cancelled_inside(scope):
+                self._step = self._steps.send
+            return False  # something it awaited was cancelled, or it is shielded in a scope of its own that is
         scope.shield = True
         if anyio.current_effective_deadline() == -math.inf or _has_open_nursery():
             # A scope of its own is cancelled, which has to see the others: once that is left it will have its grace.
@@ -320,6 +324,13 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         return self._after_rest()
 
 
+def _has_cancelled_inside(scope: Any) -> bool:
+    """Whether a cancelled scope is open inside of a scope, in the same task; AnyIO has no public way to ask."""
+    # Its backend for trio keeps none, and there the answer is no.
+    inside = [each for each in getattr(scope, "_child_scopes", ()) if each._host_task is scope._host_task]
+    return any(each.cancel_called or _has_cancelled_inside(each) for each in inside)
+
+
 def _plain_future() -> Any:
     return getattr(sys.modules.get("asyncio"), "Future", None)
 
@@ -332,6 +343,12 @@ def _wake(future: Any, _: object) -> None:
 async def _rest() -> None:
     with anyio.CancelScope(shield=True):
         await anyio.sleep(_PAUSE)
+
+
+def _steps_of(awaitable: Any) -> Any:
+    # A coroutine, as nearly always, makes its steps itself: one object less.
+    steps: Any = awaitable if type(awaitable) is _COROUTINE else awaitable.__await__()
+    return steps if hasattr(steps, "throw") else _awaiting(awaitable)
 
 
 async def _awaiting(awaitable: Awaitable[T]) -> T:

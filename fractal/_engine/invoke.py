@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["leave", "run_call"]
 
-_NO_GATE = nullcontext()
-
 _CANCELLED_INSIDE = "the tool was cancelled from inside: something it awaited was cancelled"
 
 
@@ -62,8 +60,9 @@ async def run_call(call: Call, start_clock: Callable[[Call], None], inside: Insi
             await _approve_and_invoke(call, start_clock, inside)
     except BaseException as error:
         # Outside the scope, so that the scope has taken its own cancellation out of a group already.
-        await _end_with(call, error)
-    if call.result is None:  # the scope has caught the cancellation
+        with suppress(anyio.get_cancelled_exc_class()):  # asyncio's own, once more
+            await _end_with(call, error)
+    if call.result is None:  # the scope has caught the cancellation, or another has come on top of it
         call.end(*_cut(call, timed_out=call.is_out_of_time))
     if getattr(call.task, "_must_cancel", False):  # by which AnyIO, too, knows what asyncio has yet to tell
         with suppress(anyio.get_cancelled_exc_class()):
@@ -196,12 +195,15 @@ async def _invoke(call: Call) -> None:
     if call.run.duplicates and not tool.options.idempotent:
         await _wait_for_duplicates(call, tool)
     function = partial(tool.function, *positional, **by_name)
-    if tool.is_async:
-        await _in_loop(call, function, context)
-    else:
+    if not tool.is_async:
         if context is not None:
             context.started()
         call.returned(*await _in_thread(call, tool, function))
+    elif tool.gate is None:
+        await _in_loop(call, function, context)
+    else:
+        async with tool.gate.slot(call.waiting):
+            await _in_loop(call, function, context)
 
 
 async def _wait_for_duplicates(call: Call, tool: Tool) -> None:
@@ -211,17 +213,14 @@ async def _wait_for_duplicates(call: Call, tool: Tool) -> None:
 
 
 async def _in_loop(call: Call, function: Callable[[], Awaitable[Any]], context: RunContext[Any] | None) -> None:
-    assert call.bound.tool is not None
-    gate = call.bound.tool.gate
-    async with gate.slot(call.waiting) if gate is not None else _NO_GATE:
-        if context is not None:
-            context.started()
-        call.work = work = function()
-        content: Any = work
-        if not hasattr(work, "__anext__"):  # an async generator is not awaited, but read
-            content = await graced(timed(work, f"tool {call.bound.name!r}", call.run.emitter.warn))
-        if type(content) is not str and not is_plain(content):
-            content = await graced(timed(read_up(content), f"tool {call.bound.name!r}", call.run.emitter.warn))
+    if context is not None:
+        context.started()
+    call.work = work = function()
+    content: Any = work
+    if not hasattr(work, "__anext__"):  # an async generator is not awaited, but read
+        content = await graced(timed(work, f"tool {call.bound.name!r}", call.run.emitter.warn))
+    if type(content) is not str and not is_plain(content):
+        content = await graced(timed(read_up(content), f"tool {call.bound.name!r}", call.run.emitter.warn))
     call.returned(content, text_of(content))
 
 

@@ -399,6 +399,80 @@ async def test_a_scope_of_the_tools_own_goes_before_the_grace():
     assert log[-1] in ("second", "first")
 
 
+async def test_a_scope_that_ends_behind_a_shield_while_the_run_is_cut_leaves_the_cleanup_its_grace(
+    anyio_backend_name: str,
+):
+    """What comes out of the scope is the cancellation, as it has told the tool: there is none after that."""
+    if anyio_backend_name == "trio":
+        pytest.skip("there the tool is told again")
+    log: list[str] = []
+    is_shielded, goes_on = anyio.Event(), anyio.Event()
+
+    async def work() -> None:
+        try:
+            with anyio.move_on_after(0):
+                try:
+                    await anyio.sleep(60)
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        is_shielded.set()
+                        await goes_on.wait()
+        finally:
+            log.append("begun")
+            await anyio.sleep(0)
+            await anyio.sleep(0.01)
+            log.append("done")
+
+    agent, _ = agent_with("tool", work)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(agent.run, "go")
+            await is_shielded.wait()
+            group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                goes_on.set()
+    assert log == ["begun", "done"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+async def test_what_follows_a_scope_that_has_ended_is_told_that_the_run_is_cut(inside: bool):
+    """The shield after it, and one in a task of the tool's own, are no part of that scope."""
+    log: list[str] = []
+    is_shielded, goes_on = anyio.Event(), anyio.Event()
+
+    async def hold() -> None:
+        with anyio.CancelScope(shield=True):
+            is_shielded.set()
+            await goes_on.wait()
+
+    async def work() -> None:
+        with anyio.move_on_after(0):
+            await anyio.sleep(60)
+        try:
+            if inside:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(hold)
+            else:
+                await hold()
+            await anyio.sleep(60)
+        finally:
+            log.append("told")
+
+    agent, _ = agent_with("tool", work)
+    with anyio.fail_after(3):
+        async with anyio.create_task_group() as group:
+            group.start_soon(agent.run, "go")
+            await is_shielded.wait()
+            group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                goes_on.set()
+    assert log == ["told"]
+
+
 @in_virtual_time
 @pytest.mark.parametrize("where", ["inside", "around"])
 async def test_groups_of_the_tools_own_end_with_it(where: str):

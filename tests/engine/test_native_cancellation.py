@@ -16,6 +16,7 @@ from fractal import BaseAgent, FallbackModel, LimitedModel, Limits, RaceModel, r
 from fractal.errors import ConnectionFailed
 from fractal.model import ModelRequest, Reply
 from fractal.testing import ScriptedModel, answers
+from tests.streams import Watch
 from tests.support import BACKENDS
 
 pytestmark = pytest.mark.usefixtures("anyio_backend")
@@ -393,6 +394,26 @@ async def test_all_tasks_cancelled_at_once_end_cancelled(kind: str):
             each.cancel()
         await asyncio.wait([task])
     assert task.cancelled()
+
+
+@pytest.mark.parametrize("turns", [[1, 0, 1], [1, 1, 1], [1, 2, 3], [0, 1, 2], [1, 3, 0]], ids=str)
+async def test_a_tool_that_was_called_is_not_told_as_skipped_however_often_all_tasks_are_cancelled(turns: list[int]):
+    point, told = Point(), Watch()
+    model = ScriptedModel([answers.call("wait"), "done"])
+    agent = BaseAgent("A", "a", client=model, observers=[told]).add_tool(point.wait)
+    before = asyncio.all_tasks()
+    task = asyncio.ensure_future(agent.run("go"))
+    with anyio.fail_after(5):
+        await point.reached.wait()
+        for pause in turns:
+            for each in asyncio.all_tasks() - before:
+                each.cancel()
+            for _ in range(pause):
+                await asyncio.sleep(0)
+        await asyncio.wait([task])
+    assert task.cancelled()
+    [end] = [event for event in told if event.kind == "tool_finished"]
+    assert end.result.outcome in ("cancelled", "error")
 
 
 @pytest.mark.parametrize("kind", ["prompt", "model", "tool"])
