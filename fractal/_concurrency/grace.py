@@ -273,7 +273,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
     def _shield_if_cut(self) -> bool:
         """Begin the grace, if the awaitable was cancelled from outside and the grace has yet to begin."""
         scope = self._scope
-        if scope.shield or anyio.current_effective_deadline() != -math.inf:
+        if scope.shield or (anyio.current_effective_deadline() != -math.inf and not self._is_cut_behind_shield()):
             if self._step != self._step_out or not _has_cancelled_inside(scope):
                 self._step = self._steps.send
             return False  # something it awaited was cancelled, or it is shielded in a scope of its own that is
@@ -286,6 +286,12 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         scope.deadline = anyio.current_time() + self._grace
         self._step = self._steps.send
         return True
+
+    def _is_cut_behind_shield(self) -> bool:
+        """Whether the awaitable was cancelled from outside, has left its own cancelled scope, and is shielded now."""
+        # What came out of that scope was the cancellation, for AnyIO lets it out where there is one from outside.
+        is_cut: bool = getattr(self._scope, "_effectively_cancelled", False)
+        return is_cut and self._step == self._step_out and not _has_cancelled_inside(self._scope)
 
     def _step_out(self, value: Any) -> Any:
         return self._shielded(self._steps.send(value))

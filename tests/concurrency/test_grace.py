@@ -436,6 +436,38 @@ async def test_a_scope_that_ends_behind_a_shield_while_the_run_is_cut_leaves_the
     assert log == ["begun", "done"]
 
 
+async def test_a_scope_that_ends_in_the_moment_of_the_cut_leaves_the_cleanup_its_grace(anyio_backend_name: str):
+    if anyio_backend_name == "trio":
+        pytest.skip("there the tool is told again")
+    log: list[str] = []
+    opened = anyio.Event()
+
+    @tool(timeout=0.1)
+    async def work() -> None:
+        try:
+            try:
+                with anyio.move_on_after(0.05):
+                    opened.set()
+                    await anyio.sleep(60)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.01)
+            await anyio.sleep(60)
+        finally:
+            log.append("begun")
+            await anyio.sleep(0)
+            await anyio.sleep(0.01)
+            log.append("done")
+
+    agent = BaseAgent("A", "a", client=ScriptedModel([answers.call("work"), "done"])).add_tool(work)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(agent.run, "go")
+            await opened.wait()
+            time.sleep(0.2)  # noqa: ASYNC251  # both times are over when the event loop looks again
+    assert log == ["begun", "done"]
+
+
 @pytest.mark.parametrize("inside", [False, True])
 async def test_what_follows_a_scope_that_has_ended_is_told_that_the_run_is_cut(inside: bool):
     """The shield after it, and one in a task of the tool's own, are no part of that scope."""
