@@ -66,7 +66,7 @@ class Point:
 
     async def late(self) -> None:
         """Reach the point when the time of the run is over, which its event loop does not know yet."""
-        time.sleep(0.05)  # noqa: ASYNC251
+        time.sleep(0.1)  # noqa: ASYNC251
         self.reached.set()
         await asyncio.sleep(60)
 
@@ -168,20 +168,20 @@ async def test_it_is_obeyed_while_races_inside_each_other_clean_up(depth: int):
 )
 async def test_it_is_obeyed_while_a_model_that_is_out_of_time_cleans_up(combined: Callable[[Any], Any]):
     point = Point()
-    await assert_obeyed(point, BaseAgent("A", "a", client=combined(Doing(point.in_cleanup))).run("go", timeout=0.05))
+    await assert_obeyed(point, BaseAgent("A", "a", client=combined(Doing(point.in_cleanup))).run("go", timeout=0.2))
 
 
 @pytest.mark.parametrize("kind", HOOKS)
 async def test_it_is_obeyed_while_a_hook_that_is_out_of_time_cleans_up(kind: str):
     point = Point()
-    await assert_obeyed(point, with_hook(kind, point.in_cleanup, timeout=0.05))
+    await assert_obeyed(point, with_hook(kind, point.in_cleanup, timeout=0.2))
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(tool_timeout=0.02), Limits(on_stubborn="raise")], ids=str)
+@pytest.mark.parametrize("limits", [Limits(), Limits(tool_timeout=0.1), Limits(on_stubborn="raise")], ids=str)
 async def test_it_is_obeyed_while_a_tool_that_is_out_of_time_cleans_up(limits: Limits):
     point = Point()
     agent = BaseAgent("A", "a", client=ScriptedModel([answers.call("in_cleanup"), "done"])).add_tool(point.in_cleanup)
-    await assert_obeyed(point, agent.run("go", timeout=0.05, limits=limits))
+    await assert_obeyed(point, agent.run("go", timeout=0.2, limits=limits))
 
 
 @pytest.mark.parametrize("function", ["late", "late_and_failing"])
@@ -190,11 +190,11 @@ async def test_it_is_obeyed_in_the_turn_of_the_loop_in_which_the_runs_time_is_ov
     point = Point()
     late = getattr(point, function)
     if kind == "model":
-        run = asking(late, timeout=0.03)
+        run = asking(late, timeout=0.08)
     elif kind == "tool":
-        run = BaseAgent("A", "a", client=ScriptedModel([answers.call(function)])).add_tool(late).run("go", timeout=0.03)
+        run = BaseAgent("A", "a", client=ScriptedModel([answers.call(function)])).add_tool(late).run("go", timeout=0.08)
     else:
-        run = with_hook(kind, late, timeout=0.03)
+        run = with_hook(kind, late, timeout=0.08)
     await assert_obeyed(point, run)
 
 

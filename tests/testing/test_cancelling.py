@@ -175,13 +175,6 @@ def test_a_run_that_does_not_come_back_is_a_fault_and_ends_the_search(backend: s
                 with anyio.CancelScope(shield=True):
                     await anyio.sleep(0.01)
 
-    def let_go() -> None:
-        free.set()
-
-    timer = threading.Timer(0.6, let_go)
-    timer.start()
-    free.clear()
-
     async def hangs_when_cancelled() -> None:
         try:
             await anyio.sleep(0)
@@ -189,8 +182,10 @@ def test_a_run_that_does_not_come_back_is_a_fault_and_ends_the_search(backend: s
             await hangs()
             raise
 
-    [found] = faults(hangs_when_cancelled, backends=[backend], ways=["scope"], within=0.2)
-    timer.join()
+    try:
+        [found] = faults(hangs_when_cancelled, backends=[backend], ways=["scope"], within=0.2)
+    finally:
+        free.set()
     assert found.startswith("it has not come back after 0.2 s: test_cancelling.py")
     for thread in threading.enumerate():
         if thread.name == "cancel_everywhere":
