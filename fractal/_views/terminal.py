@@ -240,7 +240,8 @@ def _runs_below(part: Part) -> Iterator[Part]:
 
 def _bar_in_time(part: Part, begin: float, wall: float, columns: int, look: Look, colours: Mapping[str, str]) -> Text:
     """The bar of a part where its time is, in so many columns for the whole time."""
-    start = min(int((part.started - begin) / wall * columns), columns - 1)
+    # A clock that was set back puts parts before the beginning, by any number of columns.
+    start = min(max(int((part.started - begin) / wall * columns), 0), columns - 1)
     end = min(max(math.ceil((part.started + part.seconds - begin) / wall * columns), start + 1), columns)
     style = style_of(part.outcome) if part.outcome != "ok" else colours[part.agent]
     return Text(" " * start, no_wrap=True).append(_bar(part, look, end - start), style).append(" " * (columns - end))

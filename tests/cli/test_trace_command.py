@@ -262,6 +262,22 @@ def test_any_moment_can_be_shown(at: float, tmp_path: Path, capsys: pytest.Captu
         capsys.readouterr()
 
 
+@pytest.mark.parametrize("view", [[], ["--hierarchy"]])
+def test_parts_before_the_beginning_of_their_run_are_drawn_at_its_beginning(
+    view: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    below = {"agent_name": "Below", "metadata": {"run": "b", "parent_run": "r"}}
+    lines = [
+        line("agent_start"),
+        *(line(kind, timestamp=AT - 1e11, **below) for kind in ("agent_start", "agent_end")),
+        line("tool_call", timestamp=AT - 1e11, tool_name="early", tool_call_id="c"),
+        line("tool_result", timestamp=AT - 1e11 + 1, tool_name="early", tool_call_id="c"),
+        line("agent_end", timestamp=AT + 0.001),
+    ]
+    assert main(["trace", written(tmp_path / "t", *lines), *view]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
+
+
 def test_a_trace_that_does_not_tell_runs_apart_is_drawn_by_agents(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
