@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,9 @@ DEFAULT_EVENTS = 10_000
 _MOST_BYTES = 32 * 2**20
 """Of the events that are kept in memory, as JSON."""
 
+_NO_NAME = re.compile(r"[/\\]|^\.+")
+"""What would lead an id that a user chose to another folder."""
+
 Redact = Callable[[TraceEvent], "TraceEvent | None"]
 """Has the last word on an event before it is kept and written: returns it, changed or not, or None to leave it out."""
 
@@ -45,7 +49,8 @@ class TracingKit(RunObserver):
 
     Args:
         output_file: File that events are appended to, as they happen; `{run_id}` and `{timestamp}` in its name stand
-            for the run's id and for when it began, so that each run has a file of its own. None: no file.
+            for the run's id, with `_` for what would lead to another folder, and for when it began, so that each run
+            has a file of its own. None: no file.
         redact: Called with each event before it is kept and written; returns it, changed or not, or None to leave it
             out. One that fails leaves the event's contents out.
         max_events: Events that are kept in memory; the oldest are dropped then.
@@ -244,7 +249,7 @@ class TracingKit(RunObserver):
         if self.output_file is None or "{" not in self.output_file:
             return self.output_file
         began = time.strftime("%Y%m%d_%H%M%S", time.localtime(event.at))
-        return self.output_file.replace("{run_id}", event.run_id).replace("{timestamp}", began)
+        return self.output_file.replace("{timestamp}", began).replace("{run_id}", _NO_NAME.sub("_", event.run_id))
 
     def _lines(self, run_id: str | None) -> Iterator[bytes]:
         with self._lock:

@@ -75,7 +75,7 @@ class RunFacts:
     _asked: frozenset[str] = frozenset()  # their ids
     _calls: dict[str, bytes] = field(default_factory=dict[str, bytes])  # those that go on
     _delegations: dict[str | None, float] = field(default_factory=dict[str | None, float])
-    _replies: int = 0
+    _iteration: int = 0  # of the last request
     _opening: Any = None
     _tools: Any = None
 
@@ -104,10 +104,10 @@ class RunFacts:
 
     def replied(self, calls: Any) -> None:
         """Note the calls that a reply asks for."""
-        self._replies += 1
         if calls:
             self._asked = frozenset(call["id"] for call in calls)
-            self._group = b'"%b-%d"' % (self.run_id[:12].encode(), self._replies)
+            # By the turn, which a run that another process goes on with goes on to count.
+            self._group = encode(f"{self.run_id}-{self._iteration}")
 
     def call(self, name: str, call_id: str, *, is_last: bool = False) -> bytes:
         """The facts of a tool call for each of its lines."""
@@ -124,9 +124,9 @@ class RunFacts:
         """The facts of a delegation for each of its lines: the call that makes it, if there is one."""
         return self._calls.get(call_id or "", _NO_CALL)
 
-    def changed(self, request: ModelRequested, payload: Payload) -> bytes:
+    def requested(self, request: ModelRequested, payload: Payload) -> bytes:
         """The parts of a request beside the conversation that differ from those of the one before."""
-        said = b""
+        said, self._iteration = b"", request.iteration
         if request.opening != self._opening:
             self._opening = request.opening
             said += b'"opening":%b,' % payload(request.opening)
@@ -208,7 +208,7 @@ def _requested(event: ModelRequested, run: RunFacts, payload: Payload) -> Lines:
         event.message_count,
         _encoded(event.model),
     )
-    metadata += run.changed(event, payload)
+    metadata += run.requested(event, payload)
     if event.parameters:
         metadata += b'"parameters":%b,' % payload(event.parameters)
     if event.server is not None:

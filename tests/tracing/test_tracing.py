@@ -23,8 +23,10 @@ import pytest
 import fractal
 from fractal import (
     AgentResult,
+    Allow,
     AnswerRejected,
     BaseAgent,
+    Defer,
     InvalidArguments,
     Limits,
     OpenAIModel,
@@ -32,7 +34,9 @@ from fractal import (
     TracingKit,
     run_many,
     sync,
+    tool,
 )
+from fractal.durable import MemoryJournal
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.odd import VALUES
 from tests.without_uvloop import anyio_backend  # noqa: F401
@@ -232,6 +236,31 @@ async def test_calls_of_one_reply_have_one_group_and_those_of_another_reply_anot
     assert sorted(Counter(groups).values()) == [3, 3]
     results = [event.parallel_group_id for event in of(kit_of(agent).get_trace(), "tool_result")]
     assert sorted(map(str, results)) == sorted(map(str, groups))
+
+
+async def test_groups_differ_from_run_to_run_and_when_another_process_goes_on_with_one() -> None:
+    def script(request: Any) -> Any:
+        said = sum(message["role"] == "assistant" for message in request.transcript.messages)
+        names = ["search", "ask", "search"]
+        calls = (answers.call(name, {"query": "?"}) for name in names[said : said + 1] * 2)
+        return answers.calls(*calls) if said < 3 else "done"
+
+    @tool(requires_approval=True)
+    async def ask(query: str) -> str:
+        return query
+
+    def agent(**options: Any) -> BaseAgent:
+        made = BaseAgent("A", "a", "m", ScriptedModel(script), observers=[kit], **options)
+        return made.add_tool(search).add_tool(ask)
+
+    kit, journal = TracingKit(), MemoryJournal()
+    for run_id in ("the same customer's order 1", "the same customer's order 2"):
+        result = await agent(approve=lambda call: Defer()).run("go", journal=journal, run_id=run_id)
+        answered = {call.call_id: Allow() for call in result.pending}
+        assert (await agent().resume(journal, run_id, answered)).success
+    calls = [event for event in of(kit.get_trace(), "tool_call") if event.tool_name == "search"]
+    assert len(calls) == 8
+    assert set(Counter(event.parallel_group_id for event in calls).values()) == {2}
 
 
 async def test_delegates_at_any_depth_and_side_by_side_are_in_the_trace_of_the_caller() -> None:
@@ -466,6 +495,24 @@ async def test_run_id_and_timestamp_in_its_name_make_a_file_for_each_run(tmp_pat
         assert path.name == f"trace_{result.run_id}_{stamp}_{{other}}.jsonl"
         assert len(stamp) == 15
         assert len(read(path)) == 11
+
+
+async def test_whatever_a_run_is_called_its_file_is_where_it_was_meant_and_can_be_read(tmp_path: Path) -> None:
+    ids = ["a/../../../out", "..\\out", "..", ".out", 'or"der\\17', "{timestamp}", "übermorgen"]
+    for number, run_id in enumerate(ids):
+        around = tmp_path / str(number)
+        folder = around / "in" / "here"
+        agent = searcher(tracing_output_file=folder / "trace_{run_id}.jsonl")
+        assert (await agent.run("go", journal=MemoryJournal(), run_id=run_id)).success
+        agent.tracing_output_file = folder / "{run_id}" / "trace.jsonl"
+        assert (await agent.run("go", journal=MemoryJournal(), run_id=run_id)).success
+        assert len({path.parent for path in files(folder)}) == 2
+        assert files(folder) == files(around)
+        for path in files(folder):
+            lines = read(path)
+            assert {line["run_id"] for line in lines} == {run_id}
+            assert len(lines) == 11
+    assert len(files(tmp_path)) == 2 * len(ids)
 
 
 async def test_a_relative_file_stays_where_it_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
