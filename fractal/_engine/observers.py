@@ -5,6 +5,7 @@ Nothing that they do or raise disturbs it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ import anyio
 from fractal._concurrency.stall import is_guarded, watched
 from fractal._forms import shown
 from fractal._functions.callables import is_async, is_plain
+from fractal._json import decode
 from fractal._log import log
 from fractal._texts import is_a, log_line, name_of, repr_of, str_of, type_name
 from fractal.errors import InvalidArguments
@@ -227,8 +229,21 @@ _UNSAID = frozenset({"kind", "history", "limits", "timeout", "opening", "added",
 """What a line of a log leaves out: it is there already, or too long."""
 
 
+_LONGEST_IN_LOG = 200
+"""Characters of a value."""
+
+
 def _in_brief(value: object) -> str:
     if is_a(value, float):
         return f"{value:.3g}"
     text = shown(value) if value is None or type(value) in (str, int, dict) else repr(str_of(value))
-    return text if len(text) <= 200 else text[:200] + "…"
+    text = str(decode(_without_secrets()(text)))
+    return text if len(text) <= _LONGEST_IN_LOG else text[:_LONGEST_IN_LOG] + "…"
+
+
+@functools.cache
+def _without_secrets() -> Callable[[str], bytes]:
+    from fractal._redact import PayloadWriter  # what nobody loads who has no log
+
+    # Cut only then, so that no half of a secret stays.
+    return PayloadWriter(max_text=10 * _LONGEST_IN_LOG)

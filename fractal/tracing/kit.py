@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from fractal._concurrency.forks import lock
 from fractal._json import decode
 from fractal._log import log
+from fractal._redact import DEFAULT_TEXT, PayloadWriter
 from fractal._texts import repr_of
 from fractal.errors import InvalidArguments
 from fractal.events import Event, RunEvent, RunFinished, RunObserver, RunStarted
 from fractal.tracing.jsonl import writer
 from fractal.tracing.record import TraceEvent
-from fractal.tracing.redact import DEFAULT_TEXT, PayloadWriter
 from fractal.tracing.telling import RunFacts, lines_by_kind
 from fractal.tracing.trace import Trace
 
@@ -210,6 +210,7 @@ class TracingKit(RunObserver):
             agent=event.agent_name,
             depth=event.depth,
             path=above.path if above else self._path(event),
+            name=self._payload.name,
         )
         if type(event) is RunStarted:  # after its end some things may still be told
             self._runs[event.run_id] = run

@@ -17,6 +17,7 @@ from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, Span, SpanKind, 
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import fractal.tracing.names as names
+from fractal._redact import PayloadWriter
 from fractal._texts import clean_text, repr_of, type_name
 from fractal.errors import InvalidArguments
 from fractal.events import (
@@ -32,7 +33,6 @@ from fractal.events import (
 from fractal.tracing.content import instructions_of, message_in_parts, shown
 from fractal.tracing.live import Conversation, Open, OpenChat, OpenRun
 from fractal.tracing.meters import Meters
-from fractal.tracing.redact import PayloadWriter
 
 __all__ = ["Instrumentation"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_json
 
 from fractal._concurrency.owners import this_process
-from fractal._json import encode, is_mapping
+from fractal._json import decode, encode, is_mapping
 from fractal.events import (
     ApprovalAnswered,
     ApprovalRequested,
@@ -34,12 +34,10 @@ from fractal.events import (
 from fractal.tracing.content import shown
 
 if TYPE_CHECKING:
+    from fractal._redact import PayloadWriter
     from fractal.limits import Limits
 
-__all__ = ["Payload", "RunFacts", "lines_by_kind"]
-
-Payload = Callable[[Any], bytes]
-"""Writes a value that a user, a tool or a model made: as JSON, of bounded size, without secrets."""
+__all__ = ["RunFacts", "lines_by_kind"]
 
 _NULL, _TRUE, _FALSE = b"null", b"true", b"false"
 _LINE = (
@@ -60,6 +58,7 @@ class RunFacts:
         agent: Name of its own agent.
         depth: How many runs are above it.
         path: File that it is written to, or None.
+        name: Writes a name, as `PayloadWriter.name` does.
     """
 
     run_id: str
@@ -69,6 +68,7 @@ class RunFacts:
     agent: str
     depth: int
     path: str | None
+    name: Callable[[str | None], bytes]
     _head: bytes = field(init=False)
     _tail: bytes = field(init=False)
     _group: bytes = _NULL  # of the calls of the last reply
@@ -81,7 +81,7 @@ class RunFacts:
 
     def __post_init__(self) -> None:
         above = b',"parent_run":%b' % encode(self.parent_id) if self.parent_id is not None else b""
-        named = _encoded(self.agent), encode(self.root), _encoded(self.parent_agent), self.depth
+        named = self.name(self.agent), encode(self.root), self.name(self.parent_agent), self.depth
         self._head = b',"agent_name":%b,"run_id":%b,"parent_agent":%b,"delegation_depth":%d' % named
         self._tail = b'"run":%b%b}}' % (encode(self.run_id), above)
 
@@ -114,7 +114,7 @@ class RunFacts:
         part = self._calls.pop(call_id, None) if is_last else self._calls.get(call_id)
         if part is None:
             group = self._group if call_id in self._asked else _NULL
-            named = _encoded(name), encode(call_id), group
+            named = self.name(name), self.name(call_id), group
             part = b',"tool_name":%b,"tool_call_id":%b,"parallel_group_id":%b' % named
             if not is_last:
                 self._calls[call_id] = part
@@ -124,7 +124,7 @@ class RunFacts:
         """The facts of a delegation for each of its lines: the call that makes it, if there is one."""
         return self._calls.get(call_id or "", _NO_CALL)
 
-    def requested(self, request: ModelRequested, payload: Payload) -> bytes:
+    def requested(self, request: ModelRequested, payload: PayloadWriter) -> bytes:
         """The parts of a request beside the conversation that differ from those of the one before."""
         said, self._iteration = b"", request.iteration
         if request.opening != self._opening:
@@ -149,14 +149,11 @@ def _fields(values: Mapping[str, Any]) -> bytes:
     return encode(values)[1:-1] + b","
 
 
-_encoded = functools.lru_cache(maxsize=256)(encode)
-"""JSON of a name, of which there are few."""
-
 Lines = tuple[bytes, ...]
 
 
-def _run_started(event: RunStarted, run: RunFacts, payload: Payload) -> Lines:
-    metadata = b'"call":%b,' % encode(event.call_id)
+def _run_started(event: RunStarted, run: RunFacts, payload: PayloadWriter) -> Lines:
+    metadata = b'"call":%b,' % payload.name(event.call_id)
     if run.run_id == run.root:
         metadata += _said_process(os.getpid())
     if event.timeout is not None:
@@ -180,7 +177,7 @@ def _said_limits(limits: Limits) -> bytes:
     return b'"limits":%b,' % encode(named)
 
 
-def _run_finished(event: RunFinished, run: RunFacts, payload: Payload) -> Lines:
+def _run_finished(event: RunFinished, run: RunFacts, payload: PayloadWriter) -> Lines:
     result = event.result
     metadata: dict[str, Any] = {
         "success": result.success,
@@ -189,7 +186,7 @@ def _run_finished(event: RunFinished, run: RunFacts, payload: Payload) -> Lines:
         "usage": vars(result.usage),
     }
     if result.abandoned:
-        metadata["abandoned"] = [each.call_id for each in result.abandoned]
+        metadata["abandoned"] = [decode(payload.name(each.call_id)) for each in result.abandoned]
     if result.success:
         content = payload(shown(result.content))
         return (run.line(event.at, b"agent_end", _fields(metadata), result=content, elapsed=result.elapsed),)
@@ -201,12 +198,12 @@ def _run_finished(event: RunFinished, run: RunFacts, payload: Payload) -> Lines:
     return (run.line(event.at, b"error", _fields({"error_type": kind}), error=error), ended)
 
 
-def _requested(event: ModelRequested, run: RunFacts, payload: Payload) -> Lines:
+def _requested(event: ModelRequested, run: RunFacts, payload: PayloadWriter) -> Lines:
     metadata = b'"iteration":%d,"attempt":%d,"messages":%d,"model":%b,' % (
         event.iteration,
         event.attempt,
         event.message_count,
-        _encoded(event.model),
+        payload.name(event.model),
     )
     metadata += run.requested(event, payload)
     if event.parameters:
@@ -222,18 +219,22 @@ def _requested(event: ModelRequested, run: RunFacts, payload: Payload) -> Lines:
     return (run.line(event.at, b"model_request", metadata),)
 
 
-_OF_REPLIES = ("cached_input_tokens", "cache_write_input_tokens", "reasoning_tokens", "model", "response_id")
+_OF_REPLIES = ("cached_input_tokens", "cache_write_input_tokens", "reasoning_tokens")
 
 
-def _responded(event: ModelResponded, run: RunFacts, payload: Payload) -> Lines:
+def _responded(event: ModelResponded, run: RunFacts, payload: PayloadWriter) -> Lines:
     metadata = b'"finish_reason":%b,"input_tokens":%d,"output_tokens":%d,"cost":%b,' % (
-        encode(event.finish_reason),
+        payload.name(event.finish_reason),
         event.input_tokens,
         event.output_tokens,
         _NULL if event.cost is None else to_json(event.cost),
     )
     if rest := {name: value for name in _OF_REPLIES if (value := getattr(event, name))}:
         metadata += _fields(rest)
+    if event.model:
+        metadata += b'"model":%b,' % payload.name(event.model)
+    if event.response_id:
+        metadata += b'"response_id":%b,' % payload.name(event.response_id)
     if event.first_piece is not None:
         metadata += b'"first_piece":%b,' % to_json(event.first_piece)
     run.replied(event.message.get("tool_calls"))
@@ -241,12 +242,12 @@ def _responded(event: ModelResponded, run: RunFacts, payload: Payload) -> Lines:
     return (run.line(event.at, b"model_response", metadata, result=result, elapsed=event.elapsed),)
 
 
-def _retry(event: RetryScheduled, run: RunFacts, payload: Payload) -> Lines:
+def _retry(event: RetryScheduled, run: RunFacts, payload: PayloadWriter) -> Lines:
     said = event.attempt, event.wait, payload(event.error)
     return (run.line(event.at, b"retry", b'"attempt":%d,"wait":%a,"message":%b,' % said),)
 
 
-def _tool_started(event: ToolStarted, run: RunFacts, payload: Payload) -> Lines:
+def _tool_started(event: ToolStarted, run: RunFacts, payload: PayloadWriter) -> Lines:
     call = run.call(event.tool_name, event.call_id)
     return (run.line(event.at, b"tool_call", call=call, arguments=payload(_arguments(event.arguments))),)
 
@@ -255,7 +256,7 @@ _FAILURES = ("error", "timeout", "abandoned")
 """Outcomes that are told as errors, too; a call that is cancelled or skipped is so because of something else."""
 
 
-def _tool_finished(event: ToolFinished, run: RunFacts, payload: Payload) -> Lines:
+def _tool_finished(event: ToolFinished, run: RunFacts, payload: PayloadWriter) -> Lines:
     result = event.result
     call = run.call(event.tool_name, event.call_id, is_last=True)
     error = payload(result.error) if result.error is not None else _NULL
@@ -273,12 +274,12 @@ def _tool_finished(event: ToolFinished, run: RunFacts, payload: Payload) -> Line
     return (run.line(event.at, b"error", b'"outcome":"%b",' % result.outcome.encode(), call=call, error=error), ended)
 
 
-def _approval_requested(event: ApprovalRequested, run: RunFacts, payload: Payload) -> Lines:
+def _approval_requested(event: ApprovalRequested, run: RunFacts, payload: PayloadWriter) -> Lines:
     call = run.call(event.tool_name, event.call_id)
     return (run.line(event.at, b"approval_request", call=call, arguments=payload(_arguments(event.arguments))),)
 
 
-def _approval_answered(event: ApprovalAnswered, run: RunFacts, payload: Payload) -> Lines:
+def _approval_answered(event: ApprovalAnswered, run: RunFacts, payload: PayloadWriter) -> Lines:
     call = run.call(event.tool_name, event.call_id)
     metadata = b'"is_allowed":%b,"reason":%b,' % (encode(event.is_allowed), payload(event.reason))
     return (
@@ -286,21 +287,21 @@ def _approval_answered(event: ApprovalAnswered, run: RunFacts, payload: Payload)
     )
 
 
-def _delegation_started(event: DelegationStarted, run: RunFacts, payload: Payload) -> Lines:
+def _delegation_started(event: DelegationStarted, run: RunFacts, payload: PayloadWriter) -> Lines:
     run.delegated(event.call_id, event.at)
     arguments = payload({"to_agent": event.to_agent, "query": event.query})
     return (run.line(event.at, b"agent_delegate", call=run.delegation(event.call_id), arguments=arguments),)
 
 
-def _delegation_finished(event: DelegationFinished, run: RunFacts, payload: Payload) -> Lines:
+def _delegation_finished(event: DelegationFinished, run: RunFacts, payload: PayloadWriter) -> Lines:
     result = event.result
-    metadata = {"to_agent": event.to_agent, "success": result is not None and result.success}
+    success = _TRUE if result is not None and result.success else _FALSE
     error = result.error if result is not None else "it was cut before it could say how it ended"
     return (
         run.line(
             event.at,
             b"delegation_end",
-            _fields(metadata),
+            b'"to_agent":%b,"success":%b,' % (payload.name(event.to_agent), success),
             call=run.delegation(event.call_id),
             result=payload(shown(result.content)) if result is not None and result.success else _NULL,
             error=payload(error) if error is not None else _NULL,
@@ -309,12 +310,12 @@ def _delegation_finished(event: DelegationFinished, run: RunFacts, payload: Payl
     )
 
 
-def _limit(event: LimitHit, run: RunFacts, payload: Payload) -> Lines:
+def _limit(event: LimitHit, run: RunFacts, payload: PayloadWriter) -> Lines:
     metadata = b'"limit":%b,"message":%b,' % (encode(event.limit), payload(event.message))
     return (run.line(event.at, b"limit", metadata),)
 
 
-def _warning(event: WarningRaised, run: RunFacts, payload: Payload) -> Lines:
+def _warning(event: WarningRaised, run: RunFacts, payload: PayloadWriter) -> Lines:
     return (run.line(event.at, b"warning", b'"message":%b,' % payload(event.message)),)
 
 
@@ -323,7 +324,7 @@ def _arguments(arguments: object) -> Any:
     return arguments if is_mapping(arguments) else {"arguments": arguments}
 
 
-lines_by_kind: dict[type, Callable[[Any, RunFacts, Payload], Lines]] = {
+lines_by_kind: dict[type, Callable[[Any, RunFacts, PayloadWriter], Lines]] = {
     RunStarted: _run_started,
     RunFinished: _run_finished,
     ModelRequested: _requested,

@@ -23,7 +23,7 @@ PACKAGE = Path(fractal.__file__).parent
 # before it, in whatever way: when it is loaded, in functions, and for types alone.
 ROWS = [
     [
-        *("errors", "parts", "approval"),
+        *("errors", "parts", "approval", "_redact"),
         *("_texts", "_json", "_checks", "_forms", "_copies", "_log", "_html", "_elsewhere", "_stored", "_lossless"),
     ],
     ["_concurrency"],

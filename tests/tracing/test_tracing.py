@@ -36,7 +36,9 @@ from fractal import (
     sync,
     tool,
 )
+from fractal._engine.observers import _without_secrets  # pyright: ignore[reportPrivateUsage]
 from fractal.durable import MemoryJournal
+from fractal.reply import Reply, ToolCall
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.odd import VALUES
 from tests.without_uvloop import anyio_backend  # noqa: F401
@@ -718,6 +720,7 @@ async def test_no_key_is_written_wherever_it_turns_up(
     endpoint: StartEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SERVICE_TOKEN", "plain-looking-value")
+    _without_secrets.cache_clear()
 
     async def leak(url: str, api_key: str) -> Any:
         """Leak."""
@@ -731,7 +734,8 @@ async def test_no_key_is_written_wherever_it_turns_up(
         async with agent:
             result = await agent.add_tool(leak).run(f"my password: {KEY}")
     assert result.success
-    text = (tmp_path / "trace.jsonl").read_text() + str(kit_of(agent).get_trace())
+    assert "tool_started" in caplog.text
+    text = (tmp_path / "trace.jsonl").read_text() + str(kit_of(agent).get_trace()) + caplog.text
     for secret in (KEY, "0123456789abcdefghij", "qwertz12345678", "abcdefgh12345678", "plain-looking-value"):
         assert secret not in text
     assert "[redacted]" in text
@@ -739,6 +743,27 @@ async def test_no_key_is_written_wherever_it_turns_up(
         "url": "https://me:[redacted]@host/?api_key=[redacted]",
         "api_key": "[redacted]",
     }
+
+
+async def test_nor_is_what_a_model_or_an_endpoint_calls_something(tmp_path: Path) -> None:
+    """A model that makes up names of tools and ids of calls, of any length too."""
+
+    class Odd:
+        async def respond(self, request: Any) -> Reply:
+            if len(request.transcript) > 1:
+                return Reply(text="done")
+            named = (("1", KEY), (KEY, "search"), ("c" * 10**6, "t" * 10**6))
+            calls = tuple(ToolCall(call_id, name, '{"query": "x"}') for call_id, name in named)
+            return Reply(tool_calls=calls, model=KEY, id=KEY, finish_reason=KEY)
+
+    agent = BaseAgent(f"A {KEY}", "a", KEY, Odd(), tracing_output_file=tmp_path / "trace.jsonl").add_tool(search)
+    assert (await agent.run("go")).success
+    text = (tmp_path / "trace.jsonl").read_text()
+    assert KEY not in text
+    assert len(text) < 200_000
+    calls = of(kit_of(agent).get_trace(), "tool_call", "tool_result")
+    assert [count for _, count in Counter((each.tool_name, each.tool_call_id) for each in calls).items()] == [2, 2, 2]
+    assert {each.agent_name for each in calls} == {"A [redacted]"}
 
 
 async def test_the_key_of_a_users_client_is_taken_out_whatever_it_looks_like(endpoint: StartEndpoint) -> None:

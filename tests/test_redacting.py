@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
-from fractal.tracing.redact import REDACTED, PayloadWriter, Redactor, capped, redacted, secrets_of_environment
+from fractal._redact import REDACTED, PayloadWriter, Redactor, capped, redacted, secrets_of_environment
 
 SECRETS = [
     "sk-proj-abcdefghijklmnop1234",
@@ -125,6 +128,49 @@ def test_known_secrets_are_taken_out_as_json_too() -> None:
     assert json.loads(redactor.without_known(text)) == [REDACTED, REDACTED, f"a {REDACTED} b", "abc"]
 
 
+def written_in_other_ways(text: str) -> list[str]:
+    as_json = [json.dumps(text), json.dumps(text, ensure_ascii=False)]
+    return [repr(text), *as_json, *map(json.dumps, as_json), quote(text), quote(text, safe=""), quote_plus(text)]
+
+
+@pytest.mark.parametrize("secret", ['quo"ted\\secret', "höher geheim", "a/b+c=d e", "two\nlines", "it's"])
+def test_known_secrets_are_taken_out_however_a_text_spells_them(secret: str) -> None:
+    payload = PayloadWriter([f" {secret}\n"])
+    for text in (secret, *written_in_other_ways(secret)):
+        said = json.loads(payload({"arguments": f"<{text}>", f"<{text}>": 1}))
+        for each in (said["arguments"], *(said.keys() - {"arguments"})):
+            assert re.sub(r"[\"'\\]", "", each) == f"<{REDACTED}>"
+
+
+@pytest.mark.parametrize("secret", SECRETS[:10], ids=lambda text: text[:12])
+def test_the_names_of_fields_are_searched_too(secret: str) -> None:
+    assert json.loads(PayloadWriter()({"of": {secret: 1}})) == {"of": {REDACTED: 1}}
+
+
+@pytest.mark.parametrize("name", ["x" * 1_000_000, "x " * 500_000])
+def test_a_name_is_kept_in_bounded_length(name: str) -> None:
+    payload = PayloadWriter()
+    assert len(payload.name(name)) < 500
+    assert b"more characters" in payload.name(name)
+
+
+def test_names_are_searched_and_those_that_are_kept_have_a_bound() -> None:
+    payload = PayloadWriter(["known-secret"])
+    assert [payload.name(each) for each in ("look", "known-secret", SECRETS[0], None, "look")] == [
+        b'"look"',
+        *[f'"{REDACTED}"'.encode()] * 2,
+        b"null",
+        b'"look"',
+    ]
+    tracemalloc.start()
+    try:
+        for number in range(5_000):
+            payload.name(f"{number:0300}")
+        assert tracemalloc.get_traced_memory()[0] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_values_of_the_environment_that_are_called_secrets_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_OWN_TOKEN", "vvvvvvvvvv")
     monkeypatch.setenv("MY_OWN_KEY", "short")
@@ -159,6 +205,11 @@ def test_long_texts_are_cut_and_the_cut_is_marked() -> None:
     cut = capped("x" * 5000, 1000, 10_000)
     assert cut == "x" * 1000 + "… [cut: 4000 more characters]"
     assert capped("x" * 1000, 1000, 10_000) == "x" * 1000
+
+
+@pytest.mark.parametrize("longest", [1, 10, 99])
+def test_a_length_is_held_however_short_it_is(longest: int) -> None:
+    assert json.loads(PayloadWriter(max_text=longest)("x" * 200)).startswith("x" * longest + "… [cut: ")
 
 
 def test_a_text_is_cut_between_two_words_so_that_no_half_of_a_key_is_left() -> None:

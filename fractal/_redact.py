@@ -1,14 +1,16 @@
-"""What no trace may hold: keys, passwords, tokens; and how much of a payload it holds at most.
+"""What no trace and no log may hold: keys, passwords, tokens; and how much of a payload they hold at most.
 
 A value is searched for the marks of a secret first, as text; only one that has such a mark is taken apart.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 from pydantic_core import SchemaValidator, core_schema
 
@@ -28,7 +30,12 @@ _TEXTS_OF_A_PAYLOAD = 10
 
 _SHORTEST_SECRET = 4  # characters: what is shorter is found in ordinary words
 _SHORTEST_OF_ENVIRONMENT = 8
-_LONGEST_WORD = 90  # characters; less than the least that a cut leaves
+_LONGEST_WORD = 90  # characters; less than the least that a cut leaves of a text when there is too much of them all
+
+_LONGEST_NAME = 400
+"""Characters of a name that is kept; what says that it is cut has room below the most that readers take."""
+
+_MOST_NAMES = 256
 _NAMES_OF_SECRETS = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 
 
@@ -96,9 +103,10 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        known = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+        known = {each for each in map(str.strip, secrets) if len(each) >= _SHORTEST_SECRET}
         # The longest first: one secret may be a part of another. As JSON, without its quotes.
-        self._known = [encode(secret)[1:-1] for secret in sorted(known, key=len, reverse=True)]
+        spellings = {encode(each)[1:-1] for secret in known for each in _spellings(secret)}
+        self._known = sorted(spellings, key=len, reverse=True)
         self.has_known = bool(known)
 
     def without_known(self, text: bytes) -> bytes:
@@ -107,6 +115,16 @@ class Redactor:
             if secret in text:
                 text = text.replace(secret, REDACTED.encode())
         return text
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """A secret as it stands in texts: most have one form in all of them."""
+    yield from (secret, repr(secret)[1:-1], quote(secret), quote(secret, safe=""), quote_plus(secret))
+    for is_ascii in (True, False):  # the arguments of a call are JSON as text, and may have JSON in them
+        inside = secret
+        for _ in range(2):
+            inside = json.dumps(inside, ensure_ascii=is_ascii)[1:-1]
+            yield inside
 
 
 class PayloadWriter:
@@ -120,6 +138,22 @@ class PayloadWriter:
     def __init__(self, secrets: Iterable[str] = (), max_text: int = DEFAULT_TEXT) -> None:
         self._secrets, self._max_text = tuple(secrets), max_text
         self._redactor: Redactor | None = None
+        self._names: dict[str, bytes] = {}
+
+    def name(self, name: str | None) -> bytes:
+        """Write a name or an id, if there is one; a model may have made it up."""
+        if name is None:
+            return b"null"
+        try:
+            return self._names[name]
+        except KeyError:
+            pass
+        if len(name) > _LONGEST_NAME:
+            return self(_cut(name, _LONGEST_NAME))
+        if len(self._names) >= _MOST_NAMES:
+            self._names.clear()
+        written = self._names[name] = self(name)
+        return written
 
     def __call__(self, value: Any) -> bytes:
         """Write a value."""
@@ -144,7 +178,7 @@ def redacted(value: Any) -> Any:
     if is_list(value):
         return [redacted(each) for each in value]
     if is_mapping(value):
-        return {name: _redacted_field(name, each) for name, each in value.items()}
+        return {redacted(name): _redacted_field(name, each) for name, each in value.items()}
     return value
 
 
@@ -169,7 +203,8 @@ def capped(value: Any, longest: int, most: int) -> Any:
 
 def _cut(text: str, room: int) -> str:
     # Between two words, if there are some: half of a key would not be found.
-    end = max(text.rfind(" ", room - _LONGEST_WORD, room), text.rfind("\n", room - _LONGEST_WORD, room), 0) or room
+    least = max(room - _LONGEST_WORD, 0)
+    end = max(text.rfind(" ", least, room), text.rfind("\n", least, room), 0) or room
     return f"{text[:end]}… [cut: {len(text) - end} more characters]"
 
 
@@ -180,7 +215,7 @@ class _Cap:
     def cut(self, value: Any) -> Any:
         self._left -= 8
         if isinstance(value, str):
-            room = max(min(self._longest, self._left), 100)
+            room = min(self._longest, max(self._left, 100))
             self._left -= min(len(value), room)
             return value if len(value) <= room else _cut(value, room)
         if is_list(value):
