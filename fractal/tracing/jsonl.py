@@ -13,6 +13,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,9 @@ MOST_WAITING = 64 * 2**20
 
 _MOST_FILES = 32
 """Files that are kept open."""
+
+_FRESH = 1.0
+"""Seconds that they are; somebody may have moved or removed them meanwhile, to begin a new one."""
 
 _FLUSH_AT_EXIT = 2.0
 """Seconds that the end of the program waits for the disk."""
@@ -130,9 +134,7 @@ class LineWriter:
 
     def begin_anew(self) -> None:
         """Reset the writer in a forked process, which has no thread: waiting lines are the parent's."""
-        for descriptor in self._files.values():
-            with suppress(OSError):
-                os.close(descriptor)
+        _close_all(self._files.values())
         self._begin()
 
     def write(self, path: str, line: bytes) -> None:
@@ -223,8 +225,13 @@ class LineWriter:
         self.dropped += count
 
     def _work(self, bell: _Bell) -> None:
+        opened = time.monotonic()
         while True:
             batch, count, waiters, sleepers = self._take()
+            if time.monotonic() - opened > _FRESH:
+                files, self._files = self._files, {}
+                _close_all(files.values())
+                opened = time.monotonic()
             began = time.monotonic()
             for path, lines in batch.items():
                 self._append(path, lines)
@@ -252,8 +259,7 @@ class LineWriter:
                 return False
             self._bell = None
             files, self._files = self._files, {}
-        for descriptor in files.values():
-            os.close(descriptor)
+        _close_all(files.values())
         return True
 
     def _append(self, path: str, lines: list[bytes]) -> None:
@@ -286,8 +292,13 @@ class LineWriter:
     def _close(self, path: str) -> None:
         descriptor = self._files.pop(path, None)
         if descriptor is not None:
-            with suppress(OSError):
-                os.close(descriptor)
+            _close_all([descriptor])
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 def _wake(waiters: dict[EventLoopToken, anyio.Event]) -> None:

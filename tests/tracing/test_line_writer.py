@@ -136,6 +136,34 @@ def test_the_thread_and_its_files_are_gone_when_there_is_no_more(tmp_path: Path,
     assert ended(writer)
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_file_that_is_moved_or_removed_is_begun_anew_while_lines_keep_coming(
+    is_kept: bool, tmp_path: Path, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "_FRESH", 0.05)
+    path, moved = tmp_path / "a", tmp_path / "a.1"
+    writer.write(str(path), b"before")
+    assert writer.flush()
+    path.rename(moved)
+    if not is_kept:
+        moved.unlink()
+    count = 0
+
+    def is_there() -> bool:
+        nonlocal count
+        count += 1
+        writer.write(str(path), b"%d" % count)
+        return path.exists()
+
+    until(is_there)
+    assert writer.flush()
+    lines = moved.read_bytes().split() if is_kept else []
+    assert lines[:1] == ([b"before"] if is_kept else [])
+    lines = lines[1:] + path.read_bytes().split()
+    assert lines[-1] == b"%d" % count
+    assert not is_kept or [int(line) for line in lines] == list(range(1, count + 1))
+
+
 def test_a_line_that_comes_while_the_thread_has_nothing_to_do_is_written_soon(
     tmp_path: Path, writer: LineWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
