@@ -150,11 +150,11 @@ class TracingKit(RunObserver):
         return summary_of(self.get_trace(run_id)) | {"dropped_events": self._dropped}
 
     def export_json(self, path: str | Path, run_id: str | None = None) -> None:
-        """Write the kept events to a file, whose former content is lost.
+        """Write the kept events to a file, whose former content is lost; a new one is for its owner alone.
 
         Args:
             path: The file. One that ends in `.jsonl` gets a line of JSON for each event, as `output_file` does; any
-                other one is a single JSON array.
+                other one is a single JSON array. The command line reads both.
             run_id: As in `get_trace`.
 
         Raises:
@@ -164,7 +164,7 @@ class TracingKit(RunObserver):
         text = b"".join(line + b"\n" for line in lines)
         if not os.fspath(path).lower().endswith(".jsonl"):
             text = b"[\n" + b",\n".join(lines) + b"\n]\n"
-        with open(path, "wb") as file:
+        with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(text)
 
     def clear(self) -> None:

@@ -36,9 +36,6 @@ from fractal.tracing.meters import Meters
 
 __all__ = ["Instrumentation"]
 
-_inject = TraceContextTextMapPropagator().inject
-
-
 class Instrumentation(RunObserver):
     """Tells OpenTelemetry what runs do: a span for each run, request and tool call, and metrics.
 

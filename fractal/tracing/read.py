@@ -19,6 +19,9 @@ _LONGEST_LINE = 16 * 2**20
 _FAR = 1e12
 """Seconds since the epoch that no trace has, or a number of them; NaN is not below it either."""
 
+_OF_AN_ARRAY = frozenset((b"", b"[", b"]"))
+"""Lines besides the events in a file that `TracingKit.export_json` has made."""
+
 _LONGEST_NAME = 500
 """Characters of a name or an id."""
 
@@ -37,7 +40,9 @@ class TraceUnreadable(FractalError):
 
 
 class TraceReader:
-    """Reads the events of a trace file; what is no event is counted and passed over.
+    """Reads the events of a trace file, also of one that is a JSON array with an event on each line.
+
+    What is no event is counted and passed over.
 
     Args:
         path: The file.
@@ -87,11 +92,12 @@ class TraceReader:
                 yield event
 
     def _event(self, line: bytes) -> TraceEvent | None:
-        if not line.strip():
+        text = line.strip()
+        if text in _OF_AN_ARRAY:
             return None
         self._first = self._first or line[:200]
         try:
-            values = decode(line)
+            values = decode(text.removesuffix(b","))
         except (ValueError, RecursionError):
             if line.endswith(b"\n"):
                 self.broken += 1

@@ -40,6 +40,7 @@ from fractal._engine.observers import _without_secrets  # pyright: ignore[report
 from fractal.durable import MemoryJournal
 from fractal.reply import Reply, ToolCall
 from fractal.testing import Endpoint, ScriptedModel, answers
+from fractal.tracing import TraceReader
 from tests.odd import VALUES
 from tests.without_uvloop import anyio_backend  # noqa: F401
 
@@ -632,6 +633,9 @@ async def test_what_is_kept_can_be_exported(tmp_path: Path) -> None:
     kit = kit_of(agent)
     kit.export_json(tmp_path / "all.json")
     assert [TraceEvent(**event) for event in json.loads((tmp_path / "all.json").read_text())] == kit.get_trace()
+    reader = TraceReader(tmp_path / "all.json")
+    assert ([*reader], reader.complaints()) == ([*kit.get_trace()], [])
+    assert {path.stat().st_mode & 0o777 for path in files(tmp_path)} == {0o600}
     kit.export_json(str(tmp_path / "one.jsonl"), first.run_id)
     assert [TraceEvent(**event) for event in read(tmp_path / "one.jsonl")] == kit.get_trace(first.run_id)
     TracingKit().export_json(tmp_path / "none.json")
