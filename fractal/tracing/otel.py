@@ -17,8 +17,9 @@ from opentelemetry.trace import NoOpTracer, NoOpTracerProvider, Span, SpanKind, 
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import fractal.tracing.names as names
+from fractal._json import decode
 from fractal._redact import PayloadWriter
-from fractal._texts import clean_text, repr_of, type_name
+from fractal._texts import repr_of, type_name
 from fractal.errors import InvalidArguments
 from fractal.events import (
     Event,
@@ -35,6 +36,7 @@ from fractal.tracing.live import Conversation, Open, OpenChat, OpenRun
 from fractal.tracing.meters import Meters
 
 __all__ = ["Instrumentation"]
+
 
 class Instrumentation(RunObserver):
     """Tells OpenTelemetry what runs do: a span for each run, request and tool call, and metrics.
@@ -136,7 +138,7 @@ class Instrumentation(RunObserver):
     # ---- runs
 
     def _run_started(self, event: RunStarted) -> None:
-        agent = clean_text(event.agent_name)
+        agent = self._name(event.agent_name)
         about = {names.AGENT_NAME: agent}
         facts = about | {names.RUN_ID: event.run_id}
         if self._older:
@@ -200,7 +202,7 @@ class Instrumentation(RunObserver):
 
     def _begin_chat(self, run: OpenRun, event: ModelRequested) -> OpenChat:
         run.requests += 1
-        model = clean_text(event.model)
+        model = self._name(event.model)
         about = {names.OPERATION: names.CHAT, names.PROVIDER: self._provider_name}
         if model:
             about[names.REQUEST_MODEL] = model
@@ -217,7 +219,7 @@ class Instrumentation(RunObserver):
             return
         chat, run.chat = run.chat, None
         if event.model:
-            chat.about[names.RESPONSE_MODEL] = clean_text(event.model)
+            chat.about[names.RESPONSE_MODEL] = self._name(event.model)
         usage = names.usage_of_reply({name: getattr(event, name) for name in names.TOKENS})
         run.use(usage)
         self._end_chat(chat, event.at, self._facts_of_reply(event, chat) | self._named(usage))
@@ -228,8 +230,8 @@ class Instrumentation(RunObserver):
     def _facts_of_reply(self, event: ModelResponded, chat: OpenChat) -> dict[str, Any]:
         facts: dict[str, Any] = {
             names.RESPONSE_MODEL: chat.about.get(names.RESPONSE_MODEL),
-            names.RESPONSE_ID: clean_text(event.response_id) if event.response_id else None,
-            names.FINISH_REASONS: [clean_text(event.finish_reason)] if event.finish_reason else None,
+            names.RESPONSE_ID: self._name(event.response_id) if event.response_id else None,
+            names.FINISH_REASONS: [self._name(event.finish_reason)] if event.finish_reason else None,
             names.FIRST_CHUNK: event.first_piece,
             names.REQUEST_STREAM: True if event.first_piece is not None else None,
             names.COST: event.cost,
@@ -255,11 +257,11 @@ class Instrumentation(RunObserver):
         if run is None:
             return
         run.tool_calls += 1
-        tool = clean_text(event.tool_name)
+        tool = self._name(event.tool_name)
         facts = run.about | {
             names.TOOL_NAME: tool,
             names.TOOL_TYPE: "function",
-            names.TOOL_CALL_ID: clean_text(event.call_id),
+            names.TOOL_CALL_ID: self._name(event.call_id),
             names.RUN_ID: event.run_id,
         }
         call = self._begin(names.TOOL, tool, self._context_here(run.part.context), event.at, facts)
@@ -284,7 +286,7 @@ class Instrumentation(RunObserver):
     def _known(self, event: ToolFinished, run: OpenRun) -> str:
         """The name of a tool, unless the model has made it up: of such names there may be any number."""
         is_made_up = run.offered and event.tool_name not in run.offered and event.result.outcome == "error"
-        return names.OTHER if is_made_up and event.result.exception is None else clean_text(event.tool_name)
+        return names.OTHER if is_made_up and event.result.exception is None else self._name(event.tool_name)
 
     # ---- spans
 
@@ -338,6 +340,9 @@ class Instrumentation(RunObserver):
                 span.set_status(Status(StatusCode.ERROR, text))
         span.end(_nanoseconds(max(at, part.began)))
         return max(at - part.began, 0.0)
+
+    def _name(self, name: str) -> str:
+        return str(decode(self._payload.name(name)))
 
     def _written(self, value: object) -> str:
         return self._payload(value).decode()

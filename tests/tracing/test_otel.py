@@ -36,6 +36,7 @@ from fractal import (
     Reply,
     RunFinished,
     RunStarted,
+    ToolCall,
     ToolFinished,
     ToolResult,
     ToolStarted,
@@ -475,6 +476,23 @@ async def test_what_a_model_of_ones_own_calls_server_may_be_anything(odd: Any, t
 
     await by_run(BaseAgent("A", "a", "m", Mine(["hi"]), observers=told.observers))
     assert "server.address" not in (told.named("chat m").attributes or {})
+
+
+async def test_names_that_a_model_makes_up_are_cut_and_searched_for_secrets(told: Telemetry) -> None:
+    key, long = "sk-live-0123456789abcdefghij", "x" * 10**6
+
+    class Odd:
+        async def respond(self, request: Any) -> Reply:
+            if len(request.transcript) > 1:
+                return Reply(text="done")
+            calls = tuple(ToolCall(call_id, name, "{}") for call_id, name in (("1", key), (key, "look"), (long, long)))
+            return Reply(tool_calls=calls, model=long, id=long, finish_reason=long, input_tokens=1)
+
+    await by_run(BaseAgent("A", "a", "m", Odd(), observers=told.observers).add_tool(look))
+    told_all = str([(span.name, dict(span.attributes or {})) for span in told.spans]) + str(told.metrics())
+    assert "execute_tool [redacted]" in told_all
+    assert key not in told_all
+    assert len(told_all) < 50_000
 
 
 async def test_a_call_says_how_it_ended(told: Telemetry) -> None:
