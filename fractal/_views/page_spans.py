@@ -119,6 +119,7 @@ class RunSpans:
         self._steps = Spans(_MOST_OPEN)
         self._open: dict[Span, int] = {}  # positions
         self._talks: dict[str, _Talk] = {}
+        self._former: list[_Talk] = []  # of runs that have begun again
 
     def take(self, event: TraceEvent) -> None:
         """Enter an event."""
@@ -131,7 +132,7 @@ class RunSpans:
 
     def settle(self) -> None:
         """Put each run's conversation into the details of its span."""
-        for talk in self._talks.values():
+        for talk in (*self._former, *self._talks.values()):
             talk.settle()
             if talk.span >= 0:
                 detail = {"talk": talk.said, "openings": talk.openings, "tools": talk.tools}
@@ -182,6 +183,8 @@ class RunSpans:
         return len(self.spans) - 1
 
     def _begin_run(self, at: int, span: Span, event: TraceEvent) -> None:
+        if (former := self._talks.get(span.run)) is not None:
+            self._former.append(former)
         talk = self._talks[span.run] = _Talk(at)
         if not span.has_beginning:
             if at >= 0:

@@ -71,6 +71,10 @@ def exported_spans(events: Iterable[TraceEvent]) -> Iterator[tuple[Literal["begi
 class _Talk:
     """What is said in a run that goes on.
 
+    Args:
+        span: Its span.
+        key: What its id and those of its parts are made of.
+
     Attributes:
         span: Its span.
         count: How many parts it has had.
@@ -79,13 +83,18 @@ class _Talk:
         usage: What its replies used.
     """
 
-    __slots__ = ("count", "fresh", "size", "span", "usage")
+    __slots__ = ("_key", "count", "fresh", "size", "span", "usage")
 
-    def __init__(self, span: ExportedSpan) -> None:
-        self.span = span
+    def __init__(self, span: ExportedSpan, key: tuple[str, ...]) -> None:
+        self.span, self._key = span, key
         self.count = self.size = 0
         self.fresh: list[str] = []
         self.usage: dict[str, int] = {}
+
+    def next_id(self) -> str:
+        """The id of its next part."""
+        self.count += 1
+        return _digits(8, *self._key, str(self.count))
 
     def bring(self, messages: object) -> None:
         """Take messages that the next request will have."""
@@ -143,15 +152,16 @@ class _Exported:
         above, parent_id = self._open.get(span.parent) if span.parent is not None else None, ""
         if span.above is not None:
             parent_id = above.span_id if above is not None else _digits(8, span.root, span.above)
+        key = (span.root, span.run, *([f"again {span.before}"] if span.before else []))
         begun = ExportedSpan(
             span=span,
             operation=names.AGENT,
             trace_id=span.root if _IS_TRACE_ID(span.root) and span.root.strip("0") else _digits(16, span.root),
-            span_id=_digits(8, span.root, span.run),
+            span_id=_digits(8, *key),
             parent_id=parent_id,
             facts={names.AGENT_NAME: span.agent, names.RUN_ID: span.run},
         )
-        talk = self._talks[span.run] = _Talk(begun)
+        talk = self._talks[span.run] = _Talk(begun, key)
         if span.has_beginning:
             given = event.arguments.get("user_input") if is_mapping(event.arguments) else None
             user = {"role": "user", "content": given}
@@ -162,13 +172,12 @@ class _Exported:
 
     def _begin_part(self, span: Span, event: TraceEvent) -> ExportedSpan:
         talk = self._talks[span.run]
-        talk.count += 1
         facts, said = (_begin_chat if span.kind == "chat" else _begin_call)(span, talk, event)
         return ExportedSpan(
             span=span,
             operation=_OPERATIONS[span.kind],
             trace_id=talk.span.trace_id,
-            span_id=_digits(8, span.root, span.run, str(talk.count)),
+            span_id=talk.next_id(),
             parent_id=talk.span.span_id,
             facts={names.AGENT_NAME: span.agent, names.RUN_ID: span.run, **facts},
             said=said,
@@ -234,7 +243,7 @@ def _end_call(ended: ExportedSpan, talk: _Talk | None, event: TraceEvent) -> Non
     ended.facts[names.OUTCOME] = ended.span.outcome
     if event.result is not None:
         ended.said[names.TOOL_RESULT] = _json(event.result)
-    if talk is not None:
+    if talk is not None and event.parallel_group_id:  # else no reply has asked for it
         content = event.result if event.error is None else event.error
         talk.bring([{"role": "tool", "tool_call_id": event.tool_call_id, "content": content}])
 

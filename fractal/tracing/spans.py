@@ -53,6 +53,7 @@ class Span:
         error_type: The `error.type`, or None.
         error: What went wrong, or None.
         attempts: How often a request was sent; of a try, which one it is.
+        before: How often a run began before: another process may go on with it.
         has_beginning: Whether its beginning is in the file.
     """
 
@@ -71,6 +72,7 @@ class Span:
     error_type: str | None = None
     error: str | None = None
     attempts: int = 1
+    before: int = 0
     has_beginning: bool = True
 
 
@@ -99,7 +101,7 @@ class Spans:
         self.open = 0
         self._most_open = most_open
         self._runs: dict[str, _Run] = {}
-        self._ended: dict[str, None] = {}
+        self._ended: dict[str, int] = {}  # how often each began
 
     def take(self, event: TraceEvent) -> Iterator[Step]:
         """Enter an event; gives what begins and ends with it."""
@@ -158,10 +160,10 @@ class Spans:
             above=above if above != run_id else None,
             parent=over.calls.get(call, over.span) if over is not None and above != run_id else None,
             begin=event.timestamp if is_start else _begin_of(event),
+            before=self._ended.pop(run_id, 0),
             has_beginning=is_start,
         )
         run = self._runs[run_id] = _Run(span)
-        self._ended.pop(run_id, None)
         return run
 
     def _give_up(self, run_id: str) -> Iterator[Step]:
@@ -173,7 +175,7 @@ class Spans:
     def _forget(self, run: _Run) -> None:
         run_id = run.span.run
         del self._runs[run_id]
-        self._ended[run_id] = None
+        self._ended[run_id] = run.span.before + 1
         if len(self._ended) > _MOST_ENDED:
             del self._ended[next(iter(self._ended))]
 

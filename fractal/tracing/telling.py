@@ -124,9 +124,14 @@ class RunFacts:
         """The facts of a delegation for each of its lines: the call that makes it, if there is one."""
         return self._calls.get(call_id or "", _NO_CALL)
 
-    def requested(self, request: ModelRequested, payload: PayloadWriter) -> bytes:
+    def is_first(self, request: ModelRequested) -> bool:
+        """Whether a request, which is noted, is the first one that is told."""
+        before, self._iteration = self._iteration, request.iteration
+        return before == 0
+
+    def changed(self, request: ModelRequested, payload: PayloadWriter) -> bytes:
         """The parts of a request beside the conversation that differ from those of the one before."""
-        said, self._iteration = b"", request.iteration
+        said = b""
         if request.opening != self._opening:
             self._opening = request.opening
             said += b'"opening":%b,' % payload(request.opening)
@@ -205,15 +210,17 @@ def _requested(event: ModelRequested, run: RunFacts, payload: PayloadWriter) -> 
         event.message_count,
         payload.name(event.model),
     )
-    metadata += run.requested(event, payload)
+    # Replies and results have lines of their own, but for those that a run has been brought, or goes on after.
+    added = event.added
+    if not run.is_first(event):
+        added = [each for each in added if each.get("role") not in ("assistant", "tool")]
+    metadata += run.changed(event, payload)
     if event.parameters:
         metadata += b'"parameters":%b,' % payload(event.parameters)
     if event.server is not None:
         metadata += b'"server":%b,' % encode(event.server)
     if event.kept is not None:
         metadata += b'"kept":%b,' % encode(event.kept)
-    # Replies and results have lines of their own.
-    added = [each for each in event.added if each.get("role") not in ("assistant", "tool")]
     if added:
         metadata += b'"added":%b,' % payload(added)
     return (run.line(event.at, b"model_request", metadata),)

@@ -37,10 +37,12 @@ from fractal import (
     tool,
 )
 from fractal._engine.observers import _without_secrets  # pyright: ignore[reportPrivateUsage]
+from fractal._views.page_spans import RunSpans
 from fractal.durable import MemoryJournal
 from fractal.reply import Reply, ToolCall
 from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.tracing import TraceReader
+from fractal.tracing.otlp import otlp_lines
 from tests.odd import VALUES
 from tests.without_uvloop import anyio_backend  # noqa: F401
 
@@ -241,7 +243,9 @@ async def test_calls_of_one_reply_have_one_group_and_those_of_another_reply_anot
     assert sorted(map(str, results)) == sorted(map(str, groups))
 
 
-async def test_groups_differ_from_run_to_run_and_when_another_process_goes_on_with_one() -> None:
+async def deferred_and_resumed(kit: TracingKit, run_id: str) -> None:
+    """A run of four turns; in the second it waits for approval, and another process goes on with it."""
+
     def script(request: Any) -> Any:
         said = sum(message["role"] == "assistant" for message in request.transcript.messages)
         names = ["search", "ask", "search"]
@@ -256,14 +260,42 @@ async def test_groups_differ_from_run_to_run_and_when_another_process_goes_on_wi
         made = BaseAgent("A", "a", "m", ScriptedModel(script), observers=[kit], **options)
         return made.add_tool(search).add_tool(ask)
 
-    kit, journal = TracingKit(), MemoryJournal()
+    journal = MemoryJournal()
+    result = await agent(approve=lambda call: Defer()).run("go", journal=journal, run_id=run_id)
+    answered = {call.call_id: Allow() for call in result.pending}
+    assert (await agent().resume(journal, run_id, answered)).success
+
+
+async def test_groups_differ_from_run_to_run_and_when_another_process_goes_on_with_one() -> None:
+    kit = TracingKit()
     for run_id in ("the same customer's order 1", "the same customer's order 2"):
-        result = await agent(approve=lambda call: Defer()).run("go", journal=journal, run_id=run_id)
-        answered = {call.call_id: Allow() for call in result.pending}
-        assert (await agent().resume(journal, run_id, answered)).success
+        await deferred_and_resumed(kit, run_id)
     calls = [event for event in of(kit.get_trace(), "tool_call") if event.tool_name == "search"]
     assert len(calls) == 8
     assert set(Counter(event.parallel_group_id for event in calls).values()) == {2}
+
+
+async def test_of_a_run_that_goes_on_is_told_what_its_model_sees_in_either_part() -> None:
+    kit = TracingKit()
+    await deferred_and_resumed(kit, "one")
+    trace = kit.get_trace()
+    requests = of(trace, "model_request")
+    assert [len(event.metadata.get("added", ())) for event in requests] == [0, 0, 6, 0]
+
+    [text] = otlp_lines(trace)
+    spans = json.loads(text)["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    assert len({span["spanId"] for span in spans}) == len(spans) == 14
+    said = [{each["key"]: each["value"] for each in span["attributes"]} for span in spans if "chat" in span["name"]]
+    brought = [json.loads(each["gen_ai.input.messages"]["stringValue"]) for each in said]
+    assert ["".join(message["role"][0] for message in messages) for messages in brought] == ["u", "tt", "uattatt", "tt"]
+
+    page = RunSpans()
+    for event in trace:
+        page.take(event)
+    page.settle()
+    talks = [len(span.detail["talk"]) for span in page.spans if span.kind == "run"]
+    assert [span.detail["sees"]["upto"] for span in page.spans if span.kind == "model"] == [1, 4, 7, 10]
+    assert talks == [7, 11]
 
 
 async def test_delegates_at_any_depth_and_side_by_side_are_in_the_trace_of_the_caller() -> None:
