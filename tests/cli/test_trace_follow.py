@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -256,13 +257,25 @@ agent.add_tool(die).run_sync("go")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="nothing is killed so here")
-def test_a_killed_program_is_told_from_one_that_thinks(tmp_path: Path) -> None:
-    path = str(tmp_path / "t.jsonl")
+def test_a_killed_program_is_told_from_one_that_thinks_and_all_viewers_show_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, page = str(tmp_path / "t.jsonl"), tmp_path / "t.html"
     subprocess.run([sys.executable, "-c", KILLED, path], check=False, timeout=60)
     command = [sys.executable, "-m", "fractal", "trace", path, "--follow", "--flow"]
     done = subprocess.run(command, check=False, timeout=60, capture_output=True, encoding="utf-8")
     assert (done.returncode, "→ die" in done.stdout) == (1, True)
     assert "has ended before the run had" in done.stderr
+    for view in (["trace", path], ["trace", path, "--hierarchy"], ["trace", "export", "--format", "perfetto", path]):
+        assert main(view) == 0
+        assert "unfinished" in capsys.readouterr().out
+    assert main(["trace", "export", "--format", "otlp", path]) == 0
+    assert capsys.readouterr().out.count("fractal.unfinished") == 2
+    assert main(["visualize", path, "-o", str(page)]) == 0
+    [run] = re.findall(r'id="run-0">(.*?)</script>', page.read_text())
+    spans, names = (json.loads(run)[part] for part in ("spans", "names"))
+    ends = {names[name]: names[outcome] for name, outcome in zip(spans["name"], spans["outcome"], strict=True)}
+    assert (ends["A"], ends["die"]) == ("unfinished", "unfinished")
 
 
 # ---- directories
