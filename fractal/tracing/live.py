@@ -21,12 +21,13 @@ class Open:
         span: The span.
         context: The context in which it is the current one.
         began: When, in seconds since the epoch.
+        since: The same by a clock that nobody sets: how long it takes is counted from there.
     """
 
-    __slots__ = ("began", "context", "span")
+    __slots__ = ("began", "context", "since", "span")
 
-    def __init__(self, span: Span, context: Context, began: float) -> None:
-        self.span, self.context, self.began = span, context, began
+    def __init__(self, span: Span, context: Context, began: float, since: float) -> None:
+        self.span, self.context, self.began, self.since = span, context, began, since
 
 
 class OpenChat:

@@ -7,6 +7,7 @@ and nothing of it reaches a reader's task.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -163,14 +164,14 @@ class Instrumentation(RunObserver):
             result.success, result.stop_reason, result.metadata.get("error_type"), _kind_of(result.exception)
         )
         for call in run.calls.values():
-            self._end(call, event.at, {}, error or names.CANCELLED)
+            self._end(call, {}, error or names.CANCELLED)
         if run.chat is not None:
-            self._end_chat(run.chat, event.at, {}, error or names.CANCELLED, result.error)
+            self._end_chat(run.chat, {}, error or names.CANCELLED, result.error)
         facts: dict[str, Any] = {names.STOP_REASON: result.stop_reason, **self._usage_of_run(run)}
         if run.conversation is not None and result.success:
             answer = {"role": "assistant", "content": shown(result.content)}
             facts[names.OUTPUT_MESSAGES] = self._written([message_in_parts(answer)])
-        seconds = self._end(run.part, event.at, facts, error, result.error)
+        seconds = self._end(run.part, facts, error, result.error)
         if self._meters is not None:
             self._meters.run_ended(seconds, run.about, error, requests=run.requests, tool_calls=run.tool_calls)
 
@@ -192,7 +193,7 @@ class Instrumentation(RunObserver):
             if run.chat.iteration == event.iteration:
                 run.chat.attempts += 1
                 return
-            self._end_chat(run.chat, event.at, {}, names.CANCELLED)  # it was given up for this one
+            self._end_chat(run.chat, {}, names.CANCELLED)  # it was given up for this one
         run.chat = self._begin_chat(run, event)
         if run.conversation is not None:
             span = run.chat.part.span
@@ -222,7 +223,7 @@ class Instrumentation(RunObserver):
             chat.about[names.RESPONSE_MODEL] = self._name(event.model)
         usage = names.usage_of_reply({name: getattr(event, name) for name in names.TOKENS})
         run.use(usage)
-        self._end_chat(chat, event.at, self._facts_of_reply(event, chat) | self._named(usage))
+        self._end_chat(chat, self._facts_of_reply(event, chat) | self._named(usage))
         if self._meters is not None:
             self._meters.reply_came(usage, event.first_piece, chat.about)
         contexts.attach(run.part.context)
@@ -244,9 +245,9 @@ class Instrumentation(RunObserver):
         return {names.OLDER.get(name, name): count for name, count in usage.items()} if self._older else {**usage}
 
     def _end_chat(
-        self, chat: OpenChat, at: float, facts: dict[str, Any], error: str | None = None, said: str | None = None
+        self, chat: OpenChat, facts: dict[str, Any], error: str | None = None, said: str | None = None
     ) -> None:
-        seconds = self._end(chat.part, at, {**facts, names.ATTEMPTS: chat.attempts}, error, said)
+        seconds = self._end(chat.part, {**facts, names.ATTEMPTS: chat.attempts}, error, said)
         if self._meters is not None:
             self._meters.request_ended(seconds, chat.about, error)
 
@@ -278,7 +279,7 @@ class Instrumentation(RunObserver):
         if self._includes_content and result.content is not None and call.span.is_recording():
             facts[names.TOOL_RESULT] = self._written(shown(result.content))
         error = names.error_of_call(result.outcome, _kind_of(result.exception))
-        self._end(call, event.at, facts, error, result.error)
+        self._end(call, facts, error, result.error)
         if self._meters is not None:
             about = {names.OPERATION: names.TOOL, names.TOOL_NAME: self._known(event, run)}
             self._meters.tool_ended(result.elapsed, run.about | about, error)
@@ -299,6 +300,7 @@ class Instrumentation(RunObserver):
         facts: Mapping[str, Any],
         kind: SpanKind = SpanKind.INTERNAL,
     ) -> Open:
+        since = time.monotonic()
         span = (self._tracer or _no_tracer).start_span(
             f"{operation} {name}" if name else operation,
             within,
@@ -307,7 +309,7 @@ class Instrumentation(RunObserver):
             start_time=_nanoseconds(at),
         )
         context = trace.set_span_in_context(span, within)
-        return Open(span, contexts.set_value(_MADE, _Made(self, span, within), context), at)
+        return Open(span, contexts.set_value(_MADE, _Made(self, span, within), context), at, since)
 
     def _context_here(self, own: Context | None) -> Context:
         """The context that what begins now is within.
@@ -327,19 +329,17 @@ class Instrumentation(RunObserver):
             return current
         return own
 
-    def _end(
-        self, part: Open, at: float, facts: Mapping[str, Any], error: str | None = None, said: str | None = None
-    ) -> float:
+    def _end(self, part: Open, facts: Mapping[str, Any], error: str | None = None, said: str | None = None) -> float:
         """End a span; returns the seconds it took."""
-        span = part.span
+        span, seconds = part.span, time.monotonic() - part.since
         if span.is_recording():
             span.set_attributes({name: value for name, value in facts.items() if value is not None})
             if error is not None:
                 span.set_attribute(names.ERROR_TYPE, error)
                 text = self._written(said)[1:-1] if said is not None and self._includes_content else None
                 span.set_status(Status(StatusCode.ERROR, text))
-        span.end(_nanoseconds(max(at, part.began)))
-        return max(at - part.began, 0.0)
+        span.end(_nanoseconds(part.began + seconds))
+        return seconds
 
     def _name(self, name: str) -> str:
         return str(decode(self._payload.name(name)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import logging
@@ -476,6 +477,22 @@ async def test_what_a_model_of_ones_own_calls_server_may_be_anything(odd: Any, t
 
     await by_run(BaseAgent("A", "a", "m", Mine(["hi"]), observers=told.observers))
     assert "server.address" not in (told.named("chat m").attributes or {})
+
+
+@pytest.mark.parametrize("jump", [-1e6, 1e6])
+async def test_a_clock_that_is_set_meanwhile_changes_no_duration(jump: float, told: Telemetry) -> None:
+    def tell(event: Any) -> None:
+        is_later = event.kind in ("model_responded", "tool_finished", "run_finished")
+        told.instrumentation(dataclasses.replace(event, at=event.at + jump) if is_later else event)
+
+    assert told.instrumentation.wants_run()
+    model = ScriptedModel([answers.call("look", {"place": "x"}), "done"])
+    await by_run(BaseAgent("A", "a", "m", model, observers=[tell]).add_tool(look))
+    assert len(told.spans) == 4
+    assert all(span.end_time and span.start_time and 0 < span.end_time - span.start_time < 60e9 for span in told.spans)
+    lasting = [points for name, points in told.metrics().items() if name.endswith("duration")]
+    assert len(lasting) == 3
+    assert all(0 < point.sum < 60 for points in lasting for _, point in points)
 
 
 async def test_names_that_a_model_makes_up_are_cut_and_searched_for_secrets(told: Telemetry) -> None:
