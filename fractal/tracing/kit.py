@@ -17,6 +17,7 @@ from fractal._texts import repr_of
 from fractal.errors import InvalidArguments
 from fractal.events import Event, RunEvent, RunFinished, RunObserver, RunStarted
 from fractal.tracing.jsonl import writer
+from fractal.tracing.read import event_of
 from fractal.tracing.record import TraceEvent
 from fractal.tracing.telling import RunFacts, lines_by_kind
 from fractal.tracing.trace import Trace
@@ -237,7 +238,7 @@ class TracingKit(RunObserver):
         event = TraceEvent.of(decode(line))
         try:
             wanted = redact(event)
-            return wanted.to_json().encode() if wanted is not None else None
+            return _line_of(wanted) if wanted is not None else None
         except Exception as error:
             log.failure(f"redact= failed on {event.event_type}: the contents of the event are left out", error)
             event = TraceEvent.of(decode(line))
@@ -256,6 +257,14 @@ class TracingKit(RunObserver):
         with self._lock:
             kept = list(self._kept)
         return (line for root, line in kept if run_id in (None, root))
+
+
+def _line_of(event: TraceEvent) -> bytes:
+    """The line of an event that a user's function has made."""
+    whole = event_of(decode(event.to_json()))
+    if whole is None:
+        raise ValueError(f"no event of a trace: {repr_of(event)}")
+    return whole.to_json().encode()
 
 
 def _path_of(file: str | Path | None) -> str | None:

@@ -11,7 +11,7 @@ from fractal._json import decode, is_mapping, text_of
 from fractal.errors import FractalError
 from fractal.tracing.record import TYPES, TraceEvent
 
-__all__ = ["TraceFollower", "TraceReader", "TraceUnreadable"]
+__all__ = ["TraceFollower", "TraceReader", "TraceUnreadable", "event_of"]
 
 _LONGEST_LINE = 16 * 2**20
 """Bytes; the lines of a `TracingKit` are shorter by far."""
@@ -104,7 +104,7 @@ class TraceReader:
             else:
                 self.is_cut = True
             return None
-        event = _event_of(values)
+        event = event_of(values)
         if event is None:
             self.foreign += 1
         else:
@@ -175,7 +175,7 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
         yield line
 
 
-def _event_of(values: Any) -> TraceEvent | None:
+def event_of(values: Any) -> TraceEvent | None:
     """The event of a line, with values of the types that all readers expect; None if it is none."""
     if not is_mapping(values):
         return None

@@ -842,6 +842,30 @@ async def test_a_hook_that_fails_leaves_the_contents_out(caplog: pytest.LogCaptu
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such rights there")
+def changing(field: str, value: object) -> Callable[[TraceEvent], TraceEvent]:
+    def redact(event: TraceEvent) -> TraceEvent:
+        setattr(event, field, value)
+        return event
+
+    return redact
+
+
+async def test_whatever_a_hook_makes_of_an_event_a_trace_can_be_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = {"metadata": None, "elapsed_time": "x", "tool_name": 5, "arguments": [1], "delegation_depth": None}
+    for field, value in (*kept.items(), ("timestamp", None), ("event_type", "mine"), ("agent_name", None)):
+        path = tmp_path / f"{field}.jsonl"
+        kit = TracingKit(path, redact=changing(field, value))
+        assert (await searcher(observers=[kit]).run("go")).success
+        assert len(kit.get_trace()._repr_html_()) > 100
+        assert kit.get_summary()["total_events"] == 11
+        assert str(kit).startswith("TracingKit(events=11")
+        assert [*TraceReader(path)] == [*kit.get_trace()]
+        assert ("redact= failed" in caplog.text) is (field not in kept)
+        assert ("left out" in str([event.result for event in kit.get_trace()])) is (field not in kept)
+
+
 async def test_only_its_owner_may_read_a_trace(tmp_path: Path) -> None:
     await searcher(tracing_output_file=tmp_path / "trace.jsonl").run("go")
     assert (tmp_path / "trace.jsonl").stat().st_mode & 0o077 == 0
