@@ -82,7 +82,7 @@ class Price:
             written: Prompt tokens that it put into its cache.
         """
         rates = (self._for(input_tokens) if self.above else self)._rates
-        plain = input_tokens - cached - written
+        plain = max(input_tokens - cached - written, 0)  # some count the others apart
         return plain * rates[0] + cached * rates[1] + written * rates[2] + output_tokens * rates[3]
 
     def of_reply(self, reply: Reply) -> int:

@@ -35,6 +35,12 @@ def test_cached_tokens_and_those_put_into_the_cache_are_part_of_the_prompt_and_h
     assert cost == pytest.approx((0.15 + 0.075 + 0.3 + 0.6) / 1000)
 
 
+def test_cached_tokens_that_are_counted_apart_from_the_prompt_earn_no_money() -> None:
+    price = Price(input=10, output=0, cached=1, cache_write=2)
+    assert price.cost(input_tokens=10, cached_input_tokens=1000) == pytest.approx(1000e-6)
+    assert price.cost(input_tokens=10, cached_input_tokens=8, cache_write_input_tokens=8) == pytest.approx(24e-6)
+
+
 def test_without_prices_of_their_own_they_cost_as_the_others() -> None:
     tokens = {"input_tokens": 3000, "cached_input_tokens": 1000, "cache_write_input_tokens": 500}
     assert Price(input=1, output=1).cost(**tokens) == 0.003
