@@ -251,6 +251,62 @@ async def test_whoever_was_taken_over_records_nothing_any_more(path: Path) -> No
     assert "1.0 finished" not in await SQLiteJournal(path).records("one")
 
 
+SLEEP = """
+import sys, anyio
+from fractal import BaseAgent, RunTakenOver, tool
+from fractal.durable import SQLiteJournal
+from fractal.testing import ScriptedModel, answers
+
+@tool
+async def ship() -> str:
+    print("shipped", flush=True)
+    sys.stdin.readline()
+    return "shipped"
+
+def answer(request):
+    return "late" if request["messages"][-1]["role"] == "tool" else answers.call("ship", {}, id="s")
+
+async def main():
+    agent = BaseAgent("Shipper", "s", client=ScriptedModel(answer)).add_tool(ship)
+    try:
+        await agent.run("go", journal=SQLiteJournal(sys.argv[1], lease=0.3), run_id="one")
+    except RunTakenOver:
+        print("taken over", flush=True)
+anyio.run(main, backend="trio")
+"""
+
+
+def stop(process: subprocess.Popen[str], path: Path) -> None:
+    """Put a process to sleep, at a moment when it does not hold the lock of a file."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    connection.execute("ROLLBACK")
+    connection.close()
+
+
+def test_a_process_that_slept_while_another_one_went_on_records_nothing(path: Path) -> None:
+    def answer(request: Any) -> Any:
+        return str(request["messages"][-1]["content"])
+
+    agent = BaseAgent("Shipper", "s", client=ScriptedModel(answer)).add_tool(tool(name="ship")(lambda: "shipped twice"))
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", SLEEP, str(path)], **pipes) as sleeper:
+        assert sleeper.stdout is not None
+        assert sleeper.stdout.readline() == "shipped\n"
+        try:
+            stop(sleeper, path)
+            result = sync.run(agent, "go", journal=SQLiteJournal(path, wait=30), run_id="one")
+            kept = anyio.run(SQLiteJournal(path).records, "one")
+            sleeper.send_signal(signal.SIGCONT)
+            assert sleeper.communicate("wake up\n", timeout=30)[0] == "taken over\n"
+        finally:
+            sleeper.kill()  # which ends one that is asleep, too
+    assert "unknown whether it took effect" in str(result.content)
+    assert anyio.run(SQLiteJournal(path).records, "one") == kept
+
+
 RACE = """
 import sys, anyio
 from fractal import BaseAgent, RunInProgress
