@@ -18,7 +18,7 @@ from fractal.model import Reply, ToolCall
 from fractal.results import AgentResult, ToolResult, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from fractal._answers.answer import AnswerSettings
     from fractal.messages import Message
@@ -36,6 +36,8 @@ __all__ = [
     "reply_of",
     "result_form",
     "result_of",
+    "spent_form",
+    "spent_of",
 ]
 
 _LONGEST = 200
@@ -73,6 +75,21 @@ def position_of(form: Any) -> int:
 def in_brief(messages: Iterable[Message]) -> list[str]:
     """Messages as short lines, for whoever reads a record."""
     return [one_line(f"{each['role']}: {text_of(each.get('content'))}", _LONGEST) for each in messages]
+
+
+def spent_form(below: Sequence[Callable[[], Usage]]) -> dict[str, Any]:
+    """The form of what runs below a step have spent, to stand among the facts of its record; empty without any.
+
+    Args:
+        below: Tells the usage of each of them.
+    """
+    return {"spent": sum((usage() for usage in below), Usage()).model_dump(mode="json")} if below else {}
+
+
+def spent_of(form: dict[str, Any]) -> Usage | None:
+    """What runs below the step of a record have spent; None without any."""
+    spent = form.get("spent")
+    return Usage(**spent) if spent is not None else None
 
 
 _OF_REPLY = {each.name: each for each in dataclasses.fields(Reply)}

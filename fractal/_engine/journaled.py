@@ -88,6 +88,7 @@ class JournaledRun:
         """
         call = _call_around(run)
         where = call.position if call is not None else str(run.iterations)
+        (self.replies if call is None else call).below.append(child.budget.usage)
         name = _ODD.sub("_", child.settings.agent_name)
         part = f"{where}:{name}:{digest(child.transcript.since(0))[:8]}"
         self._begun[part] += 1

@@ -6,7 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fractal._copies import copied_arguments
-from fractal._engine.journal_forms import approval_form, approval_of, exception_form, exception_of
+from fractal._engine.journal_forms import (
+    approval_form,
+    approval_of,
+    exception_form,
+    exception_of,
+    spent_form,
+    spent_of,
+)
 from fractal._json import jsonable
 from fractal._lossless import Unreadable, compact, from_lossless, is_lossless, to_lossless
 from fractal._texts import is_a, repr_of
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
     from fractal._engine.step import BoundCall
     from fractal.approval import Deny
     from fractal.journal import StepKind
-    from fractal.results import ToolResult
+    from fractal.results import ToolResult, Usage
 
     _Ask = Callable[[Any], Awaitable[Allow | Deny | Defer]]
 
@@ -44,10 +51,11 @@ class JournaledCall:
     Attributes:
         path: As given.
         position: As given.
+        below: Tells the usage of each run that has begun below the call: in its tool, or in what approves of it.
     """
 
     __slots__ = (
-        *("_changed", "_given", "_name", "_round", "_started", "_tree"),
+        *("_changed", "_given", "_name", "_round", "_started", "_tree", "below"),
         *("is_deferred", "is_interrupted", "path", "position"),
     )
 
@@ -61,6 +69,7 @@ class JournaledCall:
         self._changed: Any = None  # the arguments that somebody has approved in place of those
         self.is_interrupted = False
         self.is_deferred = False
+        self.below: list[Callable[[], Usage]] = []
 
     # ---- before it
 
@@ -98,6 +107,7 @@ class JournaledCall:
 
     def _end(self, call: CallParty, kept: dict[str, Any]) -> None:
         call.run.budget.correct("tool_calls", 1)
+        self._spend(call, kept)
         call.tell_never()
         call.exception = exception_of(kept["exception"])
         call.end(kept["outcome"], from_lossless(kept["content"]), kept["error"])
@@ -107,14 +117,21 @@ class JournaledCall:
         if kept["changed"] is not None:
             call.result.metadata["arguments"] = from_lossless(kept["changed"])
 
+    def _spend(self, call: CallParty, kept: dict[str, Any]) -> None:
+        """Take what runs below had spent when a record was made from the budget: they do not run again."""
+        if (spent := spent_of(kept)) is not None:
+            call.run.budget.add_usage(spent)
+            self.below.append(lambda: spent)
+
     async def approval(self, call: CallParty, ask: _Ask) -> Allow | Deny | Defer:
         """The answer to whether a call may be made: the recorded one, or that of whoever is asked now."""
         kept = self._tree.recall(self._key("approval", self._round), self._given)
         if kept is None:
             answer = await ask(call)
-            await self._tree.record(self._key("approval", self._round), self._given, approval_form(answer))
+            value = {**approval_form(answer), **spent_form(self.below)}
+            await self._tree.record(self._key("approval", self._round), self._given, value)
         else:
-            answer = self._tree.read(self._key("approval"), lambda: approval_of(kept))
+            answer = self._tree.read(self._key("approval"), lambda: self._approved(call, kept))
         if isinstance(answer, Defer):
             key = replace(self._key("answer", self._round), name="")
             given = self._tree.recall(key)
@@ -124,6 +141,10 @@ class JournaledCall:
         elif isinstance(answer, Allow):
             self._changed = answer.arguments
         return answer
+
+    def _approved(self, call: CallParty, kept: dict[str, Any]) -> Allow | Deny | Defer:
+        self._spend(call, kept)
+        return approval_of(kept)
 
     def _defer(self, call: CallParty) -> None:
         """End a call that waits for an answer, and with it, after the calls beside it, the run."""
@@ -178,6 +199,7 @@ class JournaledCall:
             "exception": exception_form(call.exception),
             "elapsed": result.elapsed,
             "changed": to_lossless(dict(call.bound.arguments)) if changed else None,
+            **spent_form(self.below),
         }
 
     def _key(self, kind: StepKind, number: int = 0) -> StepKey:

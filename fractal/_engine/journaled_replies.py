@@ -6,18 +6,29 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fractal._engine.journal_forms import digest, in_brief, position_of, reply_form, reply_of
+from fractal._engine.journal_forms import (
+    digest,
+    in_brief,
+    position_of,
+    reply_form,
+    reply_of,
+    spent_form,
+    spent_of,
+)
 from fractal._lossless import Unreadable, from_lossless, to_lossless
 from fractal.events import TextDelta
 from fractal.journal import StepKey
 from fractal.messages import Transcript
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fractal._engine.journal_of_tree import JournalOfTree
     from fractal._engine.journal_parties import RunParty
     from fractal.journal import StepKind
     from fractal.messages import Message
     from fractal.model import Delta, Reply
+    from fractal.results import Usage
 
 __all__ = ["JournaledReplies"]
 
@@ -32,9 +43,12 @@ class JournaledReplies:
     Args:
         tree: The journal.
         path: Position of the run below the first.
+
+    Attributes:
+        below: Tells the usage of each run that has begun for the request that is being made: for its summary.
     """
 
-    __slots__ = ("_asked", "_cut", "_given", "_iteration", "_path", "_seen", "_sent", "_shown", "_tree")
+    __slots__ = ("_asked", "_cut", "_given", "_iteration", "_path", "_seen", "_sent", "_shown", "_tree", "below")
 
     def __init__(self, tree: JournalOfTree, path: str) -> None:
         self._tree, self._path = tree, path
@@ -44,6 +58,7 @@ class JournaledReplies:
         self._given: dict[str, Any] = {}
         self._cut = 0  # of the window, as it is recorded
         self._shown = _Shown(0, "")
+        self.below: list[Callable[[], Usage]] = []
 
     async def recall(self, run: RunParty) -> Reply | None:
         """The recorded reply to the run's next request; None if the model is to be asked.
@@ -76,6 +91,7 @@ class JournaledReplies:
             self._asked += 1
         else:
             self._iteration, self._asked = run.iterations, 1
+        self.below.clear()
         new = run.transcript.since(self._seen) if self._seen else []  # those it begins with are in its start
         self._seen = len(run.transcript)
         self._given = {"messages": self._seen, "new": in_brief(new), "sha256": digest(new)}
@@ -93,8 +109,10 @@ class JournaledReplies:
         kept = self._tree.recall(self.key("window", try_=self._sent + 1))
         if kept is not None and run.window is not None:
             key = self.key("window", try_=self._sent + 1)
-            self._cut, summary = self._tree.read(key, lambda: _window_of(kept, len(run.transcript)))
+            self._cut, summary, spent = self._tree.read(key, lambda: _window_of(kept, len(run.transcript)))
             run.window.restore(self._cut, summary)
+            if spent is not None:
+                run.budget.add_usage(spent)
 
     async def window(self, run: RunParty) -> None:
         """Record what the window leaves out, and what stands for that."""
@@ -102,7 +120,8 @@ class JournaledReplies:
         cut, summary = run.window.state
         if cut != self._cut:
             self._cut = cut
-            value = {"cut": cut, "summary": to_lossless(summary)}
+            value = {"cut": cut, "summary": to_lossless(summary), **spent_form(self.below)}
+            self.below.clear()
             await self._tree.record(self.key("window", try_=self._sent + 1), None, value)
 
     async def sent(self) -> None:
@@ -165,12 +184,12 @@ class _Facts(NamedTuple):
         return cls(cost, position_of(form["charged"]), bool(form["shown"]), form["way"])
 
 
-def _window_of(form: Any, length: int) -> tuple[int, Message | None]:
-    """What was left out of so many messages, and what stands for that."""
+def _window_of(form: Any, length: int) -> tuple[int, Message | None, Usage | None]:
+    """What was left out of so many messages, what stands for that, and what it took to write it."""
     cut, summary = position_of(form["cut"]), from_lossless(form["summary"])
     if cut > length or (summary is not None and not Transcript([summary]).messages):
         raise Unreadable("a stored window is of another conversation")
-    return cut, summary
+    return cut, summary, spent_of(form)
 
 
 class _Shown:

@@ -362,6 +362,78 @@ async def test_money_that_was_spent_stays_spent() -> None:
     assert (result.content, result.usage.cost) == ("done", first.usage.cost)
 
 
+async def helped(ctx: RunContext, agent: BaseAgent[Any]) -> str:
+    return str((await ctx.agent.call_agent(agent, "help")).content)
+
+
+def asks_in_a_tool(helper: BaseAgent[Any]) -> BaseAgent[Any]:
+    @tool
+    async def both(ctx: RunContext) -> str:
+        """Ask twice."""
+        return await helped(ctx, helper) + await helped(ctx, helper)
+
+    return BaseAgent("Lead", "You lead.", client=by_turn(answers.call("both", id="b"), "done")).add_tool(both)
+
+
+def asks_by_delegation(helper: BaseAgent[Any]) -> BaseAgent[Any]:
+    calls = [answers.call("delegate_to_Helper", {"query": each}, id=each) for each in "ab"]
+    agent = BaseAgent("Lead", "You lead.", client=by_turn(answers.calls(*calls), "done"))
+    agent.register_delegate(helper)
+    return agent
+
+
+def asks_for_approval(helper: BaseAgent[Any]) -> BaseAgent[Any]:
+    async def approve(call: PendingCall, ctx: RunContext) -> bool:
+        return await helped(ctx, helper) == "helped"
+
+    @tool(requires_approval=True)
+    def pay() -> str:
+        """Pay."""
+        return "paid"
+
+    script = by_turn(answers.call("pay", id="p"), "done")
+    return BaseAgent("Lead", "You lead.", client=script, approve=approve).add_tool(pay)
+
+
+def asks_for_a_summary(helper: BaseAgent[Any]) -> BaseAgent[Any]:
+    @tool
+    def look() -> str:
+        """Look."""
+        return "word " * 2000
+
+    async def compact(messages: list[Any], ctx: RunContext) -> str:
+        return await helped(ctx, helper)
+
+    def answer(request: Any) -> Any:
+        is_summed_up = any("helped" in str(each.get("content")) for each in request["messages"])
+        return "done" if is_summed_up else answers.call("look", id=f"look_{turns(request)}")
+
+    script = ScriptedModel(answer)
+    return BaseAgent("Lead", "You lead.", client=script, context_window=5000, compact=compact).add_tool(look)
+
+
+@pytest.mark.parametrize("lead", [asks_in_a_tool, asks_by_delegation, asks_for_approval, asks_for_a_summary])
+async def test_what_runs_below_had_spent_stays_spent(lead: Callable[[BaseAgent[Any]], BaseAgent[Any]]) -> None:
+    def run(journal: MemoryJournal, **options: Any) -> Any:
+        helper = BaseAgent("Helper", "You help.", client=ScriptedModel(lambda request: "helped"))
+        return lead(helper).run("go", journal=journal, run_id="one", **options)
+
+    whole = MemoryJournal()
+    first = await run(whole)
+    assert (first.content, first.usage.requests > len(first.tool_results) + 1) == ("done", True)
+    keys = [*whole.runs["one"]]
+    for records, key in enumerate(keys, 1):
+        result = await run(cut_after(whole, records))
+        if not any("unknown" in str(each.error) for each in result.tool_results):
+            kinds = [each.rpartition(" ")[2] for each in keys[:records]]
+            in_flight = kinds.count("sent") - kinds.count("reply")  # requests that were sent again
+            again = result.usage.model_copy(update={"requests": result.usage.requests - in_flight})
+            assert again == first.usage, key
+    left = cut_after(whole, len(keys) - 3)  # the last reply is missing
+    limits = Limits(max_requests=first.usage.requests - 1)
+    assert (await run(left, limits=limits)).stop_reason == "budget"
+
+
 # ---- streams
 
 
