@@ -135,9 +135,13 @@ class Budget:
         tokens: What the endpoint reported, by the names of `Usage`.
         cost: What it cost, as ledgers count money.
         is_priced: Whether `cost` has all of it in it: each reply reported its tokens, and its model has a price.
+        is_shared: Whether runs of several trees spend from it. Such a ledger takes what they spend when they spend it,
+            and not once more what a durable run had spent before it went on.
     """
 
     __slots__ = ("_above", "_allowed", "_gate", "_limited", "cost", "is_priced", "tokens", "used")
+
+    is_shared = False
 
     def __init__(self, limits: Limits, parent: Budget | None = None, shared: tuple[Budget, ...] = ()) -> None:
         self._allowed, self._limited = _allowed_by(limits)
@@ -185,16 +189,17 @@ class Budget:
         """Whether neither this ledger nor one above limits a resource."""
         return resource not in self._limited
 
-    def add_reply(self, reply: Reply, cost: int | None) -> None:
+    def add_reply(self, reply: Reply, cost: int | None, *, is_recalled: bool = False) -> None:
         """Note the usage that the endpoint reported with a reply, here and above.
 
         Args:
             reply: The reply.
             cost: What it cost, as ledgers count money; None if nobody knows.
+            is_recalled: Whether it came before the run went on, which shared ledgers know already.
         """
         has_parts = reply.cached_input_tokens or reply.cache_write_input_tokens or reply.reasoning_tokens
         with _lock:
-            for ledger in (self, *self._above):
+            for ledger in self._of_tree() if is_recalled else (self, *self._above):
                 tokens = ledger.tokens
                 tokens["input_tokens"] += reply.input_tokens
                 tokens["output_tokens"] += reply.output_tokens
@@ -208,7 +213,7 @@ class Budget:
                     ledger.cost += cost
 
     def add_usage(self, usage: Usage) -> None:
-        """Note the usage of a run below that has ended in another process, here and above."""
+        """Note the usage of a run below that ended before this one went on, here and above."""
         spent: dict[Resource, int] = {
             "requests": usage.requests,
             "tool_calls": usage.tool_calls,
@@ -218,20 +223,30 @@ class Budget:
         if cost is not None and not self.is_unlimited("cost"):
             spent["cost"] = int(cost)
         for resource, amount in spent.items():
-            self.correct(resource, amount)
+            self.correct(resource, amount, is_recalled=True)
         with _lock:
-            for ledger in (self, *self._above):
+            for ledger in self._of_tree():
                 for name in _TOKENS:
                     ledger.tokens[name] += getattr(usage, name)
                 ledger.is_priced = ledger.is_priced and cost is not None
                 ledger.cost += int(cost or 0)
 
-    def correct(self, resource: Resource, amount: int) -> None:
-        """Add or, if negative, give back an amount without asking whether it fits."""
+    def correct(self, resource: Resource, amount: int, *, is_recalled: bool = False) -> None:
+        """Add or, if negative, give back an amount without asking whether it fits.
+
+        Args:
+            resource: What of.
+            amount: How much.
+            is_recalled: Whether it was spent before the run went on, which shared ledgers know already.
+        """
         if amount:
             with _lock:
-                for ledger in (self, *self._above):
+                for ledger in self._of_tree() if is_recalled else (self, *self._above):
                     ledger.used[resource] += amount
+
+    def _of_tree(self) -> list[Budget]:
+        """This ledger and those above that no other trees of runs use."""
+        return [ledger for ledger in (self, *self._above) if not ledger.is_shared]
 
     def gates_of_money(self) -> list[Gate]:
         """The gates for replies of unknown cost: one for each ledger that limits money, in a fixed order."""
@@ -285,6 +300,8 @@ class SharedBudget(Budget):
     """
 
     __slots__ = ()
+
+    is_shared = True
 
     def __init__(
         self,

@@ -98,7 +98,7 @@ class JournaledCall:
             call.needs_approval, self._round = True, self._started + 1
         if policy != "fail":
             return False
-        call.run.budget.correct("tool_calls", 1)
+        call.run.budget.correct("tool_calls", 1, is_recalled=True)
         call.exception = ToolInterrupted(call.bound.name)
         call.end("error", error=str(call.exception))
         await self.finish(call)
@@ -106,7 +106,7 @@ class JournaledCall:
         return True
 
     def _end(self, call: CallParty, kept: dict[str, Any]) -> None:
-        call.run.budget.correct("tool_calls", 1)
+        call.run.budget.correct("tool_calls", 1, is_recalled=True)
         self._spend(call, kept)
         call.tell_never()
         call.exception = exception_of(kept["exception"])
@@ -179,8 +179,10 @@ class JournaledCall:
         self._tree.check()
         result = call.result
         assert result is not None
-        is_cut = call.is_stopped and result.outcome in _CUT_WITH_RUN
-        if is_cut or self.is_deferred or is_a(call.exception, ApprovalPending):
+        if self.is_deferred or is_a(call.exception, ApprovalPending):
+            call.run.budget.correct("tool_calls", -1)  # which is spent when it goes on
+            return
+        if call.is_stopped and result.outcome in _CUT_WITH_RUN:
             return
         await self._tree.record(self._key("finished"), self._given, self._form(call, result))
 

@@ -71,7 +71,7 @@ class JournaledReplies:
         while self._tree.recall(self.key("sent", try_=self._sent + 1)) is not None:
             self._sent += 1
             self._recall_window(run)
-        run.budget.correct("requests", self._sent)
+        run.budget.correct("requests", self._sent, is_recalled=True)
         kept = self._tree.recall(self.key("reply"), self._given)
         if kept is None:
             shown: Any = self._tree.recall(self.key("shown"))
@@ -99,11 +99,11 @@ class JournaledReplies:
     @staticmethod
     def _spend(run: RunParty, reply: Reply, facts: _Facts) -> None:
         budget, cost = run.budget, facts.cost
-        budget.correct("requests", facts.charged)
-        budget.correct("tokens", reply.input_tokens + reply.output_tokens)
+        budget.correct("requests", facts.charged, is_recalled=True)
+        budget.correct("tokens", reply.input_tokens + reply.output_tokens, is_recalled=True)
         if cost is not None and not budget.is_unlimited("cost"):
-            budget.correct("cost", cost)
-        budget.add_reply(reply, cost)
+            budget.correct("cost", cost, is_recalled=True)
+        budget.add_reply(reply, cost, is_recalled=True)
 
     def _recall_window(self, run: RunParty) -> None:
         kept = self._tree.recall(self.key("window", try_=self._sent + 1))

@@ -35,6 +35,7 @@ from fractal import (
     Reply,
     RunContext,
     RunUnknown,
+    SharedBudget,
     TextDelta,
     ToolResult,
     UnexpectedError,
@@ -432,6 +433,27 @@ async def test_what_runs_below_had_spent_stays_spent(lead: Callable[[BaseAgent[A
     left = cut_after(whole, len(keys) - 3)  # the last reply is missing
     limits = Limits(max_requests=first.usage.requests - 1)
     assert (await run(left, limits=limits)).stop_reason == "budget"
+
+
+async def test_a_shared_budget_takes_once_what_a_run_spends_that_goes_on() -> None:
+    journal, today = MemoryJournal(), SharedBudget(max_requests=6, max_tool_calls=3)
+
+    @tool(requires_approval=True)
+    def pay() -> str:
+        """Pay."""
+        return "paid"
+
+    helper = BaseAgent("Helper", "You help.", client=by_turn(answers.call("pay", id="p"), "helped")).add_tool(pay)
+    asks = answers.call("delegate_to_Helper", {"query": "help"}, id="d")
+    script = by_turn(answers.call("look", id="l"), asks, "done")
+    lead = BaseAgent("Lead", "You lead.", client=script, approve=lambda call: Defer(), budget=today)
+    lead.add_tool(tool(name="look")(lambda: "seen")).register_delegate(helper)
+    waits = await lead.run("go", journal=journal, run_id="one")
+    assert (waits.stop_reason, today.usage().requests, today.usage().tool_calls) == ("approval", 3, 1)
+    result = await lead.resume(journal, "one", {call.call_id: True for call in waits.pending})
+    assert (result.content, result.usage) == ("done", today.usage())
+    again = await lead.run("go", journal=journal, run_id="one")
+    assert again.usage == today.usage()
 
 
 # ---- streams
