@@ -237,11 +237,14 @@ class ServedRun:
             return
         self.ended_at = time.time()
         self._conclude()
-        if self._is_watched:
+        if not self._is_watched:
+            if self.result is not None:
+                self._note_text(self.result.messages)
+            if self.log.last:  # of calls that have waited for approval, which are told in any case
+                self.log.note_gap()
+        if self._is_watched or self.log.last:
             problem = self.problem.facts() if self.problem else None
             self.log.add("run_finished", end_json(self.id, self.ended_at, self.state, self._result_json, problem))
-        elif self.result is not None:
-            self._note_text(self.result.messages)
         self.log.close()
         self.ended.set()
 

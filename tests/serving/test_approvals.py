@@ -148,6 +148,9 @@ async def test_a_call_that_nobody_answers_ends_with_the_deadline_of_its_run() ->
         assert (visit.status, visit.json["reason"]) == (504, "deadline")
         [run] = (await get(app, "/runs")).json["runs"]
         assert (run["state"], run["pending"], agent.paid) == ("failed", [], [])
+        stream = await get(app, f"/runs/{run['id']}/stream")
+        assert [each["event"] for each in stream.events] == ["approval_requested", "events_skipped", "run_finished"]
+        assert stream.events[-1]["data"]["problem"]["reason"] == "deadline"
 
 
 async def test_a_run_that_waits_for_approval_can_be_cancelled() -> None:
