@@ -62,7 +62,7 @@ class JournaledCall:
     def __init__(self, tree: JournalOfTree, path: str, position: str, bound: BoundCall) -> None:
         self._tree, self.path, self.position = tree, path, position
         self._name = bound.name
-        sent = bound.sent if bound.sent is not None else bound.arguments
+        sent = bound.sent
         self._given = {"arguments": sent if isinstance(sent, str) else compact(jsonable(sent))}
         self._started = 0  # times that a process has begun it
         self._round = 0  # of asking; above 0 after a crash
@@ -79,21 +79,21 @@ class JournaledCall:
         One that a process began, and did not bring to its end, is treated as its tool's `after_crash` says.
         """
         is_vain = call.bound.fault is not None and call.through is None  # now: the tool was another when it was made
-        kept = self._tree.recall(self._key("finished"), None if is_vain else self._given)
+        given = None if is_vain else self._given
+        kept = self._tree.recall(self._key("finished"), given)
         if kept is not None:
             self._tree.read(self._key("finished"), lambda: self._end(call, kept))
             return True
-        if is_vain:
-            call.journaled = None
-            return False
-        while self._tree.recall(self._key("started", self._started + 1), self._given) is not None:
+        while self._tree.recall(self._key("started", self._started + 1), given) is not None:
             self._started += 1
         self.is_interrupted = self._started > 0
-        return self.is_interrupted and await self._settle(call)
+        if self.is_interrupted:
+            return await self._settle(call, "fail" if is_vain else _after_crash(call))
+        if is_vain:
+            call.journaled = None
+        return False
 
-    async def _settle(self, call: CallParty) -> bool:
-        options = call.bound.tool.options if call.bound.tool is not None else ToolOptions()
-        policy = options.after_crash or ("repeat" if options.idempotent else "fail")
+    async def _settle(self, call: CallParty, policy: str) -> bool:
         if policy == "ask":
             call.needs_approval, self._round = True, self._started + 1
         if policy != "fail":
@@ -207,6 +207,12 @@ class JournaledCall:
     def _key(self, kind: StepKind, number: int = 0) -> StepKey:
         position = f"{self.position} time {number}" if number else self.position
         return StepKey(self.path, position, kind, self._name)
+
+
+def _after_crash(call: CallParty) -> str:
+    """What becomes of a call that was at work when a process ended."""
+    options = call.bound.tool.options if call.bound.tool is not None else ToolOptions()
+    return options.after_crash or ("repeat" if options.idempotent else "fail")
 
 
 def _text_in(kept: dict[str, Any]) -> str:

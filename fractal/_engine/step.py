@@ -90,15 +90,19 @@ def bind(call_id: str, name: str, arguments: str | Mapping[str, Any], tools: Map
     tool = tools.get(name) or _meant(name, tools)
     if tool is None:
         there_are = ", ".join(tools) or "none"
-        fault = f"there is no tool {name!r}. Tools: {there_are}"
-        return BoundCall(call_id=call_id, name=name, tool=None, arguments=_shown(arguments), fault=fault)
+        return _vain(call_id, name, arguments, f"there is no tool {name!r}. Tools: {there_are}")
     name = tool.name
     try:
         checked = tool.parameters.check(arguments)
     except ArgumentsFault as error:
-        fault = f"the call of {name!r} does not fit: {error}"
-        return BoundCall(call_id=call_id, name=name, tool=None, arguments=_shown(arguments), fault=fault)
+        return _vain(call_id, name, arguments, f"the call of {name!r} does not fit: {error}")
     return BoundCall(call_id=call_id, name=name, tool=tool, arguments=checked, sent=arguments)
+
+
+def _vain(call_id: str, name: str, arguments: str | Mapping[str, Any], fault: str) -> BoundCall:
+    """A call that no tool can answer."""
+    shown = _shown(arguments)
+    return BoundCall(call_id=call_id, name=name, tool=None, arguments=shown, fault=fault, sent=arguments)
 
 
 def _meant(name: str, tools: Mapping[str, Tool]) -> Tool | None:

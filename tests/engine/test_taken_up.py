@@ -722,6 +722,21 @@ async def test_results_of_a_tool_that_is_gone_are_kept_and_its_other_calls_are_t
         assert result.content == "done"
 
 
+@pytest.mark.parametrize("change", ["gone", "of other parameters"])
+async def test_a_call_that_was_interrupted_is_unknown_though_it_cannot_be_made_any_more(change: str) -> None:
+    whole, first = MemoryJournal(), Clerk(1, requires_approval=False, idempotent=True)
+    await first.agent.run("go", journal=whole, run_id="one")
+    agent = Clerk(1).agent
+    agent.remove_tool("pay")
+    if change != "gone":
+        agent.add_tool(tool(name="pay")(lambda order, currency: "paid"))
+    left = cut_after(whole, [*whole.runs["one"]].index("1.0 time 1 started") + 1)
+    told = [(await agent.run("go", journal=left, run_id="one")).tool_results[0].error for _ in range(2)]
+    assert all("unknown whether it took effect" in str(each) for each in told)
+    del left.runs["one"]["end"]
+    assert (await first.agent.run("go", journal=left, run_id="one")).tool_results[0].error == told[0]
+
+
 async def test_calls_that_an_own_execute_tool_makes_are_recorded() -> None:
     made: list[str] = []
 
