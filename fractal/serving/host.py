@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["RunHost", "host_of", "hosting"]
 
 
+LAST_SECONDS = 10.0
+"""Seconds that runs which a server's own tasks carry out have to end when they are cancelled at shutdown."""
+
+
 class RunHost:
-    """The task group of runs that no request waits for.
+    """The runs of agents until the end of the application: the task group of those that no request waits for.
 
     Attributes:
         is_closing: Whether no run may begin any more.
@@ -32,32 +36,42 @@ class RunHost:
     def __init__(self, group: anyio.abc.TaskGroup) -> None:
         self._group = group
         self._runs: set[ServedRun] = set()
+        self._none_left: anyio.Event | None = None
         self.is_closing = False
 
-    def start(self, run: ServedRun, carry_out: Callable[[ServedRun], Awaitable[object]]) -> None:
+    def start(self, run: ServedRun, carry_out: Callable[[ServedRun], Coroutine[Any, Any, None]]) -> None:
         """Carry out a run in a task of its own."""
+        self.note(run)
+        self._group.start_soon(carry_out, run, name=run.id)
+
+    def note(self, run: ServedRun) -> None:
+        """Note a run that goes on, in whatever task."""
         self._runs.add(run)
 
-        async def go() -> None:
-            try:
-                await carry_out(run)
-            finally:
-                self._runs.discard(run)
-
-        self._group.start_soon(go, name=run.id)
+    def note_end(self, run: ServedRun) -> None:
+        """Note that a run has ended, and is kept."""
+        self._runs.discard(run)
+        if self._none_left is not None and not self._runs:
+            self._none_left.set()
 
     async def close(self, grace: float) -> None:
-        """Let the runs go on for a grace, then cancel the rest and wait for their ends; say which they are."""
+        """Let the runs go on for a grace, then cancel the rest and wait for their ends; say which they are.
+
+        Those of requests too: servers cancel their tasks, and would end the process before the ends of these are told.
+        """
         self.is_closing = True
         with anyio.move_on_after(grace):
-            for run in tuple(self._runs):
-                await run.ended.wait()
-        unfinished = tuple(self._runs)
-        for run in unfinished:
+            await self._wait_for_ends()
+        for run in self._runs:
             log.warning(f"run {run.id} has not finished within the grace of {grace:g} s at shutdown: it is cancelled")
             run.cancel("the server was shut down")
-        for run in unfinished:
-            await run.ended.wait()
+        with anyio.move_on_after(LAST_SECONDS):  # those of the group are waited for with that
+            await self._wait_for_ends()
+
+    async def _wait_for_ends(self) -> None:
+        if self._runs:
+            self._none_left = anyio.Event()
+            await self._none_left.wait()
 
 
 _hosts: WeakKeyDictionary[object, dict[int, RunHost]] = WeakKeyDictionary()

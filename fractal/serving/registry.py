@@ -261,8 +261,11 @@ class ServedRuns:
 
     async def carry_out(self, run: ServedRun) -> None:
         """Carry out a run to its end, and keep what became of it."""
-        own = self.agents[run.agent_name].timeout
-        asked = run.asked.timeout or min(own or self.timeout, self.timeout)
+        agent = self.agents[run.agent_name]
+        asked = run.asked.timeout or min(agent.timeout or self.timeout, self.timeout)
+        host = host_of(agent, run.token)
+        if host is not None:
+            host.note(run)
         token = request_id.set(run.asked.request_id)  # a streamed run begins after the request has been read
         try:
             log.info(f"run {run.id} of agent {run.agent_name!r} begins for request {run.asked.request_id}")
@@ -273,6 +276,8 @@ class ServedRuns:
             log.info(f"run {run.id} for request {run.asked.request_id} has ended: {run.state}")
             await self._keep(run)
             self._forget(run)
+            if host is not None:
+                host.note_end(run)
 
     async def _keep(self, run: ServedRun) -> None:
         if type(self.store) is MemoryStore:  # which neither waits nor fails: no scope of the backend's, which costs

@@ -12,7 +12,15 @@ from fastapi import FastAPI, Header
 
 from fractal import BaseAgent, RunContext, tool
 from fractal.errors import InvalidArguments
-from fractal.serving import MemoryStore, ServedRuns, agent_router, openai_router, request_id, serving_lifespan
+from fractal.serving import (
+    MemoryStore,
+    RunRecord,
+    ServedRuns,
+    agent_router,
+    openai_router,
+    request_id,
+    serving_lifespan,
+)
 from fractal.serving.agui import agui_router
 from fractal.testing import ScriptedModel, answers
 from tests.serving.support import Shop, Words, served
@@ -211,12 +219,13 @@ async def test_a_run_that_is_deleted_has_ended_before_the_answer(path: str, on_d
 # ---- the end of the server
 
 
+@pytest.mark.parametrize("on_disconnect", ["cancel", "detach"])
 async def test_runs_have_a_grace_at_the_end_of_the_server_and_those_cancelled_then_are_told_of(
-    caplog: pytest.LogCaptureFixture,
+    on_disconnect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent = Shop(answers.call("search"), "done")
     visit = Visit("POST", "/runs/stream", json=ASK)
-    async with anyio.create_task_group() as group, served(agent, on_disconnect="detach", grace=0.05) as app:
+    async with anyio.create_task_group() as group, served(agent, on_disconnect=on_disconnect, grace=0.05) as app:
         group.start_soon(visit.to, app)
         await agent.searching.wait()
         await visit.event("tool_started")
@@ -224,6 +233,26 @@ async def test_runs_have_a_grace_at_the_end_of_the_server_and_those_cancelled_th
     end = visit.events[-1]["data"]
     assert (end["kind"], end["problem"]["detail"]) == ("run_finished", "the server was shut down")
     assert f"run {end['run_id']} has not finished within the grace" in caplog.text
+
+
+async def test_the_end_of_the_server_waits_until_runs_are_kept_whose_requests_it_has_cut() -> None:
+    class Slow(MemoryStore):
+        async def save(self, record: RunRecord) -> None:
+            await anyio.sleep(0.05)
+            await super().save(record)
+
+    async def ask(app: FastAPI) -> None:
+        with request:
+            await post(app, "/runs", ASK)
+
+    agent, store, request = Shop(answers.call("search"), "done"), Slow(), anyio.CancelScope()
+    async with anyio.create_task_group() as group:
+        async with served(agent, store=store) as app:
+            group.start_soon(ask, app)
+            await agent.searching.wait()
+            request.cancel()  # as servers do with what is not done in time, before they end the lifespan
+        [run] = await store.page(None, None, 10)
+    assert run.state == "cancelled"
 
 
 async def test_a_run_that_ends_within_the_grace_is_not_cut_and_none_begins_meanwhile() -> None:
