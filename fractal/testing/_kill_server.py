@@ -49,6 +49,8 @@ def _shown(result: object) -> dict[str, Any]:
     shown = result.model_dump(mode="json", include={"content", "stop_reason", "success", "error", "messages", "run_id"})
     ids = dict[str, str]()
     shown["outcomes"] = [[each.tool_name, each.outcome, each.error] for each in result.tool_results]
+    # Requests may be more, which were in flight.
+    shown["usage"] = {"tool_calls": result.usage.tool_calls, "tokens": result.usage.total_tokens}
     return {name: _with_plain_ids(each, ids) for name, each in shown.items()}
 
 

@@ -67,9 +67,9 @@ def kill_everywhere(
     """Run a scenario in a process that is killed at a write to its journal, and again to its end, for every write.
 
     The process gets SIGKILL before the write is committed, and another one after it. The scenario that is run again has
-    to end with the result of an undisturbed one, and a transcript that endpoints accept. Of each step that the journal
-    has as finished, what it does outside was done once; of a step that was in flight at most once more, and of no step
-    without a word in the journal before.
+    to end with the result of an undisturbed one, its tokens and tool calls too, and a transcript that endpoints accept.
+    Of each step that the journal has as finished, what it does outside was done once; of a step that was in flight at
+    most once more, and of no step without a word in the journal before.
 
     Args:
         scenario: A function of a module, async or plain, of a `KillWorld`: it begins durable runs with `world.journal`,
