@@ -285,6 +285,7 @@ FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type":
         ("responses", {"conversation": "conv_1"}, "conversation"),
         ("responses", {"background": True}, "background"),
         ("responses", {"text": {"format": {"type": "json_schema"}}}, "text"),
+        ("responses", {"include": ["message.output_text.logprobs"]}, "include"),
         ("responses", {"instructions": 1}, "instructions"),
         ("responses", {"input": None}, "input"),
         ("responses", {"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
@@ -329,6 +330,14 @@ def test_parameters_without_effect_are_named(endpoint: StartEndpoint):
         raw = client.chat.completions.with_raw_response.create(
             model="Guide", messages=HI, temperature=1.5, user="u", tools=[], extra_body={"odd\r\nname": 1, "stop": None}
         )
+        whole: Any = {"format": {"type": "text"}}
+        given: Any = [
+            {"include": ["reasoning.encrypted_content"], "text": {**whole, "verbosity": "low"}, "truncation": "auto"},
+            {"text": whole, "include": None},
+        ]
+        answered = [client.responses.with_raw_response.create(model="Guide", input="hi", **each) for each in given]
+    named = [{*filter(None, each.headers.get("x-fractal-ignored", "").split(", "))} for each in answered]
+    assert named == [{"include", "text", "truncation"}, set()]
     assert raw.headers["x-fractal-ignored"] == "temperature, user"
     assert "temperature" not in one.requests[0].body
 

@@ -76,6 +76,7 @@ _OF_RESPONSES: Mapping[str, _Rule] = {
     "tools": _TOOLS,
     "tool_choice": _CHOICE,
     "top_logprobs": _NOTHING,
+    "include": (lambda given: not is_list(given) or "message.output_text.logprobs" not in given, _NOTHING[1]),
     "background": _NOTHING,
     "prompt": _NOTHING,
     "previous_response_id": (lambda given: given is None, "no response is kept: send the conversation as input"),
@@ -138,7 +139,7 @@ def response_asked(data: bytes, agents: Agents) -> Asked:
         user_input=user_input,
         messages=[*([{"role": "system", "content": instructions}] if instructions else []), *messages],
         is_streamed=_flag(body, "stream"),
-        ignored=_ignored(body, {"model", "input", "instructions", "stream", *_OF_RESPONSES}),
+        ignored=_ignored(body, {"model", "input", "instructions", "stream", *_OF_RESPONSES} - _partly_taken(body)),
     )
 
 
@@ -182,6 +183,12 @@ def _check(body: Mapping[str, Any], rules: Mapping[str, _Rule]) -> None:
 def _ignored(body: Mapping[str, Any], known: set[str]) -> tuple[str, ...]:
     names = [name for name, value in body.items() if name not in known and value is not None]
     return tuple(name for name in names if _NAME.fullmatch(name))[:_MOST_NAMES]
+
+
+def _partly_taken(body: Mapping[str, Any]) -> set[str]:
+    """Parameters of a response that are checked, and have parts without effect: a `verbosity` of the text, say."""
+    text = body.get("text")
+    return {"include", "text"} if is_mapping(text) and text.keys() - {"format"} else {"include"}
 
 
 def _type_of(value: object) -> object:
