@@ -15,7 +15,7 @@ from fractal._concurrency.background import Background
 from fractal._concurrency.grace import DEFAULT_GRACE
 from fractal._json import is_mapping
 from fractal._lossless import Unreadable, compact
-from fractal._texts import described, one_line
+from fractal._texts import described, in_brief, one_line
 from fractal.errors import JournalError, JournalMismatch, JournalNotWritten, JournalUnreadable, RunInProgress
 from fractal.journal import Journal, OpenJournal, StepKey
 
@@ -106,7 +106,7 @@ class JournalOfTree:
         """
         self.check()
         try:
-            text = self._open_journal().recall(key)
+            text = self._recalled(key)
             if text is None:
                 return None
             record = self._read(key, text)
@@ -118,6 +118,18 @@ class JournalOfTree:
         except JournalError as error:
             self._broken = error
             raise
+
+    def _recalled(self, key: StepKey) -> str | None:
+        opened = self._open_journal()
+        try:
+            text: object = opened.recall(key)
+        except JournalError:
+            raise
+        except Exception as error:
+            raise self._unreadable(key, described(error)) from error
+        if text is not None and not isinstance(text, str):
+            raise self._unreadable(key, f"it is no text: {in_brief(text)}")
+        return text
 
     def _read(self, key: StepKey, text: str) -> dict[str, Any]:
         try:
@@ -219,21 +231,37 @@ async def opened(durable: Durable, deadline: float = math.inf) -> AsyncGenerator
 
     Raises:
         RunInProgress: Somebody else is at work on the run, for longer than that.
+        JournalError: It cannot be opened.
     """
     wait = getattr(durable.journal, "wait", None)  # a journal of a user's own may have such a name for something else
     until = min(anyio.current_time() + (wait if is_number(wait) else 0.0), deadline)
     # No scope is open while it is entered, since it may open some itself that are closed later.
     async with AsyncExitStack() as stack:
-        found, pause = None, _FIRST_PAUSE
-        while found is None:
+        pause = _FIRST_PAUSE
+        while True:
             try:
-                found = await stack.enter_async_context(durable.journal.open(durable.run_id))
+                found = await _entered(stack, durable)
+                break
             except RunInProgress:
                 if (left := until - anyio.current_time()) <= 0:
                     raise
                 await anyio.sleep(min(pause, left))
                 pause = min(pause * 1.5, _LONGEST_PAUSE)
         yield found
+
+
+async def _entered(stack: AsyncExitStack, durable: Durable) -> OpenJournal:
+    try:
+        found: Any = await stack.enter_async_context(durable.journal.open(durable.run_id))
+    except JournalError:
+        raise
+    except Exception as error:
+        text = f"the journal of run {durable.run_id!r} cannot be opened: {described(error)}"
+        raise JournalError(text, run_id=durable.run_id) from error
+    if found is None:
+        raise JournalError(f"the journal of run {durable.run_id!r} cannot be opened: its open() gives None")
+    entered: OpenJournal = found
+    return entered
 
 
 def _refuse(constant: str) -> None:

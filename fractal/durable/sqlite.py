@@ -217,6 +217,8 @@ class _OpenInFile:
         query = "SELECT host, pid, born, expires, token FROM fractal_leases WHERE run_id = ?"
         for host, pid, born, expires, token in connection.execute(query, (self._run_id,)):
             holder = Owner(host, pid, born)
+            if not is_number(expires):
+                raise JournalUnreadable(f"the lease of run {self._run_id!r} is damaged", run_id=self._run_id)
             is_left = holder == owner and token not in _held
             if expires > time.time() and not is_left and not holder.is_dead():
                 raise RunInProgress(self._run_id, str(holder))

@@ -396,6 +396,15 @@ async def test_a_damaged_record_is_told(path: Path, text: str) -> None:
         await greeter().run("hi", journal=SQLiteJournal(path), run_id="one")
 
 
+async def test_a_damaged_lease_is_told(path: Path) -> None:
+    async with SQLiteJournal(path).open("one"):
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE fractal_leases SET expires = 'never'")
+        connection.close()
+        with pytest.raises(JournalUnreadable, match="the lease of run 'one' is damaged"):
+            await greeter().run("hi", journal=SQLiteJournal(path), run_id="one")
+
+
 async def test_a_record_of_a_newer_version_is_told(path: Path) -> None:
     await greeter().run("hi", journal=SQLiteJournal(path), run_id="one")
     with sqlite3.connect(path) as connection:

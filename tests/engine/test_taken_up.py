@@ -633,6 +633,41 @@ async def test_a_store_that_fails_ends_the_run_before_the_tool_begins() -> None:
     assert done == []
 
 
+@pytest.mark.parametrize("told", [OSError("the store is on fire"), b"{}"], ids=["raises", "no text"])
+async def test_a_store_that_cannot_be_read_below_a_tool_ends_the_run_and_is_no_error_of_the_tool(told: Any) -> None:
+    class Failing(MemoryJournal):
+        @asynccontextmanager
+        async def open(self, run_id: str) -> Any:
+            def recall(key: Any) -> Any:
+                if not key.path:
+                    return plain(key)
+                if isinstance(told, Exception):
+                    raise told
+                return told
+
+            async with super().open(run_id) as opened:
+                plain, opened.recall = opened.recall, recall
+                yield opened
+
+    helper, journal = BaseAgent("Helper", "You help.", client=ScriptedModel(["never asked"])), Failing()
+    with pytest.raises(JournalUnreadable, match=r"on fire|it is no text"):
+        await asks_by_delegation(helper).run("go", journal=journal, run_id="one")
+    assert not [key for key in journal.runs["one"] if key.endswith("finished")]
+
+
+@pytest.mark.parametrize("given", [OSError("the store is on fire"), None], ids=["raises", "gives nothing"])
+async def test_a_store_that_cannot_be_opened_is_told(given: Any) -> None:
+    class Failing:
+        @asynccontextmanager
+        async def open(self, run_id: str) -> Any:
+            if given is not None:
+                raise given
+            yield None
+
+    with pytest.raises(JournalError, match=r"the journal of run 'one' cannot be opened: (OSError: the store|its open)"):
+        await Clerk().agent.run("go", journal=Failing(), run_id="one")
+
+
 async def test_what_a_hook_asks_again_has_records_of_its_own() -> None:
     asked: list[int] = []
 
