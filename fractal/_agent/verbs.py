@@ -346,13 +346,14 @@ async def resume(
     if "messages" in options:
         raise InvalidArguments("resume takes no messages=: the run goes on with those it began with")
     given = checked_answers(answers)
-    timeout = checked_timeout(options.get("timeout"))
-    timeout = core_of(agent).facts()["timeout"] if timeout is None else timeout
+    # Before the answers are recorded, which is done once.
+    settings, transcript = _checked(agent, cast("RunOptions", {**options, "journal": journal, "run_id": run_id}))
+    timeout = settings.timeout
     async with opened(durable, inf if timeout is None else anyio.current_time() + timeout) as journal_of_run:
-        durable = durable._replace(opened=journal_of_run)
-        history, message = await taken_up(durable, given, pause)
-        settings, transcript = _checked(agent, cast("RunOptions", {**options, "messages": history}))
-        settings.durable = durable
+        settings.durable = durable._replace(opened=journal_of_run)
+        history, message = await taken_up(settings.durable, given, pause)
+        if settings.keeper is None:
+            transcript = Transcript(history)
         transcript.append(message)
         return await drive(_made(settings, transcript))
 

@@ -16,7 +16,7 @@ from contextlib import closing
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -27,6 +27,7 @@ from fractal import (
     ConversationConflict,
     ConversationExists,
     ConversationNotFound,
+    Defer,
     InvalidArguments,
     InvalidMessages,
     Limits,
@@ -910,6 +911,29 @@ def test_a_durable_run_goes_on_with_its_conversation_wherever_its_process_ended(
 
 
 EVERYTHING = [{"role": role} for role in ("user", "assistant", "tool", "tool", "assistant", "tool", "assistant")]
+
+
+async def test_a_run_that_waited_for_an_approval_is_resumed_with_its_conversation(tmp_path: Path):
+    store, journal = SQLiteConversations(tmp_path / "talks.db"), MemoryJournal()
+
+    @tool(requires_approval=True)
+    async def pay() -> str:
+        """Pay."""
+        return "paid"
+
+    script = ["hello", a_call(), answers.calls(answers.call("pay", {}, id="p")), "done"]
+    agent = talker(*script, approve=lambda call: Defer()).add_tool(pay)
+    async with store.open("trip") as conversation:
+        await agent.run("hi", conversation=conversation)
+        waits = await agent.run("go", conversation=conversation, journal=journal, run_id="one")
+    async with store.open("trip") as conversation:
+        answer: Any = {call.call_id: True for call in waits.pending}
+        with pytest.raises(InvalidArguments, match="conversation="):
+            await agent.resume(journal, "one", answer, conversation=cast("Any", "trip"))  # which answers nothing
+        result = await agent.resume(journal, "one", answer, conversation=conversation)
+        assert (result.content, conversation.messages) == ("done", result.messages)
+    async with store.open("trip") as conversation:
+        assert conversation.messages == result.messages
 
 
 async def test_a_durable_run_that_was_cancelled_goes_on_with_its_conversation(tmp_path: Path):
