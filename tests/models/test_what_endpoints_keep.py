@@ -22,6 +22,7 @@ def look(city: str) -> str:
 LOOK = call("look", '{"city":"Rome"}')
 DETAILS = [{"type": "reasoning.text", "text": "hm", "signature": "S", "format": "f", "index": 0}]
 BLOCKS = [{"type": "thinking", "thinking": "hm", "signature": "S"}, {"type": "redacted_thinking", "data": "D"}]
+SIGNED_INSIDE = {**LOOK, "function": {**LOOK["function"], "thought_signature": "S", "x": {"a": ["b"]}}}
 SIGNED = {**LOOK, "extra_content": {"google": {"thought_signature": "S"}}}
 PARTS = [
     {"type": "thinking", "thinking": [{"type": "text", "text": "I must look."}]},
@@ -34,6 +35,7 @@ KEPT: dict[str, dict[str, Any]] = {
     "OpenRouter": {"reasoning": "hm", "reasoning_details": DETAILS, "tool_calls": [LOOK]},
     "LiteLLM": {"content": "Let me look.", "thinking_blocks": BLOCKS, "tool_calls": [LOOK]},
     "Gemini": {"tool_calls": [SIGNED, {**call("look", '{"city":"Oslo"}', "call_2"), "extra_content": {"google": {}}}]},
+    "Gemini, inside the function": {"tool_calls": [SIGNED_INSIDE]},
     "Gemini, on the message": {"extra_content": {"google": {"thought_signature": "S"}}, "tool_calls": [LOOK]},
     "Mistral": {"content": PARTS, "tool_calls": [LOOK]},
     "somebody new": {

@@ -337,7 +337,7 @@ def _extra_of_call(raw: Mapping[str, Any], function: Mapping[str, Any]) -> dict[
     if raw.keys() <= _READ_OF_CALL and function.keys() <= _READ_OF_FUNCTION:
         return {}
     extra = {key: value for key, value in raw.items() if key not in _READ_OF_CALL and value is not None}
-    inner = {key: value for key, value in function.items() if key not in _READ_OF_FUNCTION}
+    inner = {key: value for key, value in function.items() if key not in _READ_OF_FUNCTION and value is not None}
     if inner:
         extra["function"] = inner
     return _writable(extra) if extra else extra

@@ -24,6 +24,7 @@ __all__ = ["ReplyReader"]
 _DONE = b"[DONE]"
 _READ = frozenset({"role", "content", "refusal", "tool_calls", "function_call", "reasoning_content", "reasoning"})
 _READ_OF_CALL = frozenset({"index", "id", "type", "function", "custom"})
+_READ_OF_FUNCTION = frozenset({"name", "arguments", "input"})
 _MOST_CHOICES = 128
 
 
@@ -290,6 +291,8 @@ class _Choice:
             call.name = name  # once: some endpoints repeat it in every delta
         if not raw.keys() <= _READ_OF_CALL:
             call.extra.add({key: value for key, value in raw.items() if key not in _READ_OF_CALL})
+        if not function.keys() <= _READ_OF_FUNCTION:
+            call.extra.add({"function": {key: function[key] for key in function if key not in _READ_OF_FUNCTION}})
         piece = call.add(arguments) if arguments is not None else ""
         if call.size > self._bounds.arguments:
             raise ReplyTooLarge("arguments", self._bounds.arguments)
@@ -388,11 +391,9 @@ class _Call:
 
     def wire_form(self) -> dict[str, Any]:
         """The call as an entry of `tool_calls`."""
-        return {
-            "id": self.id,
-            "function": {"name": self.name, "arguments": self._arguments.whole()},
-            **self.extra.value(),
-        }
+        extra = self.extra.value()
+        function = {"name": self.name, "arguments": self._arguments.whole(), **extra.pop("function", {})}
+        return {"id": self.id, "function": function, **extra}
 
 
 class _EndOfObject:
