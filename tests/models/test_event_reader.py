@@ -23,6 +23,8 @@ STREAMS = [
     b"data: a\r\rdata: b\r\r",
     b"\xef\xbb\xbfdata: a\n\ndata: b\n\n",
     b": ping\n\nid: 1\nevent: message\nretry: 5\ndata: a\n\n\n\nunknown\ndata: b\n\n",
+    b"  \t data: a\n\ndata: b\n\n",
+    b" \xef\xbb\xbf  data: a\r\n\r\ndata: b\n\n",
     b"\n\ndata: a\n: in between\n\ndata: b\r\n\n",
 ]
 
@@ -35,7 +37,7 @@ def test_events_are_the_same_however_the_bytes_are_cut(stream: bytes):
         assert events(stream[:cut], stream[cut:]) == [b"a", b"b"], cut
 
 
-PIECES = [b"data: x\n", b"\n", b"\r", b"\r\n", b"data", b": \n", b"\xef", b"\xbb"]
+PIECES = [b"data: x\n", b"\n", b"\r", b"\r\n", b" ", b"data", b": \n", b"\xef", b"\xbb"]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12))
@@ -72,6 +74,19 @@ def test_an_event_beyond_the_bound_is_an_error_that_names_it(piece: bytes):
         for _ in itertools.repeat(None, 2000):
             reader.read(piece)
     assert (caught.value.what, caught.value.bound, caught.value.retryable) == ("line", 1000, False)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\n: ping\n\n"], ids=str)
+@pytest.mark.parametrize("size", [1, 700, 1 << 20])
+def test_an_event_beyond_the_bound_is_an_error_however_the_bytes_are_cut(end: bytes, size: int):
+    fine, long = b"data: " + b"x" * 900 + end, b"data: " + b"x" * 1000 + end
+
+    def read(stream: bytes) -> list[bytes]:
+        return events(*(stream[begin : begin + size] for begin in range(0, len(stream), size)), longest=1000)
+
+    assert read(fine * 5) == [b"x" * 900] * 5
+    with pytest.raises(ReplyTooLarge):
+        read(fine * 2 + long + fine)
 
 
 def test_a_stream_of_short_events_has_no_bound():

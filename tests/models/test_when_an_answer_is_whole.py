@@ -306,12 +306,13 @@ WHOLE = completion({"content": "Hello world"}, "stop")
         events(*CHUNKS),
         "\ufeff" + events(*CHUNKS),
         "\n\n" + events(*CHUNKS),
+        "\n" + " " * 2000 + events(*CHUNKS),
         ": hello\n\nevent: message\n" + events(*CHUNKS),
         json.dumps(WHOLE),
         "\ufeff \n" + json.dumps(WHOLE),
         json.dumps(WHOLE, indent=1),
     ],
-    ids=["stream", "stream, BOM", "stream, blank", "stream, comment", "whole", "whole, BOM", "whole, indented"],
+    ids=["stream", "stream, BOM", "stream, blank", "padding", "stream, comment", "whole", "whole, BOM", "indented"],
 )
 async def test_an_answer_is_read_for_what_it_is_whatever_it_is_labelled(text: str, kind: str, way: str):
     result, requests = await answered(body(text, kind), way)

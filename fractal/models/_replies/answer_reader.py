@@ -105,7 +105,7 @@ class AnswerReader:
 
     def _begins_stream(self, data: bytes) -> bool:
         """Whether the bytes so far begin a stream; notes it if they do not."""
-        self._begin = begin = (self._begin + data[:200]).removeprefix(_BOM).lstrip()[:_LONGEST_FIELD]
+        self._begin = begin = (self._begin + data).lstrip().removeprefix(_BOM).lstrip()[:_LONGEST_FIELD]
         if begin.startswith(_FIELDS):
             return True
         is_undecided = any(field.startswith(begin) for field in (*_FIELDS, _BOM))

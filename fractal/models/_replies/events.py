@@ -49,8 +49,7 @@ class EventReader:
             self._take_line(b"".join(self._rest), whole)
             self._rest = [line]
             self._size += len(line)
-        if self._size > self._longest:
-            raise ReplyTooLarge("line", self._longest)
+        self._hold_bound()
         return whole
 
     def end(self) -> list[bytes]:
@@ -70,6 +69,8 @@ class EventReader:
         end = data.rfind(b"\n\n") + 2
         if end < 2 or self._data or self._is_error or self._skips_line_feed or b"\r" in data:
             return [], data
+        if self._size + end > self._longest:  # one of them may be too long
+            return [], data
         plain = _plain_events(b"".join((*self._rest, data[:end])))
         if plain is None:
             return [], data
@@ -77,13 +78,11 @@ class EventReader:
         return plain, data[end:]
 
     def _with_plain_ends(self, data: bytes) -> bytes:
-        """The bytes with a line feed at the end of each line, and without the mark at the beginning."""
-        if not self._begun:
-            data = b"".join((*self._rest, data))
+        """The bytes with a line feed at the end of each line, and without blanks and the mark at the beginning."""
+        if not self._begun:  # a gateway may have written blanks to keep the connection open
+            data = b"".join((*self._rest, data)).lstrip().removeprefix(_BOM).lstrip()
             self._rest, self._size = [], 0
-            if data.startswith(_BOM):
-                data = data[3:]
-            elif _BOM.startswith(data):  # it may be cut here
+            if _BOM.startswith(data):  # nothing yet, or a part of the mark
                 self._rest, self._size = [data], len(data)
                 return b""
             self._begun = True
@@ -106,7 +105,12 @@ class EventReader:
             self._is_error = True
             self._data.append(line[6:].strip())
 
+    def _hold_bound(self) -> None:
+        if self._size > self._longest:
+            raise ReplyTooLarge("line", self._longest)
+
     def _end_event(self, whole: list[bytes]) -> None:
+        self._hold_bound()
         if self._data:
             data = b"\n".join(self._data)
             whole.append(ErrorData(data) if self._is_error else data)
