@@ -11,12 +11,13 @@ from fractal._functions.arguments import written_object
 from fractal._json import is_mapping
 from fractal.messages import Message
 
-__all__ = ["UNSAID", "Delta", "Reply", "ToolCall"]
+__all__ = ["UNSAID", "Delta", "Reply", "ToolCall", "says_calls"]
 
 UNSAID = "unsaid"
 """The finish reason of a stream that ended without one."""
 
 # Words of endpoints, in lower case, for why they stopped.
+_CALLS = frozenset({"function_call", "tool_call", "tool_calls", "tool_use"})
 _CUT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens", "token_limit"})
 _WHOLE = frozenset(
     {
@@ -30,14 +31,10 @@ _WHOLE = frozenset(
         "eos_token",
         "finish",
         "finished",
-        "function_call",
         "normal",
         "stop",
         "stop_sequence",
         "stop_token",
-        "tool_call",
-        "tool_calls",
-        "tool_use",
     }
 )
 _FILTERED = frozenset(
@@ -89,9 +86,14 @@ class ToolCall:
 def _meaning(finish_reason: str | None) -> Literal["whole", "cut", "filtered", "unknown"]:
     """The meaning of an endpoint's finish reason."""
     word = (finish_reason or "stop").lower()
-    if word in _WHOLE:
+    if word in _WHOLE or word in _CALLS:
         return "whole"
     return "cut" if word in _CUT else "filtered" if word in _FILTERED else "unknown"
+
+
+def says_calls(finish_reason: object) -> bool:
+    """Whether an endpoint's finish reason says that the model calls tools."""
+    return isinstance(finish_reason, str) and finish_reason.lower() in _CALLS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +150,7 @@ class Reply:
     @property
     def promises_calls(self) -> bool:
         """Whether the endpoint says that the model calls tools, and there is no call."""
-        return self.finish_reason in ("tool_calls", "function_call") and not self.tool_calls
+        return not self.tool_calls and says_calls(self.finish_reason)
 
     @property
     def media(self) -> list[str]:

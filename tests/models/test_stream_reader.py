@@ -466,6 +466,14 @@ CALLS = {
         call("", "f", index=0, id="1"), call("", "g", index=1, id="2"),
         call('{"a"', index=0), call('{"b"', index=1), call(":1}", index=0), call(":2}", index=1),
     ],
+    "interleaved by an index that is text": [
+        call('{"a"', "f", index="0", id="1"), call('{"b"', "g", index="1", id="2"),
+        call(":1}", index="0"), call(":2}", index="1"),
+    ],
+    "an index that numbers the pieces": [
+        call('{"a"', "f", index=0, id="1"), call(":1}", index=1, id="1"),
+        call('{"b"', "g", index=2, id="2"), call(":2", index=3, id="2"), call("}", index=4, id="2"),
+    ],
     "numbers with gaps": [
         call('{"a":1', "f", index=3, id="1"), call('{"b":2}', "g", index=7, id="2"), call("}", index=3),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -175,23 +176,27 @@ async def test_a_call_that_was_whole_before_the_cut_is_made(way: str):
 # ---- choices
 
 
-def in_two_choices(request: Any) -> Answer:
+CALLING = ["tool_calls", "TOOL_CALLS", "tool_use", "function_call"]
+
+
+def in_two_choices(request: Any, word: str) -> Answer:
     """The text of a model in one choice, its calls in the next."""
     if request.body["messages"][-1]["role"] == "tool":
         return answers.text("It is sunny.")
     messages = [{"content": "Let me look."}, {"tool_calls": [call("look")]}]
     if not request.body.get("stream"):
-        choices = [{"index": n, "finish_reason": "tool_calls", "message": each} for n, each in enumerate(messages)]
+        choices = [{"index": n, "finish_reason": word, "message": each} for n, each in enumerate(messages)]
         return body({"choices": choices})
     messages[1]["tool_calls"][0]["index"] = 0
     pieces = [{"choices": [{"index": n, "delta": each}]} for n, each in enumerate(messages)]
-    ends = [{"choices": [{"index": n, "delta": {}, "finish_reason": "tool_calls"}]} for n in (0, 1)]
+    ends = [{"choices": [{"index": n, "delta": {}, "finish_reason": word}]} for n in (0, 1)]
     return sse(*pieces, *ends)
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_calls_in_another_choice_are_found(way: str):
-    result, _ = await answered(in_two_choices, way)
+@pytest.mark.parametrize("word", CALLING)
+async def test_calls_in_another_choice_are_found(word: str, way: str):
+    result, _ = await answered(partial(in_two_choices, word=word), way)
     assert (result.content, [one.outcome for one in result.tool_results]) == ("It is sunny.", ["ok"])
     assert result.messages[1]["content"] == "Let me look."
 
@@ -205,15 +210,16 @@ async def test_calls_of_another_choice_are_not_mixed_with_those_of_the_first():
     assert (result.content, result.tool_results) == ("a", [])
 
 
-async def test_promised_calls_that_are_nowhere_are_asked_for_once_more_and_then_warned_of():
+@pytest.mark.parametrize("word", CALLING)
+async def test_promised_calls_that_are_nowhere_are_asked_for_once_more_and_then_warned_of(word: str):
     for way, requests in (("run", 2), ("stream", 1)):
-        said = {"content": "Let me look.", "finish": "tool_calls"}
+        said = {"content": "Let me look.", "finish": word}
         asked = await ask("own HTTP", way, lambda body, number, said=said: said, tools=[look])
         assert (asked.result.content, len(asked.bodies)) == ("Let me look.", requests)
         assert "sent no call" in asked.result.warnings[0]
 
     def play(body: dict[str, Any], number: int) -> Any:
-        return {"content": "Let me look.", "finish": "tool_calls"} if number == 1 else {"content": "Sunny."}
+        return {"content": "Let me look.", "finish": word} if number == 1 else {"content": "Sunny."}
 
     asked = await ask("own HTTP", "run", play, tools=[look], run={"max_iterations": 1})
     assert (asked.result.content, asked.result.warnings) == ("Sunny.", [])
@@ -462,6 +468,20 @@ async def test_a_number_without_end_is_no_reason_to_lose_the_answer(way: str):
 
 
 # ---- bounds
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_words_that_are_remembered_are_kept_in_a_length_that_names_have(way: str):
+    long = "x" * 100_000
+
+    def play(body: dict[str, Any], number: int) -> Any:
+        said = {"tool_calls": [call(long)]} if number == 1 else {"content": "Rome"}
+        return {**said, "finish": long}
+
+    asked = await ask("own HTTP", way, play, tools=[look])
+    assert asked.result.content == "Rome"
+    assert len(json.dumps(asked.bodies[1])) < 3000
+    assert len(asked.result.model_dump_json()) < 5000
 
 
 def calls(count: int) -> list[dict[str, Any]]:

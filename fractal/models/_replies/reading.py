@@ -18,11 +18,24 @@ from fractal.models._replies.reported import briefly, is_page, quoted_body, repo
 from fractal.models._replies.usage import AnswerFacts
 from fractal.models._secrets import NO_SECRETS, Secrets
 from fractal.models.bounds import DEFAULT_BOUNDS, ReplyBounds
+from fractal.reply import says_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["broken_off", "decoded", "function_in", "reply_from", "reply_of", "reply_to_message", "text_in"]
+__all__ = [
+    "LONGEST_NAME",
+    "broken_off",
+    "decoded",
+    "function_in",
+    "reply_from",
+    "reply_of",
+    "reply_to_message",
+    "text_in",
+]
+
+LONGEST_NAME = 200
+"""Characters that are kept of a finish reason, or of the name of a tool: what can be shown and remembered."""
 
 _READABLE_DEPTH = 200  # what is deeper, pydantic's `from_json` does not read
 
@@ -171,7 +184,7 @@ def reply_of(
     choice, *others = choices
     message = choice["message"]
     finish_reason = choice.get("finish_reason")
-    if finish_reason in ("tool_calls", "function_call") and not message.get("tool_calls"):
+    if others and not message.get("tool_calls") and says_calls(finish_reason):
         message = _with_calls_of_others(message, [other["message"] for other in others])
     error = broken_off(finish_reason)
     if choice.get("error"):
@@ -223,7 +236,7 @@ def reply_to_message(
         text=clean_text(text_in(content, "text")) or None if content else None,
         tool_calls=_calls_in(message, bounds),
         refusal=clean_text(refusal) or None if refusal else None,
-        finish_reason=clean_text(finish_reason) if isinstance(finish_reason, str) and finish_reason else None,
+        finish_reason=clean_text(finish_reason[:LONGEST_NAME]) or None if isinstance(finish_reason, str) else None,
         content=_writable(parts) if parts else "" if content == "" else None,
         extra=extra,
         model=facts.model,
@@ -325,7 +338,7 @@ def _call_of(raw: Mapping[str, Any], bounds: ReplyBounds) -> ToolCall:
     call_id, name = raw.get("id"), function.get("name")
     return ToolCall(
         clean_text(call_id) if isinstance(call_id, str) else "",
-        (clean_text(name) if isinstance(name, str) else "") or "unnamed",
+        (clean_text(name[:LONGEST_NAME]) if isinstance(name, str) else "") or "unnamed",
         arguments,
         _extra_of_call(raw, function),
         is_object=readable is not None and bool(written),

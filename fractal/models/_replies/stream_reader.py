@@ -13,11 +13,19 @@ from fractal.errors import BadReply, ConnectionFailed, ModelError, ReplyTooLarge
 from fractal.model import UNSAID, Delta, Reply, Sink, show_whole
 from fractal.models._replies.events import ErrorData, EventReader
 from fractal.models._replies.merging import Merged
-from fractal.models._replies.reading import broken_off, decoded, function_in, reply_to_message, text_in
+from fractal.models._replies.reading import (
+    LONGEST_NAME,
+    broken_off,
+    decoded,
+    function_in,
+    reply_to_message,
+    text_in,
+)
 from fractal.models._replies.reported import briefly, reported_error
 from fractal.models._replies.usage import AnswerFacts
 from fractal.models._secrets import NO_SECRETS, Secrets
 from fractal.models.bounds import ReplyBounds
+from fractal.reply import says_calls
 
 __all__ = ["ReplyReader"]
 
@@ -102,7 +110,7 @@ class ReplyReader:
         error = reported_error({"error": answer.error}, self._secrets) or broken_off(answer.finish_reason)
         if error is not None:
             raise error
-        if answer.finish_reason in ("tool_calls", "function_call") and not answer.calls:
+        if len(self._choices) > 1 and not answer.calls and says_calls(answer.finish_reason):
             # Some gateways put a model's text into one choice and its calls into the next.
             answer.calls = next((other.calls for other in self._choices.values() if other.calls), answer.calls)
         return reply_to_message(answer.message(), answer.finish_reason or UNSAID, self._facts, self._bounds)
@@ -282,7 +290,7 @@ class _Choice:
     def _delta_of_call(self, raw: Mapping[str, Any]) -> Delta | None:
         function = function_in(raw)
         name, arguments = function.get("name"), function.get("arguments", function.get("input"))
-        name = clean_text(name) if isinstance(name, str) and name else None
+        name = clean_text(name[:LONGEST_NAME]) if isinstance(name, str) and name else None
         if arguments is not None and not isinstance(arguments, str):  # some endpoints send the object itself
             arguments = encode(arguments).decode()
         call = self._call_of(raw, name, arguments or "")
@@ -303,11 +311,13 @@ class _Choice:
     def _call_of(self, raw: Mapping[str, Any], name: str | None, arguments: str) -> _Call:
         """The call that a delta continues or begins; the index tells, where an endpoint sends it and means it."""
         index, call_id = raw.get("index"), raw.get("id")
-        index = index if isinstance(index, int) else None
+        index = index if isinstance(index, (int, str)) else None
         call_id = clean_text(call_id) if isinstance(call_id, str) and call_id else None
         call = self._by_id.get((index, call_id)) if call_id is not None else None
         if call is None:
             call = self._by_index.get(index)
+        if call is None and name is None and call_id is not None:
+            call = self._by_id.get((None, call_id))  # some endpoints number the pieces
         if call is None or call.is_over(call_id, name, arguments):
             if len(self.calls) >= self._bounds.calls:
                 raise ReplyTooLarge("calls", self._bounds.calls)
