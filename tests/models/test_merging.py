@@ -109,3 +109,10 @@ def test_a_piece_costs_the_same_however_much_there_is(piece: dict[str, Any]):
     started = time.perf_counter()
     merged(*[piece] * 100_000)
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("pieces", [["a", "b"], ["", "a"]], ids=str)
+def test_what_closes_an_item_costs_the_same_however_it_comes(pieces: list[str]):
+    started = time.perf_counter()
+    merged(*[{"x": [{"type": "t", "index": 0, "signature": each}]} for each in pieces * 35_000])
+    assert time.perf_counter() - started < 5

@@ -10,35 +10,37 @@ import re
 
 import h11
 
-__all__ = ["forgiven"]
+__all__ = ["after_hints", "forgiven"]
 
 _END = re.compile(rb"\r?\n\r?\n")
 _HINT = re.compile(rb"HTTP/\d\.\d 1(?!01)\d\d")
 _NO_CODING = re.compile(rb"^transfer-encoding[ \t]*:[ \t]*identity[ \t]*\r?\n", re.IGNORECASE | re.MULTILINE)
 
 
+def after_hints(data: bytes) -> bytes:
+    """What comes behind the hints before an answer, of which the last one may not have come as a whole."""
+    start = 0
+    while _HINT.match(data, start) and (end := _END.search(data, start)) is not None:
+        start = end.end()
+    return data[start:]
+
+
 def forgiven(data: bytes) -> bytes | None:
     """The bytes of an answer from its beginning, with a head that every parser takes.
 
     Args:
-        data: All that has come of it, hints before it too.
+        data: All that has come of it, without the hints before it.
 
     Returns:
-        The answer without the hints; None if its head has not come as a whole.
+        The answer; None if its head has not come as a whole.
 
     Raises:
         h11.RemoteProtocolError: The head cannot be read in one way only.
     """
-    start = 0
-    while _HINT.match(data, start):
-        end = _END.search(data, start)
-        if end is None:
-            return None
-        start = end.end()
-    end = _END.search(data, start)
-    if end is None:
+    end = _END.search(data)
+    if end is None or _HINT.match(data):
         return None
-    head = _NO_CODING.sub(b"", data[start : end.end()])
+    head = _NO_CODING.sub(b"", data[: end.end()])
     return _written(_read(head)) + data[end.end() :]
 
 

@@ -13,6 +13,8 @@ __all__ = ["Head", "Incoming"]
 
 _LENGTHS = (b"content-length", b"transfer-encoding")
 _CODING = b"transfer-encoding"
+_BEGIN = b"HTTP/1."
+_ENDS = (b"\n\n", b"\n\r\n")  # of a head
 
 
 class Head(NamedTuple):
@@ -54,6 +56,7 @@ class Incoming:
         "_most",
         "_parser",
         "_reason",
+        "_seam",
         "_size",
         "_unread",
         "fault",
@@ -80,6 +83,7 @@ class Incoming:
         self._size = self._unread = 0  # bytes in all; bytes since there was a piece of the body, or the beginning
         self._most = bounds.head + 2 * bounds.body  # chunks need bytes of their own
         self._begun: list[bytes] = []  # what has come of a head that is not whole
+        self._seam = b""  # the last bytes of that, where its end is waited for
         self._reason, self._headers = b"", list[tuple[bytes, bytes]]()
         self._is_coded = False
         self.head: Head | None = None
@@ -99,7 +103,7 @@ class Incoming:
         if self._parser is not None:
             self._parse(data)
         if self.head is None and self.is_last:
-            self._forgive()
+            self._forgive(data)
         if self._size > self._bounds.head and self.fault is None:
             self._hold_bounds(is_beginning=head is None)
 
@@ -129,24 +133,30 @@ class Incoming:
                 why = "another protocol" if isinstance(error, HttpParserUpgrade) else error.__context__ or error
                 self.fault = f"the answer is no HTTP: {why}"
 
-    def _forgive(self) -> None:
+    def _forgive(self, data: bytes) -> None:
         """Parse a head that the parser refuses, if there is only one way to read it."""
+        if self._parser is None:  # the end of the head was waited for, and most bytes do not bring it
+            seam = self._seam + data
+            self._seam = seam[-3:]
+            if not any(end in seam for end in _ENDS):
+                return
         from h11 import RemoteProtocolError  # most heads need none of it
 
-        from fractal.models._http.heads import forgiven
+        from fractal.models._http.heads import after_hints, forgiven
 
-        begun = b"".join(self._begun)
+        begun = after_hints(b"".join(self._begun))
+        self._begun, self._seam = [begun], begun[-3:]
         try:
-            data = forgiven(begun)
+            answer = forgiven(begun)
         except RemoteProtocolError as error:
             self.fault = self.fault or f"the answer is no HTTP: {error}"
             return
-        if data is None and begun.startswith(b"HTTP/1."):
-            self._parser = self.fault = None  # until the rest of the head has come
-        elif data is not None:
+        if answer is not None:
             self._parser, self.fault, self.is_last = self._new_parser(), None, False
             self._reason, self._headers, self._is_coded = b"", [], False
-            self._parse(data)
+            self._parse(answer)
+        elif begun[: len(_BEGIN)] == _BEGIN[: len(begun)]:
+            self._parser = self.fault = None  # until the rest of the head has come
 
     def _hold_bounds(self, *, is_beginning: bool) -> None:
         is_long = self.head is None or (is_beginning and _length_of(self.head) > self._bounds.head)

@@ -61,7 +61,7 @@ class Merged:
         if isinstance(value, str) and name not in _CONSTANT:
             if not isinstance(known, _Text):
                 self._fields[name] = _Text(value)
-            elif name not in _CLOSING or known.whole() != value:
+            elif name not in _CLOSING or known.size != len(value) or known.whole() != value:
                 known.add(value)
         elif is_mapping(value):
             if not isinstance(known, Merged):
@@ -76,18 +76,24 @@ class Merged:
 
 
 class _Text:
-    """A text that grows."""
+    """A text that grows.
 
-    __slots__ = ("_pieces",)
+    Attributes:
+        size: Its characters.
+    """
+
+    __slots__ = ("_pieces", "size")
 
     def __init__(self, text: str) -> None:
-        self._pieces = [text]
+        self._pieces, self.size = [text], len(text)
 
     def __bool__(self) -> bool:
-        return any(self._pieces)
+        return self.size > 0
 
     def add(self, text: str) -> None:
-        self._pieces.append(text)
+        if text:
+            self._pieces.append(text)
+            self.size += len(text)
 
     def whole(self) -> str:
         return "".join(self._pieces)

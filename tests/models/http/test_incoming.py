@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import NamedTuple
 
 import h11
@@ -209,6 +210,23 @@ def test_a_connection_goes_on_after_a_head_that_was_written_anew():
         incoming.feed(HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n" + body)
         assert (incoming.fault, incoming.is_whole, incoming.is_last) == (None, True, False)
         assert incoming.pieces == [body]
+
+
+TWICE = b"Content-Length: 5\r\nContent-Length: 5\r\n"
+LONG_HEADS = {
+    "a long line": HEAD + TWICE + b"X-More: " + b"x" * 90_000,
+    "many lines": HEAD + TWICE + b"A: b\r\n" * 10_000 + b"X: y",
+    "many hints": (b"HTTP/1.1 103 Early\r\n" + TWICE + b"\r\n") * 800 + HEAD + TWICE + b"X: y",
+}
+
+
+@pytest.mark.parametrize("name", LONG_HEADS)
+def test_a_head_that_is_written_anew_costs_time_in_proportion(name: str):
+    incoming, started = Incoming(), time.perf_counter()
+    for byte in LONG_HEADS[name] + b"\r\n\r\nhello":
+        incoming.feed(bytes((byte,)))
+    assert time.perf_counter() - started < 5
+    assert (incoming.fault, incoming.is_whole, b"".join(incoming.pieces)) == (None, True, b"hello")
 
 
 BOUNDS = ReplyBounds(head=200, body=1000)
