@@ -29,6 +29,7 @@ _OF_THE_SDK = b"x-stainless-"
 _TELLS_NO_SECRET = frozenset((b"openai-organization", b"openai-project", b"openai-beta"))
 _NAMES_OF_SECRETS = re.compile(r"auth|key|token|secret|passw|pwd|sig|cred|session|cookie|code", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[\s,;=\"']+")
+_ESCAPE = re.compile("%[0-9A-F]{2}")
 _USER_OF_A_URL = re.compile(r"^([^/]*//)?.*@", re.DOTALL)
 
 
@@ -84,6 +85,15 @@ class Secrets:
         """The text with `[key]` in place of each secret."""
         for form in self._all_forms():
             text = text.replace(form, "[key]")
+        return text
+
+    def beginning(self, text: str, longest: int) -> str:
+        """The beginning of a text without the secrets, also of one that was cut within a secret before."""
+        text = self.removed_from(text[:longest])
+        for form in self._all_forms():
+            for length in range(min(len(form) - 1, len(text)), _SHORTEST - 1, -1):
+                if text.endswith(form[:length]):
+                    return text[:-length] + "[key]"
         return text
 
     def quoted(self, text: object, longest: int = _LONGEST_TEXT) -> str:
@@ -158,13 +168,13 @@ def _forms_of(value: str) -> Iterable[str]:
     value = value.strip()
     data = value.encode("utf-8", "surrogatepass")
     escaped = json.dumps(value)[1:-1]
+    in_url = (quote(data, safe=""), quote(data), quote_plus(data))
     return {
         value,
         escaped,
         escaped.replace("/", "\\/"),
-        quote(data, safe=""),
-        quote(data),
-        quote_plus(data),
+        *in_url,
+        *(_ESCAPE.sub(lambda found: found[0].lower(), each) for each in in_url),
         escape(value),
         repr(value)[1:-1],
     }

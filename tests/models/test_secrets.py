@@ -18,7 +18,10 @@ import openai
 import pytest
 from pydantic import SecretStr
 
-from fractal import AgentResult, BaseAgent, InvalidArguments, OpenAIModel, RunError
+from fractal import AgentResult, BaseAgent, InvalidArguments, ModelError, OpenAIModel, RunError
+from fractal.models._replies.reading import reply_of
+from fractal.models._replies.reported import status_error
+from fractal.models._secrets import Secrets
 from fractal.testing import Endpoint, answers
 from tests.clients import ASYNC, BLOCKING, BOUND, OWN, THREADED, Models
 from tests.without_uvloop import anyio_backend  # noqa: F401
@@ -281,3 +284,32 @@ async def test_a_model_says_what_went_wrong_all_the_same(models: Models, endpoin
     one = endpoint(answers.failure(401, f"Incorrect API key provided: {KEY}. Look at your account."))
     told = (await failed(models(one.url, KEY), log))["the error"]
     assert told == "HTTP 401: Incorrect API key provided: [key]. Look at your account."
+
+
+WRITTEN = {
+    "with small letters": quote(KEY, safe="").replace("%2F", "%2f").replace("%2B", "%2b").replace("%3D", "%3d"),
+    "in a page": f"<p>{KEY.replace('-', '&#45;').replace('/', '&#x2f;')}</p>",
+}
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+def test_a_key_is_known_however_it_is_written(form: str):
+    said = str(status_error(401, {}, f"wrong key {WRITTEN[form]}".encode(), Secrets(KEY)))
+    assert said == "HTTP 401: wrong key [key]"
+
+
+@pytest.mark.parametrize("key", [KEY, "eyJ" + "SECRET-token_" * 40])
+def test_no_half_of_a_key_is_left_where_a_text_is_cut(key: str):
+    secrets, halves = Secrets(key), (key[:6], key[-6:])
+    for size in range(0, 400, 3):
+        text = "x" * size + key + "y" * 300
+        for answer in (text, [text], {"a": text}, {text: 1}, {"a": {"b": [text]}}):
+            with pytest.raises(ModelError) as caught:
+                reply_of(answer, secrets=secrets)
+            assert not any(half in str(caught.value) for half in halves)
+    for size in range(19_900, 20_001, 7):
+        page = f"<{'p' * (size - 2)}>{key}".encode()
+        for read in (page, page[:20_000]):  # as much as is read of an error
+            assert key[:6] not in str(status_error(500, {}, read, secrets))
+    error = status_error(400, {}, json.dumps({"error": {"message": "no", "code": key * 20}}).encode(), secrets)
+    assert not any(half in str(error.code) for half in halves)

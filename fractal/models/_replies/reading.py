@@ -176,7 +176,7 @@ def reply_of(
         if error is not None:
             raise error
     if not choices:
-        said = secrets.quoted(briefly(completion), 200)
+        said = secrets.quoted(briefly(completion, secrets), 200)
         raise BadReply(f"the endpoint's answer has no choices[0].message: {said}")
     facts = AnswerFacts()
     facts.read_origin(completion)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from html import unescape
 from reprlib import Repr
 from typing import Any, NamedTuple
 
@@ -33,38 +34,55 @@ _DEEPEST = 4  # errors inside each other: gateways wrap what they were told
 
 _TAG = re.compile(r"<[^<>]*>")
 _SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s")
+_STATUS = re.compile(r"(?:HTTP(?:/[\d.]+)? ?)?([45]\d\d)(?:[ :].*)?")  # "429", "429 Too Many Requests", "HTTP 429"
+_NO_LETTERS = re.compile(r"[^a-z]+")
 
 _MESSAGES = ("message", "msg", "error_msg", "error_message", "error_description", "status_msg", "detail", "title")
-_STATUSES = ("status", "code", "status_code", "http_code", "httpCode")
+_STATUSES = ("status", "code", "status_code", "statusCode", "http_code", "httpCode")
 _CODES = ("code", "type", "status")
 
+# By their letters alone: the same code is written rate_limit_exceeded, RateLimitExceeded and rate-limit-exceeded.
 _STATUS_OF_CODE = {
-    "api_error": 500,
-    "authentication_error": 401,
-    "content_filter": 400,
-    "context_length_exceeded": 400,
-    "deadline_exceeded": 504,
-    "insufficient_quota": 429,
+    "accessdeniedexception": 403,
+    "apierror": 500,
+    "authenticationerror": 401,
+    "badgateway": 502,
+    "badrequest": 400,
+    "badrequesterror": 400,
+    "billingerror": 402,
+    "contentfilter": 400,
+    "contextlengthexceeded": 400,
+    "deadlineexceeded": 504,
+    "forbidden": 403,
+    "gatewaytimeout": 504,
+    "insufficientquota": 429,
     "internal": 500,
-    "internal_error": 500,
-    "internal_server_error": 500,
-    "invalid_api_key": 401,
-    "invalid_argument": 400,
-    "invalid_request_error": 400,
-    "model_not_found": 404,
-    "not_found": 404,
-    "not_found_error": 404,
-    "overloaded_error": 529,
-    "permission_denied": 403,
-    "permission_error": 403,
-    "rate_limit_error": 429,
-    "rate_limit_exceeded": 429,
-    "request_too_large": 413,
-    "resource_exhausted": 429,
-    "server_error": 500,
-    "timeout_error": 504,
+    "internalerror": 500,
+    "internalservererror": 500,
+    "invalidapikey": 401,
+    "invalidargument": 400,
+    "invalidrequesterror": 400,
+    "modelnotfound": 404,
+    "notfound": 404,
+    "notfounderror": 404,
+    "overloadederror": 529,
+    "paymentrequired": 402,
+    "permissiondenied": 403,
+    "permissionerror": 403,
+    "ratelimiterror": 429,
+    "ratelimitexceeded": 429,
+    "requesttoolarge": 413,
+    "resourceexhausted": 429,
+    "servererror": 500,
+    "serviceunavailable": 503,
+    "throttling": 429,
+    "throttlingexception": 429,
+    "timeouterror": 504,
+    "toomanyrequests": 429,
     "unauthenticated": 401,
+    "unauthorized": 401,
     "unavailable": 503,
+    "validationexception": 400,
 }
 # Headers as they come, and as LiteLLM names those of the endpoint behind it.
 _PREFIXES = ("", "llm_provider-")
@@ -72,14 +90,23 @@ _IDS = ("x-request-id", "request-id", "apim-request-id", "x-litellm-call-id")
 _FILTERS = ("content_filter", "content_policy_violation", "responsibleaipolicyviolation")
 
 
-_repr = Repr()
-_repr.maxlevel, _repr.maxdict, _repr.maxlist = 4, 8, 8
-_repr.maxstring, _repr.maxother = _LONGEST_QUOTE, 100
+class _Brief(Repr):
+    """The `repr` of a JSON value, cut in many places, each time after secrets were removed: no half of one stays."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        super().__init__()
+        self._secrets = secrets
+        self.maxlevel, self.maxdict, self.maxlist = 4, 8, 8
+        self.maxstring, self.maxother = _LONGEST_QUOTE, 100
+
+    def repr_str(self, x: str, level: int) -> str:
+        """The `repr` of a text."""
+        return super().repr_str(self._secrets.removed_from(x), level)
 
 
-def briefly(value: object) -> str:
-    """The beginning of a JSON value as text; the whole of a large one is never written out."""
-    return value[:_LONGEST_BODY] if isinstance(value, str) else _repr.repr(value)
+def briefly(value: object, secrets: Secrets) -> str:
+    """The beginning of a JSON value as text without secrets; the whole of a large one is never written out."""
+    return secrets.beginning(value, _LONGEST_BODY) if isinstance(value, str) else _Brief(secrets).repr(value)
 
 
 class _Said(NamedTuple):
@@ -129,7 +156,7 @@ def reported_error(
     said = _said(value)
     body = value.get("error") or value if is_mapping(value) else value
     text = secrets.quoted(clean_text(said.message)) if said.message else quoted_body(body, secrets)
-    status = said.status or _STATUS_OF_CODE.get((said.code or "").lower())
+    status = said.status or _STATUS_OF_CODE.get(_NO_LETTERS.sub("", (said.code or "")[:_LONGEST_CODE].lower()))
     if status is not None:
         return _made(said._replace(message=text), status, headers or {}, secrets)
     error = ModelError(
@@ -151,10 +178,11 @@ def quoted_body(body: object, secrets: Secrets) -> str:
     """The beginning of an answer in one line, without the tags, styles and scripts of a page."""
     if body is None:
         return ""
-    text = body[:_LONGEST_BODY].decode(errors="replace") if isinstance(body, bytes) else briefly(body)
+    text = body[:_LONGEST_BODY].decode(errors="replace") if isinstance(body, bytes) else briefly(body, secrets)
     for name in ("style", "script"):
         text = _without_element(text, name)
-    return secrets.quoted(clean_text(" ".join(_TAG.sub(" ", text).split())), _LONGEST_QUOTE)
+    text = unescape(_TAG.sub(" ", secrets.beginning(text, _LONGEST_BODY)))
+    return secrets.quoted(clean_text(" ".join(text.split())), _LONGEST_QUOTE)
 
 
 def _without_element(text: str, name: str) -> str:
@@ -303,9 +331,9 @@ def _path_of(fault: Mapping[str, Any]) -> str:
 def _status_of(value: Mapping[str, Any]) -> int | None:
     for name in _STATUSES:
         said = value.get(name)
-        if isinstance(said, str) and re.fullmatch(r"[45]\d\d", said):
-            said = int(said)
-        if isinstance(said, int) and 400 <= said < 600:
+        if isinstance(said, str) and (match := _STATUS.fullmatch(said[:_LONGEST_CODE])):
+            return int(match[1])
+        if isinstance(said, (int, float)) and 400 <= said < 600:
             return int(said)
     return None
 
@@ -325,7 +353,7 @@ def _is_filter(value: Mapping[str, Any]) -> bool:
 def _text(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None
-    text = str(value)[: 2 * _LONGEST_CODE] if not isinstance(value, int) or abs(value) < 10**20 else ""
+    text = str(value) if not isinstance(value, int) or abs(value) < 10**20 else ""
     return text if text not in ("", "None", "null") else None
 
 
@@ -340,7 +368,7 @@ def _wait_of(value: Mapping[str, Any]) -> float | None:
         if isinstance(said, str) and (match := _SECONDS.fullmatch(said)):
             return float(match[1])
     said = value.get("retry_after")
-    return _number(str(said)) if is_number(said) else None
+    return _number(str(said)) if is_number(said) or isinstance(said, str) else None
 
 
 def _retry_after(headers: Mapping[str, str], otherwise: float | None) -> float | None:

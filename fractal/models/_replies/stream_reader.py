@@ -138,10 +138,8 @@ class ReplyReader:
     def _deltas(self, chunk: object) -> list[Delta]:
         """The deltas of a chunk. A stream has hundreds of chunks, and nearly all add one piece of text."""
         if not is_mapping(chunk):
-            error = reported_error(chunk, self._secrets)
-            raise error or BadReply(
-                f"the endpoint streamed {self._quoted(briefly(chunk))!r}, which is no chunk of a completion"
-            )
+            error, said = reported_error(chunk, self._secrets), self._quoted(briefly(chunk, self._secrets))
+            raise error or BadReply(f"the endpoint streamed {said!r}, which is no chunk of a completion")
         choices = chunk.get("choices")
         if not choices or chunk.get("error"):
             error = reported_error(chunk, self._secrets)
