@@ -53,7 +53,7 @@ def checked_url(base_url: str | None) -> str | None:
     """
     named, url = ("--base-url", base_url) if base_url else ("OPENAI_BASE_URL", os.environ.get("OPENAI_BASE_URL"))
     if not url:
-        return url
+        return None
     shown = re.sub(r"^((?:\w+://)?)[^/]*@", r"\1", url)  # without a password
     if not url.startswith(("http://", "https://")):
         meant = f"http://{shown.partition('://')[2] or shown}"

@@ -89,7 +89,7 @@ def plain_url(value: object) -> str | None:
         value: Text, bytes, or a URL of some library. None: nothing was given.
 
     Raises:
-        InvalidArguments: It is something else.
+        InvalidArguments: It is something else, or empty.
     """
     kind: Any = type(value)
     text = _text(value)
@@ -101,6 +101,8 @@ def plain_url(value: object) -> str | None:
         raise InvalidArguments(
             f"base_url is a {kind.__name__}: give text, such as 'http://127.0.0.1:8000/v1', or a URL"
         )
+    if text is not None and not text.strip():  # the conversation would go to somebody else
+        raise InvalidArguments("base_url is empty: give a URL, or None for OPENAI_BASE_URL or OpenAI's own")
     return text.strip() if text is not None else None
 
 

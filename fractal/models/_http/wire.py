@@ -84,7 +84,7 @@ class HttpWire:
         """The address of a request; the environment is read here and nowhere else, at each request."""
         facts: _Facts = (
             self.base_url,
-            key or os.environ.get("OPENAI_API_KEY"),
+            os.environ.get("OPENAI_API_KEY") if key is None else key,
             os.environ.get("OPENAI_ORG_ID"),
             os.environ.get("OPENAI_PROJECT_ID"),
         )

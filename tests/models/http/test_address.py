@@ -168,6 +168,21 @@ def test_nothing_is_given_by_none():
     assert plain_url(None) is None
 
 
+@pytest.mark.parametrize("key", ["", b"", "  ", SecretStr("")], ids=range(4))
+async def test_with_an_empty_key_that_of_the_environment_is_not_sent(key: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
+    assert "authorization" not in (await asked(key)).headers
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    result = await BaseAgent("A", "a", client=OpenAIModel(api_key=key)).run("go", max_retries=0)
+    assert type(result.exception) is MissingCredentials
+
+
+@pytest.mark.parametrize("url", ["", "  ", b"", SecretStr("")], ids=range(4))
+def test_an_empty_url_sends_no_conversation_to_somebody_else(url: Any):
+    with pytest.raises(InvalidArguments, match="base_url is empty"):
+        OpenAIModel(base_url=url, api_key="k")
+
+
 @pytest.mark.parametrize("model", [".", "..", "..."])
 async def test_a_deployment_of_azure_that_would_go_up_a_level_is_refused(model: str):
     blocking = openai.AzureOpenAI(**AZURE)
