@@ -11,6 +11,7 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 from fractal._texts import kind_of
@@ -22,6 +23,7 @@ __all__ = [
     "described",
     "fixed_names",
     "has_overridden",
+    "held_by",
     "hides_receiver",
     "is_async",
     "is_async_generator",
@@ -243,6 +245,29 @@ def has_overridden(layer: Any) -> list[Any]:
     else:
         return []
     return [vars(kind)[name] for kind in owner.__mro__ if name in vars(kind)]
+
+
+def held_by(layer: Any) -> list[Any]:
+    """The callables that a callable may call: what a partial passes on, what a callable object or a closure holds."""
+    held: list[Any] = []
+    if _is(layer, _PARTIALS):
+        held = [*layer.args, *layer.keywords.values()]
+    elif type(layer) is types.FunctionType:
+        for cell in layer.__closure__ or ():
+            with suppress(ValueError):  # it has no value yet
+                held.append(cell.cell_contents)
+    elif is_object(layer):
+        slots = [name for kind in kind_of(layer).__mro__ for name, each in vars(kind).items() if _is(each, _SLOTS[:1])]
+        held = [*_dictionary_of(layer).values(), *(attribute_of(layer, name, asks=False) for name in slots)]
+    return [each for each in held if callable(each)]
+
+
+def _dictionary_of(value: Any) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return found
 
 
 def _name_in(owner: type, function: Any) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar, overload
 
 from fractal._checks import is_count, is_number
-from fractal._functions.callables import attribute_of, has_overridden, layers, name_of, unbound
+from fractal._functions.callables import attribute_of, has_overridden, held_by, layers, name_of, unbound
 from fractal.errors import InvalidArguments, InvalidTool
 
 __all__ = ["TOOL_NAME", "ToolOptions", "is_marked", "options_of", "tool"]
@@ -21,6 +21,7 @@ TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """The names that endpoints take."""
 
 _MARK = "__fractal_tool__"
+_MOST_HELD = 100  # callables that are looked at for one
 
 _NOT_LOST = ("requires_approval", "after_crash")
 """Options that hold for what overrides a function, unless it says otherwise: None says nothing."""
@@ -185,7 +186,29 @@ def options_of(function: object, overridden: Iterable[object] = ()) -> ToolOptio
                 if before is not None and name in before:
                     said = {**(said or {}), name: before[name]}
                     break
+    if "requires_approval" not in (said or ()) and _holds_a_guarded_one(function, is_marked=said is not None):
+        said = dict[str, Any](said or {}, requires_approval=True)
     return None if said is None else ToolOptions(**said)
+
+
+def _holds_a_guarded_one(function: object, *, is_marked: bool) -> bool:
+    """Whether a callable has one in hand that requires approval: it is a wrapper, most likely, of another make.
+
+    Whoever marks a function that has another one in its closure has said what holds for its calls.
+    """
+    passed = [layer for layer in layers(function) if not is_marked or type(layer) is not types.FunctionType]
+    pending, seen = [held for layer in passed for held in held_by(layer)], list[Any]()
+    while pending and len(seen) < _MOST_HELD:
+        held = pending.pop()
+        if any(held is each for each in seen):
+            continue
+        seen.append(held)
+        said = _said_of(held, asks=False) or {}
+        if said.get("requires_approval"):
+            return True
+        if "requires_approval" not in said:
+            pending += [each for layer in layers(held, asks=False) for each in held_by(layer)]
+    return False
 
 
 def is_marked(attribute: object) -> bool:

@@ -902,6 +902,69 @@ def test_an_override_by_a_function_of_another_name_stays_guarded() -> None:
     assert Tool.from_function(Below().of_class, ToolOptions(name="of_class")).options.requires_approval
 
 
+def with_retries(function: Any, path: str) -> Any:
+    return function(path)
+
+
+@dataclasses.dataclass
+class Carrier:
+    function: Any
+
+    def __call__(self, path: str) -> Any:
+        return self.function(path)
+
+
+@dataclasses.dataclass(slots=True)
+class SlottedCarrier(Carrier):
+    pass
+
+
+def without_wraps(function: Any) -> Any:
+    def call(path: str) -> Any:
+        return function(path)
+
+    return call
+
+
+CARRIERS: dict[str, Callable[[Any], Any]] = {
+    "passed on by place": lambda inner: functools.partial(with_retries, inner),
+    "passed on by name": lambda inner: functools.partial(with_retries, function=inner),
+    "passed on twice": lambda inner: functools.partial(with_retries, functools.partial(with_retries, inner)),
+    "in an object": Carrier,
+    "in an object with slots": SlottedCarrier,
+    "in a method's object": lambda inner: Carrier(Carrier(inner).__call__.__self__),
+    "in a closure": without_wraps,
+    "in a closure of a closure": lambda inner: without_wraps(without_wraps(inner)),
+    "marked again": lambda inner: tool(timeout=5)(functools.partial(with_retries, inner)),
+}
+
+
+@pytest.mark.parametrize("name", CARRIERS)
+async def test_what_has_a_guarded_function_in_hand_is_guarded(name: str) -> None:
+    guarded = CARRIERS[name](tool(requires_approval=True)(plain_function()))
+    agent = BaseAgent("A", "a", client=ScriptedModel([]))
+    agent.add_tool(guarded, name="remove")
+    assert (await agent.execute_tool("remove", path="x")).outcome == "denied"
+    assert ran == []
+    agent = BaseAgent("A", "a", client=ScriptedModel([]))
+    agent.add_tool(Tool.from_function(guarded, ToolOptions(name="remove", requires_approval=False)))
+    assert (await agent.execute_tool("remove", path="x")).outcome == "ok"
+
+
+async def test_what_has_other_functions_in_hand_and_what_calls_a_guarded_one_is_asked_for_nothing() -> None:
+    guarded = tool(requires_approval=True)(plain_function())
+
+    @tool
+    def clean_up(path: str) -> Any:
+        return guarded(path)
+
+    plain = plain_function()
+    others = [clean_up, without_wraps(plain), Carrier(tool(plain)), functools.partial(with_retries, print)]
+    for other in others:
+        agent = BaseAgent("A", "a", client=ScriptedModel([])).add_tool(other, name="other")
+        assert (await agent.execute_tool("other", path="x")).outcome == "ok"
+
+
 def test_a_mark_that_gets_lost_is_refused() -> None:
     class Forgetful:
         def __call__(self, path: str) -> str:
