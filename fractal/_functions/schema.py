@@ -137,7 +137,8 @@ class Parameters:
             else:
                 checked = read_python(validator, dict(arguments), self.json_schema)
         except ValidationError as error:
-            self._refuse_fixed(fault["loc"][0] for fault in first_faults(error, 100) if fault["loc"])
+            if self._fixed:
+                self._refuse_fixed(fault["loc"][0] for fault in first_faults(error, 100) if fault["loc"])
             raise ArgumentsFault(explain(error, [*self.shown_names.values()], paths=self._paths)) from None
         except Exception as error:  # a validator of the user's own
             raise ArgumentsFault(described(error)) from error

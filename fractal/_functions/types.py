@@ -246,6 +246,8 @@ _MOST_NULLS = 1000  # a model that writes null for what it leaves out does so in
 
 def _nulls(error: ValidationError) -> list[_Location]:
     """The locations of nulls that are not allowed there."""
+    if error.error_count() > _MOST_NULLS:
+        return []
     return [fault["loc"] for fault in first_faults(error, _MOST_NULLS) if fault["input"] is None and fault["loc"]]
 
 
@@ -324,14 +326,18 @@ def explain(
 
 
 def first_faults(error: ValidationError, most: int) -> list[dict[str, Any]]:
-    """The first faults of a value; there may be as many as members, and each costs time."""
-    if error.error_count() > _FEW:
+    """The first faults of a value; there may be as many as members, and each costs time.
+
+    Very many are had from their JSON, which is made sooner. But there each fault has its whole input, which may be all
+    of the value: where something is missing, it is what that is missing in.
+    """
+    if error.error_count() > _MANY:
         with suppress(Exception):  # something in it has no form in JSON
             return list(islice(_members(error.json(include_url=False)), most))
     return cast("list[dict[str, Any]]", error.errors(include_url=False)[:most])
 
 
-_FEW = 100
+_MANY = 10_000
 _DECODER = json.JSONDecoder()
 
 

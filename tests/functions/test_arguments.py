@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
+from pydantic import BaseModel
 
+from fractal import Tool, tool
 from fractal._functions.arguments import object_text, with_object_arguments
+from fractal._functions.schema import ArgumentsFault
 
 
 @pytest.mark.parametrize(
@@ -100,3 +104,42 @@ def test_reading_takes_time_in_proportion(part: str):
 
     seconds(1000)
     assert seconds(2_000_000) < 2
+
+
+class Node(BaseModel):
+    name: str
+    child: Node | None = None
+    text: str = ""
+
+
+@tool
+def walk(node: Node, places: list[int] | None = None) -> None:
+    pass
+
+
+def nodes(depth: int, text: str) -> str:
+    node: dict[str, Any] = {"text": text}
+    for _ in range(depth):
+        node = {"child": node}
+    return json.dumps({"node": node})
+
+
+BAD = {
+    "deep, without names, around a long text": nodes(150, "x" * 1_000_000),
+    "wrong items": json.dumps({"places": ["x"] * 50_000}),
+    "nulls": json.dumps({"places": [None] * 50_000}),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_told_of_bad_arguments_takes_no_more_room_than_pydantic_needs(name: str):
+    parameters = Tool.from_function(walk).parameters
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArgumentsFault) as caught:
+            parameters.check(BAD[name])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 2000
+    assert peak < 220_000_000  # each fault has its input, here 150 times the text
