@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from fractal._checks import is_count
+from fractal._json import is_same
 from fractal._texts import str_of
 from fractal.errors import InvalidArguments
 from fractal.model import Delta, Model, ModelRequest, Reply, Sink
@@ -81,6 +82,7 @@ class OpenAIModel:
         self._client = client
         self.name = model
         self._dialect = Dialect()
+        self._endpoint: object = _endpoint_of(client)
         self._tags = _checked_tags(thinking_tags)
         self.needs_no_grace = client is None  # our own HTTP closes a connection without a wait
 
@@ -96,7 +98,8 @@ class OpenAIModel:
         Raises:
             ModelError: The endpoint could not be reached, refused, or answered nonsense.
         """
-        reply = await self._dialect.ask(self._named(request), self._wire.respond)
+        dialect = self._dialect if self._client is None else self._dialect_here()
+        reply = await dialect.ask(self._named(request), self._wire.respond)
         return reply if self._tags is None else without_thinking(reply, self._tags)
 
     async def stream(self, request: ModelRequest, sink: Sink) -> Reply:
@@ -116,8 +119,9 @@ class OpenAIModel:
         request = self._named(request)
         fields = {**request.fields, "stream": True, "stream_options": {"include_usage": True}}
         request = replace(request, fields=fields)
-        if self._dialect.is_known(request):
-            return await self._dialect.ask(request, partial(self._wire.stream, sink=sink), _is_final)
+        dialect = self._dialect if self._client is None else self._dialect_here()
+        if dialect.is_known(request):
+            return await dialect.ask(request, partial(self._wire.stream, sink=sink), _is_final)
         was_shown = False
 
         async def show(delta: Delta) -> None:
@@ -125,14 +129,28 @@ class OpenAIModel:
             was_shown = True
             await sink(delta)
 
-        return await self._dialect.ask(request, partial(self._wire.stream, sink=show), lambda: was_shown)
+        return await dialect.ask(request, partial(self._wire.stream, sink=show), lambda: was_shown)
 
     async def aclose(self) -> None:
         """Close what was opened for the running event loop; further requests open it again."""
         await leave_pool(self._wire)
 
+    def _dialect_here(self) -> Dialect:
+        """What is known of the endpoint; nothing yet, if the client has been given another URL."""
+        endpoint = _endpoint_of(self._client)
+        if endpoint is not self._endpoint and not is_same(endpoint, self._endpoint):
+            self._dialect, self._endpoint = Dialect(), endpoint
+        return self._dialect
+
     def _named(self, request: ModelRequest) -> ModelRequest:
         return request if self.name is None else replace(request, model=self.name)
+
+
+def _endpoint_of(client: Any) -> object:
+    try:
+        return client.base_url
+    except Exception:  # a double has none
+        return None
 
 
 def _checked_tags(tags: Any) -> tuple[str, str] | None:

@@ -334,3 +334,31 @@ async def test_the_words_of_the_last_request_are_a_system_message_where_there_is
         assert result.stop_reason == "soft_deadline"
         [request] = endpoint.requests
     assert [message["role"] for message in request.body["messages"]] == ["system", "user"]
+
+
+@pytest.mark.parametrize("way", ["run", "stream"])
+@pytest.mark.parametrize("kind", [openai.AsyncOpenAI, openai.OpenAI])
+async def test_what_one_endpoint_refuses_is_not_kept_from_the_next_one_of_a_client(kind: Any, way: str):
+    def has_thoughts(request: RecordedRequest) -> bool:
+        return "reasoning_content" in request.body["messages"][2]
+
+    def refuses(request: RecordedRequest) -> Any:
+        return as_answer(refusal(WORDS) if has_thoughts(request) else {"content": "a"}, streams=way == "stream")
+
+    def wants(request: RecordedRequest) -> Any:
+        return as_answer({"content": "b"} if has_thoughts(request) else refusal(WORDS), streams=way == "stream")
+
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "hm"}]
+    with Endpoint(refuses) as first, Endpoint(wants) as second:
+        client = kind(base_url=first.url, api_key="k")
+        agent = BaseAgent("A", "a", "m", client)
+        for url, content in ((first.url, "a"), (second.url, "b"), (first.url, "a")):
+            client.base_url = url
+            if way == "run":
+                result = await agent.run("go", messages=said, max_retries=0)
+            else:
+                async with agent.stream("go", messages=said, max_retries=0) as stream:
+                    async for _ in stream:
+                        pass
+                result = await stream.result()
+            assert result.content == content, result.error
