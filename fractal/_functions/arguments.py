@@ -17,10 +17,11 @@ __all__ = ["object_text", "with_object_arguments", "written_object"]
 _NOTHING = ("", "null")
 _DECODER = json.JSONDecoder()
 _BLANK = " \t\r\n"
+_BLANKS = re.compile(f"[{_BLANK}]*")
 # Tokens of a model's own template that some servers leave at the end of what the model wrote.
 _SPECIAL_TOKENS = re.compile(r"(?:\s*<\|[\w-]{1,40}\|>)+\s*$")
 _LONGEST_TAIL = 200  # characters in which such tokens are looked for
-_MOST_REPEATS = 8
+_MOST_REPEATS = 1000
 _LONGEST_QUOTE = 2000  # characters
 
 
@@ -73,7 +74,8 @@ def _repeated(text: str) -> str | None:
             return None
         if value:
             known, written = value, text[position:end]
-        position = end + len(text[end:]) - len(text[end:].lstrip(_BLANK))
+        blanks = _BLANKS.match(text, end)
+        position = blanks.end() if blanks is not None else end
         if position == len(text):
             return written
     return None
