@@ -156,30 +156,6 @@ async def test_a_delegate_with_a_timeout_of_its_own_is_cut_and_its_siblings_are_
     assert "(deadline)" in result.messages[2]["content"]
 
 
-async def test_six_parallel_delegates_cannot_overspend_a_budget_of_two_requests(endpoint: StartEndpoint):
-    one = endpoint(
-        by_agent(
-            parent=delegating(*[answers.call("delegate_to_child", {"query": str(n)}) for n in range(6)]),
-            child=lambda _: "answer",
-        ),
-        latency=0.05,
-    )
-    result = await agent("parent").register_delegate(agent("child")).run("go", limits=Limits(max_requests=2))
-    assert len(one.requests) == 2
-    assert result.usage.requests == 2
-    assert sorted(outcomes(result)) == ["error"] * 5 + ["ok"]
-    assert (result.success, result.stop_reason) == (False, "budget")
-    assert_continuable(result)
-
-
-@pytest.mark.parametrize("limit", [0, 1, 3, 7])
-async def test_retries_count_against_the_budget_too(limit: int, endpoint: StartEndpoint):
-    one = endpoint(lambda _: answers.failure(500, "oops", headers={"retry-after-ms": "1"}))
-    result = await agent("A", limits=Limits(max_requests=limit)).run("go", max_retries=4)
-    assert len(one.requests) == min(limit, 5)
-    assert not result.success
-
-
 async def test_a_budget_of_tool_calls_makes_those_that_fit_and_skips_the_rest():
     made: list[int] = []
     model = ScriptedModel([[answers.call("count", {"n": n}) for n in range(5)]])

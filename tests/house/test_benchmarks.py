@@ -16,6 +16,7 @@ from benchmarks.run import is_installed
 from benchmarks.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[2]
+OURS_OR_BY_HAND = ("fractal", "by-hand")
 INSTALLED = [name for name in ADAPTERS if is_installed(name)]
 
 
@@ -158,3 +159,15 @@ def test_the_page_has_the_numbers_that_were_measured():
     assert report.filled(page, numbers) == page, "run: python -m benchmarks report"
     for name, drawing in report.drawn(numbers).items():
         assert (report.DOCS / name).read_text() == drawing
+
+
+@pytest.mark.skipif(not report.RESULTS.exists(), reason="nothing has been measured yet")
+def test_the_readme_has_the_numbers_that_were_measured():
+    numbers = report.Numbers(json.loads(report.RESULTS.read_text()))
+    others = [numbers.over("fifty", name, "fractal") for name in ADAPTERS if not name.startswith(OURS_OR_BY_HAND)]
+    cheapest = min(one for one in others if one is not None)
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert (
+        f"a run with three tools took {numbers.value('fifty', 'fractal', 'ratio'):.2f} of the processor time" in readme
+    )
+    assert f"the cheapest other framework that was measured {int(cheapest)} times ours" in readme

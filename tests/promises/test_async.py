@@ -22,7 +22,7 @@ import anyio
 import pytest
 from pydantic import BaseModel
 
-from fractal import AgentResult, AgentToolkit, BaseAgent, InvalidArguments, RunContext, ToolResult, tool
+from fractal import AgentToolkit, BaseAgent, InvalidArguments, RunContext, ToolResult, tool
 from fractal.testing import Endpoint, answers
 
 ROOT = Path(__file__).parents[2]
@@ -332,23 +332,6 @@ async def test_the_tools_of_one_reply_take_the_time_of_one_and_answer_in_call_or
     assert 0.3 <= between < 0.55, "the sum is 0.6"
 
 
-async def test_a_plain_tool_leaves_the_event_loop_free() -> None:
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await anyio.sleep(0.01)
-            ticks += 1
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(tick)
-        await AsyncTestAgent().execute_tool("wait_in_thread", seconds=0.3)
-        group.cancel_scope.cancel()
-
-    assert ticks > 5
-
-
 async def test_a_tool_that_fails_disturbs_neither_its_siblings_nor_the_run(endpoint: EndpointFactory) -> None:
     started = endpoint([[answers.call("fail"), answers.call("wait", {"seconds": 0.05})], "done"])
 
@@ -361,34 +344,6 @@ async def test_a_tool_that_fails_disturbs_neither_its_siblings_nor_the_run(endpo
 
 def upper(request: Any) -> str:
     return request.body["messages"][-1]["content"].upper()
-
-
-@on_asyncio
-async def test_gathered_runs_of_one_agent_are_not_mixed_up(endpoint: EndpointFactory) -> None:
-    endpoint(upper, latency=0.1)
-    agent = AsyncTestAgent()
-
-    results = await asyncio.gather(*(agent.run(f"word {number}") for number in range(20)))
-
-    assert [result.content for result in results] == [f"WORD {number}" for number in range(20)]
-    assert len({result.run_id for result in results}) == 20
-
-
-async def test_runs_of_one_agent_in_a_task_group_are_not_mixed_up_and_overlap(endpoint: EndpointFactory) -> None:
-    started = endpoint(upper, latency=0.1)
-    agent = AsyncTestAgent()
-    results: dict[int, AgentResult] = {}
-
-    async def ask(number: int) -> None:
-        results[number] = await agent.run(f"word {number}")
-
-    async with anyio.create_task_group() as group:
-        for number in range(20):
-            group.start_soon(ask, number)
-
-    assert {number: result.content for number, result in results.items()} == {n: f"WORD {n}" for n in range(20)}
-    assert all(len(result.messages) == 2 for result in results.values())
-    assert started.max_in_flight > 4
 
 
 # ---- the agent's card

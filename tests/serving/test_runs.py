@@ -146,57 +146,6 @@ async def test_a_last_event_id_that_is_none_of_the_run_is_refused(last: str, sta
         assert (visit.status, visit.json["reason"]) == (status, "last_event_id")
 
 
-# ---- clients that leave
-
-
-@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
-@pytest.mark.parametrize("path", ["/runs", "/runs/stream"])
-async def test_a_run_is_cancelled_with_its_tools_when_its_client_leaves(path: str, spec_version: str) -> None:
-    async with served(agent := Shop(answers.call("search"))) as app:
-        visit = Visit("POST", path, json=ASK, spec_version=spec_version)
-        async with visit.going_on(app):
-            await agent.searching.wait()
-            visit.leave()
-        assert agent.cleaned_up.is_set()
-        [run] = (await get(app, "/runs")).json["runs"]
-        assert (run["state"], run["problem"]["detail"]) == ("cancelled", "its client has gone")
-        told = (await get(app, f"/runs/{run['id']}")).json["result"]
-        assert (told["stop_reason"], len(told["messages"])) == ("cancelled", 3)
-
-
-@pytest.mark.parametrize("path", ["/runs", "/runs/stream"])
-async def test_a_run_goes_on_as_long_as_one_of_its_clients_waits(path: str) -> None:
-    async with served(agent := Shop(answers.call("search"), "done")) as app:
-        first = Visit("POST", path, json=ASK)
-        async with first.going_on(app):
-            await agent.searching.wait()
-            [run] = (await get(app, "/runs")).json["runs"]
-            second = Visit("GET", f"/runs/{run['id']}/stream")
-            async with second.going_on(app):
-                await second.event("tool_started" if path == "/runs/stream" else "events_skipped")
-                first.leave()
-                await anyio.wait_all_tasks_blocked()
-                agent.let_go.set()
-        assert second.text == "done"
-
-
-@pytest.mark.parametrize("path", ["/runs", "/runs/stream"])
-async def test_a_detached_run_goes_on_without_its_client_and_is_fetched_later(path: str) -> None:
-    async with served(agent := Shop(answers.call("search"), "done"), on_disconnect="detach") as app:
-        visit = Visit("POST", path, json=ASK)
-        async with visit.going_on(app):
-            await agent.searching.wait()
-            visit.leave()
-        [run] = (await get(app, "/runs")).json["runs"]
-        assert run["state"] == "running"
-        late = Visit("GET", f"/runs/{run['id']}/stream")
-        async with late.going_on(app):
-            await late.event("tool_started" if path == "/runs/stream" else "events_skipped")
-            agent.let_go.set()
-        assert late.text == "done"
-        assert (await get(app, f"/runs/{run['id']}")).json["result"]["content"] == "done"
-
-
 @pytest.mark.parametrize("on_disconnect", ["cancel", "detach"])
 @pytest.mark.parametrize("path", ["/runs", "/runs/stream"])
 async def test_a_run_that_is_deleted_has_ended_before_the_answer(path: str, on_disconnect: Any) -> None:

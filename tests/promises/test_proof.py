@@ -1,4 +1,4 @@
-"""The how-to "Prove that your agent stops": whoever copies its test file finds a leak, and nothing where none is."""
+"""You can prove it for your own agents: cancelled at every checkpoint, what one leaves is named."""
 
 from __future__ import annotations
 
@@ -7,9 +7,44 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
+from fractal import BaseAgent
+from fractal.testing import CancellationFaults, ScriptedModel, answers, cancel_everywhere
+
 PAGE = (Path(__file__).parents[2] / "docs" / "prove-it-stops.md").read_text(encoding="utf-8")
+
+
+async def look() -> str:
+    """Look out of the window."""
+    await anyio.sleep(0)
+    return "rain"
+
+
+def test_an_agent_that_leaves_nothing_passes_on_both_backends():
+    async def scenario() -> None:
+        await BaseAgent("A", "a", client=ScriptedModel([answers.call("look"), "done"])).add_tool(look).run("go")
+
+    report = cancel_everywhere(scenario, ways=["scope"])
+    assert {backend for backend, _ in report.points} == {"asyncio", "trio"}
+    assert min(report.points.values()) > 4
+
+
+def test_what_a_tool_leaves_is_named(backend: str):
+    async def leaky() -> str:
+        """Look out of the window, and forget to wait for that."""
+        look()  # type: ignore[unused-coroutine]
+        return "rain"
+
+    async def scenario() -> None:
+        await BaseAgent("A", "a", client=ScriptedModel([answers.call("leaky"), "done"])).add_tool(leaky).run("go")
+
+    with pytest.raises(CancellationFaults, match="look"):
+        cancel_everywhere(scenario, backends=[backend], ways=["scope"])
+
+
+# ---- the how-to "Prove that your agent stops": whoever copies its test file finds a leak, and nothing where none is
 
 
 def blocks(section: str) -> str:
