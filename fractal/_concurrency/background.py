@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import anyio
 from anyio.lowlevel import checkpoint, current_token
 
+from fractal._concurrency.loops import call_soon
 from fractal._concurrency.scopes import carried, is_cancellation, outranks_cancellation, remaining, stop_if_cancelled
 from fractal._concurrency.workers import wait_out
 from fractal._log import log
@@ -127,8 +128,7 @@ class Joinable(ABC):
         ended, here = anyio.Event(), current_token()
 
         def tell() -> None:
-            with suppress(anyio.RunFinishedError):  # that loop has ended: nobody waits there
-                here.backend_class.run_sync_soon(ended.set, (), here.native_token)
+            call_soon(here, ended.set)  # where that loop has ended, nobody waits
 
         if not self._in_its_loop(lambda: tell() if self.has_ended else self.when_ended(tell)):
             ended.set()
@@ -143,15 +143,10 @@ class Joinable(ABC):
 
     def _in_its_loop(self, function: Callable[[], object]) -> bool:
         """Call a function in the event loop of the work; returns False if that loop has ended."""
-        token = self._token
         if self._is_here():
             function()
             return True
-        try:
-            token.backend_class.run_sync_soon(function, (), token.native_token)
-        except anyio.RunFinishedError:
-            return False
-        return True
+        return call_soon(self._token, function)
 
     def _is_here(self) -> bool:
         try:
@@ -394,8 +389,7 @@ def spawn_later(token: EventLoopToken, function: Callable[[], Coroutine[Any, Any
         else:
             sys.modules["trio"].lowlevel.spawn_system_task(run, name=name)
 
-    with suppress(anyio.RunFinishedError):  # it has ended
-        token.backend_class.run_sync_soon(start, (), loop)
+    call_soon(token, start)
 
 
 def spawn(
@@ -420,5 +414,5 @@ def spawn(
 
 
 def _end(task: object) -> None:
-    """Forget a task that has ended, and tell; one function for both, since each is a turn of its own to the loop."""
+    """Forget a task that has ended, and call back; in one, since each callback takes a turn of the event loop."""
     _tasks.pop(task)(task)

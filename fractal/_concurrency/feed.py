@@ -6,12 +6,12 @@ A memory stream would do, but that what a cancelled run has to say at its end mu
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 import anyio
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
+from fractal._concurrency.loops import call_soon
 from fractal._concurrency.scopes import stop_if_cancelled
 
 __all__ = ["Feed", "Inlet"]
@@ -146,8 +146,7 @@ class _OtherLoopInlet(Generic[T]):
         self._feed, self._token = feed, token
 
     def put(self, item: T) -> None:
-        with suppress(anyio.RunFinishedError):  # the reader's loop has ended: nobody reads
-            self._token.backend_class.run_sync_soon(self._feed.put, (item,), self._token.native_token)
+        call_soon(self._token, self._feed.put, item)  # where the reader's loop has ended, nobody reads
 
     @property
     def is_full(self) -> bool:

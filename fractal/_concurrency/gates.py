@@ -15,6 +15,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 from fractal._concurrency.forks import in_child
+from fractal._concurrency.loops import call_soon
 
 __all__ = [
     "Gate",
@@ -42,8 +43,8 @@ class _Waiter:
         self.token = current_token()
         self.granted = False
 
-    def wake(self) -> None:
-        self.token.backend_class.run_sync_soon(self.event.set, (), self.token.native_token)
+    def wake(self) -> bool:
+        return call_soon(self.token, self.event.set)
 
 
 class Gate:
@@ -117,12 +118,9 @@ class Gate:
             self._held -= 1
             while self._waiters and self._held < self._limit:
                 waiter = self._waiters.popleft()
-                try:
-                    waiter.wake()
-                except anyio.RunFinishedError:  # its event loop has ended: nobody waits there
-                    continue
-                waiter.granted = True
-                self._held += 1
+                if waiter.wake():  # else its event loop has ended: nobody waits there
+                    waiter.granted = True
+                    self._held += 1
 
     def forget_holders(self) -> None:
         """Free all slots: the threads that held them are gone."""

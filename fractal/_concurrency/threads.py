@@ -25,6 +25,7 @@ from fractal._concurrency.crossing import LoopCall
 from fractal._concurrency.current import WeakVar, current_run
 from fractal._concurrency.forks import end_child_with_this_step, in_child, leave_child
 from fractal._concurrency.gates import Gate, Waiting, tool_threads
+from fractal._concurrency.loops import call_soon
 from fractal._concurrency.stuck import line_in_thread
 from fractal._concurrency.workers import run_in_thread, wait_out
 from fractal.errors import OtherProcess, RunCancelled
@@ -211,13 +212,7 @@ class ThreadCall(Generic[T]):
 
     def soon(self, function: Callable[..., object], *arguments: object) -> bool:
         """Schedule a plain function in the event loop of the call; returns whether the loop takes it."""
-        if self.token is None or self.is_over:
-            return False
-        try:
-            self.token.backend_class.run_sync_soon(function, arguments, self.token.native_token)
-        except anyio.RunFinishedError:
-            return False
-        return True
+        return self.token is not None and not self.is_over and call_soon(self.token, function, *arguments)
 
     def _start(self, call: JoinedCall[Any]) -> None:
         if self._has_left or call.has_ended:

@@ -22,6 +22,7 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar, checkpoint, current_token
 
 from fractal._concurrency.forks import in_child, our_threads
+from fractal._concurrency.loops import call_soon
 
 __all__ = ["THREAD_NAME", "run_in_thread", "wait_out"]
 
@@ -117,8 +118,7 @@ class _Job(Generic[T]):
 
     def deliver(self) -> None:
         """Wake the waiting task; called in the thread."""
-        with suppress(anyio.RunFinishedError):  # its event loop has ended
-            self._token.backend_class.run_sync_soon(self.done.set, (), self._token.native_token)
+        call_soon(self._token, self.done.set)
 
     def result(self) -> T:
         """Return the function's result, or raise its exception."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 
 from fractal._concurrency.background import Background, Joinable, end_all, task_here
 from fractal._concurrency.current import current_run
+from fractal._concurrency.loops import call_soon
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -198,6 +198,4 @@ class Errand(Joinable):
 
     def over(self) -> None:
         """Note the end of the call; works in any thread."""
-        token = self._token
-        with suppress(anyio.RunFinishedError):  # the event loop of the run has ended
-            token.backend_class.run_sync_soon(self.end, (), token.native_token)
+        call_soon(self._token, self.end)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from fractal._concurrency.loops import call_soon
 from fractal._engine.clock import CLOCK_SLACK
 from fractal._engine.observers import Brief, companions_of, helpers_among, interested, settle_all, tell_all
 from fractal._event import event_of
@@ -168,13 +169,7 @@ class Emitter:
         emitter: Emitter | None = self
         while emitter is not None and emitter.has_ended:
             emitter = emitter._above
-        try:
-            if emitter is None:
-                log.info(message)
-            else:
-                token = emitter._clock.token
-                token.backend_class.run_sync_soon(emitter._warn_or_pass_on, (message,), token.native_token)
-        except anyio.RunFinishedError:  # the loop has ended
+        if emitter is None or not call_soon(emitter._clock.token, emitter._warn_or_pass_on, message):
             log.info(message)
 
     def _warn_or_pass_on(self, message: str) -> None:

@@ -16,6 +16,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 from fractal import sync
+from fractal._concurrency.loops import call_soon
 from fractal._engine.hooks import Hook
 from fractal.approval import Approval, Deny, PendingCall
 from fractal.errors import RunCancelled
@@ -54,8 +55,7 @@ class Question:
     def answer(self, answer: Approval) -> None:
         """Give the answer, from another thread; one that comes too late is dropped."""
         self._answer = answer
-        with suppress(anyio.RunFinishedError):  # the loop has ended, and the run with it
-            self._token.backend_class.run_sync_soon(self._answered.set, (), self._token.native_token)
+        call_soon(self._token, self._answered.set)
 
 
 class Turn:

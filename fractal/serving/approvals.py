@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Literal
 
 import anyio
 from anyio.lowlevel import current_token
 
+from fractal._concurrency.loops import call_soon
 from fractal._json import jsonable
 from fractal.approval import Allow, Approval, Deny, PendingCall
 from fractal.context import RunContext
@@ -32,8 +32,7 @@ class _Waiting:
     def answer(self, answer: Approval) -> None:
         """Note the answer; a delegate may wait for it in an event loop of its own."""
         self._answer = answer
-        with suppress(anyio.RunFinishedError):  # that loop has ended
-            self._token.backend_class.run_sync_soon(self._answered.set, (), self._token.native_token)
+        call_soon(self._token, self._answered.set)
 
 
 class PendingApprovals:

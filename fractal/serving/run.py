@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from fractal._agent import verbs
+from fractal._concurrency.loops import call_soon
 from fractal._engine.brought import bring_tools, bring_turns
 from fractal._engine.hooks import Hook
 from fractal._engine.overrides import Adoption
@@ -142,11 +143,11 @@ class ServedRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended."""
+        """Whether the run has ended."""
         return self.ended.is_set()
 
     def cancel(self, why: str = "the run was cancelled") -> None:
-        """Begin to end it; `ended` is set when its tasks have ended.
+        """Begin to end the run; `ended` is set when its tasks have ended.
 
         Args:
             why: What clients are told.
@@ -183,7 +184,7 @@ class ServedRun:
             self.log.add_text(_text_of(messages[-1]))
 
     def record(self) -> RunRecord:
-        """What is known of it now."""
+        """What is known of the run now."""
         if self._record is not None:
             return self._record
         record = self._known()
@@ -232,7 +233,7 @@ class ServedRun:
                 log.failure(f"run {self.id} failed", error)
 
     def end(self) -> None:
-        """Note that it has ended; called by whoever drives it, last of all."""
+        """Note that the run has ended; called by whoever drives it, last of all."""
         if self.is_over:
             return
         self.ended_at = time.time()
@@ -314,7 +315,7 @@ class ServedRun:
     def tell(self, event: Event) -> None:
         """Take an event of the run, or of one below it that may be in another event loop, into the log."""
         if get_ident() != self._thread:
-            self.token.backend_class.run_sync_soon(self.tell, (event,), self.token.native_token)
+            call_soon(self.token, self.tell, event)
             return
         if event.run_id == self.id:
             self._note_own(event)
@@ -354,8 +355,7 @@ class _AskClients(Hook):
 def _tell_approval(log_: EventLog, thread: int, token: EventLoopToken, approval: ApprovalPending) -> None:
     """Take a call that waits into the log of a run; from the event loop of a delegate, too."""
     if get_ident() != thread:
-        tell = partial(_tell_approval, log_, thread, token, approval)
-        token.backend_class.run_sync_soon(tell, (), token.native_token)
+        call_soon(token, _tell_approval, log_, thread, token, approval)
         return
     log_.add("approval_requested", approval_json(approval))
 

@@ -21,6 +21,7 @@ from anyio.lowlevel import EventLoopToken, current_token
 
 from fractal._concurrency.crossing import Latch, LoopCall
 from fractal._concurrency.forks import end_child_with_this_step, in_child, our_threads
+from fractal._concurrency.loops import call_soon
 from fractal._concurrency.stuck import line_in_thread, line_of
 from fractal._concurrency.threads import ThreadCall, current_thread_call, threads_waited_for
 from fractal._engine.below import Errand
@@ -155,10 +156,8 @@ class EventLoop:
             self._end_calls()
 
     def _soon(self, function: Callable[..., object], *arguments: object) -> None:
-        token = self._token
-        if token is not None and self._parent is None:
-            with suppress(anyio.RunFinishedError):  # not any RuntimeError: a signal handler may raise one in here
-                token.backend_class.run_sync_soon(function, arguments, token.native_token)
+        if self._token is not None and self._parent is None:
+            call_soon(self._token, function, *arguments)
 
     def _end_calls(self) -> None:
         with suppress(KeyError):  # somebody else has taken the last one

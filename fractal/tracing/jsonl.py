@@ -21,6 +21,7 @@ import anyio
 from anyio.lowlevel import current_token
 
 from fractal._concurrency.forks import in_child
+from fractal._concurrency.loops import call_soon
 from fractal._log import log
 
 if TYPE_CHECKING:
@@ -303,8 +304,7 @@ def _close_all(descriptors: Iterable[int]) -> None:
 
 def _wake(waiters: dict[EventLoopToken, anyio.Event]) -> None:
     for token, event in waiters.items():
-        with suppress(anyio.RunFinishedError):  # its event loop has ended: nobody waits there
-            token.backend_class.run_sync_soon(event.set, (), token.native_token)
+        call_soon(token, event.set)  # where its event loop has ended, nobody waits
 
 
 def _ends_within_a_line(path: str, descriptor: int) -> bool:
