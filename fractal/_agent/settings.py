@@ -24,6 +24,8 @@ from fractal.models.openai import model_for
 __all__ = [
     "FIXED",
     "SETTINGS",
+    "Given",
+    "Held",
     "Setting",
     "checked",
     "checked_budget",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Never, overload
+from typing import TYPE_CHECKING, Any, Never, Self, overload
 
 from fractal._agent.core import AnyAgent, core_of
-from fractal._agent.settings import Setting
+from fractal._agent.settings import Given, Held, Setting
 from fractal._engine.around import Guards, Hooks
 from fractal._texts import in_brief, kind_of
 from fractal.around import Around, AroundHook, Guard
@@ -80,53 +80,44 @@ class ToolkitSetting(Setting["AgentToolkit | None", AgentTools]):
         )
 
 
-class AroundSetting(Setting[AroundHook | Sequence[AroundHook | Around] | None, Hooks]):
-    """A setting that holds hooks; its value is also a decorator, which adds a hook."""
+class _HookSetting(Setting[Given, Held]):
+    """A setting that holds functions, whose value is also a decorator that adds one."""
+
+    _form: type[Any]
 
     @overload
-    def __get__(self, agent: None, kind: type[Any]) -> AroundSetting: ...
+    def __get__(self, agent: None, kind: type[Any]) -> Self: ...
 
     @overload
-    def __get__(self, agent: object, kind: type[Any]) -> Hooks: ...
+    def __get__(self, agent: object, kind: type[Any]) -> Held: ...
 
     def __get__(self, agent: Any, kind: type[Any]) -> Any:
-        """The agent's hooks."""
-        if agent is None:
-            return super().__get__(None, kind)
-        core = core_of(agent)
-        return Hooks.of(core.read(self.name), partial(core.add_hook, self.name))
+        """The agent's functions."""
+        held: Any = super().__get__(agent, kind)
+        return held if agent is None else self._form.of(held, partial(core_of(agent).add_hook, self.name))
 
     def __call__(self, *given: Any, **options: Any) -> Never:
-        """Refuse to decorate a method."""
-        raise _no_decorator(self.name)
+        """Refuse to decorate a method.
+
+        Raises:
+            InvalidArguments: Always.
+        """
+        raise InvalidArguments(
+            f"@{self.name} is a decorator of an agent, not of its class: for a method of a class, call"
+            f" self.{self.name}(self.method) in __init__"
+        )
 
 
-class GuardSetting(Setting[Guard | Sequence[Guard] | None, Guards]):
-    """The setting that holds guards; its value is also a decorator, which adds a guard."""
+class AroundSetting(_HookSetting[AroundHook | Sequence[AroundHook | Around] | None, Hooks]):
+    """A setting that holds the hooks around tool calls, or around requests."""
 
-    @overload
-    def __get__(self, agent: None, kind: type[Any]) -> GuardSetting: ...
-
-    @overload
-    def __get__(self, agent: object, kind: type[Any]) -> Guards: ...
-
-    def __get__(self, agent: Any, kind: type[Any]) -> Any:
-        """The agent's guards."""
-        if agent is None:
-            return super().__get__(None, kind)
-        core = core_of(agent)
-        return Guards.of(core.read(self.name), partial(core.add_hook, self.name))
-
-    def __call__(self, *given: Any, **options: Any) -> Never:
-        """Refuse to decorate a method."""
-        raise _no_decorator(self.name)
+    _form = Hooks
 
 
-def _no_decorator(name: str) -> InvalidArguments:
-    return InvalidArguments(
-        f"@{name} is a decorator of an agent, not of its class: for a method of a class, call self.{name}(self.method)"
-        " in __init__"
-    )
+class GuardSetting(_HookSetting[Guard | Sequence[Guard] | None, Guards]):
+    """The setting that holds guards."""
+
+    _form = Guards
 
 
 def checked_tools(toolkit: Any) -> Iterable[Callable[..., Any] | Tool]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import fractal.tracing.names as names
-from fractal._json import encode, is_list, is_mapping, text_of
+from fractal._json import encode, is_list, is_mapping
 from fractal.tracing.content import instructions_of, message_in_parts
 from fractal.tracing.record import TraceEvent
-from fractal.tracing.spans import Span, Spans, Step
+from fractal.tracing.spans import Span, Spans, Step, short_text
 
 __all__ = ["ExportedSpan", "exported_spans"]
 
@@ -23,8 +23,6 @@ _BYTES_OF_A_SPAN = 2000  # besides what was said
 
 _MOST_FRESH = 2**20
 """Bytes of messages that a request is shown to have brought; further ones are left out."""
-
-_LONGEST = 500  # characters of a name
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -216,7 +214,7 @@ def _begin_call(span: Span, talk: _Talk, event: TraceEvent) -> tuple[dict[str, A
 
 
 def _end_run(ended: ExportedSpan, talk: _Talk | None, event: TraceEvent) -> None:
-    ended.facts[names.STOP_REASON] = _text(event.metadata.get("stop_reason"))
+    ended.facts[names.STOP_REASON] = short_text(event.metadata.get("stop_reason"))
     usage = talk.usage if talk is not None else {}
     ended.facts |= {name: usage.get(name) for name in (names.INPUT_TOKENS, names.OUTPUT_TOKENS)}
     if event.result is not None:
@@ -225,13 +223,13 @@ def _end_run(ended: ExportedSpan, talk: _Talk | None, event: TraceEvent) -> None
 
 def _end_chat(ended: ExportedSpan, talk: _Talk | None, event: TraceEvent) -> None:
     facts = event.metadata
-    usage, reason = names.usage_of_reply(facts), _text(facts.get("finish_reason"))
+    usage, reason = names.usage_of_reply(facts), short_text(facts.get("finish_reason"))
     if talk is not None:
         for name, count in usage.items():
             talk.usage[name] = talk.usage.get(name, 0) + count
     ended.facts |= usage | {
-        names.RESPONSE_MODEL: _text(facts.get("model")),
-        names.RESPONSE_ID: _text(facts.get("response_id")),
+        names.RESPONSE_MODEL: short_text(facts.get("model")),
+        names.RESPONSE_ID: short_text(facts.get("response_id")),
         names.FINISH_REASONS: [reason] if reason else None,
         names.FIRST_CHUNK: _number(facts.get("first_piece")),
         names.COST: _number(facts.get("cost")),
@@ -249,14 +247,10 @@ def _end_call(ended: ExportedSpan, talk: _Talk | None, event: TraceEvent) -> Non
 
 
 def _say_nothing(ended: ExportedSpan, talk: _Talk | None, event: TraceEvent) -> None:
-    """What ended with something else has nothing of its own to say."""
+    """Say nothing: the part was ended by the end of another one."""
 
 
 _ENDS = {("run", "agent_end"): _end_run, ("chat", "model_response"): _end_chat, ("tool", "tool_result"): _end_call}
-
-
-def _text(value: object) -> str | None:
-    return text_of(value)[:_LONGEST] if value is not None else None
 
 
 def _number(value: object) -> float | None:

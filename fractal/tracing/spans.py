@@ -14,7 +14,7 @@ from fractal.results import Outcome
 from fractal.tracing import names
 from fractal.tracing.record import TraceEvent
 
-__all__ = ["UNFINISHED", "RunEnd", "Span", "Spans", "Step", "end_of_call", "end_of_run", "run_of"]
+__all__ = ["UNFINISHED", "RunEnd", "Span", "Spans", "Step", "end_of_call", "end_of_run", "run_of", "short_text"]
 
 MOST_OPEN = 30_000
 """Spans that are open at once. Where there are more, as in a file of beginnings alone, the oldest run ends."""
@@ -203,7 +203,7 @@ class RunEnd(NamedTuple):
 def end_of_run(event: TraceEvent) -> RunEnd:
     """How a run ended, by the event that tells its end."""
     success = bool(event.metadata.get("success", event.error is None))
-    reason, kind = (_text(event.metadata.get(name)) for name in ("stop_reason", "error_type"))
+    reason, kind = (short_text(event.metadata.get(name)) for name in ("stop_reason", "error_type"))
     error = names.error_of_run(success, reason, kind, None)
     outcome = "ok" if error is None else error if error in (names.TIMEOUT, names.CANCELLED) else "error"
     return RunEnd(outcome, reason or ("finished" if success else "error"), error)
@@ -302,7 +302,7 @@ def _agent_end(run: _Run, event: TraceEvent) -> Iterator[Step]:
 
 def _model_request(run: _Run, event: TraceEvent) -> Iterator[Step]:
     yield from _sent_again(run, event)
-    iteration, model = event.metadata.get("iteration"), _text(event.metadata.get("model")) or ""
+    iteration, model = event.metadata.get("iteration"), short_text(event.metadata.get("model")) or ""
     if run.chat is not None and run.iteration != iteration:  # it was given up for this one
         yield _ended(run.chat, event.timestamp, event, names.CANCELLED, names.CANCELLED)
         run.chat = None
@@ -326,7 +326,7 @@ def _sent_again(run: _Run, event: TraceEvent) -> Iterator[Step]:
 
 
 def _model_response(run: _Run, event: TraceEvent) -> Iterator[Step]:
-    model = _text(event.metadata.get("model")) or ""
+    model = short_text(event.metadata.get("model")) or ""
     chat, sent = run.chat, run.sent
     run.chat = run.sent = None
     if chat is None:
@@ -402,7 +402,7 @@ _STEPS: dict[str, Callable[[_Run, TraceEvent], Iterator[Step]]] = {
 
 
 def _begin_of(event: TraceEvent) -> float:
-    """When that began of which only the end is there."""
+    """The beginning of a part of which only the end is there."""
     return event.timestamp - max(event.elapsed_time or 0.0, 0.0)
 
 
@@ -410,5 +410,6 @@ def _call_id(event: TraceEvent) -> str:
     return event.tool_call_id or event.tool_name or "tool"
 
 
-def _text(value: object) -> str | None:
+def short_text(value: object) -> str | None:
+    """The text of a fact of a trace, cut to the length of a name; None for null."""
     return text_of(value)[:_LONGEST] if value is not None else None
