@@ -238,7 +238,7 @@ class AgentToolkit:
                 continue
             if any(name in vars(kind) for kind in type(owner).__mro__ if _is_ours(kind)):
                 raise InvalidTool(
-                    name, f"{type(owner).__name__} has a method of that name itself: call yours otherwise"
+                    name, f"{type(owner).__name__} has a method of that name itself: give yours another name"
                 )
             kind = kind_of(attribute)
             if issubclass(kind, _NOT_CALLED):

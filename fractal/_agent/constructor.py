@@ -107,8 +107,8 @@ def take_settings(kind: type[Any]) -> None:
         form = kind_of(value)
         if hasattr(form, "__get__"):
             raise InvalidArguments(
-                f"{kind.__name__}.{name} is a {form.__name__}, and {name} is a setting of every agent: call"
-                f" yours otherwise. super().__init__({name}=…) and agent.{name} = … give it a value"
+                f"{kind.__name__}.{name} is a {form.__name__}, and {name} is a setting of every agent: give"
+                f" yours another name. super().__init__({name}=…) and agent.{name} = … give it a value"
             )
         setattr(kind, name, above.with_default(value))
     for base in vars(kind).get("__orig_bases__", ()):
@@ -161,6 +161,6 @@ def _is_setting(value: object) -> bool:
 
 
 def _said_by(kind: type[Any], names: Iterable[str]) -> dict[str, Any]:
-    """The value that a class has in its body, or one above it."""
+    """The value of a name in the body of a class, or of a class above it."""
     found = ((name, getattr(kind, name)) for name in names if name not in FIXED)
     return {name: value for name, value in found if not isinstance(value, Setting)}

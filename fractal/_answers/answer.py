@@ -122,11 +122,11 @@ class Answer:
 
     @property
     def way(self) -> str | None:
-        """The way in which it is asked for now; None for text."""
+        """The way in which the answer is asked for now; None for text."""
         return self._plan.way if self._plan is not None else None
 
     def take_way(self, way: str | None) -> None:
-        """Ask in a way that the endpoint took, in a process that has ended."""
+        """Ask in the way that the endpoint took of an earlier process of this run."""
         if self._plan is not None and self._plan.take(way):
             self._offer()
 

@@ -133,7 +133,7 @@ class _Items(Container):
 
 
 class _Set(_Items):
-    """A set: an open item is not in it, since it would be another one when it is complete."""
+    """A set: an incomplete item is left out, since it would be another one when complete."""
 
     def open_frame(self, frame: Frame, depth: int) -> Any:
         if frame.is_object:
@@ -249,7 +249,7 @@ class _Union(Shape):
         return shape.score(frame) if shape is not None else None
 
     def pick(self, frame: Frame) -> Shape | None:
-        """The one that it is; None if that cannot be told yet."""
+        """The type that the value is of; None if that cannot be told yet."""
         scores = [(shape.score(frame), shape) for shape in self.choices]
         known = [(score, shape) for score, shape in scores if score is not None and score >= 0]
         if not known or any(score is None for score, _ in scores):

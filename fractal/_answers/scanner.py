@@ -49,7 +49,7 @@ class _OpenString:
         self._is_valid = True
 
     def grow(self, text: str) -> bool:
-        """Read what has come of it; whether there is more to see now, or less."""
+        """Read the text that has come; returns whether the visible part has changed."""
         part = _DECODABLE.match(text, self._at) if self._is_valid else None
         if part is None or part.end() == self._at:
             return False
@@ -61,7 +61,7 @@ class _OpenString:
         return True
 
     def value(self) -> str | None:
-        """What there is of it; None if it is no valid string."""
+        """The string as far as it is written; None if it is not a valid one."""
         if not self._is_valid:
             return None
         self._parts = ["".join(self._parts)]
@@ -152,7 +152,7 @@ class Scanner:
 
     @property
     def length(self) -> int:
-        """Characters so far, from where it begins."""
+        """Characters of the JSON text so far."""
         return len(self._text)
 
     def _begin(self) -> bool:

@@ -63,7 +63,7 @@ class World:
         return self.shapes[key]
 
     def validator_of(self, schema: Schema, config: CoreConfig | None) -> SchemaValidator:
-        """What validates complete values of a type."""
+        """The validator of complete values of a type."""
         if self.definitions:
             schema = {"type": "definitions", "schema": schema, "definitions": list(self.definitions.values())}
         return SchemaValidator(cast("CoreSchema", schema), config)
@@ -84,7 +84,7 @@ class Shape:
 
     @functools.cached_property
     def validator(self) -> SchemaValidator:
-        """Made when it is first needed."""
+        """The validator of complete values, made when it is first needed."""
         return self.world.validator_of(self.schema, self.config)
 
     def whole(self, text: str) -> Any:
@@ -92,7 +92,7 @@ class Shape:
         return attempt(self.validator.validate_json, text)
 
     def open(self, value: Frame | str | None, depth: int) -> Any:
-        """What can be shown of a value that is open; NOTHING if that is nothing."""
+        """The visible part of an incomplete value; NOTHING if there is none."""
         if value is None or depth > DEEPEST:
             return NOTHING
         return self.open_string(value) if isinstance(value, str) else self.open_frame(value, depth)
@@ -116,7 +116,7 @@ class Shape:
 
 
 def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call what may lead to code of the user's own, which may raise anything, most of all on half an object."""
+    """Call a function that may lead to a user's code, which may raise anything, most of all on half an object."""
     try:
         return function(*arguments)
     except Exception:
@@ -148,7 +148,7 @@ class Container(Shape, ABC):
 
     @abstractmethod
     def member(self, key: str | None, index: int) -> tuple[Any, Shape] | None:
-        """Under which name a member is kept, and its shape; None if there is no such member."""
+        """The name under which a member is kept, and its shape; None if there is no such member."""
 
     @abstractmethod
     def build(self, values: dict[Any, Any], members: Members) -> Any:

@@ -41,7 +41,7 @@ class Latch:
                 self._waiters.pop().release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is open.
+        """Wait until the latch is open.
 
         Args:
             timeout: Seconds; None: as long as it takes.

@@ -141,7 +141,7 @@ async def settled(awaitable: Awaitable[T], name: str) -> T:
 
 
 async def _tell_apart(error: BaseException, name: str) -> None:
-    """Raise what an exception of the user's code stands for, where it only looks like something else."""
+    """Raise what an exception stands for: the waiting task's cancellation, or an error if nobody cancelled that."""
     if outranks_cancellation(error):
         return
     await stop_if_cancelled()
@@ -315,7 +315,7 @@ class _Watched(Generator[Any, Any, T], Awaitable[T]):
         return self._run.grace if self._run is not None else DEFAULT_GRACE
 
     def _wait(self, value: Any) -> Any:
-        """Make a step of the rest."""
+        """Make a step of the pause before the next cancellation."""
         assert self._rest is not None
         try:
             return self._rest.send(value)

@@ -28,7 +28,7 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is a process that this one would know of."""
+        """Whether the process is one of this machine, where others can look for it."""
         return self.host == _host()
 
     def is_dead(self) -> bool:
@@ -49,13 +49,13 @@ class Owner:
 
 
 def this_process() -> Owner:
-    """The process that asks."""
+    """The calling process."""
     return Owner(_host(), os.getpid(), _stat_of(os.getpid())[1])
 
 
 @cache
 def _host() -> str:
-    """A word for the machine that says nothing of it: traces are passed on."""
+    """A digest that stands for the machine and reveals nothing of it, since traces are passed on."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         host = f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -1,4 +1,4 @@
-"""Small words about cancellation that the engine needs in more than one place."""
+"""Helpers around cancellation and deadlines that more than one module needs."""
 
 from __future__ import annotations
 

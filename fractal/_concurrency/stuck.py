@@ -1,4 +1,4 @@
-"""Where something that does not come to its end is: a coroutine, or a function in a thread."""
+"""The source lines at which coroutines and threads are that do not come to their ends."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Delay:
         return partial(waiting.pop, key, None)
 
     def _look(self, loop: Any) -> None:
-        """Call what has waited long enough, and come back for the next."""
+        """Call the functions whose delay is over, and set the timer for the next one."""
         waiting, now = self._waiting[loop], loop.time()
         while waiting:
             key, (due, context, function) = next(iter(waiting.items()))

@@ -67,7 +67,7 @@ def position_of(form: Any) -> int:
         Unreadable: It is none.
     """
     if not is_count(form):
-        raise Unreadable(f"a stored number is none: {repr_of(form)}")
+        raise Unreadable(f"a stored value is no whole number: {repr_of(form)}")
     number: int = form
     return number
 

@@ -85,7 +85,7 @@ class JournalOfTree:
                 self._opened = None
 
     def check(self) -> None:
-        """Raise what has broken the journal, as nothing may go on without it.
+        """Raise the error that has broken the journal: nothing may go on without it.
 
         Raises:
             JournalError: A record could not be read or kept before.

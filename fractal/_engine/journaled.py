@@ -41,7 +41,7 @@ _ODD = re.compile(r"[^\w.-]+")
 
 
 def journaled(run: RunParty) -> JournaledRun | None:
-    """What records a run that is being made; None without a journal. Gives the run the id that it has there."""
+    """The recorder of a run that is being made, to which it gives the id in the journal; None without a journal."""
     durable, parent = run.settings.durable, run.parent
     if durable is not None:
         run.take_id(durable.run_id)

@@ -150,7 +150,7 @@ class JournaledReplies:
             await run.emitter.emit_in_turn(TextDelta, text=late)
 
     async def shown(self, run: RunParty, delta: Delta) -> Delta | None:
-        """What to show of a piece of the reply; None if the reader has seen it. Recorded before it is shown."""
+        """The part of a piece to show, recorded before it is shown; None if the reader has seen it."""
         if delta.kind != "text":
             return delta
         text = self._shown.rest_of(delta.text)
@@ -185,7 +185,7 @@ class _Facts(NamedTuple):
 
 
 def _window_of(form: Any, length: int) -> tuple[int, Message | None, Usage | None]:
-    """What was left out of so many messages, what stands for that, and what it took to write it."""
+    """The number of messages left out, the summary in their place, and the usage of writing it."""
     cut, summary = position_of(form["cut"]), from_lossless(form["summary"])
     if cut > length or (summary is not None and not Transcript([summary]).messages):
         raise Unreadable("a stored window is of another conversation")
@@ -211,11 +211,11 @@ class _Shown:
 
     @classmethod
     def of_form(cls, form: Any) -> _Shown:
-        """What a record's value tells of; nothing without one."""
+        """The shown text that a record's value tells of; none without a record."""
         return cls(position_of(form["characters"]), str(form["sha256"])) if form is not None else cls(0, "")
 
     def rest_of(self, piece: str) -> str:
-        """What of the next piece, and of those held back, has not been shown."""
+        """The part of the next piece, and of those held back, that has not been shown."""
         if not self._before:
             return piece
         self._held += piece
@@ -236,7 +236,7 @@ class _Shown:
         return {"characters": self._count, "sha256": self._digest.hexdigest()}
 
     def held_back(self) -> str:
-        """What was held back of a text that has ended, and so is another."""
+        """The text held back so far, of a reply that ended before it was as long as the one shown."""
         held, self._held, self._before = self._held, "", 0
         return held
 

@@ -43,7 +43,7 @@ class Kept(Protocol):
     """A conversation that is kept, as far as runs need it."""
 
     def begin_turn(self, run_id: str | None) -> Keeper:
-        """Make the hold of a run on it; nothing is read or written yet.
+        """Make the hold of a run on the conversation; nothing is read or written yet.
 
         Args:
             run_id: Id of a durable run, which may have said something there before its process ended; else None.

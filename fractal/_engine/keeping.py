@@ -43,7 +43,7 @@ async def kept(run: Run, keeper: Keeper, work: Callable[[Run], Awaitable[T]]) ->
 
 
 async def keep(run: Run, keeper: Keeper) -> None:
-    """Keep what is new of a conversation that is whole; a question is kept with what it has led to.
+    """Keep the new messages of a conversation that is whole; a question is kept with what it has led to.
 
     Raises:
         StoreError: It cannot be kept.
@@ -54,7 +54,7 @@ async def keep(run: Run, keeper: Keeper) -> None:
 
 
 async def _keep_rest(run: Run, keeper: Keeper, *, was_cancelled: bool) -> None:
-    """Keep what there is of a run that has failed or was cancelled; a cancellation is what comes of it, then."""
+    """Keep the messages of a run that failed or was cancelled; a cancellation goes before an error of the store."""
     try:
         with anyio.move_on_after(run.grace, shield=True) as scope:
             await keep(run, keeper)

@@ -95,7 +95,7 @@ def helpers_among(companions: Iterable[RunObserver]) -> tuple[RunObserver, ...]:
 
 
 def _is_own(method: Callable[..., Any]) -> bool:
-    """Whether a method of an observer is another one than its base class has."""
+    """Whether an observer overrides a method of its base class."""
     return getattr(method, "__func__", None) not in (RunObserver.enter_call, RunObserver.request_headers)
 
 

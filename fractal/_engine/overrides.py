@@ -144,7 +144,7 @@ def _check(kind: type[Any], name: str, method: object) -> None:
     arguments, named, form = _CALLED[name]
     function = getattr(kind, name)
     if not callable(function):
-        raise InvalidArguments(f"{kind.__name__}.{name} hides the verb {name}: call yours otherwise")
+        raise InvalidArguments(f"{kind.__name__}.{name} hides the verb {name}: give yours another name")
     if name in ("get_tool_schemas", "stream") and is_async(function):
         raise InvalidArguments(f"{kind.__name__}.{name} is async, and called where nobody awaits: use def")
     try:
@@ -157,7 +157,7 @@ def _check(kind: type[Any], name: str, method: object) -> None:
     except TypeError:
         raise InvalidArguments(
             f"{kind.__name__}.{name}{signature} hides the verb {name}, which delegation, batches, streams and the"
-            f" blocking facade call as {name}{form}: take these, or call yours otherwise"
+            f" blocking facade call as {name}{form}: take these, or give yours another name"
         ) from None
 
 
@@ -237,7 +237,7 @@ class Adoption:
         self.is_over, self._take = True, None
 
     def shows(self, agent: object, above: Run | None) -> bool:
-        """Whether this decides what streams show of the runs of an agent below a run."""
+        """Whether this adoption decides what streams show of the runs that an agent begins below a run."""
         return self._sees_to_streams and agent is self._agent and above is self._above and not self.is_over
 
 

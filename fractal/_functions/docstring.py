@@ -150,20 +150,20 @@ class _Reader:
         return (found["words"], at + 1) if found and (found["mark"] or found["colon"]) else (None, at)
 
     def _first(self, start: int, test: Callable[[str], object]) -> int:
-        """The first line from one on that passes a test; the end if none does."""
+        """The index of the first line, from another on, that passes a test; the end if none does."""
         return next((i for i in range(start, len(self._lines)) if test(self._lines[i])), len(self._lines))
 
     def _end_of_deeper(self, start: int) -> int:
-        """The first line from one on that is not indented further than this."""
+        """The index of the first line, from another on, that is not indented further than this."""
         here = _indent(self._lines[self._at])
         return self._first(start, lambda line: line.strip() and _indent(line) <= here)
 
     def _end_of_numpy(self, start: int) -> int:
-        """The first line from one on that begins another section."""
+        """The index of the first line, from another on, that begins another section."""
         return next((i for i in range(start, len(self._lines)) if self._begins(i)), len(self._lines))
 
     def _end_of_items(self, start: int) -> int:
-        """The first line from one on that is no item, in a section whose items are not indented."""
+        """The index of the first line, from another on, that is no item, where items are not indented."""
         here = _indent(self._lines[self._at])
         items = self._first(start, lambda line: not (_indent(line) > here or _ITEM.fullmatch(line.strip())))
         return min(items, self._end_of_numpy(start))

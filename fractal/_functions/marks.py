@@ -212,7 +212,7 @@ def _holds_a_guarded_one(function: object, *, is_marked: bool) -> bool:
 
 
 def is_marked(attribute: object) -> bool:
-    """Whether `tool` said anything of what a class has, or of what that ends in."""
+    """Whether `tool` has marked an attribute of a class, or the function that it leads to."""
     return type(attribute) not in _NEVER_MARKED and _said_of(attribute, asks=False) is not None
 
 

@@ -240,7 +240,7 @@ class _Arguments:
             self.defaults[name] = default
 
     def add_others(self, name: str, hint: Any) -> None:
-        """Take what `**` stands for."""
+        """Take the arguments that `**` stands for."""
         if get_origin(hint) in _UNPACK:
             self._add_unpacked(name, get_args(hint)[0])
         else:
@@ -270,7 +270,7 @@ class _Arguments:
         return adapter_for(arguments)
 
     def why_not(self, error: Exception) -> str:
-        """Why they cannot be offered: the parameter at fault, and what to do about it."""
+        """The reason why the arguments cannot be offered: the parameter at fault, and what to do about it."""
         for name, hint in self.fields.items():
             try:
                 replace(self, fields={name: hint}, others=None).adapter().json_schema(schema_generator=PlainJsonSchema)

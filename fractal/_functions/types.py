@@ -35,7 +35,7 @@ class PlainJsonSchema(GenerateJsonSchema):
     """JSON Schema for models: no warnings, no titles that repeat the names."""
 
     def emit_warning(self, kind: Any, detail: str) -> None:
-        """Nobody needs to hear that a default which JSON cannot take is not shown."""
+        """Drop pydantic's warning that a default which JSON cannot express is not shown."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Leave titles out, which only repeat the names."""

@@ -99,7 +99,7 @@ def _moment(at: float) -> str:
 
 
 def _nothing(event: TraceEvent) -> _Line | None:
-    """An event says nothing that another one does not say."""
+    """No line: another event says all that this one does."""
     return None
 
 

@@ -127,7 +127,7 @@ def _colours(tree: Tree) -> dict[str, str]:
 
 
 def style_of(outcome: str) -> str:
-    """The style of an outcome, by which it is seen from afar."""
+    """The style of an outcome, by which it stands out."""
     return _STYLES.get(outcome, _STYLES[""])
 
 

@@ -366,7 +366,7 @@ def _opened(to: Destination, source: str) -> Generator[tuple[Callable[[str], Non
     with _named(path):
         is_there = os.path.lexists(path)
         if is_there and source != "-" and os.path.exists(path) and os.path.samefile(path, source):
-            raise InvalidArguments(f"{path} is read: name another file for the results")
+            raise InvalidArguments(f"{path} is the file of inputs: name another file for the results")
         if is_there and not to.is_added:
             raise InvalidArguments(
                 f"{path} is there already: --append adds to it, --resume leaves out what it has answers for;"

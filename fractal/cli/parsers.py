@@ -49,7 +49,7 @@ _AGENT = re.compile(r"[\w.]+:[\w.]+")
 
 
 def _meant(options: argparse.Namespace, given: Sequence[str], others: Sequence[str]) -> str:
-    """What somebody meant who wrote more words than a command takes; "" if that is not known."""
+    """The hint for somebody who wrote more words than a command takes; "" if there is none."""
     if hasattr(options, "agent") and not options.agent:
         for word in given:
             if _AGENT.fullmatch(word):
@@ -75,14 +75,14 @@ def _make_parser() -> _Parser:
             "run",
             help="ask an agent one question",
             description=_RUN,
-            epilog="On a terminal the tree of what was done goes to standard error, if rich is installed.",
+            epilog="On a terminal a tree of the run goes to standard error, if rich is installed.",
         )
     )
     _add_chat(commands.add_parser("chat", help="talk with an agent", description=_CHAT))
     _add_run_many(commands.add_parser("run-many", help="ask an agent every line of a file", description=_RUN_MANY))
     _add_serve(commands.add_parser("serve", help="serve agents over HTTP, with a chat page", description=_SERVE))
-    _add_trace(commands.add_parser("trace", help="show what a trace file tells", description=_TRACE))
-    _add_trace(commands.add_parser("view", help="show it, by another name", description=_TRACE))
+    _add_trace(commands.add_parser("trace", help="show a trace file in the terminal", description=_TRACE))
+    _add_trace(commands.add_parser("view", help="another name of `trace`", description=_TRACE))
     _add_export(commands.add_parser(EXPORT, help="write a trace file for other viewers", description=_EXPORT))
     _add_visualize(
         commands.add_parser("visualize", help="write a page that shows a trace in a browser", description=_VISUALIZE)
@@ -95,27 +95,27 @@ def _make_parser() -> _Parser:
 
 
 _DEMO = """A planner asks two specialists at once, and they call their tools side by side; one tool exceeds its timeout.
-Without OPENAI_API_KEY, OPENAI_BASE_URL and --base-url an endpoint in this process plays the models."""
+Without OPENAI_API_KEY, OPENAI_BASE_URL and --base-url an endpoint inside this process answers for the models."""
 
-_CHAT = """Talk with an agent in the terminal. Ctrl-C stops an answer, not the program; /help tells what else there is.
+_CHAT = """Talk with an agent in the terminal. Ctrl-C stops an answer, not the program; /help lists the commands.
 Without a terminal each line of standard input is a turn, and only the answers are printed."""
 
 _RUN_MANY = """Ask an agent every line of a file, so many at a time. For each answer a line of JSON with `index`,
-`input` and `result` is written as it comes; how far it is goes to standard error."""
+`input` and `result` is written as it comes; progress goes to standard error."""
 
 _RUN = "Ask an agent one question and print its answer: text as it is, anything else as JSON."
 
 _SERVE = """Serve agents until Ctrl-C: a chat page for browsers, /v1 for OpenAI's clients, and /runs for programs. Only
 this machine reaches it unless --host says otherwise, and then a token is asked for."""
 
-_TRACE = """Show what a trace file tells: of each of the newest runs who did what, and a bar of time for each part, so
-that what ran side by side stands side by side. Of a directory, the list of the runs in its .jsonl files."""
+_TRACE = """Show the newest runs of a trace file as trees: who did what, with a bar of time for each part, so that
+parts which ran side by side stand side by side. Of a directory, list the runs in its .jsonl files."""
 
 _VIEWS = {
     "flow": "what happened, one event on a line",
     "hierarchy": "who asked whom: the agents alone, with a bar of time for each",
     "compact": "one run on a line: when, how it ended, how long it took, what it used",
-    "summary": "the numbers of all of it, however long it is",
+    "summary": "numbers of the whole trace, of any length",
     "errors": "the errors, one on a line",
 }
 
@@ -134,9 +134,9 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     _add_backend(parser)
     parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible endpoint to talk to")
     parser.add_argument("--model", metavar="NAME", help="model there; default: OPENAI_MODEL, or gpt-4o-mini")
-    parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds the planner has")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="time limit of the run in seconds")
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--trace", metavar="FILE", help="write a page there that shows the run in a browser")
+    shown.add_argument("--trace", metavar="FILE", help="write a page that shows the run in a browser to this file")
     shown.add_argument("--serve", action="store_true", help="serve the agents with a chat page instead")
     parser.add_argument("--port", type=port, default=8000, metavar="N", help="where to serve them; default: 8000")
 
@@ -151,7 +151,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-url", metavar="URL", help="endpoint of the default agent; not with --agent")
     parser.add_argument("--model", metavar="NAME", help="model of the default agent; not with --agent")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen; default: 127.0.0.1, this machine alone")
-    parser.add_argument("--port", type=port, default=8000, metavar="N", help="default: 8000; 0: a free one")
+    parser.add_argument(
+        "--port", type=port, default=8000, metavar="N", help="port to listen on; default: 8000; 0: a free one"
+    )
     parser.add_argument(
         "--on-disconnect",
         choices=("cancel", "detach"),
@@ -159,8 +161,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="whether a run whose client has gone is cancelled or goes on, so that a page finds it again after a"
         " reload; default: detach. OpenAI's clients cannot come back: their runs are always cancelled",
     )
-    parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds each run has; default: 300")
-    parser.add_argument("--token", help="what clients have to know; default: FRACTAL_TOKEN")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="time limit of each run in seconds; default: 300")
+    parser.add_argument("--token", help="token that clients have to send; default: FRACTAL_TOKEN")
     parser.add_argument("--no-token", action="store_true", help="let everybody in who reaches the host")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
 
@@ -170,22 +172,26 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_agent(parser)
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON, a failed one too")
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show the tree also without a terminal, and tracebacks"
+        "-v", "--verbose", action="store_true", help="show the tree without a terminal, too, and tracebacks of errors"
     )
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     _add_agent(parser)
     begin = parser.add_mutually_exclusive_group()
-    begin.add_argument("--continue", dest="continued", metavar="FILE", help="go on with a conversation saved there")
-    begin.add_argument("--conversation", metavar="ID", help="go on with the conversation of that id, and keep it")
+    begin.add_argument(
+        "--continue", dest="continued", metavar="FILE", help="go on with the conversation saved in this file"
+    )
+    begin.add_argument(
+        "--conversation", metavar="ID", help="go on with the conversation of this id, and keep what is said"
+    )
     parser.add_argument(
         "--store",
         metavar="FILE|URL",
-        help="where --conversation is kept: a file, or postgresql://…; default: FRACTAL_CONVERSATIONS, or a file of"
-        " yours",
+        help="where --conversation is kept: a file, or postgresql://…; default: FRACTAL_CONVERSATIONS, or a file in"
+        " your home directory",
     )
-    parser.add_argument("--save", metavar="FILE", help="save the conversation there after each answer")
+    parser.add_argument("--save", metavar="FILE", help="save the conversation to this file after each answer")
 
 
 def _add_run_many(parser: argparse.ArgumentParser) -> None:
@@ -193,16 +199,21 @@ def _add_run_many(parser: argparse.ArgumentParser) -> None:
     _add_agent(parser)
     parser.add_argument("--max-concurrency", type=count, default=8, metavar="N", help="runs at a time; default: 8")
     parser.add_argument(
-        "--on-error", choices=("collect", "fail_fast"), default="collect", help="whether a failed run ends it all"
+        "--on-error",
+        choices=("collect", "fail_fast"),
+        default="collect",
+        help="after a failed run: go on, or end the batch",
     )
-    parser.add_argument("--jsonl", action="store_true", help="each line is JSON, and not text")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the results there; a file that is there stays")
+    parser.add_argument("--jsonl", action="store_true", help="each line is JSON, not text")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="file for the results; one that exists needs --append or --resume"
+    )
     more = parser.add_mutually_exclusive_group()
     more.add_argument("--append", action="store_true", help="add the results to those in the output file")
     more.add_argument(
         "--resume", action="store_true", help="go on: leave out inputs that have an answer in the output file already"
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="do not show how far it is")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not show progress")
 
 
 def _add_trace(parser: argparse.ArgumentParser) -> None:
@@ -210,20 +221,22 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     for view, help_of_it in _VIEWS.items():
         what.add_argument(f"--{view}", dest="view", action="store_const", const=view, help=help_of_it)
-    parser.add_argument("--run", default="", metavar="ID", help="only the runs whose ids begin so")
-    parser.add_argument("--follow", action="store_true", help="show it while it grows, until its runs have ended")
-    parser.add_argument("--json", action="store_true", help="numbers, errors or the list of runs as JSON")
+    parser.add_argument("--run", default="", metavar="ID", help="show only runs whose ids begin with this")
+    parser.add_argument(
+        "--follow", action="store_true", help="show the trace while it grows, until its runs have ended"
+    )
+    parser.add_argument("--json", action="store_true", help="print numbers, errors or the list of runs as JSON")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="file of a TracingKit, or of tracing_output_file=")
     parser.add_argument("--format", required=True, choices=("otlp", "perfetto"), help="what to write")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write it there; default: to standard output")
+    parser.add_argument("-o", "--output", metavar="FILE", help="file to write; default: standard output")
 
 
 def _add_visualize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", metavar="FILE|DIR", help="file of a TracingKit, or a directory of such")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the page there; default: to standard output")
+    parser.add_argument("-o", "--output", metavar="FILE", help="file to write; default: standard output")
 
 
 def _add_worker(commands: Any) -> None:
@@ -234,9 +247,12 @@ def _add_worker(commands: Any) -> None:
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=port, default=0, metavar="N", help="where to listen; default: a free one")
+    parser.add_argument("--port", type=port, default=0, metavar="N", help="port to listen on; default: a free one")
     parser.add_argument(
-        "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="command to run meanwhile, with its arguments"
+        "words",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND",
+        help="command to run while the endpoint answers, with its arguments",
     )
 
 
@@ -248,8 +264,8 @@ def _add_agent(parser: argparse.ArgumentParser) -> None:
         " directory are found. Default: an assistant without tools",
     )
     _add_backend(parser)
-    parser.add_argument("--timeout", type=seconds, metavar="S", help="seconds each run has")
-    parser.add_argument("--max-iterations", type=count, metavar="N", help="turns each run has")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="time limit of each run in seconds")
+    parser.add_argument("--max-iterations", type=count, metavar="N", help="most turns of each run")
     parser.add_argument("--base-url", metavar="URL", help="endpoint of the default agent; not with --agent")
     parser.add_argument("--model", metavar="NAME", help="model of the default agent; not with --agent")
 

@@ -35,7 +35,7 @@ class Address:
     Attributes:
         host: Name or number of the interface.
         port: The port; 0 for a free one.
-        token: What clients have to know; None: that of `FRACTAL_TOKEN`, or nothing.
+        token: The token that clients have to send; None: that of `FRACTAL_TOKEN`, or none.
         is_open: Whether everybody is meant to be let in.
     """
 
@@ -45,14 +45,14 @@ class Address:
     is_open: bool = False
 
     def checked_token(self) -> str | None:
-        """What clients have to know; None for nothing.
+        """The token that clients have to send; None for none.
 
         Raises:
             WrongUse: Nobody has said so, and others than this machine reach it; or it has been said twice.
         """
         token = self.token or os.environ.get("FRACTAL_TOKEN") or None
         if self.is_open and self.token:
-            raise WrongUse("--token and --no-token are one too many")
+            raise WrongUse("give --token or --no-token, not both")
         if self.is_open:
             return None
         if token is None and not _is_own(self.host):

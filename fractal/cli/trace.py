@@ -52,7 +52,7 @@ _MOST_GONE = 10_000
 
 
 def wanted(events: Iterable[TraceEvent], run_id: str, path: str) -> Iterator[TraceEvent]:
-    """The events of the runs whose ids begin so.
+    """The events of the runs whose ids begin with a text.
 
     Raises:
         WrongUse: There is none.
@@ -71,10 +71,10 @@ _Value = TypeVar("_Value")
 
 
 class _Newest(dict[_Key, _Value]):
-    """What belongs to the newest runs of a trace, so many of them.
+    """Values by run, for so many of the newest runs of a trace.
 
     Attributes:
-        dropped: Runs that were older.
+        dropped: The number of older runs, which were dropped.
     """
 
     def __init__(self, most: int) -> None:
@@ -117,7 +117,7 @@ class Trees:
 
     @property
     def dropped(self) -> int:
-        """Runs that were older."""
+        """The number of older runs, which were dropped."""
         return self._trees.dropped
 
     def newest(self) -> TraceTree | None:

@@ -157,7 +157,9 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in _DAMAGED or isinstance(error, sqlite3.DataError):
-                raise JournalUnreadable(f"the journal {str(self.path)!r} is damaged, or none: {error}") from error
+                raise JournalUnreadable(
+                    f"the journal {str(self.path)!r} is damaged, or not a journal: {error}"
+                ) from error
             raise JournalNotWritten(f"the journal {str(self.path)!r} cannot be written: {error}") from error
 
 
@@ -189,5 +191,5 @@ def _write_all(connection: sqlite3.Connection, writes: Sequence[Write]) -> None:
 
 
 def _is_for_all(error: BaseException) -> bool:
-    """Whether it is the file that cannot be written, and not what was to be."""
+    """Whether an error is one of the file, and not of the statement that was to be written."""
     return isinstance(error.__cause__, (sqlite3.OperationalError, OSError))

@@ -30,7 +30,7 @@ Q = TypeVar("Q", bound=Queued)
 
 
 class Together(Generic[Q]):
-    """A queue of what is to be written: whose turn it is writes all of it.
+    """A queue of writes: the task whose turn it is writes all that wait.
 
     Args:
         turn: The lock that is held while something is written.

@@ -216,7 +216,7 @@ class DurableAgent(Generic[Content_co]):
         return _OnQueue(self, _checked_queue(queue))
 
     def find(self, run_id: str) -> DurableRun[Content_co]:
-        """The run of an id, begun in whatever process; that there is one shows when it is asked.
+        """The run of an id, begun in whatever process; whether there is one shows when it is first used.
 
         Args:
             run_id: Its id.
@@ -244,7 +244,7 @@ class DurableAgent(Generic[Content_co]):
         return await outside(begun, abandon=False)
 
     def _written(self, user_input: object, options: DurableOptions) -> str:
-        """What is asked, as JSON that another process reads."""
+        """The input and the options, as JSON that another process reads."""
         if unknown := options.keys() - DurableOptions.__annotations__.keys():
             raise InvalidArguments(
                 f"a run that may go on in another process has no options {sorted(unknown)}, only"
@@ -290,7 +290,7 @@ class DurableAgent(Generic[Content_co]):
 
 
 class _LeftAsItIs(BaseException):
-    """What DBOS does not take for the end of a workflow, as it does any `Exception`."""
+    """An exception that DBOS does not take for the end of a workflow, as it does any `Exception`."""
 
 
 class _OnQueue(BaseAgent[Content_co]):
@@ -350,7 +350,7 @@ def _checked_id(run_id: object) -> str:
 
 
 def _asked_in(status: Any) -> object:
-    """What a run was asked, as its workflow has it; None if it is no run of ours."""
+    """The input and the options of a run, as its workflow has them; None if it is no run of ours."""
     given: Any = status.input
     try:
         [asked] = given["args"]

@@ -77,7 +77,7 @@ class _Writer:
         run.emitter.add_observer(self._inlet.put)
 
     async def close(self) -> None:
-        """Let the writing end with what has been told."""
+        """End the writing once all events so far are written."""
         for _ in range(2):  # turns of the loop, in which all that was put into the inlet arrives
             await checkpoint()
         self._closing.set()

@@ -100,7 +100,7 @@ class DBOSJournal:
         yield _OpenInDBOS(self._dbos, run_id, records)
 
     async def read(self) -> _OpenInDBOS:
-        """The records of the workflows, outside of them.
+        """Read the records of the run's workflows, from outside of them.
 
         Raises:
             JournalUnreadable: A step is none of a journal.

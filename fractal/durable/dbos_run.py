@@ -58,17 +58,17 @@ class Part:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """Whether the workflow has ended, in whatever way."""
         return self.found.status in _ENDED
 
     @property
     def waits_for_approval(self) -> bool:
-        """Whether it has ended for calls that wait for approval."""
+        """Whether the workflow has ended for calls that wait for approval."""
         return bool(self.found.status == "SUCCESS" and self.result_form["stop_reason"] == "approval")
 
     @property
     def result_form(self) -> Any:
-        """The form of its result."""
+        """The form of the run's result."""
         return json.loads(self.found.output)
 
 

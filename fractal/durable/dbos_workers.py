@@ -48,12 +48,12 @@ class _Table:
         self._do(f"CREATE TABLE IF NOT EXISTS {self._name} ({columns})")
 
     def beats(self) -> dict[str, str]:
-        """What each worker has counted to."""
+        """The count of each worker."""
         rows = self._do(f"SELECT id, beat FROM {self._name} WHERE app = :app AND code = :code")
         return {str(one): str(beat) for one, beat in rows}
 
     def beat(self, worker: str, beat: str) -> None:
-        """Write what a worker has counted to."""
+        """Write the count of a worker."""
         values = f"INSERT INTO {self._name} (app, code, id, beat) VALUES (:app, :code, :id, :beat)"
         self._do(f"{values} ON CONFLICT (app, code, id) DO UPDATE SET beat = excluded.beat", id=worker, beat=beat)
 
@@ -91,7 +91,7 @@ class Heart:
         self._thread = threading.Thread(target=self._live, name="fractal worker's heart", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         our_threads.add(self._thread)
         self._thread.start()
 

@@ -107,7 +107,7 @@ class SQLiteJournal:
             await _done(opened.give_back)
 
     async def runs(self) -> list[str]:
-        """The ids of all runs that it has, in the order in which they began.
+        """The ids of all runs in the journal, in the order in which they began.
 
         Raises:
             JournalError: It cannot be read.
@@ -157,7 +157,7 @@ class SQLiteJournal:
 
 
 async def _done(give_back: Callable[[], None]) -> None:
-    """Have something given back in a worker thread, or here if the task is cancelled before that begins."""
+    """Call a function in a worker thread, or here if the task is cancelled before that begins."""
     try:
         with anyio.CancelScope(shield=True):
             await run_in_thread(give_back, abandon=False)

@@ -80,7 +80,7 @@ class ConversationExists(StoreError, ValueError):
 
 
 class StorageFailed(FractalError):
-    """A root besides of what files and databases do wrong, for journals and conversations alike."""
+    """A second base class of the errors of files and databases, for journals and conversations alike."""
 
 
 class _AboutStore(Exception):

@@ -34,8 +34,8 @@ def serving_app(
 
     Args:
         agents: An agent, agents by name, or `ServedRuns`.
-        token: What clients have to know: programs send it as `Authorization: Bearer …`, a browser opens `/?token=…`.
-            None: nothing.
+        token: The token that clients have to send: programs as `Authorization: Bearer …`, browsers by opening
+            `/?token=…`. None: none.
         hosts: Names in the `Host` header that are answered to; None: any.
         grace: Seconds that detached runs may go on at shutdown.
         **options: Those of `ServedRuns`.

@@ -39,7 +39,7 @@ _MOST_ERRORS = 10
 
 
 class Bounds(BaseModel):
-    """What of a body is read.
+    """The bounds within which a body is read.
 
     Attributes:
         max_body: Bytes.

@@ -71,13 +71,13 @@ class Problem(FractalError):
 
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any]) -> Problem:
-        """The problem of which these are the members."""
+        """The problem with the given members."""
         more = {name: facts.get(name) for name in ("retry_after", "run_id", "errors")}
         return cls(facts["status"], facts["reason"], facts["detail"], **more)
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that go with it."""
+        """The headers of the answer."""
         if self.retry_after is None:
             return {}
         return {"Retry-After": f"{math.ceil(min(max(self.retry_after, 0), 86400))}"}
@@ -117,7 +117,7 @@ _SAID: Mapping[StopReason, tuple[int, str]] = {
 
 
 def said_of(stop_reason: StopReason) -> str:
-    """What a client is told of how a run ended; for one that did not succeed."""
+    """The words for a client about a run that did not succeed."""
     return _SAID[stop_reason][1] if stop_reason in _SAID else _SAID["error"][1]
 
 

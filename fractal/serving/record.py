@@ -57,12 +57,12 @@ class RunRecord:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes, about."""
+        """The size of the record in bytes, about."""
         return len(self.text) + len(self.result_json or b"") + sum(len(event.json) + 100 for event in self.events)
 
     @property
     def log(self) -> EventLog:
-        """The log of its events, for readers: where nobody watched it, a gap and its end."""
+        """The log of the run's events, for readers: where nobody watched it, a gap and its end."""
         return EventLog.of_events(self.id, self.events or tuple(self._unwatched()), self.text)
 
     def _unwatched(self) -> Iterator[LoggedEvent]:
@@ -75,7 +75,7 @@ class RunRecord:
 
     @property
     def position(self) -> tuple[float, str]:
-        """Where it stands among others: by time."""
+        """The position of the record among others, by time."""
         return self.created_at, self.id
 
 

@@ -337,7 +337,7 @@ class ServedRuns:
 
 
 async def _from_store(telling: Awaitable[T]) -> T:
-    """What a store tells, which may be somebody's database.
+    """The value that a store gives, which may be somebody's database.
 
     Raises:
         Problem: It fails or takes too long, 503.

@@ -101,5 +101,5 @@ def _add_run_routes(router: APIRouter, routes: RunRoutes) -> None:
 
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:
-    """What the OpenAPI document says of a body that we read ourselves, within bounds."""
+    """The OpenAPI description of a body that we read ourselves, within bounds."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

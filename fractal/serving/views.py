@@ -87,7 +87,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": _PROBLEM, "5XX": _P
 
 @functools.cache
 def event_stream() -> dict[int | str, dict[str, Any]]:
-    """What the OpenAPI document says of streams."""
+    """The OpenAPI description of a stream."""
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": event_schema()}
     facts = {"event": {"type": "string"}, "id": {"type": "string"}, "data": data}
     item = {"type": "object", "properties": facts, "required": ["data"]}

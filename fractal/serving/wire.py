@@ -140,7 +140,7 @@ class RunOutcome(BaseModel):
 
 
 def usage_facts(usage: Usage) -> dict[str, int]:
-    """What was used, but for its price."""
+    """The usage without its price."""
     return {name: value for name, value in vars(usage).items() if name != "cost"}
 
 

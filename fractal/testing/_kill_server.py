@@ -43,7 +43,7 @@ def _scenario(name: str, file: str) -> Callable[..., Any]:
 
 
 def _shown(result: object) -> dict[str, Any]:
-    """What of a result has to be the same, whatever was killed."""
+    """The part of a result that has to be the same, whatever was killed."""
     if not isinstance(result, AgentResult):
         raise TypeError(f"the scenario returned {type(result).__name__}: return the last run's AgentResult")
     shown = result.model_dump(mode="json", include={"content", "stop_reason", "success", "error", "messages", "run_id"})

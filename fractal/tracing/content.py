@@ -32,7 +32,7 @@ def message_in_parts(message: object, finish_reason: str | None = None) -> dict[
 
 
 def instructions_of(opening: object) -> list[dict[str, Any]]:
-    """What stands before a conversation, as parts."""
+    """The messages before a conversation, as parts."""
     return [part for each in (opening if is_list(opening) else ()) if is_mapping(each) for part in _said(each)]
 
 

@@ -74,7 +74,7 @@ class Counts:
 
     @property
     def seconds(self) -> float:
-        """From the first event to the last."""
+        """Seconds from the first event to the last."""
         return self.last - self.start if self.start is not None and self.last is not None else 0.0
 
     def _ended(self, event: TraceEvent) -> None:

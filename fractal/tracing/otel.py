@@ -312,7 +312,7 @@ class Instrumentation(RunObserver):
         return Open(span, contexts.set_value(_MADE, _Made(self, span, within), context), at, since)
 
     def _context_here(self, own: Context | None) -> Context:
-        """The context that what begins now is within.
+        """The context that encloses a span begun now.
 
         That is the current one, so that spans of the user's are in between. But if none came along, or another
         Instrumentation has put its span there, it is the one that is given.

@@ -145,7 +145,7 @@ class RunFacts:
         self._delegations[call_id] = at
 
     def since_delegated(self, call_id: str | None, at: float) -> float:
-        """Seconds since then."""
+        """Seconds since another agent was asked."""
         return at - self._delegations.pop(call_id, at)
 
 

@@ -164,7 +164,7 @@ def test_a_method_of_that_name_is_refused_when_the_class_is_made(name: str, form
     def mine(self: object) -> int:
         return 1
 
-    with pytest.raises(InvalidArguments, match=rf"Mine\.{name} is a .*call yours otherwise"):
+    with pytest.raises(InvalidArguments, match=rf"Mine\.{name} is a .*give yours another name"):
         type("Mine", (BaseAgent,), {name: mine if form == "method" else property(mine)})
 
 

@@ -165,7 +165,7 @@ def test_options_are_those_of_each_run(project: Path, capsys: pytest.CaptureFixt
     [
         (None, [], "inputs: No such file or directory"),
         ("x", ["-o", "no/such/place"], "no/such/place: No such file or directory"),
-        ("x", ["-o", "inputs"], "inputs is read: name another file for the results"),
+        ("x", ["-o", "inputs"], "inputs is the file of inputs: name another file for the results"),
         ('"x"\nnot\n', ["--jsonl"], "line 2 is not JSON: "),
         ("\nnull\n", ["--jsonl"], "line 2 is null: give text, an object or a list"),
     ],
@@ -343,7 +343,7 @@ def test_answers_are_for_their_owner_and_go_through_no_link(project: Path, capsy
             err = capsys.readouterr().err
             assert (words if flag else "is there already") in err
     assert run_many(path, "-q", "-o", "source", "--append") == 2
-    assert "is read: name another file" in capsys.readouterr().err
+    assert "is the file of inputs: name another file" in capsys.readouterr().err
     assert (project / "victim").read_text() == "precious"
     assert not (project / "nowhere").exists()
 

@@ -130,7 +130,7 @@ def test_the_demo_is_served_with_its_three_agents(tmp_path: Path):
     [
         (["--host", "0.0.0.0"], "say with --token"),
         (["--host", "192.0.2.1"], "say with --token"),
-        (["--token", "x", "--no-token"], "one too many"),
+        (["--token", "x", "--no-token"], "not both"),
         (["--agent", "served_agents:twin"], "two agents are called 'Guide'"),
         (["--host", "no.such.host.invalid", "--token", "x"], "--host no.such.host.invalid"),
     ],

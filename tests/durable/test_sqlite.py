@@ -361,7 +361,7 @@ async def test_a_file_that_is_no_journal_is_told_and_left_alone(path: Path) -> N
     notes = path.parent / "notes"
     await anyio.Path(notes).write_bytes(b"some notes of mine, which are long enough to be no header" * 50)
     before = cut(notes, path)
-    with pytest.raises(JournalUnreadable, match=r"runs\.db' is damaged, or none"):
+    with pytest.raises(JournalUnreadable, match=r"runs\.db' is damaged, or not a journal"):
         await greeter().run("hi", journal=SQLiteJournal(path), run_id="one")
     assert cut(path, path) == before
 

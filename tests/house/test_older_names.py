@@ -58,7 +58,7 @@ def test_the_toolkit_is_given_once():
     assert list(Mine("A", "p").get_tools()) == ["double"]
     with pytest.raises(InvalidArguments, match="add_tool"):
         BaseAgent("A", "p").toolkit = Kit()
-    with pytest.raises(InvalidArguments, match="call yours otherwise"):
+    with pytest.raises(InvalidArguments, match="give yours another name"):
         type("Other", (BaseAgent,), {"toolkit": lambda self: 1})
     with pytest.raises(InvalidArguments, match="marked methods"):
         AgentToolkit(target=object())  # type: ignore[arg-type]

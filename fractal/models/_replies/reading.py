@@ -120,7 +120,7 @@ def decoded(data: bytes, bounds: ReplyBounds) -> Any:
 
 
 def _opened(data: bytes) -> int:
-    """Lists and objects of a JSON text, at most: brackets inside its strings count, too."""
+    """The most lists and objects that a JSON text may have: brackets inside its strings count, too."""
     return data.count(b"[") + data.count(b"{")
 
 

@@ -87,11 +87,11 @@ class Translator:
     # ---- the ends of a stream
 
     def opening(self) -> list[BaseEvent]:
-        """What a stream begins with: the run, and delegates that a stream before has left waiting."""
+        """The first events of a stream: the run, and delegates that a stream before has left waiting."""
         return [RunStartedEvent(**self._ids, protocol_version=_VERSION), *self._below.values()]
 
     def interrupted(self, pending: Sequence[ApprovalPending], after: int) -> list[BaseEvent]:
-        """What a stream ends with when nothing goes on before somebody has approved.
+        """The last events of a stream when nothing goes on before somebody has approved.
 
         Args:
             pending: The calls that wait.
@@ -254,7 +254,7 @@ class Translator:
         yield TextMessageContentEvent(**message, delta=text)
 
     def _missing(self, text: str) -> Iterator[BaseEvent]:
-        """What the client has not seen of the run's own text; all of it, as a new message, if it is another."""
+        """The part of the run's text that the client has not seen; all of it, as a new message, if it is another."""
         shown = self._reply(self._run_id).text
         if text.strip() == shown.strip():
             return

@@ -117,7 +117,7 @@ class Answering(Response):
 
 
 def _fault_of(run: ServedRun) -> Fault | None:
-    """Why a run that has ended gave no answer; None if it did. That a model declines is one."""
+    """The fault of a run that ended without an answer; None if there is one, such as a model's refusal."""
     if run.problem is None or (run.result is not None and isinstance(run.result.exception, Refused)):
         return None
     return fault_of(run.problem)
@@ -138,7 +138,7 @@ class _Pieces:
         self._turn, self._has_before = "", False
 
     def of(self, event: LoggedEvent) -> str:
-        """What an event adds to the text."""
+        """The text that an event adds."""
         if self._is_whole or event.kind not in ("model_requested", "text_delta", "events_skipped"):
             return ""
         data = event.data
@@ -152,14 +152,14 @@ class _Pieces:
         return ""
 
     def rest(self, result: AgentResult) -> str:
-        """What is missing of the answer when the run has ended."""
+        """The part of the answer that is missing when the run has ended."""
         if not result.success:
             return ""
         content = text_of(result.content)
         return "" if content.strip() == self._turn.strip() else self._continued(content)
 
     def _continued(self, text: str) -> str:
-        """What is missing of a text; all of it, if it is another than the one that has been sent."""
+        """The missing part of a text; all of it, if it is another than the one that has been sent."""
         if not text.startswith(self._turn):
             self._begin_reply()
         return self._added(text.removeprefix(self._turn))

@@ -38,7 +38,7 @@ class Form(ABC):
 
     @abstractmethod
     def opening(self) -> bytes:
-        """What a stream begins with."""
+        """The first events of a stream."""
 
     @abstractmethod
     def piece(self, text: str) -> bytes:
@@ -46,11 +46,11 @@ class Form(ABC):
 
     @abstractmethod
     def closing(self, result: AgentResult) -> bytes:
-        """What a stream ends with that has succeeded."""
+        """The last events of a stream that succeeded."""
 
     @abstractmethod
     def failing(self, fault: Fault) -> bytes:
-        """What a stream ends with that has begun, and then failed."""
+        """The last events of a stream that began and then failed."""
 
 
 def _refusal_of(result: AgentResult) -> str | None:
@@ -71,7 +71,7 @@ class ChatForm(Form):
         return self._head("chat.completion", [choice]) | {"usage": _chat_usage(result.usage)}
 
     def opening(self) -> bytes:
-        """What a stream begins with."""
+        """The first events of a stream."""
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
 
     def piece(self, text: str) -> bytes:
@@ -79,7 +79,7 @@ class ChatForm(Form):
         return self._chunk({"content": text})
 
     def closing(self, result: AgentResult) -> bytes:
-        """What a stream ends with that has succeeded."""
+        """The last events of a stream that succeeded."""
         refusal = _refusal_of(result)
         frames = self._chunk({"refusal": refusal}) if refusal else b""
         calls = self._asked.tools.calls_in(result, self._id)
@@ -92,7 +92,7 @@ class ChatForm(Form):
         return frames + _frame(b"[DONE]")
 
     def failing(self, fault: Fault) -> bytes:
-        """What a stream ends with that has begun, and then failed."""
+        """The last events of a stream that began and then failed."""
         return _frame(encode(fault.body()))
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
@@ -130,7 +130,7 @@ class ResponseForm(Form):
         return self._response("completed", [self._message("completed", [part])], usage=result.usage)
 
     def opening(self) -> bytes:
-        """What a stream begins with."""
+        """The first events of a stream."""
         item, part = self._message("in_progress", []), _text_part("")
         return b"".join(
             (
@@ -147,7 +147,7 @@ class ResponseForm(Form):
         return self._event("response.output_text.delta", delta=text, logprobs=[], **self._where())
 
     def closing(self, result: AgentResult) -> bytes:
-        """What a stream ends with that has succeeded."""
+        """The last events of a stream that succeeded."""
         refusal, text = _refusal_of(result), "".join(self._texts)
         part = {"type": "refusal", "refusal": refusal} if refusal else _text_part(text)
         item = self._message("completed", [part])
@@ -165,7 +165,7 @@ class ResponseForm(Form):
         )
 
     def failing(self, fault: Fault) -> bytes:
-        """What a stream ends with that has begun, and then failed."""
+        """The last events of a stream that began and then failed."""
         code = "rate_limit_exceeded" if fault.status == 429 else "server_error"
         error = {"code": code, "message": fault.message}
         item = self._message("incomplete", [_text_part("".join(self._texts))])
