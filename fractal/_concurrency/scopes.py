@@ -102,7 +102,9 @@ def outranks_cancellation(error: BaseException) -> bool:
 
 
 def without_cancellations(group: BaseExceptionGroup[BaseException]) -> BaseExceptionGroup[BaseException]:
-    """The exceptions of a group, of which there is one at least, without the cancellations."""
+    """The exceptions of a group, of which there is one at least, without the cancellations; itself without any."""
+    if not any(map(is_cancellation, leaves(group))):
+        return group  # a split would make another one of it
     _, others = group.split(is_cancellation)
     assert others is not None
     return others

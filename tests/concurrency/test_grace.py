@@ -25,6 +25,7 @@ from fractal import (
     stream_many,
     tool,
 )
+from fractal._concurrency import grace as _grace
 from fractal.model import ModelRequest, Reply
 from fractal.testing import ScriptedModel, answers
 from tests.schedules import in_virtual_time
@@ -798,3 +799,51 @@ async def test_a_cancellation_of_trio_out_of_a_thread_is_a_failure():
     model = ScriptedModel([answers.call("reads"), "done"])
     result = await BaseAgent("A", "a", client=model).add_tool(reads).run("go")
     assert (result.content, outcomes(result)) == ("done", ["error"])
+
+
+async def test_a_group_without_a_cancellation_leaves_as_it_is():
+    group = ExceptionGroup("both", [ValueError(), LookupError()])
+
+    async def fail() -> None:
+        raise group
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await _grace.settled(fail(), "the hook")
+    assert caught.value is group
+
+
+async def test_an_awaitable_in_its_grace_can_be_ended_and_a_pause_ends_with_what_comes_in_it():
+    ended = list[str]()
+
+    async def wait() -> None:
+        try:
+            await anyio.lowlevel.checkpoint()
+        finally:
+            ended.append("here")
+
+    def pause() -> Generator[Any, Any, None]:
+        try:
+            yield
+        finally:
+            ended.append("pause")
+
+    watched: Any = _grace._Watched(wait(), None, None, anyio.CancelScope())
+    watched._rest, watched._after_rest = pause(), lambda: "told"
+    next(watched._rest)
+    assert watched.throw(LookupError) == "told"
+    assert (ended, watched._rest) == (["pause"], None)
+    watched._steps.send(None)
+    watched.close()
+    assert ended == ["pause", "here"]
+
+
+async def test_a_future_that_has_ended_passes_no_cancellation_on(anyio_backend_name: str):
+    if anyio_backend_name != "asyncio":
+        pytest.skip("asyncio's own")
+    held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    work = anyio.lowlevel.checkpoint()
+    watched: Any = _grace._Watched(work, None, None, anyio.CancelScope())
+    assert watched._pass_on(held, lambda: "told") is held
+    held.set_result(None) if not held.cancelled() else None
+    assert watched._pass_on(held, lambda: "told") == "told"
+    await work
