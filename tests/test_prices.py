@@ -15,7 +15,7 @@ import anyio
 import pytest
 from hypothesis import given, strategies as st
 
-from fractal import BaseAgent, InvalidArguments, Limits, Price, Reply, abandoned_threads, tool
+from fractal import BaseAgent, InvalidArguments, Limits, Price, PriceUnknown, Reply, abandoned_threads, tool
 from fractal._engine import run as _run
 from fractal._engine.pricing import Prices, prices_of_library
 from fractal.prices import MONEY, amount_of
@@ -233,6 +233,16 @@ async def test_prices_are_loaded_when_there_are_tokens_to_be_paid(monkeypatch: p
 
     result = await BaseAgent("A", "a", client=model, toolkit=[pay]).run("go")
     assert (result.content, asked[:2]) == ("paid", ["nobody, until the tool was called", "genai_prices"])
+
+
+async def test_a_budget_in_money_has_prices_loaded_before_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(importlib, "import_module", asked.append)
+    monkeypatch.setattr(_run, "prices_of_library", functools.cache(Prices))
+    model = ScriptedModel(["hi"])
+    with pytest.raises(PriceUnknown):
+        await BaseAgent("A", "a", client=model, limits=Limits(max_cost=1)).run("go")
+    assert (asked[0], model.requests) == ("genai_prices", [])
 
 
 async def test_a_run_that_is_cancelled_while_prices_are_loaded_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,8 +93,10 @@ class _HookSetting(Setting[Given, Held]):
 
     def __get__(self, agent: Any, kind: type[Any]) -> Any:
         """The agent's functions."""
-        held: Any = super().__get__(agent, kind)
-        return held if agent is None else self._form.of(held, partial(core_of(agent).add_hook, self.name))
+        if agent is None:
+            return super().__get__(None, kind)
+        core = core_of(agent)
+        return self._form.of(core.read(self.name), partial(core.add_hook, self.name))
 
     def __call__(self, *given: Any, **options: Any) -> Never:
         """Refuse to decorate a method.

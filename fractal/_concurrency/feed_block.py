@@ -108,9 +108,9 @@ class FeedBlock(ABC, Generic[T]):
 
         return card(line(repr(self)), self._inner_html())
 
+    @abstractmethod
     def _inner_html(self) -> str:
         """The results so far, for the card that a notebook shows."""
-        return ""
 
     def __aiter__(self) -> Self:
         return self

@@ -269,7 +269,7 @@ class _Question:
                 self._run.emitter.emit(TextDelta, text=delta.text)
             case "reasoning":
                 self._run.emitter.emit(ReasoningDelta, text=delta.text)
-            case "tool_call":
+            case _:
                 self._run.emitter.emit(
                     ToolCallDelta,
                     index=delta.index,

@@ -193,8 +193,8 @@ class Call:
 
     def follow(self) -> None:
         """Adapt the call's deadline to a changed one of the run."""
-        if self.scope is not None and not self.is_over:
-            self.scope.deadline = min(self.cut_at, self.run.clock.deadline)
+        assert self.scope is not None
+        self.scope.deadline = min(self.cut_at, self.run.clock.deadline)
 
     def stop(self, now: float) -> None:
         """Cancel the call with its run."""

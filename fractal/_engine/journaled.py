@@ -40,15 +40,13 @@ Party = TypeVar("Party", bound="CallParty")
 _ODD = re.compile(r"[^\w.-]+")
 
 
-def journaled(run: RunParty) -> JournaledRun | None:
-    """The recorder of a run that is being made, to which it gives the id in the journal; None without a journal."""
+def journaled(run: RunParty) -> JournaledRun:
+    """The recorder of a run that is being made, to which it gives the id in the journal."""
     durable, parent = run.settings.durable, run.parent
     if durable is not None:
         run.take_id(durable.run_id)
         # Half of what the calls have: a journal that hangs is told before they are.
         return JournaledRun(JournalOfTree(durable, run.grace / 2), "")
-    if parent is None or parent.journaled is None:
-        return None
     above: JournaledRun = parent.journaled
     path = above.path_below(parent, run)
     run.take_id(hashlib.sha256(f"{above.tree.run_id}\0{path}".encode()).hexdigest()[:32])

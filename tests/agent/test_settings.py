@@ -444,3 +444,9 @@ def test_what_a_mixin_says_below_what_the_class_says_hides_nothing():
 
     agent = Mine("A", "p", client=ScriptedModel(["ok"]))
     assert (sync.run(agent, "x").content, agent.temperature, agent.model) == ("ok", 0.1, "gpt")
+
+
+@pytest.mark.parametrize("wrong", [3, ["top_p"], {1: 2}], ids=str)
+def test_further_fields_of_a_request_are_a_dict_of_names(wrong: Any):
+    with pytest.raises(InvalidArguments, match=r"extra_body=.*: give a dict of fields"):
+        BaseAgent("A", "a", extra_body=wrong)

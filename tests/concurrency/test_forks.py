@@ -451,3 +451,11 @@ def test_the_guard_against_stalls_is_at_work_in_the_child(shared_portal: Portal)
         assert sync.run(asking(0), "go").success  # the guard's thread has begun
         assert forked(lambda: sync.run(asking(1), "go").success and stalls) == 0
     assert stalls == []
+
+
+def test_a_thread_is_known_to_import_by_a_frame_of_the_import_system():
+    space: dict[str, Any] = {"sys": sys}
+    exec(compile("frame = sys._getframe()", "<frozen importlib._bootstrap>", "exec"), space)
+    assert _forks._is_importing(space["frame"])
+    assert not _forks._is_importing(sys._getframe())
+    assert not _forks._is_importing(None)

@@ -15,6 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from fractal import BaseAgent, InvalidArguments, tool
+from fractal._concurrency import stall as _stall
 from fractal.events import WarningRaised
 from fractal.testing import ScriptedModel, answers, stall_guard
 
@@ -202,3 +203,39 @@ def test_the_guard_is_on_in_debug_and_by_a_variable():
     }
     told = {name: process.communicate()[0].strip() for name, process in started.items()}
     assert told == {name: expected for name, (_, _, expected) in SWITCHES.items()}
+
+
+async def test_of_functions_inside_each_other_the_one_that_blocks_is_named_and_no_other():
+    told = list[str]()
+    with _stall._Guard(60.0) as guard:
+        outer, inner = guard.begin("outer"), guard.begin("inner")
+        outer.ticks = inner.ticks = _stall._TICKS
+        guard.end(inner, told.append)
+        guard.end(outer, told.append)
+    assert [message.partition(" has")[0] for message in told] == ["inner"]
+
+
+async def test_an_awaitable_that_is_watched_can_be_ended():
+    ended = list[str]()
+
+    async def wait() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append("here")
+
+    with _stall._Guard(60.0) as guard:
+        timed: Any = _stall._Timed(wait(), guard, "wait", print)
+        timed.send(None)
+        timed.close()
+    assert ended == ["here"]
+
+
+@pytest.mark.parametrize(
+    ("named", "debug", "pause"), [("0.5", "", 0.5), ("soon", "", None), ("0", "1", None), ("", "1", _stall.IN_DEBUG)]
+)
+def test_the_environment_asks_for_it(named: str, debug: str, pause: float | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(_stall.ENVIRONMENT, named)
+    monkeypatch.setenv("PYTHONASYNCIODEBUG", debug)
+    guard = _stall._asked_for()
+    assert (guard and guard._pause * _stall._TICKS) == pause

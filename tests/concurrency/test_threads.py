@@ -421,3 +421,22 @@ def wait_until(found: list[object], number: int) -> None:
     while len(found) < number:
         assert time.monotonic() < deadline
         threading.Event().wait(0.005)
+
+
+async def test_what_a_thread_begins_in_the_moment_in_which_its_call_is_left_never_runs():
+    call = ThreadCall(lambda: None, "call", abandon=True)
+    begun = call.call(anyio.sleep_forever)
+    call._has_left = True
+    call._start(begun)
+    assert begun.has_ended
+    with pytest.raises(RunCancelled):
+        begun.result()
+
+
+def test_a_function_whose_call_was_dropped_before_its_thread_began_is_not_called():
+    called = list[int]()
+    call = ThreadCall(lambda: called.append(1), "call", abandon=True)
+    call._leave()
+    with pytest.raises(RuntimeError, match="dropped before it began"):
+        call._work()
+    assert called == []

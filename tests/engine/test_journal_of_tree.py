@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -13,6 +14,7 @@ import anyio
 import pytest
 
 from fractal import BaseAgent, InvalidArguments, JournalNotWritten, Limits, RunInProgress, sync, tool
+from fractal._engine.journal_of_tree import Durable, JournalOfTree
 from fractal.durable import MemoryJournal, SQLiteJournal, StepKey
 from fractal.testing import ScriptedModel, answers
 
@@ -262,3 +264,32 @@ def test_ctrl_c_ends_a_blocking_run_with_a_journal_that_can_go_on(tmp_path: Path
         "start, 1 try 1 sent, 1 reply, 1.0 time 1 started",
         "interrupted while it waited",
     ], done.stderr
+
+
+async def test_records_that_fail_after_a_cancellation_break_the_journal_by_the_first_of_them() -> None:
+    begun, released = anyio.Event(), anyio.Event()
+
+    class Failing(MemoryJournal):
+        @asynccontextmanager
+        async def open(self, run_id: str) -> AsyncGenerator[Any]:
+            async with super().open(run_id) as found:
+
+                async def record(key: StepKey, text: str) -> None:
+                    begun.set()
+                    await released.wait()
+                    raise OSError(f"the disk is gone at {key.kind}")
+
+                found.record = record  # type: ignore[method-assign]
+                yield found
+
+    tree = JournalOfTree(Durable(Failing(), "one"), 10)
+    async with tree.open(math.inf):
+        async with anyio.create_task_group() as group:
+            for kind in ("sent", "reply"):
+                group.start_soon(tree.record, StepKey("", "1", kind), None, None)  # type: ignore[arg-type]
+            await begun.wait()
+            group.cancel_scope.cancel()
+            released.set()
+        with pytest.raises(JournalNotWritten, match="the disk is gone at") as broken:
+            tree.check()
+        assert isinstance(broken.value.__cause__, OSError)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from fractal import BaseAgent, JournalMismatch, RunContext, RunInProgress, sync, tool
+from fractal._engine.journaled import step_here
 from fractal.durable import MemoryJournal
 from fractal.events import ToolFinished, ToolStarted
+from fractal.model import Delta, ModelRequest, Reply
 from fractal.testing import ScriptedModel, ScriptedRequest, answers
 
 
@@ -159,3 +161,45 @@ async def test_a_journal_may_have_a_method_that_is_called_wait():
     agent = BaseAgent("A", "a", client=ScriptedModel(["hello"]))
     for _ in range(2):
         assert (await agent.run("hi", journal=Own(), run_id="one")).content == "hello"
+
+
+async def test_a_step_is_known_where_it_is_made_in_calls_inside_of_calls_too() -> None:
+    steps = list[str | None]()
+
+    async def outer(ctx: RunContext) -> str:
+        """Call another tool."""
+        steps.append(step_here())
+        return str((await ctx.agent.execute_tool("inner")).content)
+
+    async def inner() -> str:
+        """Be called."""
+        steps.append(step_here())
+        return "here"
+
+    def answer(request: ScriptedRequest) -> Any:
+        steps.append(step_here())
+        return [answers.call("outer"), "done"][turns(request)]
+
+    agent = BaseAgent("A", "a", client=ScriptedModel(answer)).add_tool(outer).add_tool(inner)
+    assert (await agent.run("go", journal=MemoryJournal(), run_id="one")).content == "done"
+    assert steps == ["one: 1", "one: 1.0", "one: 1.0", "one: 2"]
+    steps.clear()
+    await agent.run("go")
+    assert steps == [None] * 4
+
+
+async def test_what_a_model_thinks_is_shown_as_it_comes_and_only_text_is_recorded() -> None:
+    class Thinking:
+        async def respond(self, request: ModelRequest) -> Reply:
+            return await self.stream(request, print)  # type: ignore[arg-type]
+
+        async def stream(self, request: ModelRequest, sink: Any) -> Reply:
+            await sink(Delta("reasoning", "a greeting"))
+            await sink(Delta("text", "hello"))
+            return Reply(text="hello")
+
+    journal = MemoryJournal()
+    async with BaseAgent("A", "a", client=Thinking()).stream("go", journal=journal, run_id="one") as stream:
+        pieces = [event async for event in stream if event.kind in ("reasoning_delta", "text_delta")]
+    assert [event.kind for event in pieces] == ["reasoning_delta", "text_delta"]
+    assert [key for key in journal.runs["one"] if "shown" in str(key)] == ["1 shown"]

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from fractal import BaseAgent, Event, InvalidArguments, ModelRequested, OpenAIModel, RunObserver, RunStarted, sync
+from fractal._engine import observers as _observers
 from fractal.testing import Endpoint, ScriptedModel, answers
 
 StartEndpoint = Callable[..., Endpoint]
@@ -357,3 +358,14 @@ async def test_the_first_piece_of_a_stream_has_a_time(endpoint: StartEndpoint) -
     assert streamed.first_piece is not None
     assert 0.04 < streamed.first_piece < streamed.elapsed - 0.05
     assert whole.first_piece is None
+
+
+def test_a_keyboard_interrupt_of_an_observer_is_no_failure_of_the_observer():
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _observers._asked(interrupt)
+    event: Any = SimpleNamespace(kind="run_started")
+    with pytest.raises(KeyboardInterrupt):
+        _observers.tell_all([interrupt], event, print)

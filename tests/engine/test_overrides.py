@@ -712,3 +712,28 @@ def test_the_facade_calls_what_a_blocking_agent_has_in_the_place_of_execute_tool
     agent = Counting("C", "c")
     assert sync.execute_tool(agent, "add", a=1, b=2).content == 3
     assert agent.called == 1
+
+
+def test_a_verb_that_nobody_awaits_cannot_be_async():
+    with pytest.raises(InvalidArguments, match=r"get_tool_schemas is async, and called where nobody awaits: use def"):
+
+        class Late(BaseAgent):
+            async def get_tool_schemas(self) -> Any:  # type: ignore[override]
+                return []
+
+
+async def test_an_override_whose_signature_cannot_be_read_is_called_all_the_same():
+    class Unread:
+        """A callable that says nothing of its parameters."""
+
+        __signature__ = "none"
+
+        def __call__(self, *arguments: Any, **options: Any) -> AgentResult[Any]:  # and gives nothing to await
+            return AgentResult(agent_name="Odd", content="mine")
+
+    class Odd(BaseAgent):
+        run = Unread()  # type: ignore[assignment]
+
+    above = BaseAgent("Above", "a", client=ScriptedModel([answers.call("ask", {"query": "x"}), "done"]))
+    result = await above.register_delegate(Odd("Odd", "o"), tool_name="ask").run("go")
+    assert [call.content for call in result.tool_results] == ["mine"]

@@ -908,3 +908,9 @@ async def test_a_record_with_numbers_that_json_has_not_is_damaged(damage: str) -
     journal.runs["one"]["start"] = journal.runs["one"]["start"].replace('"v":1', damage, 1)
     with pytest.raises(JournalUnreadable, match="it is damaged"):
         await agent.run("go", journal=journal, run_id="one")
+
+
+async def test_nothing_is_taken_up_without_a_journal_and_an_id() -> None:
+    nothing: Any = None
+    with pytest.raises(InvalidArguments, match="resume needs a journal, and the id of a run that it has"):
+        await BaseAgent("A", "a").resume(nothing, nothing)

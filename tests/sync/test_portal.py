@@ -584,3 +584,13 @@ async def test_a_cell_of_a_notebook_is_not_warned_that_its_loop_is_blocked(monke
         _portal.here()
     notebook.get_ipython = object
     _portal.here()
+
+
+def test_a_block_that_was_undone_and_is_then_interrupted_ends_its_portal(portal: Portal):
+    block = _portal._Block(portal)
+    thread = thread_of(portal)
+    block.choice.make()
+    block._undo()  # Ctrl-C comes before the portal is left
+    del block
+    thread.join(10)
+    assert not thread.is_alive()
