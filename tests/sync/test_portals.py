@@ -520,16 +520,18 @@ def test_an_error_of_a_signal_handler_is_not_taken_for_the_end_of_the_loop(monke
 
 
 def test_a_block_whose_end_was_interrupted_is_ended_for_good(loop: str, monkeypatch: pytest.MonkeyPatch):
-    wait_for_end = _event_loop.EventLoop._wait_for_end
+    wait_for_end, is_waited_for = _event_loop.EventLoop._wait_for_end, threading.Event()
 
     def interrupted(ending: _event_loop.EventLoop, *given: Any) -> Any:
         if ending is not this:  # the end of an earlier test's
             return wait_for_end(ending, *given)
         monkeypatch.undo()
+        is_waited_for.set()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), sync.portal(**LOOPS[loop]) as portal:
-        context, this = contextvars.copy_context(), portal._loop
+        context, this = contextvars.copy_context(), portal.running()
+        this._soon(is_waited_for.wait, 20)  # it does not end before
         monkeypatch.setattr(_event_loop.EventLoop, "_wait_for_end", interrupted)
     gc.collect()
     until(lambda: not portal.is_running)
