@@ -195,12 +195,16 @@ class RunStream(FeedBlock[Event], Generic[Content_co]):
         """The result of the run.
 
         Inside the block this lets the run go on to its end, dropping the events that nobody has read. After the block
-        it says how far the run came: a run that was left early has the stop reason `"cancelled"`.
+        it says how far the run came: a run that was left early has the stop reason `"cancelled"`; then it may be asked
+        for in any event loop.
 
         Raises:
-            InvalidArguments: The run asks for its own result, in a tool say, and would wait for itself.
+            InvalidArguments: The run asks for its own result, in a tool say, and would wait for itself; or it goes on
+                in another event loop.
             UserError: The run could not be carried out; raised where `run` would raise it.
         """
+        if self.ended is not None and not self._here()[1].is_here:
+            return self.ended
         feed, task = self._for_reading()
         if task.is_around_caller:
             raise InvalidArguments("a run cannot wait for its own end: ask for the result outside its tools")

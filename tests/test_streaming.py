@@ -50,6 +50,7 @@ from fractal import (
     ToolCallDelta,
     ToolFinished,
     ToolStarted,
+    stream_many,
     sync,
     tool,
 )
@@ -63,7 +64,7 @@ from fractal.testing import Endpoint, ScriptedModel, answers
 from fractal.testing.answers import AnswerLike
 from fractal.testing.endpoint import RecordedRequest
 from tests.streams import Watch, assert_well_formed, call_delta, delta, sse, sse_bytes, text_of
-from tests.support import assert_continuable, calls_then, in_thread, outcomes
+from tests.support import Talkative, assert_continuable, calls_then, in_thread, outcomes
 
 StartEndpoint = Callable[..., Endpoint]
 SENTENCE = "One two three four five six seven eight nine ten."
@@ -1849,3 +1850,36 @@ async def test_many_streams_at_once_keep_apart(endpoint: StartEndpoint) -> None:
         for number in range(50):
             group.start_soon(read, number)
     assert texts == {number: f"{number} {SENTENCE}" for number in range(50)}
+
+
+READING: dict[str, Callable[[Any], Awaitable[object]]] = {
+    "an event": lambda stream: stream.__anext__(),
+    "the result": lambda stream: stream.result(),
+    "an item of a batch": lambda batch: batch.__anext__(),
+}
+
+
+@pytest.mark.parametrize("other", ["asyncio", "trio"])
+@pytest.mark.parametrize("what", READING)
+async def test_what_is_read_in_another_event_loop_is_refused_there_and_may_be_closed_from_there(
+    what: str, other: str
+) -> None:
+    async def elsewhere(function: Callable[[], Awaitable[Any]]) -> Any:
+        async def in_time() -> Any:
+            with anyio.fail_after(5):
+                return await function()
+
+        return await in_thread(lambda: anyio.run(in_time, backend=other))
+
+    agent = BaseAgent("A", "a", client=Talkative())
+    stream = agent.stream("go", buffer=0)
+    block: Any = stream_many(agent, ["a"]) if what == "an item of a batch" else stream
+    async with block:
+        with pytest.raises(InvalidArguments, match="was entered in another event loop: read it there"):
+            await elsewhere(lambda: READING[what](block))
+        if block is stream:
+            assert isinstance(await stream.__anext__(), RunStarted)
+        await elsewhere(block.aclose)
+        assert "has ended" in repr(block)
+    if block is stream:
+        assert (await elsewhere(stream.result)).stop_reason == "cancelled"

@@ -19,7 +19,7 @@ from fractal._concurrency.scopes import carried, is_cancellation, outranks_cance
 from fractal._concurrency.workers import wait_out
 from fractal._log import log
 from fractal._texts import is_a
-from fractal.errors import RunCancelled
+from fractal.errors import InvalidArguments, RunCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -117,7 +117,7 @@ class Joinable(ABC):
 
     async def join(self) -> None:
         """Wait for the end, however often the waiting task is cancelled meanwhile; raises nothing of the work."""
-        await wait_out(self._ended if self._is_here() else self._end_for_other_loop())
+        await wait_out(self._ended if self.is_here else self._end_for_other_loop())
 
     def when_ended(self, tell: Callable[[], object]) -> None:
         """Add a callback for the end, called in the event loop of the work."""
@@ -130,7 +130,7 @@ class Joinable(ABC):
         def tell() -> None:
             call_soon(here, ended.set)  # where that loop has ended, nobody waits
 
-        if not self._in_its_loop(lambda: tell() if self.has_ended else self.when_ended(tell)):
+        if not self.in_its_loop(lambda: tell() if self.has_ended else self.when_ended(tell)):
             ended.set()
         return ended
 
@@ -141,18 +141,17 @@ class Joinable(ABC):
         for tell in waiting:
             tell()
 
-    def _in_its_loop(self, function: Callable[[], object]) -> bool:
+    def in_its_loop(self, function: Callable[[], object]) -> bool:
         """Call a function in the event loop of the work; returns False if that loop has ended."""
-        if self._is_here():
+        if self.is_here:
             function()
             return True
         return call_soon(self._token, function)
 
-    def _is_here(self) -> bool:
-        try:
-            return current_token().native_token is self._token.native_token
-        except RuntimeError:  # no event loop in this thread
-            return False
+    @property
+    def is_here(self) -> bool:
+        """Whether the event loop of the work is that of this thread."""
+        return is_loop_here(self._token)
 
 
 def task_here() -> object:
@@ -235,7 +234,7 @@ class Background(Joinable, Generic[T]):
 
     def cancel(self) -> None:
         """Cancel the task; returns at once, and works in any thread."""
-        self._in_its_loop(self._cancel)
+        self.in_its_loop(self._cancel)
 
     def _cancel(self) -> None:
         if self.scope.cancel_called:
@@ -259,8 +258,17 @@ class Background(Joinable, Generic[T]):
         """Whether the caller works for this task, and would wait for itself."""
         return self in _around.get() and not self.has_ended
 
-    def deadline_here(self) -> float:
-        """The nearest deadline around the current task, which is in the event loop of this one."""
+    def deadline_here(self, noun: str) -> float:
+        """The nearest deadline around the current task.
+
+        Args:
+            noun: What to call this one in an error.
+
+        Raises:
+            InvalidArguments: The current task is in another event loop, where nobody would wake it.
+        """
+        if not is_loop_here(self._token):
+            raise InvalidArguments(f"the {noun} was entered in another event loop: read it there")
         return self._token.backend_class.current_effective_deadline()  # AnyIO looks for the backend each time
 
     def allow_until(self, deadline: float) -> None:

@@ -80,7 +80,7 @@ class FeedBlock(ABC, Generic[T]):
         feed, task = self._opened
         # In this order: a task that waits for its reader must not take one more step, and start a tool with it.
         task.cancel()
-        feed.stop_reading()
+        task.in_its_loop(feed.stop_reading)
         if not task.is_around_caller:
             await task.cancel_and_join()
 
@@ -117,7 +117,7 @@ class FeedBlock(ABC, Generic[T]):
 
     async def _next(self) -> T:
         feed, task = self._here()
-        deadline = task.deadline_here()
+        deadline = task.deadline_here(self._noun)
         if deadline == -math.inf:
             await checkpoint()
         task.allow_until(deadline)  # whoever reads may have been given more time since the block was entered
@@ -130,7 +130,7 @@ class FeedBlock(ABC, Generic[T]):
 
     def _for_reading(self) -> tuple[Feed[T], Background[Any]]:
         feed, task = self._here()
-        task.allow_until(task.deadline_here())
+        task.allow_until(task.deadline_here(self._noun))
         return feed, task
 
     def _here(self) -> tuple[Feed[T], Background[Any]]:
