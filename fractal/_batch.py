@@ -25,7 +25,7 @@ from fractal._agent import verbs
 from fractal._checks import is_count
 from fractal._concurrency.background import Unstarted
 from fractal._concurrency.grace import settled
-from fractal._concurrency.scopes import single_error
+from fractal._concurrency.scopes import ENDS_A_LOOP, raising
 from fractal._engine.below import Origin, origin_here
 from fractal._engine.loop import conduct, converse
 from fractal._engine.observers import note_unused
@@ -86,7 +86,7 @@ class BatchItem(Generic[Content_co]):
 _END = object()
 
 
-def _note_index(error: Exception, index: int) -> None:
+def _note_index(error: BaseException, index: int) -> None:
     """Note in an exception which input it is about; it may be of a user's class that takes no notes."""
     with suppress(Exception):
         error.add_note(f"this was input {index} of a batch, counted from 0")
@@ -118,7 +118,7 @@ class Batch:
         self._done = self._failed = self._running = 0
         self._started_at: float | None = None
         self._ended_at: float | None = None
-        self._error: Exception | None = None
+        self._errors: list[BaseException] = []
         self.origin: Origin
         self._runs: set[Run] = set()
         self._slots: anyio.Semaphore
@@ -167,14 +167,12 @@ class Batch:
         self._started_at = time.monotonic()
         self._slots = anyio.Semaphore(self.max_concurrency)  # here, since it belongs to a backend
         try:
-            with single_error():
+            with raising(self._errors):
                 async with anyio.create_task_group() as self._group:
                     with self._errors_end_it():
                         await self._begin_runs(deliver, room)
         finally:
             self._ended_at = time.monotonic()
-        if self._error is not None:
-            raise self._error
 
     async def _begin_runs(self, deliver: Callable[[BatchItem[Any]], None], room: anyio.Semaphore | None) -> None:
         index = 0
@@ -200,7 +198,7 @@ class Batch:
             self._failed += not result.success
             if self._fails_fast and result.exception is not None:
                 self._fail_with(result.exception, index)
-            elif self._error is None:
+            elif not self._errors:
                 deliver(BatchItem(index=index, input=user_input, result=result))
             self._tell_progress()
             self._slots.release()
@@ -225,20 +223,20 @@ class Batch:
         # Several tasks may fail before the first has cancelled the others, and nobody wants a group of the same error.
         try:
             yield
-        except Exception as error:
-            if index is not None and self._error is None:
+        except (Exception, *ENDS_A_LOOP) as error:
+            if index is not None and not self._errors:
                 _note_index(error, index)
             self._end_with(error)
 
     def _fail_with(self, error: RunError, index: int) -> None:
-        if self._error is None:
+        if not self._errors:
             _note_index(error, index)
         else:  # it failed before the first failure could cancel it
-            self._error.add_note(f"input {index} failed as well: {described(error)}")
+            self._errors[0].add_note(f"input {index} failed as well: {described(error)}")
         self._end_with(error)
 
-    def _end_with(self, error: Exception) -> None:
-        self._error = self._error or error
+    def _end_with(self, error: BaseException) -> None:
+        self._errors.append(error)
         self._group.cancel_scope.cancel()
 
     def _tell_progress(self) -> None:

@@ -15,16 +15,19 @@ from fractal._texts import described, is_a
 from fractal.errors import DeadlineWouldPass, RunError, ToolIgnoredCancellation, UnexpectedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
 __all__ = [
+    "ENDS_A_LOOP",
     "FaultOfTest",
     "carried",
+    "first_of",
     "is_cancellation",
     "is_cut",
     "leaves",
     "move_on_after",
     "outranks_cancellation",
+    "raising",
     "remaining",
     "require_time",
     "single_error",
@@ -33,6 +36,10 @@ __all__ = [
     "waiting",
     "without_cancellations",
 ]
+
+
+ENDS_A_LOOP = (KeyboardInterrupt, SystemExit)
+"""What ends asyncio's event loop, and all that runs on it, where it leaves a task; so it is handed over as a value."""
 
 
 def move_on_after(seconds: float | None) -> anyio.CancelScope:
@@ -88,6 +95,11 @@ def _cancellations() -> tuple[type[BaseException], ...]:
         for module, name in zip(modules, ("CancelledError", "Cancelled"), strict=True)
         if (kind := getattr(module, name, None)) is not None
     )
+
+
+def first_of(errors: Sequence[BaseException]) -> BaseException:
+    """The exception to raise of several: the first one that is no `Exception`, as Ctrl-C, or else the first of all."""
+    return min(errors, key=lambda error: is_a(error, Exception))
 
 
 def outranks_cancellation(error: BaseException) -> bool:
@@ -201,6 +213,28 @@ def single_error() -> Generator[None]:
         if len(real) == 1:
             raise real[0] from real[0].__cause__
         raise
+
+
+@contextmanager
+def raising(failures: Sequence[BaseException]) -> Generator[None]:
+    """A block around a task group whose tasks hand over what they fail with; it raises that at its end, as one error.
+
+    Args:
+        failures: Where they put it. Not into the group, of whose errors trio takes the texts, which may raise, and
+            where what is in `ENDS_A_LOOP` would end asyncio.
+
+    Raises:
+        BaseException: One that is no `Exception`, as Ctrl-C; else a cancellation from outside; else the first.
+    """
+    try:
+        with single_error():
+            yield
+    except BaseException as met:
+        if failures and is_cancellation(met) and outranks_cancellation(first := first_of(failures)):
+            raise first from met
+        raise
+    if failures:
+        raise first_of(failures)
 
 
 def carried(error: BaseException) -> BaseException:

@@ -12,7 +12,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from fractal._concurrency.background import spawn
-from fractal._concurrency.scopes import unexpected
+from fractal._concurrency.scopes import first_of, unexpected
 from fractal._engine.below import origin_here
 from fractal._engine.call import Call
 from fractal._engine.explain import explain
@@ -250,8 +250,8 @@ class _CallBatch:
             await self._wait_and_name_all()
             if not self._fatal:
                 raise
-        for error in sorted(self._fatal, key=lambda each: isinstance(each, Exception)):  # Ctrl-C comes first
-            raise error
+        if self._fatal:
+            raise first_of(self._fatal)
 
     def _start_clock(self, call: Call) -> None:
         """Start the clock of a call that has waited for approval."""

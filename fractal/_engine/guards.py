@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from fractal._concurrency.background import Unstarted
-from fractal._concurrency.scopes import single_error
+from fractal._concurrency.scopes import ENDS_A_LOOP, raising
 from fractal._engine.explain import explain
 from fractal._engine.hooks import call_user
 from fractal._texts import is_a, name_of, one_line, repr_of
@@ -43,15 +43,14 @@ async def ask_guarded(run: Run, guards: Sequence[Guard], ask: Callable[[Run], Aw
         nonlocal left
         try:
             await _look(run, guard)
-        except (Exception, SystemExit) as error:
-            # Kept out of the group: trio takes the text of what ends one, which may raise; an exit ends asyncio.
+        except (Exception, *ENDS_A_LOOP) as error:
             failures.append(error)
             group.cancel_scope.cancel()
         left -= 1
         if not left:
             over.set()
 
-    with single_error():
+    with raising(failures):
         async with anyio.create_task_group() as group:
             for guard in guards:
                 group.start_soon(Unstarted, look, guard, name="fractal guard")
@@ -62,8 +61,6 @@ async def ask_guarded(run: Run, guards: Sequence[Guard], ask: Callable[[Run], Aw
                 group.cancel_scope.cancel()
             with run.clock.waiting("its guards"):
                 await over.wait()
-    if failures:
-        raise failures[0]
     return replies[0]
 
 

@@ -18,7 +18,13 @@ from anyio.lowlevel import RunVar, checkpoint
 from fractal._checks import is_count, is_number
 from fractal._concurrency.background import Unstarted
 from fractal._concurrency.gates import Gate, Waiting
-from fractal._concurrency.scopes import move_on_after, require_time, single_error, stop_if_cancelled
+from fractal._concurrency.scopes import (
+    ENDS_A_LOOP,
+    move_on_after,
+    raising,
+    require_time,
+    stop_if_cancelled,
+)
 from fractal._log import log
 from fractal._texts import said_by
 from fractal.errors import (
@@ -167,7 +173,7 @@ class RaceModel(CombinedModel):
 
     async def _answer(self, request: ModelRequest, sink: Sink | None) -> Reply:
         winner: _Try | None = None
-        broken: BaseException | None = None
+        broken: list[BaseException] = []
         running, over = 0, anyio.Event()
 
         def win(one: _Try) -> None:
@@ -178,14 +184,13 @@ class RaceModel(CombinedModel):
                     other.scope.cancel()
 
         async def run(one: _Try) -> None:
-            nonlocal running, broken
+            nonlocal running
             try:
                 await one.run()
                 if winner is None and one.reply is not None and not _is_poor(one.reply):
                     win(one)
-            except (Exception, SystemExit) as error:
-                # Kept out of the group: trio takes the text of what ends one, which may raise; an exit ends asyncio.
-                broken = broken or error
+            except (Exception, *ENDS_A_LOOP) as error:
+                broken.append(error)
                 group.cancel_scope.cancel()
             finally:
                 running -= 1
@@ -194,13 +199,11 @@ class RaceModel(CombinedModel):
 
         tries = [_Try(model, request, sink, on_begin=win) for model in self._affordable(request)]
         running = len(tries)
-        with single_error():
+        with raising(broken):
             async with anyio.create_task_group() as group:
                 for one in tries:
                     group.start_soon(Unstarted, run, one, name="fractal model in a race")
                 await over.wait()
-        if broken is not None:
-            raise broken
         return _outcome(tries, winner)
 
     def _affordable(self, request: ModelRequest) -> Sequence[Model]:

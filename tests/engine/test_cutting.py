@@ -12,7 +12,20 @@ import anyio
 import pytest
 import trio
 
-from fractal import AgentResult, BaseAgent, Event, Limits, RunContext, RunFinished, run_many, tool
+from fractal import (
+    AgentResult,
+    BaseAgent,
+    Event,
+    InvalidArguments,
+    Limits,
+    RaceModel,
+    RunContext,
+    RunFinished,
+    run_many,
+    stream_many,
+    tool,
+)
+from fractal.model import ModelRequest, Reply
 from fractal.testing import Endpoint, ScriptedModel, answers
 from tests.schedules import in_virtual_time
 from tests.support import assert_continuable, calls_then, come_about, in_thread, outcomes
@@ -412,17 +425,8 @@ async def by_batch(agent: BaseAgent) -> None:
     await run_many(agent, ["go"])
 
 
-@pytest.mark.parametrize(
-    ("call", "kind"),
-    [
-        *(
-            (call, kind)
-            for call in (by_run, by_direct_call, by_delegate, by_stream)
-            for kind in (KeyboardInterrupt, Quit)
-        ),
-        (by_batch, Quit),  # of Ctrl-C in a task of a group, asyncio's loop itself makes an end
-    ],
-)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Quit])
+@pytest.mark.parametrize("call", [by_run, by_direct_call, by_delegate, by_stream, by_batch])
 async def test_ctrl_c_in_a_cleanup_goes_before_the_cancellation_that_caused_the_cleanup(
     call: Callable[[BaseAgent], Awaitable[None]], kind: type[BaseException]
 ):
@@ -452,6 +456,74 @@ async def test_ctrl_c_in_a_cleanup_goes_before_the_cancellation_that_caused_the_
             await cut.wait()
             group.cancel_scope.cancel()
     assert caught == [kind]
+
+
+class Leaving:
+    """Raises, in a task beside others, what ends event loops.
+
+    Args:
+        kind: That.
+        is_cut: Whether it does so when it is cancelled, as another one has failed.
+    """
+
+    def __init__(self, kind: type[BaseException], *, is_cut: bool) -> None:
+        self.kind, self.is_cut = kind, is_cut
+        self.is_at_work = anyio.Event()
+
+    async def leave(self, *_: object) -> None:
+        self.is_at_work.set()
+        try:
+            await anyio.sleep(60 if self.is_cut else 0)
+        finally:
+            raise self.kind
+
+    async def fail(self, *_: object) -> None:
+        await self.is_at_work.wait()
+        if self.is_cut:
+            raise InvalidArguments("no")
+        await anyio.sleep(60)
+
+    async def respond(self, request: ModelRequest) -> Reply:
+        await (self.fail if request.transcript.messages[-1]["content"] == "fail" else self.leave)()
+        return Reply(text="never")
+
+    async def by_guard(self) -> None:
+        await BaseAgent("A", "a", client=ScriptedModel([answers.hang()]), guard=[self.fail, self.leave]).run("go")
+
+    async def by_race(self) -> None:
+        class Failing(ScriptedModel):
+            respond = staticmethod(self.fail)
+
+        await BaseAgent("A", "a", client=RaceModel(Failing([]), self)).run("go")
+
+    async def by_batch(self) -> None:
+        await run_many(BaseAgent("A", "a", client=self), ["fail", "go", "go"])
+
+    async def by_streamed_batch(self) -> None:
+        async with stream_many(BaseAgent("A", "a", client=self), ["fail", "go", "go"]) as batch:
+            async for _ in batch:
+                pass
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("way", ["by_guard", "by_race", "by_batch", "by_streamed_batch"])
+def test_ctrl_c_and_sys_exit_in_a_task_beside_others_are_for_whoever_awaits_them_all(
+    way: str, kind: type[BaseException], is_cut: bool, backend: str
+):
+    async def ask() -> type[BaseException] | None:
+        with anyio.fail_after(5):
+            try:
+                await getattr(Leaving(kind, is_cut=is_cut), way)()
+            except BaseException as error:
+                return type(error)
+        return None
+
+    try:
+        caught = anyio.run(ask, backend=backend)
+    except BaseException as error:  # which has ended the event loop, and would end pytest
+        caught = error
+    assert caught is kind
 
 
 def closed(**options: Any) -> BaseAgent:
