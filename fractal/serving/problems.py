@@ -121,7 +121,7 @@ def said_of(stop_reason: StopReason) -> str:
     return _SAID[stop_reason][1] if stop_reason in _SAID else _SAID["error"][1]
 
 
-def problem_of(error: Exception, run_id: str | None = None) -> Problem:
+def problem_of(error: BaseException, run_id: str | None = None) -> Problem:
     """The problem that a failure is for a client.
 
     Args:

@@ -213,7 +213,7 @@ class ServedRun:
     # ---- for the task that drives it
 
     async def drive(self, turn: Gate, timeout: float) -> None:
-        """Carry the run out, to whatever end; only a cancellation from outside is raised again.
+        """Carry the run out, to whatever end; only Ctrl-C and a cancellation from outside are raised again.
 
         Args:
             turn: Where it waits for its turn.
@@ -227,7 +227,7 @@ class ServedRun:
                     await (self._stream(left) if self.asked.is_streamed else self._ask(left))
                 finally:
                     turn.release()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a hook may have exited: no matter of the server's
             self.problem = problem_of(error, self.id)
             if self.problem.status == 500:
                 log.failure(f"run {self.id} failed", error)

@@ -296,6 +296,27 @@ async def test_numbers_and_uuids_are_owners(owner: object) -> None:
         assert [run["id"] for run in (await get(app, "/runs")).json["runs"]] == [run_id]
 
 
+@pytest.mark.parametrize("on_disconnect", ["cancel", "detach"])
+def test_a_hook_that_exits_ends_its_run_and_no_server(on_disconnect: str, backend: str) -> None:
+    async def leave(answer: str) -> str:
+        raise SystemExit(3)
+
+    agent = BaseAgent("A", "a", client=ScriptedModel(["one", "two"]))
+    agent.output_validator(leave)
+
+    async def ask() -> list[tuple[int, Any]]:
+        async with served(agent, on_disconnect=on_disconnect) as app:
+            answered, streamed = await post(app, "/runs", ASK), await post(app, "/runs/stream", ASK)
+            listed = (await get(app, "/runs")).json["runs"]
+        return [(answered.status, answered.json["reason"]), (streamed.status, [run["state"] for run in listed])]
+
+    try:
+        seen: Any = anyio.run(ask, backend=backend)
+    except BaseException as error:  # which would end pytest as well
+        seen = error
+    assert seen == [(500, "error"), (200, ["failed", "failed"])]
+
+
 async def test_the_agent_is_chosen_by_its_name() -> None:
     async with served({"one": Shop("first"), "two": Shop("second")}) as app:
         assert (await post(app, "/runs", ASK)).json["result"]["content"] == "first"
