@@ -183,7 +183,7 @@ class ThreadCall(Generic[T]):
             RunCancelled: The call was abandoned, so its loop takes nothing more from it.
             BaseException: The loop's cancellation exception, when the call is cancelled meanwhile.
         """
-        with self._lent():
+        with self.lent():
             try:
                 return self.call(function).start().result()
             except RunCancelled:
@@ -313,7 +313,7 @@ class ThreadCall(Generic[T]):
             gate.release()
 
     @contextmanager
-    def _lent(self) -> Generator[None]:
+    def lent(self) -> Generator[None]:
         """Give this thread's slot to others while it only waits for an event loop.
 
         Otherwise tools that call agents whose tools need threads could use up all slots and wait for each other.

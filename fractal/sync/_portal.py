@@ -20,7 +20,17 @@ from fractal.errors import FractalError, InvalidArguments, PortalClosed, RunCanc
 from fractal.sync._event_loop import Backend, EventLoop, PortalCall
 from fractal.sync._garbage import is_collecting
 
-__all__ = ["Caller", "LoopBlockedWarning", "Portal", "PortalCall", "call_blocking", "here", "portal", "shared_portal"]
+__all__ = [
+    "Caller",
+    "LoopBlockedWarning",
+    "Portal",
+    "PortalCall",
+    "call_blocking",
+    "here",
+    "portal",
+    "shared_portal",
+    "thread_of_a_run",
+]
 
 T = TypeVar("T")
 
@@ -278,7 +288,7 @@ def call_blocking(function: Callable[[], Awaitable[T]]) -> T:
 
     In a worker thread of a run it joins that run; anywhere else it goes through the portal.
     """
-    thread_call = _thread_of_a_run()
+    thread_call = thread_of_a_run()
     if thread_call is not None:
         return thread_call.join(function)
     return PortalCall(function, here()).result_or_cancel()
@@ -302,7 +312,7 @@ class Caller:
         Raises:
             FractalError: There is no event loop.
         """
-        thread_call = _thread_of_a_run()
+        thread_call = thread_of_a_run()
         return cls(thread_call, here().running() if thread_call is None else None)
 
     def __call__(self, function: Callable[[], Awaitable[T]]) -> T:
@@ -352,7 +362,7 @@ class Caller:
             raise InvalidArguments("what a plain tool has opened stays in the tool's thread")
 
 
-def _thread_of_a_run() -> ThreadCall[Any] | None:
+def thread_of_a_run() -> ThreadCall[Any] | None:
     """The tool call whose worker thread the caller is in, or None."""
     thread_call = current_thread_call.get()
     # The context variable also reaches what the thread starts elsewhere; only the thread itself counts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 from typing_extensions import TypeForm, Unpack
@@ -13,7 +14,7 @@ from fractal._texts import described
 from fractal.errors import RunCancelled
 from fractal.options import PlainOptions, RunOptions
 from fractal.results import AgentResult, Content, Content_co
-from fractal.sync._portal import PortalCall, here
+from fractal.sync._portal import PortalCall, here, thread_of_a_run
 
 if TYPE_CHECKING:
     from fractal._engine.run import Run
@@ -100,7 +101,10 @@ class Handle(Generic[Content_co]):
             TimeoutError: It has not ended within `timeout`.
             RunCancelled: It was cancelled; the error's `result` has what it had done.
         """
-        if not self._call.wait(timeout):
+        thread_call = thread_of_a_run()
+        with thread_call.lent() if thread_call is not None else nullcontext():
+            has_ended = self._call.wait(timeout)
+        if not has_ended:
             raise TimeoutError(f"the run has not ended within {timeout:g} s; it goes on: ask again, or cancel() it")
         try:
             return self._call.result()

@@ -288,15 +288,32 @@ async def test_in_a_plain_tool_it_shares_the_budget(endpoint: StartEndpoint):
     assert result.stop_reason == "budget"
 
 
-async def test_more_nested_calls_than_there_are_threads_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch):
+def streamed(agent: BaseAgent) -> object:
+    with sync.stream(agent, "?") as stream:
+        return stream.result().content
+
+
+ASKING: dict[str, Callable[[BaseAgent], object]] = {
+    "run": lambda agent: sync.run(agent, "?").content,
+    "start": lambda agent: sync.start(agent, "?").result().content,
+    "stream": streamed,
+    "many": lambda agent: sync.run_many(agent, ["?"])[0].content,
+}
+
+
+@pytest.mark.parametrize("verb", ASKING)
+async def test_more_nested_calls_than_there_are_threads_do_not_wait_for_each_other(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(tool_threads, "_limit", 2)
     leaf = BaseAgent(
         "leaf", "l", client=ScriptedModel(lambda r: "leaf" if len(r.transcript) > 1 else answers.call("work"))
     )
     leaf.add_tool(lambda: time.sleep(0.01), name="work")
     model = ScriptedModel([[answers.call("ask") for _ in range(6)], "done"])
+    agent = BaseAgent("A", "a", client=model).add_tool(lambda: ASKING[verb](leaf), name="ask")
     with anyio.fail_after(10):
-        result = await Nesting(leaf, client=model).run("go")
+        result = await agent.run("go")
     assert outcomes(result) == ["ok"] * 6
     assert tool_threads.held == 0
 
