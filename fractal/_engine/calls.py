@@ -242,6 +242,8 @@ class _CallBatch:
         for call in self._calls:
             call.start_clock(run.clock.soft_deadline if call.needs_approval else self._cut_at(call))
             run.open_calls[call.key] = call
+        # All have a scope by now: of an event loop with eager tasks one may cut the others before they are started.
+        for call in self._calls:
             spawn(run.clock.token, self._run_one(call, start_clock), call.bound.name, partial(note_end, call))
         try:
             await self._wait_and_name()

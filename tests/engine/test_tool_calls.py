@@ -668,3 +668,28 @@ def test_a_toolkit_serves_several_agents_and_is_not_changed_by_them():
     assert list(one.get_tools()) == ["length", "show"]
     assert list(two.get_tools()) == ["length"]
     assert list(kit.get_tools()) == ["length"]
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="Python 3.12 has such tasks")
+def test_where_tasks_begin_at_once_a_call_that_ends_the_run_stops_those_after_it():
+    begun: list[str] = []
+
+    async def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    async def pay() -> None:
+        begun.append("pay")
+
+    model = ScriptedModel([[answers.call("look"), answers.call("interrupted"), answers.call("pay")], "done"])
+    agent = BaseAgent("A", "a", client=model, toolkit=[interrupted, pay, tool(lambda: "rain", name="look")])
+
+    async def ask() -> type[BaseException] | None:
+        asyncio.get_running_loop().set_task_factory(vars(asyncio)["eager_task_factory"])
+        try:
+            await agent.run("go", timeout=5)
+        except BaseException as error:
+            return type(error)
+        return None
+
+    assert asyncio.run(ask()) is KeyboardInterrupt
+    assert begun == []
