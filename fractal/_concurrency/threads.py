@@ -39,6 +39,7 @@ __all__ = [
     "ThreadCall",
     "abandoned_threads",
     "current_thread_call",
+    "refuse_abandoned",
     "threads_waited_for",
 ]
 
@@ -97,6 +98,18 @@ def abandoned_threads() -> tuple[AbandonedThread, ...]:
 
 
 _abandoned: dict[ThreadCall[Any], AbandonedThread] = {}
+
+
+def refuse_abandoned() -> None:
+    """Refuse to begin anything in an abandoned thread, in whatever event loop: nobody is left who would end it.
+
+    Raises:
+        RunCancelled: The calling thread is one.
+    """
+    if _abandoned:
+        call = current_thread_call.get()
+        if call is not None and call in _abandoned and call.thread is threading.current_thread():
+            raise _over()
 
 
 class Starter(Protocol):

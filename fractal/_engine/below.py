@@ -9,6 +9,7 @@ import anyio
 from fractal._concurrency.background import Background, Joinable, end_all, task_here
 from fractal._concurrency.current import current_run
 from fractal._concurrency.loops import call_soon
+from fractal._concurrency.threads import refuse_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -159,7 +160,12 @@ _OUTSIDE = Origin(None, is_enclosed=False)
 
 
 def origin_of(task: object) -> Origin:
-    """The origin of what the current task, which is given, begins."""
+    """The origin of what the current task, which is given, begins.
+
+    Raises:
+        RunCancelled: It works for a thread that its run has left to itself.
+    """
+    refuse_abandoned()
     run = current_run.get()
     if run is None or run.is_over:  # the context was copied out of a run that has ended
         return _OUTSIDE
@@ -167,7 +173,11 @@ def origin_of(task: object) -> Origin:
 
 
 def origin_here() -> Origin:
-    """The origin of what the current task begins."""
+    """The origin of what the current task begins.
+
+    Raises:
+        RunCancelled: It works for a thread that its run has left to itself.
+    """
     return origin_of(task_here())
 
 

@@ -9,6 +9,7 @@ from typing_extensions import TypeForm, Unpack
 
 from fractal._agent import verbs
 from fractal._concurrency.current import current_run
+from fractal._concurrency.threads import refuse_abandoned
 from fractal._engine.overrides import Adoption, adopting
 from fractal._texts import described
 from fractal.errors import RunCancelled
@@ -51,6 +52,7 @@ class Handle(Generic[Content_co]):
         user_input: object,
         **options: Unpack[RunOptions],
     ) -> None:
+        refuse_abandoned()
         self._started = _Started(agent, user_input, options)
         self._call = PortalCall(self._started.go, here())
         self._call.start()
@@ -147,6 +149,9 @@ def start(
 
     Returns:
         A handle to wait for the run or cancel it, from any thread.
+
+    Raises:
+        RunCancelled: The caller is a tool that its run has left to itself.
 
     Example:
         ```python

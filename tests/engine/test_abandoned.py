@@ -11,7 +11,18 @@ import anyio
 import openai
 import pytest
 
-from fractal import AgentResult, BaseAgent, Limits, OpenAIModel, abandoned_threads, tool
+from fractal import (
+    AgentResult,
+    BaseAgent,
+    Limits,
+    OpenAIModel,
+    RunCancelled,
+    abandoned_threads,
+    run_many,
+    stream_many,
+    sync,
+    tool,
+)
 from fractal._concurrency.gates import tool_threads
 from fractal.events import RunFinished, WarningRaised
 from fractal.testing import ScriptedModel, answers
@@ -103,6 +114,52 @@ async def test_a_thread_of_a_tool_that_was_called_directly_names_the_run_of_that
     assert (one.run_id, one.agent_name) == (events[0].run_id, "A")
     held.let_go()
     await in_thread(until, lambda: not abandoned_threads())
+
+
+async def read(other: BaseAgent) -> None:
+    async with other.stream("?") as stream:
+        await stream.result()
+
+
+async def read_many(other: BaseAgent) -> None:
+    async with stream_many(other, ["?"]) as batch:
+        async for _ in batch:
+            pass
+
+
+BEGINNING: list[Callable[[BaseAgent], object]] = [
+    lambda other: sync.run(other, "?"),
+    lambda other: sync.start(other, "?"),
+    lambda other: sync.stream(other, "?").__enter__(),
+    lambda other: sync.run_many(other, ["?"]),
+    lambda other: anyio.run(other.run, "?"),
+    lambda other: anyio.run(other.run, "?", backend="trio"),
+    lambda other: anyio.run(other.execute_tool, "look"),
+    lambda other: anyio.run(run_many, other, ["?"]),
+    lambda other: anyio.run(read, other),
+    lambda other: anyio.run(read_many, other, backend="trio"),
+]
+
+
+@pytest.mark.parametrize("options", [{"timeout": ITS_TIME}, {"limits": Limits(tool_timeout=ITS_TIME)}], ids=list)
+async def test_a_thread_that_goes_on_begins_no_more_runs(options: Any, held: Held):
+    other = agent("never").add_tool(lambda: "never", name="look")
+    raised: list[BaseException] = []
+
+    def pay() -> None:
+        held()
+        for begin in BEGINNING:
+            try:
+                begin(other)
+            except BaseException as error:
+                raised.append(error)
+
+    assert outcomes(await agent(PAY, "done").add_tool(pay).run("go", **options)) == ["abandoned"]
+    held.let_go()
+    await in_thread(until, lambda: not abandoned_threads())
+    assert [type(each) for each in raised] == [RunCancelled] * len(BEGINNING)
+    assert isinstance(other.client, ScriptedModel)
+    assert other.client.requests == []
 
 
 async def test_its_late_end_is_a_warning_of_the_run_that_still_goes_on(held: Held):
