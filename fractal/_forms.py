@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 from fractal._json import jsonable
 from fractal._texts import clean_text, repr_of, str_of, text_by
 
-__all__ = ["AnyMessage", "AnyObject", "AsJson", "Count", "PortableModel", "Text", "portable", "shown"]
+__all__ = ["AnyMessage", "AnyObject", "AsJson", "Count", "PortableModel", "Text", "portable", "portable_error", "shown"]
 
 
 def _read_text(value: object) -> object:
@@ -66,7 +66,7 @@ class PortableModel(BaseModel):
             }
         private: dict[str, Any] | None = state["__pydantic_private__"]
         if private is not None:
-            private = {**private, "_exception": _portable_error(private.get("_exception"))}
+            private = {**private, "_exception": portable_error(private.get("_exception"))}
         return {**state, "__dict__": {**facts, **loose}, "__pydantic_private__": private}
 
 
@@ -89,7 +89,7 @@ def portable(value: Any) -> Any:
     return value
 
 
-def _portable_error(error: BaseException | None) -> BaseException | None:
+def portable_error(error: BaseException | None) -> BaseException | None:
     """The exception if a pickle can take it, else None."""
     if error is None:
         return None

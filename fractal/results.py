@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import TypeVar
 
-from fractal._forms import AnyMessage, AnyObject, AsJson, Count, PortableModel, Text, shown
+from fractal._forms import AnyMessage, AnyObject, AsJson, Count, PortableModel, Text, portable_error, shown
 from fractal._json import is_list
 from fractal._stored import complete_call, complete_run, without_nulls
 from fractal._texts import clean_text, str_of
@@ -101,6 +101,9 @@ class _Made(PortableModel):
         """Copy the result so that references to it lead to the copy; pydantic before 2.14.2 does not do so."""
         memo = {} if memo is None else memo
         made = memo[id(self)] = type(self).__new__(type(self))
+        error = (self.__pydantic_private__ or {}).get("_exception")
+        if error is not None and portable_error(error) is None:
+            memo[id(error)] = error  # of a class that cannot be made again: the copy has the same one
         made.__setstate__(deepcopy(BaseModel.__getstate__(self), memo))
         return made
 

@@ -190,7 +190,7 @@ def test_what_cannot_be_pickled_is_sent_in_its_json_form_and_the_rest_as_it_is()
     assert (result.exception, callable(result.content)) == (result._exception, True)
 
 
-def test_an_exception_that_a_pickle_cannot_make_again_is_left_out() -> None:
+def test_an_exception_that_cannot_be_made_again_is_left_out_of_a_pickle_and_the_same_in_a_copy() -> None:
     class Needy(ValueError):
         def __init__(self, code: int, text: str) -> None:
             super().__init__(text)
@@ -199,6 +199,9 @@ def test_an_exception_that_a_pickle_cannot_make_again_is_left_out() -> None:
     result = ToolResult(tool_name="f", outcome="error", error="no")
     result._exception = Needy(1, "no")
     assert pickle.loads(pickle.dumps(result)).exception is None
+    run = agent_result("x").model_copy(update={"tool_results": [result]})
+    for one in (copy.deepcopy(result), copy.deepcopy(run).tool_results[0], run.model_copy(deep=True).tool_results[0]):
+        assert (one is result, one.exception) == (False, result.exception)
     result._exception = ValueError("no")
     assert repr(pickle.loads(pickle.dumps(result)).exception) == "ValueError('no')"
 
