@@ -26,7 +26,7 @@ from fractal._concurrency.stuck import line_in_thread, line_of
 from fractal._concurrency.threads import ThreadCall, current_thread_call, threads_waited_for
 from fractal._engine.below import Errand
 from fractal._log import log
-from fractal._texts import repr_of, said_by
+from fractal._texts import is_a, repr_of, said_by
 from fractal.errors import FractalError, OtherProcess, RunCancelled, SyncInAsyncError
 from fractal.sync._garbage import is_collecting
 
@@ -82,9 +82,12 @@ class EventLoop:
         our_threads.add(self._thread)
         try:
             self._thread.start()
-        except Exception as error:  # there is no thread left, or no memory
-            if isinstance(error.__context__, KeyboardInterrupt):  # and the lock that it has left in disorder
+        except Exception as error:
+            if is_a(error.__context__, KeyboardInterrupt):  # and the lock that it has left in disorder
                 raise error.__context__ from None
+            if self._thread.ident is not None or not is_a(error, (RuntimeError, MemoryError)):
+                raise  # a signal handler's own
+            # There is no thread left, or no memory.
             raise FractalError(f"no {self.backend} event loop: {said_by(error)}") from error
         self._ready.wait()
         if self._token is None:

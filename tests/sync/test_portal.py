@@ -149,6 +149,28 @@ def test_ctrl_c_that_leaves_a_lock_of_the_thread_in_disorder_is_still_ctrl_c(mon
         Portal().start()
 
 
+ALARM = TimeoutError("alarm")
+
+
+@pytest.mark.parametrize(("error", "when"), [(ALARM, "before"), (ALARM, "after"), (RuntimeError("r"), "after")])
+def test_what_a_signal_handler_raises_while_the_loop_starts_is_raised_as_it_is(
+    error: Exception, when: str, portal: Portal, monkeypatch: pytest.MonkeyPatch
+):
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if when == "after":
+            start(thread)
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(type(error)) as caught:
+            PortalCall(never, portal).result_or_cancel()
+    assert caught.value is error
+    assert PortalCall(seven, portal).result_or_cancel() == 7
+
+
 def ends_with(error: BaseException) -> Callable[..., None]:
     """`anyio.run`, with an event loop that fails when it has ended."""
     run = anyio.run
