@@ -7,6 +7,7 @@ import random
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -40,6 +41,10 @@ LONGEST_RETRY_AFTER = 120.0
 
 _LONGEST_LOADING = 60.0
 """Seconds of the loading of prices that are none of a run's."""
+
+_COUNTS = attrgetter(
+    "input_tokens", "output_tokens", "cached_input_tokens", "cache_write_input_tokens", "reasoning_tokens"
+)
 
 _CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb for English text; corrected by what the endpoint reports
 
@@ -252,6 +257,8 @@ class _Question:
             self._asked = None  # it knows this question: both, and the run, would stay for the garbage collector
         if not isinstance(reply, Reply):
             raise InvalidArguments(f"the model {model!r} answered with {reply!r}, not a Reply")
+        if min(_COUNTS(reply)) < 0:  # which would give something back to budgets
+            raise InvalidArguments(f"the model {model!r} answered with fewer than no tokens: {reply!r}")
         return reply
 
     async def _show(self, delta: Delta) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fractal import AgentToolkit, BaseAgent, InvalidArguments, InvalidMessages, Limits, run_many, sync, tool
+from fractal import AgentToolkit, BaseAgent, InvalidArguments, InvalidMessages, Limits, Reply, run_many, sync, tool
 from fractal.testing import ScriptedModel
 from tests.without_uvloop import anyio_backend  # noqa: F401
 
@@ -136,6 +136,16 @@ async def test_a_model_that_returns_no_reply_is_named():
             return "text"
 
     with pytest.raises(InvalidArguments, match="not a Reply"):
+        await agent(client=Wrong()).run("go")
+
+
+@pytest.mark.parametrize("count", ["input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens"])
+async def test_a_model_that_counts_fewer_than_no_tokens_is_named(count: str):
+    class Wrong:
+        async def respond(self, request: object) -> Reply:
+            return Reply(text="text", **{count: -5})  # type: ignore[arg-type]
+
+    with pytest.raises(InvalidArguments, match="fewer than no tokens"):
         await agent(client=Wrong()).run("go")
 
 
