@@ -26,7 +26,7 @@ BACKENDS = [
 ]
 if importlib.util.find_spec("uvloop"):
     # The same code as on asyncio, as far as it is ours: with the slow tests, and without counting its lines again.
-    ON_UVLOOP = [pytest.mark.slow, pytest.mark.no_cover]
+    ON_UVLOOP = [pytest.mark.slow, pytest.mark.untraced]
     BACKENDS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop", marks=ON_UVLOOP))
 
 

@@ -64,7 +64,7 @@ class Work(Joinable):
     cancelled = 0
 
     def cancel(self) -> None:
-        self._in_its_loop(self._cancel)
+        self.in_its_loop(self._cancel)
 
     def _cancel(self) -> None:
         self.cancelled += 1

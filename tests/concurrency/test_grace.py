@@ -26,6 +26,8 @@ from fractal import (
     tool,
 )
 from fractal._concurrency import grace as _grace
+from fractal._concurrency.current import current_run
+from fractal._concurrency.grace import answered, graced
 from fractal.model import ModelRequest, Reply
 from fractal.testing import ScriptedModel, answers
 from tests.schedules import in_virtual_time
@@ -847,3 +849,29 @@ async def test_a_future_that_has_ended_passes_no_cancellation_on(anyio_backend_n
     held.set_result(None) if not held.cancelled() else None
     assert watched._pass_on(held, lambda: "told") == "told"
     await work
+
+
+async def test_a_run_above_in_another_event_loop_gives_no_grace_and_hears_no_warning(monkeypatch: pytest.MonkeyPatch):
+    """As where a plain tool calls `sync.start`: its context has the run, and its event loop is another one."""
+
+    class Elsewhere:
+        class clock:
+            is_here = False
+
+    async def work() -> str:
+        return "done"
+
+    token = current_run.set(Elsewhere())  # type: ignore[arg-type]
+    try:
+        assert await graced(work()) == "done"
+    finally:
+        current_run.reset(token)
+
+
+async def test_of_a_group_with_cancellations_that_nobody_asked_for_the_others_come_out():
+    async def work() -> None:
+        raise BaseExceptionGroup("both", [asyncio.CancelledError(), ValueError("no luck")])
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await answered(work(), "it")
+    assert [repr(each) for each in caught.value.exceptions] == ["ValueError('no luck')"]

@@ -35,4 +35,4 @@ def test_a_reply_with_parts_that_no_reply_has_is_refused(wrong: dict[str, Any]):
 def test_a_window_of_another_conversation_is_refused(wrong: dict[str, Any]):
     with pytest.raises(Exception, match=r"conversation|says nothing|content"):
         _window_of(wrong, 2)
-    assert _window_of({"cut": 2, "summary": None}, 2) == (2, None)
+    assert _window_of({"cut": 2, "summary": None}, 2) == (2, None, None)

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from fractal import BaseAgent, InvalidArguments, JournalNotWritten, Limits, RunInProgress, sync, tool
+from fractal import BaseAgent, InvalidArguments, JournalNotWritten, JournalUnreadable, Limits, RunInProgress, sync, tool
 from fractal._engine.journal_of_tree import Durable, JournalOfTree
 from fractal.durable import MemoryJournal, SQLiteJournal, StepKey
 from fractal.testing import ScriptedModel, answers
@@ -152,6 +152,25 @@ class _OpenHanging:
 
     async def mark(self, key: StepKey, text: str) -> None:
         await self.record(key, text)
+
+
+class _OpenRefusing:
+    def __init__(self, opened: Any) -> None:
+        self.record, self.mark = opened.record, opened.mark
+
+    def recall(self, key: StepKey) -> str | None:
+        raise JournalUnreadable("the disk is gone")
+
+
+async def test_what_a_journal_says_of_itself_when_it_cannot_be_read_is_passed_on():
+    class Refusing(MemoryJournal):
+        @asynccontextmanager
+        async def open(self, run_id: str) -> AsyncGenerator[Any]:
+            async with super().open(run_id) as opened:
+                yield _OpenRefusing(opened)
+
+    with pytest.raises(JournalUnreadable, match=r"^the disk is gone$"):
+        await quick().run("go", journal=Refusing(), run_id="one")
 
 
 KINDS = ["start", "sent", "reply", "started", "finished", "end"]

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -69,6 +70,22 @@ async def test_what_begins_below_a_run_that_is_over_is_cancelled() -> None:
     with anyio.fail_after(5):
         await task.join()
     assert not below
+
+
+async def test_what_a_call_begins_after_its_grace_is_cancelled_at_once() -> None:
+    """Nobody looks any more at what it has begun; as where a thread of its tool begins something that late."""
+
+    class Late:
+        below = Below()
+
+        def open_call(self) -> Any:
+            return SimpleNamespace(key="call_1", is_out_of_grace=True)
+
+    task = Background(anyio.sleep_forever, "late")
+    Run.note_below(Late(), task, is_reached=False)  # type: ignore[arg-type]
+    with anyio.fail_after(5):
+        await task.join()
+    assert task.scope.cancel_called
 
 
 def late_words(caplog: pytest.LogCaptureFixture) -> list[str]:

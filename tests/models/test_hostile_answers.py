@@ -169,7 +169,7 @@ def assert_right(number: int, result: AgentResult | BaseException) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {}), ("trio", {})], ids=["asyncio", "trio"])
 @pytest.mark.parametrize("way", ["run", "stream"])

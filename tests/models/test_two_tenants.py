@@ -73,7 +73,7 @@ def answer(wire: Wire, way: str, whole: bytes, chance: random.Random) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @pytest.mark.timeout(600)
 async def test_no_answer_crosses_from_one_tenant_to_another(
     maybe_tls: ssl.SSLContext | None, anyio_backend_name: str, record_property: Callable[[str, object], None]

@@ -16,7 +16,7 @@ WAYS = [
     pytest.param(
         ["native", "native twice", "wait_for", "again"],
         id="in other ways",
-        marks=[pytest.mark.slow, pytest.mark.no_cover, pytest.mark.timeout(240)],
+        marks=[pytest.mark.slow, pytest.mark.untraced, pytest.mark.timeout(240)],
     ),
 ]
 

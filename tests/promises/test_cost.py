@@ -60,7 +60,7 @@ async def calls_of(run: Callable[[], Any]) -> int:
     return calls
 
 
-@pytest.mark.no_cover
+@pytest.mark.untraced
 async def test_a_run_with_three_tools_makes_a_fraction_of_the_calls_of_the_loop_by_hand(
     endpoint: StartEndpoint, anyio_backend_name: str
 ) -> None:

@@ -41,7 +41,7 @@ def test_a_random_program_leaves_nothing_and_swallows_no_cancellation(stage_of: 
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @pytest.mark.timeout(900)
 def test_twenty_thousand_runs_of_random_programs_leave_nothing_and_swallow_no_cancellation(
     stage_of: tuple[str, Stage], record_property: Callable[[str, object], None]

@@ -22,7 +22,7 @@ def test_a_random_tree_keeps_to_its_limits_and_leaves_nothing(backend: str, tree
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
+@pytest.mark.untraced
 @pytest.mark.timeout(600)
 @on_both
 @settings(max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
