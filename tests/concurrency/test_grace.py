@@ -851,7 +851,7 @@ async def test_a_future_that_has_ended_passes_no_cancellation_on(anyio_backend_n
     await work
 
 
-async def test_a_run_above_in_another_event_loop_gives_no_grace_and_hears_no_warning(monkeypatch: pytest.MonkeyPatch):
+async def test_a_run_above_in_another_event_loop_gives_no_grace_and_hears_no_warning():
     """As where a plain tool calls `sync.start`: its context has the run, and its event loop is another one."""
 
     class Elsewhere:
@@ -861,7 +861,8 @@ async def test_a_run_above_in_another_event_loop_gives_no_grace_and_hears_no_war
     async def work() -> str:
         return "done"
 
-    token = current_run.set(Elsewhere())  # type: ignore[arg-type]
+    above: Any = Elsewhere()
+    token = current_run.set(above)
     try:
         assert await graced(work()) == "done"
     finally:
