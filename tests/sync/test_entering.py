@@ -470,3 +470,24 @@ def test_a_call_in_the_event_loop_that_would_answer_it_is_an_error(shared_portal
 
     with pytest.raises(SyncInAsyncError):
         sync.call(ask)
+
+
+def test_a_block_ends_without_an_error_where_its_tool_was_left_to_itself_in_that_moment():
+    """The end of the block reaches a call that is over: whoever left the tool to itself has told."""
+
+    class Over:
+        has_ended = must_not_wait = False
+        is_over = True
+
+        def end(self, leave: Callable[[], object]) -> None:
+            pass
+
+        def result(self) -> bool:
+            raise RunCancelled
+
+        def cancel_from_thread(self) -> None:
+            pass
+
+    block: Any = sync.enter(BaseAgent("A", "a"))
+    block._call = block._caller = Over()
+    assert block.__exit__(None, None, None) is False
