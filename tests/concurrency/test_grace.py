@@ -402,6 +402,18 @@ async def test_a_scope_of_the_tools_own_goes_before_the_grace():
     assert log[-1] in ("second", "first")
 
 
+async def cut_behind_shield(agent: BaseAgent, is_shielded: anyio.Event, goes_on: anyio.Event) -> None:
+    """Run an agent, cut the run while its tool waits behind a shield, and then let the tool go on."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(agent.run, "go")
+        await is_shielded.wait()
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            goes_on.set()
+
+
 async def test_a_scope_that_ends_behind_a_shield_while_the_run_is_cut_leaves_the_cleanup_its_grace(
     anyio_backend_name: str,
 ):
@@ -428,14 +440,7 @@ async def test_a_scope_that_ends_behind_a_shield_while_the_run_is_cut_leaves_the
 
     agent, _ = agent_with("tool", work)
     with anyio.fail_after(5):
-        async with anyio.create_task_group() as group:
-            group.start_soon(agent.run, "go")
-            await is_shielded.wait()
-            group.cancel_scope.cancel()
-            with anyio.CancelScope(shield=True):
-                await anyio.lowlevel.checkpoint()
-                await anyio.lowlevel.checkpoint()
-                goes_on.set()
+        await cut_behind_shield(agent, is_shielded, goes_on)
     assert log == ["begun", "done"]
 
 
@@ -497,14 +502,7 @@ async def test_what_follows_a_scope_that_has_ended_is_told_that_the_run_is_cut(i
 
     agent, _ = agent_with("tool", work)
     with anyio.fail_after(3):
-        async with anyio.create_task_group() as group:
-            group.start_soon(agent.run, "go")
-            await is_shielded.wait()
-            group.cancel_scope.cancel()
-            with anyio.CancelScope(shield=True):
-                await anyio.lowlevel.checkpoint()
-                await anyio.lowlevel.checkpoint()
-                goes_on.set()
+        await cut_behind_shield(agent, is_shielded, goes_on)
     assert log == ["told"]
 
 
